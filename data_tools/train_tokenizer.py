@@ -1,0 +1,74 @@
+"""Train a small SentencePiece model on conversations, and save it as a fast Llama tokenizer.
+
+    python data_tools/train_tokenizer.py data/digits/train.json data/digits/captions.json --out data/tokenizer
+
+Byte-pair merges with byte fallback and split digits, as Llama's own: any text encodes, and a digit is
+always its own token. `<s>` begins, `</s>` ends, and `<unk>`, which byte fallback leaves unused, pads.
+The same files give the same tokenizer. No torch.
+"""
+
+import argparse
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import sentencepiece
+from transformers import AutoTokenizer, LlamaTokenizer
+
+from mmchat.errors import UserError
+from mmchat.progress import track
+
+# What the templates put around the turns: words that the conversations themselves do not hold.
+TEMPLATE_WORDS = "USER: ASSISTANT: SYSTEM: Human: Assistant: A chat between a user and an assistant."
+
+
+def texts(files: list[Path]) -> list[str]:
+    """Every turn's text, without the image placeholder."""
+    turns = []
+    for file in files:
+        for record in track(json.loads(file.read_text()), f"reading {file.name}"):
+            if "conversations" not in record:
+                raise UserError(f"{file}: record {record.get('id')!r} has no `conversations`; LLaVA's JSON format is expected.")
+            turns += [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
+    return turns
+
+
+def train(sentences: list[str], vocab_size: int, out: Path) -> None:
+    """Write `out/tokenizer.json` and its config; AutoTokenizer loads the folder as a fast tokenizer."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences + [TEMPLATE_WORDS] * (len(sentences) // 4 + 1)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        split_digits=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(model.getvalue())
+        tokenizer = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>", add_bos_token=True)
+    tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.save_pretrained(out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="JSON files of conversations in LLaVA's format")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer into")
+    parser.add_argument("--vocab-size", type=int, default=512, help="at most so many tokens (default: 512)")
+    args = parser.parse_args(argv)
+    train(texts(args.files), args.vocab_size, args.out)
+    tokenizer = AutoTokenizer.from_pretrained(args.out)
+    assert tokenizer.is_fast
+    print(f"{len(tokenizer)} tokens in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

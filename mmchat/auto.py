@@ -1,0 +1,14 @@
+"""Importing this module teaches transformers' Auto classes to open mmchat model directories."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+from mmchat.model.config import MMChatConfig
+from mmchat.model.modeling import MMChatForConditionalGeneration
+from mmchat.model.processor import MMChatImageProcessor, MMChatProcessor
+
+__all__ = ["MMChatConfig", "MMChatForConditionalGeneration", "MMChatImageProcessor", "MMChatProcessor"]
+
+AutoConfig.register(MMChatConfig.model_type, MMChatConfig)
+AutoModelForImageTextToText.register(MMChatConfig, MMChatForConditionalGeneration)
+AutoProcessor.register(MMChatConfig, MMChatProcessor)
+AutoImageProcessor.register(MMChatConfig, slow_image_processor_class=MMChatImageProcessor)

@@ -1,0 +1,1 @@
+"""The command line: words into a config, a config into one call."""

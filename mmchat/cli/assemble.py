@@ -1,0 +1,90 @@
+"""`mmchat init` and `mmchat clip init`: write the model directory that a training run starts from."""
+
+import argparse
+from pathlib import Path
+
+from mmchat.errors import UserError
+
+
+def add_commands(add) -> None:
+    init = add(
+        "init",
+        "join a language model and vision towers into an assistant",
+        "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-large-patch14-336 --layer -2 --out runs/init",
+    )
+    init.add_argument("--language", required=True, help="directory, hub name, or a config .json for random weights")
+    init.add_argument("--tokenizer", help="directory or hub name; not given: the language model's own")
+    init.add_argument(
+        "--vision", action="append", required=True, help="directory, hub name or tower config .json; repeat for several"
+    )
+    init.add_argument("--projector", default="mlp2x_gelu", help="linear or mlp2x_gelu")
+    init.add_argument("--fusion", default="channels", choices=["channels", "sequence"], help="how several towers meet")
+    init.add_argument("--template", default="vicuna_v1", help="conversation template")
+    init.add_argument("--layer", type=int, help="feature layer of every tower; not given: the tower's own setting")
+    init.add_argument("--class-token", action="store_true", help="keep the class token among the features")
+    init.add_argument("--seed", type=int, default=0, help="of new weights")
+    init.add_argument("--out", type=Path, required=True, help="directory to write")
+    init.set_defaults(run=run_init)
+
+    clip = add(
+        "clip init",
+        "make a dual encoder with random weights, to be grown by a contrastive run",
+        "mmchat clip init --vision configs/quickstart/tower.json --text configs/quickstart/text.json "
+        "--tokenizer runs/quickstart/tokenizer --out runs/clip-init",
+    )
+    clip.add_argument("--vision", required=True, help="tower config .json, or a directory with a tower")
+    clip.add_argument("--text", type=Path, required=True, help=".json with values of transformers' CLIPTextConfig")
+    clip.add_argument("--tokenizer", required=True, help="directory or hub name")
+    clip.add_argument("--projection-dim", type=int, default=512, help="width of the common space")
+    clip.add_argument("--pool", default="pooled", choices=["pooled", "max"], help="class token, or maximum over patches")
+    clip.add_argument("--seed", type=int, default=0, help="of new weights")
+    clip.add_argument("--out", type=Path, required=True, help="directory to write")
+    clip.set_defaults(run=run_clip_init)
+
+
+def run_init(arguments: argparse.Namespace) -> None:
+    claim(arguments.out)
+    import torch
+
+    from mmchat.model.assembly import assemble
+    from mmchat.model.directory import save_assistant
+    from mmchat.vision import load_tower
+
+    settings = {"layer": arguments.layer} if arguments.layer is not None else {}
+    if arguments.class_token:
+        settings["class_token"] = True
+    torch.manual_seed(arguments.seed)
+    towers = [load_tower(source, **settings) for source in arguments.vision]
+    model, processor = assemble(
+        arguments.language,
+        towers,
+        arguments.projector,
+        arguments.template,
+        tokenizer=arguments.tokenizer,
+        fusion=arguments.fusion,
+        seed=arguments.seed,
+    )
+    save_assistant(model, processor, arguments.out)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{arguments.out}: {parameters:,} parameters, {model.image_tokens} slots per image, {arguments.template}")
+
+
+def run_clip_init(arguments: argparse.Namespace) -> None:
+    claim(arguments.out)
+    import torch
+
+    from mmchat.contrastive.dual_encoder import init_clip
+    from mmchat.files import read_json
+    from mmchat.vision import load_tower
+
+    torch.manual_seed(arguments.seed)
+    tower = load_tower(arguments.vision)
+    text = read_json(arguments.text)
+    model = init_clip(tower, text, arguments.tokenizer, arguments.projection_dim, arguments.pool, arguments.out)
+    print(f"{arguments.out}: {sum(p.numel() for p in model.parameters()):,} parameters, pool {arguments.pool}")
+
+
+def claim(out: Path) -> None:
+    """Raises UserError where `out` exists and holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; remove it or name another --out")

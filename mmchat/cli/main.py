@@ -1,0 +1,72 @@
+"""`mmchat COMMAND ...`: finds the command and hands over. Commands import torch only when they run."""
+
+import argparse
+import difflib
+import sys
+
+from mmchat.cli import assemble, caption, chat, evaluate, report
+from mmchat.cli.errors import EXIT_USER_ERROR, reporting
+from mmchat.cli.quiet import quiet_libraries
+from mmchat.cli.train import launch_main
+from mmchat.errors import UserError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without the usage dump: one clear line, and where to read more."""
+
+    def error(self, message: str) -> None:
+        print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after each option, and examples with their line breaks."""
+
+
+def build_commands() -> dict[str, OneLineParser]:
+    """Command (one or two words) -> its parser; `run` is the default that it sets."""
+    commands: dict[str, OneLineParser] = {}
+
+    def add(name: str, summary: str, example: str) -> OneLineParser:
+        commands[name] = OneLineParser(
+            prog=f"mmchat {name}",
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=HelpFormatter,
+        )
+        return commands[name]
+
+    for module in (assemble, chat, caption, evaluate, report):
+        module.add_commands(add)
+    return commands
+
+
+def help_text(commands: dict[str, OneLineParser]) -> str:
+    summaries = {"train": "train as a YAML config says, through DeepSpeed's launcher"}
+    summaries |= {name: parser.description for name, parser in commands.items()}
+    lines = [f"  {name:10} {summary}" for name, summary in summaries.items()]
+    return "usage: mmchat COMMAND ...\n\n" + "\n".join(lines) + "\n\n`mmchat COMMAND --help` tells more."
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["train"]:
+        return launch_main(words[1:])
+    commands = build_commands()
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text(commands))
+        return 0 if words else EXIT_USER_ERROR
+    with reporting():
+        name = next((n for n in (" ".join(words[:2]), words[0]) if n in commands), None)
+        if name is None:
+            near = difflib.get_close_matches(words[0], ["train", *commands], n=1, cutoff=0.0)[0]
+            raise UserError(f"there is no command {words[0]!r}; the nearest is {near!r} (see `mmchat --help`)")
+        # Intermixed: an optional question may follow the options, as in `chat CKPT --image a.png "why?"`.
+        arguments = commands[name].parse_intermixed_args(words[len(name.split()) :])
+        quiet_libraries()
+        arguments.run(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

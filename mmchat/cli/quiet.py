@@ -1,0 +1,17 @@
+"""Libraries that chat on stderr are asked to keep to warnings; progress is ours to show."""
+
+import os
+
+
+def quiet_libraries() -> None:
+    """Call before transformers or deepspeed are imported."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what it would find out itself, with a warning
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()

@@ -1,0 +1,18 @@
+"""CLIP itself: a dual encoder grown from image-caption pairs. Later stages take its tower."""
+
+from importlib import import_module
+
+__all__ = ["DualEncoder", "DualEncoderConfig", "info_nce", "load_clip"]
+
+_HOMES = {
+    "DualEncoder": "mmchat.contrastive.dual_encoder",
+    "DualEncoderConfig": "mmchat.contrastive.dual_encoder",
+    "info_nce": "mmchat.contrastive.objectives",
+    "load_clip": "mmchat.contrastive.dual_encoder",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

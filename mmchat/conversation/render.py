@@ -1,0 +1,105 @@
+"""The one function that turns a conversation into token ids and labels, for all templates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.conversation.encoding import Codec, Encoded, codec_for, encode_segments
+from mmchat.conversation.messages import read_messages
+from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens, split_literal, write_segments
+from mmchat.conversation.templates import Template, get_template
+from mmchat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sample before padding and packing; `input_ids` and `labels` are equally long."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The id where it is supervised, IGNORE_INDEX elsewhere."""
+    image_spans: list[tuple[int, int]]
+    """Where each image's pad tokens stand, [start, stop), in the order of the images."""
+    cut: int = 0
+    """How many tokens `max_length` took away."""
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    template: str | Template,
+    tokenizer,
+    image_tokens: int | Sequence[int] = 256,
+    system: str | None = None,
+    max_length: int | None = None,
+    slots: SlotTokens | None = None,
+    *,
+    add_generation_prompt: bool = False,
+) -> Rendered:
+    """Token ids and labels of a conversation, image slots expanded.
+
+    Args:
+        messages: the data dialect, `{"from": "human" | "gpt" | "system", "value": str}` with `<image>` in a
+            human value as a placeholder; or the chat dialect, `{"role": "user" | "assistant" | "system",
+            "content": ...}` with a str or parts `{"type": "image"}`, `{"type": "text", "text": str}`, where
+            text is always text.
+        template: a name of TEMPLATES, or a Template.
+        tokenizer: a fast transformers tokenizer; it is not changed.
+        image_tokens: pad tokens per image: one number for all, or one per image.
+        system: the system message where the messages bring none; None is the template's own, "" is none.
+        max_length: at most so many tokens; what is cut is the end.
+        slots: the tokens of an image; None is `<img>`, `<imgpad>`, `</img>`.
+        add_generation_prompt: end with what the assistant's next words follow, for inference.
+
+    Supervised are the assistant's words and what ends its turns. A token that holds characters of both an
+    answer and what stands around it (an answer that begins with a line break after a header that ends with
+    one) is not. Text that spells an added token of the tokenizer is text.
+
+        leading assistant turn    data dialect: dropped, as LLaVA and Vary do; chat dialect: UserError
+        two turns of one role     UserError, except for templates that do not alternate (vary_opt)
+        trailing user turn        kept, not supervised
+        empty answer              kept: what ends the turn is supervised (a blank page reads as nothing)
+        no answer to learn from   UserError, unless add_generation_prompt
+        max_length cuts an image  UserError: slots are never cut
+        max_length cuts an answer its visible part is supervised, what ends it is gone (vary_opt, as the
+                                  original does, ends the cut sample with a supervised </s>)
+        max_length cuts a prompt  UserError with add_generation_prompt: it would no longer be a prompt
+
+    Raises:
+        UserError: as above; malformed messages, unknown template, a slow tokenizer, one that lacks the slot
+            or control tokens, or numbers of images and image_tokens that differ.
+    """
+    if isinstance(template, str):
+        template = get_template(template)
+    codec = codec_for(tokenizer)
+    segments = write_segments(read_messages(messages, template), template, system, add_generation_prompt)
+    slots = slots or DEFAULT_SLOTS
+    encoded = encode_segments(segments, codec, slots, image_tokens)
+    length = len(encoded.ids)
+    if max_length is not None and length > max_length:
+        if add_generation_prompt:
+            raise UserError(f"the prompt has {length} tokens, max_length is {max_length}: shorten it")
+        encoded = _cut(encoded, template, codec, slots, max_length)
+    if not add_generation_prompt and encoded.labels.count(IGNORE_INDEX) == len(encoded.labels):
+        where = f"within max_length {max_length}" if len(encoded.ids) < length else "in the conversation"
+        raise UserError(f"nothing to learn: no answer {where} ({len(messages)} messages, {length} tokens)")
+    return Rendered(encoded.ids, encoded.labels, encoded.image_spans, length - len(encoded.ids))
+
+
+def _cut(encoded: Encoded, template: Template, codec: Codec, slots: SlotTokens, max_length: int) -> Encoded:
+    """The first `max_length` tokens, with whole images and the ending that the template wants even then."""
+    ending = split_literal(template.end, template.control) if template.end_when_cut else ()
+    ending_ids = [codec.control(segment.token).id for segment in ending]
+    kept = max(max_length - len(ending_ids), 0)
+    if encoded.image_spans:
+        last = encoded.image_spans[-1][1] + (slots.end is not None)
+        if last > kept:
+            raise UserError(
+                f"max_length {max_length} would cut an image: the last image's slots end at token {last}; "
+                "raise max_length, or use fewer images or tokens per image"
+            )
+    ids, labels = encoded.ids[:kept], encoded.labels[:kept]
+    answering = bool(labels) and labels[-1] != IGNORE_INDEX
+    ids += ending_ids
+    labels += ending_ids if answering else [IGNORE_INDEX] * len(ending_ids)
+    return Encoded(ids, labels, encoded.image_spans)

@@ -1,0 +1,105 @@
+"""A list of samples becomes one padded batch of tensors, on the CPU."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.data.dataset import Sample
+from mmchat.data.records import Rejected
+from mmchat.vision import TowerSpec, normalise
+
+
+@dataclass
+class Batch:
+    """What one forward takes.
+
+    input_ids, attention_mask: int[B, L], padded on the right. labels: int[B, L], -100 where not supervised.
+    pixel_values: per tower float32[images, 3, H, W]; None where the batch holds no image.
+    rejected: samples that should have been here, with the reason.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    pixel_values: list[torch.Tensor] | None
+    ids: list[str] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type == "cpu":
+            return self
+        pixels = self.pixel_values and [p.to(device, non_blocking=True) for p in self.pixel_values]
+        tensors = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
+        return Batch(*tensors, pixels, self.ids, self.rejected)
+
+    @property
+    def images(self) -> int:
+        return 0 if self.pixel_values is None else len(self.pixel_values[0])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.attention_mask.sum())
+
+    @property
+    def supervised(self) -> int:
+        """Positions whose loss counts; the first of a row predicts nothing."""
+        return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+@dataclass
+class Collator:
+    """specs: the towers', in order. slot_id: the slot token, None where sequences hold no slots."""
+
+    pad_id: int
+    specs: list[TowerSpec]
+    slot_id: int | None = None
+    tokens_per_image: int = 0
+
+    def __call__(self, items: list[Sample | Rejected]) -> Batch:
+        samples = [item for item in items if isinstance(item, Sample)]
+        for sample in samples:
+            self._check_slots(sample)
+        # A batch that lost all its samples still has a row, so that its rank takes part in the step.
+        rows = [sample.input_ids for sample in samples] or [[self.pad_id]]
+        length = max(map(len, rows))
+        input_ids = torch.full((len(rows), length), self.pad_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=self._labels(samples, input_ids),
+            pixel_values=self._pixel_values(samples),
+            ids=[sample.id for sample in samples],
+            rejected=[item for item in items if isinstance(item, Rejected)],
+        )
+
+    def _labels(self, samples: list[Sample], like: torch.Tensor) -> torch.Tensor:
+        labels = torch.full_like(like, IGNORE_INDEX)
+        for row, sample in enumerate(samples):
+            if sample.labels is not None:
+                labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+        return labels
+
+    def _pixel_values(self, samples: list[Sample]) -> list[torch.Tensor] | None:
+        images = [pixels for sample in samples for pixels in sample.pixels]
+        if not images:
+            return None
+        return [
+            torch.from_numpy(normalise(np.stack([pixels[tower] for pixels in images]), spec))
+            for tower, spec in enumerate(self.specs)
+        ]
+
+    def _check_slots(self, sample: Sample) -> None:
+        if self.slot_id is None:
+            return
+        slots, features = sample.input_ids.count(self.slot_id), len(sample.pixels) * self.tokens_per_image
+        if slots != features:
+            raise ValueError(
+                f"sample {sample.id}: {slots} image slots but {len(sample.pixels)} images x "
+                f"{self.tokens_per_image} features = {features}"
+            )

@@ -1,0 +1,38 @@
+"""What was left out and why: one JSON line per sample in `quarantine.jsonl`, each sample once."""
+
+import json
+from pathlib import Path
+
+from mmchat.data.records import Rejected
+from mmchat.errors import UserError
+
+POLICIES = ("stop", "skip")
+
+
+class Quarantine:
+    """Answers every unusable sample as the user's policy says: an error, or a counted line in a file."""
+
+    def __init__(self, path: Path, policy: str) -> None:
+        self.path, self.policy = path, policy
+        self._seen = set()
+        if path.exists():
+            self._seen = {json.loads(line)["where"] for line in path.read_text(encoding="utf-8").splitlines()}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, rejected: Rejected) -> None:
+        """Raises UserError under the policy "stop"."""
+        if self.policy == "stop":
+            raise UserError(
+                f"{rejected.where}: {rejected.reason}\n"
+                "  mend the record, or set data.on_bad_sample to skip (bad samples are then left out, counted "
+                f"and listed in {self.path})"
+            )
+        if rejected.where in self._seen:
+            return
+        self._seen.add(rejected.where)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            line = {"where": rejected.where, "id": rejected.id, "reason": rejected.reason}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

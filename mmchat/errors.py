@@ -1,0 +1,10 @@
+"""What a user can mend, told apart from what a programmer must."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave us: a path, a config, a record, an image.
+
+    The message is complete by itself: what is wrong, where, what was expected, what was found and
+    what to do. The command line prints it without a traceback and exits with status 2; every other
+    exception is a defect of ours and keeps its traceback.
+    """

@@ -1,0 +1,1 @@
+"""Scores: pure metrics, tasks that run a model over records, reports."""

@@ -1,0 +1,151 @@
+"""The question task: every question of a file asked by itself, scored by exact match per kind.
+
+Beside the score stand two that keep it honest: always giving a kind's commonest answer, and the blind
+score, the same questions with the pictures swapped among them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmchat.constants import IMAGE_PLACEHOLDER
+from mmchat.data.records import Rejected, read_records
+from mmchat.errors import UserError
+from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
+from mmchat.images import load_image, resolve_inside
+from mmchat.inference.generator import Generator
+from mmchat.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture; `kind` groups the scores."""
+
+    image: Path
+    text: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """Shares of 1. `other_picture` is the blind score."""
+
+    kind: str
+    questions: int
+    score: float
+    other_picture: float
+    commonest: float
+
+
+@dataclass(frozen=True)
+class Result:
+    kinds: list[KindScore]
+    overall: KindScore
+    predictions: list[str]
+
+    def flat(self) -> dict[str, float]:
+        """Metric name -> number, as `scores.json` holds them."""
+        named = {"overall": self.overall} | {f"kind/{score.kind}": score for score in self.kinds}
+        flat = {name: score.score for name, score in named.items()}
+        flat |= {f"{name}/blind": score.other_picture for name, score in named.items()}
+        flat |= {f"{name}/commonest": score.commonest for name, score in named.items()}
+        return flat | {f"{name}/questions": score.questions for name, score in named.items()}
+
+
+def read_questions(path: Path, image_root: Path) -> list[Question]:
+    """Every human turn of a LLaVA file with its answer; `kinds` (one per question) is optional in a record.
+
+    Raises:
+        UserError: a record is unusable (an evaluation leaves nothing out), or holds other than one image.
+    """
+    questions: list[Question] = []
+    for record in read_records(path, image_root):
+        if isinstance(record, Rejected):
+            raise UserError(f"{record.where}: {record.reason}")
+        if len(record.images) != 1:
+            raise UserError(f"{record.where}: {len(record.images)} images; the question task needs exactly one")
+        texts = [turn["value"] for turn in record.conversations if turn["from"] == "human"]
+        answers = [turn["value"] for turn in record.conversations if turn["from"] == "gpt"]
+        kinds = record.extra.get("kinds", ["question"] * len(texts))
+        if not len(texts) == len(answers) == len(kinds):
+            raise UserError(
+                f"{record.where}: {len(texts)} questions, {len(answers)} answers, {len(kinds)} kinds; expected as many"
+            )
+        image = resolve_inside(image_root, record.images[0])
+        questions += [
+            Question(image, text.replace(IMAGE_PLACEHOLDER, "").strip(), answer, kind)
+            for text, answer, kind in zip(texts, answers, kinds, strict=True)
+        ]
+    return questions
+
+
+def swap_pictures(questions: Sequence[Question]) -> list[Path]:
+    """For each question the picture of another: the list of distinct pictures turned by half its length.
+
+    Raises:
+        UserError: fewer than two pictures.
+    """
+    pictures = list(dict.fromkeys(question.image for question in questions))
+    if len(pictures) < 2:
+        raise UserError("the blind score swaps pictures, so it needs at least two")
+    turned = pictures[len(pictures) // 2 :] + pictures[: len(pictures) // 2]
+    other = dict(zip(pictures, turned, strict=True))
+    return [other[question.image] for question in questions]
+
+
+def answer_all(
+    generator: Generator,
+    questions: Sequence[Question],
+    images: Sequence[Path],
+    title: str,
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy answers, batches sorted by question length so that little is padded."""
+    order = sorted(range(len(questions)), key=lambda i: (questions[i].kind, len(questions[i].text)))
+    answers = [""] * len(questions)
+    with progress_bar(title, len(questions)) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            conversations = [generator.conversation(questions[i].text, images[i], ())[0] for i in batch]
+            texts = generator.generate(
+                conversations, [[load_image(images[i])] for i in batch], max_new_tokens=max_new_tokens
+            )
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text
+            bar.advance(len(batch))
+    return answers
+
+
+def evaluate(
+    generator: Generator, questions: Sequence[Question], batch_size: int = 32, max_new_tokens: int = 64
+) -> Result:
+    """Ask everything twice: with the right pictures, and with others."""
+    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    own = [question.image for question in questions]
+    predictions = answer_all(generator, questions, own, "answering", **options)
+    blind = answer_all(generator, questions, swap_pictures(questions), "answering blind", **options)
+    return score(questions, predictions, blind)
+
+
+def score(questions: Sequence[Question], predictions: Sequence[str], blind: Sequence[str]) -> Result:
+    kinds = [question.kind for question in questions]
+    references = [question.answer for question in questions]
+    hits = [exact_match(p, r) for p, r in zip(predictions, references, strict=True)]
+    blind_hits = [exact_match(p, r) for p, r in zip(blind, references, strict=True)]
+    per_kind, per_kind_blind = mean_by_kind(kinds, hits), mean_by_kind(kinds, blind_hits)
+    commonest, counts = commonest_answer_scores(kinds, references), Counter(kinds)
+    rows = [
+        KindScore(kind, counts[kind], per_kind[kind], per_kind_blind[kind], commonest[kind]) for kind in sorted(counts)
+    ]
+    total = len(questions)
+    overall = KindScore(
+        "overall",
+        total,
+        sum(hits) / total,
+        sum(blind_hits) / total,
+        sum(row.commonest * row.questions for row in rows) / total,
+    )
+    return Result(rows, overall, list(predictions))

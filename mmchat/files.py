@@ -1,0 +1,40 @@
+"""Small files, read with clear errors and written so that a crash leaves the old one or the new one."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mmchat.errors import UserError
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, flush to the disk, rename over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,102 @@
+"""From bytes or a path to an RGB picture, safely. No torch here: data tools and workers use it alone.
+
+A picture comes from outside, so everything about it is doubted: the path may leave the data set's
+folder, the file may be cut off, and a few kilobytes may claim a billion pixels.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmchat.errors import UserError
+
+MAX_PIXELS = 178_956_970
+"""Largest width x height accepted: the size at which Pillow itself refuses (2 x `Image.MAX_IMAGE_PIXELS`)."""
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+def resolve_inside(root: Path, relative: str) -> Path:
+    """The absolute path of `relative` under `root`, links followed.
+
+    Raises:
+        UserError: the path leaves `root` (`..`, an absolute path, or a link that points outside).
+    """
+    root = root.resolve()
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise UserError(
+            f"image path {relative!r} leaves the image root {root}; "
+            "give a path below it, or name a root that holds all images"
+        )
+    return path
+
+
+def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one picture completely, turn it as its EXIF orientation says, and convert it to RGB.
+
+    Transparent pixels are laid over white, because dropping alpha would show whatever colour lies beneath.
+
+    Args:
+        source: a file path or the encoded bytes.
+        max_pixels: refuse before decoding what claims more (decompression bombs).
+
+    Raises:
+        UserError: missing, undecodable, truncated or oversized; the message names the source.
+    """
+    name = "image bytes" if isinstance(source, bytes) else f"image {source}"
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from half its limit on; `max_pixels` below is the one rule here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise UserError(
+                        f"{name} claims {width}x{height} pixels, more than the limit of {max_pixels:,}; "
+                        "make it smaller, or raise the limit if you trust it"
+                    )
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder, expected an image file") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is not in a format that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is refused as a decompression bomb: {error}") from None
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # What Pillow's decoders raise on cut-off or damaged files.
+        raise UserError(f"{name} is broken or cut off: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The image files that `paths` name, folders searched recursively, in a stable order, each once.
+
+    Raises:
+        UserError: a path does not exist, or nothing that looks like an image was found.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            found.update(dict.fromkeys(sorted(inside)))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise UserError(f"{path} does not exist; expected an image file or a folder of images")
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no image found in {', '.join(map(str, paths))} (looked for {suffixes})")
+    return list(found)

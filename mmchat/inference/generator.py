@@ -1,0 +1,145 @@
+"""`Generator`: questions about pictures in, text out; one at a time, in batches, or as a stream.
+
+    generator = Generator("runs/quickstart/model")
+    print(generator.chat("How many digits are there?", "picture.png"))
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import TextIteratorStreamer
+
+from mmchat.errors import UserError
+from mmchat.images import load_image
+from mmchat.model.directory import load_assistant
+from mmchat.model.processor import pad_left
+
+Picture = str | Path | bytes | Image.Image
+Message = dict[str, Any]
+"""`{"role": "user" | "assistant", "content": str | parts}`; `{"type": "image"}` parts are filled in order."""
+
+
+class Generator:
+    """An assistant ready to answer. Greedy unless `temperature` is given, so the same input gives the same text."""
+
+    def __init__(self, model_dir: str | Path, device: str | None = None) -> None:
+        """Raises UserError where `model_dir` is no model directory of mmchat."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, self.processor = load_assistant(model_dir)
+        self.model = model.to(device)
+        self.tokenizer = self.processor.tokenizer
+
+    def chat(
+        self,
+        question: str,
+        images: Picture | Sequence[Picture] = (),
+        history: Sequence[Message] = (),
+        **options: Any,
+    ) -> str:
+        """Answer one question; `history` holds the turns before it, whose pictures `images` includes."""
+        messages, pictures = self.conversation(question, images, history)
+        return self.generate([messages], [pictures], **options)[0]
+
+    def stream(
+        self,
+        question: str,
+        images: Picture | Sequence[Picture] = (),
+        history: Sequence[Message] = (),
+        **options: Any,
+    ) -> Iterator[str]:
+        """As `chat`, in pieces as they are generated. An error inside the model is raised here."""
+        messages, pictures = self.conversation(question, images, history)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self._generate([messages], [pictures], streamer=streamer, **options)
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        # The first token of an answer carries the space that separates it from the prompt.
+        first = True
+        for piece in streamer:
+            piece = piece.lstrip() if first else piece
+            if piece:
+                first = False
+                yield piece
+        thread.join()
+        if failure:
+            raise failure[0]
+
+    def caption(
+        self, images: Sequence[Picture], prompt: str = "Describe the picture.", batch_size: int = 8, **options: Any
+    ) -> list[str]:
+        """One text per picture, generated in batches."""
+        captions: list[str] = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            conversations = [self.conversation(prompt, image, ())[0] for image in batch]
+            captions += self.generate(conversations, [[image] for image in batch], **options)
+        return captions
+
+    def conversation(
+        self, question: str, images: Picture | Sequence[Picture], history: Sequence[Message]
+    ) -> tuple[list[Message], list[Picture]]:
+        """Messages in the chat dialect; pictures that the history does not mention come before the question."""
+        pictures = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
+        mentioned = sum(
+            part["type"] == "image" for message in history if isinstance(message["content"], list)
+            for part in message["content"]
+        )
+        if mentioned > len(pictures):
+            raise UserError(f"the history mentions {mentioned} images, but {len(pictures)} were given")
+        parts: list[dict[str, str]] = []
+        for _ in pictures[mentioned:]:
+            parts += [{"type": "image"}, {"type": "text", "text": "\n"}]
+        content = [*parts, {"type": "text", "text": question}]
+        return [*history, {"role": "user", "content": content}], pictures
+
+    def generate(
+        self, conversations: Sequence[list[Message]], images: Sequence[Sequence[Picture]], **options: Any
+    ) -> list[str]:
+        """Answers to a batch of conversations, each with its pictures; see `_generate` for the options."""
+        new_tokens = self._generate(conversations, images, **options)
+        return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        conversations: Sequence[list[Message]],
+        images: Sequence[Sequence[Picture]],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        streamer: TextIteratorStreamer | None = None,
+    ) -> torch.Tensor:
+        """int[B, new tokens]. temperature 0 is greedy; above, it samples."""
+        rows = [self.processor.render(messages, add_generation_prompt=True).input_ids for messages in conversations]
+        inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
+        pictures = [_open(picture) for one in images for picture in one]
+        if pictures:
+            inputs.update(self.processor.image_processor(pictures))
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        prompt_length = inputs["input_ids"].shape[1]
+        output = self.model.generate(
+            **{name: _move(value, self.model.device) for name, value in inputs.items()},
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            **sampling,
+        )
+        return output[:, prompt_length:]
+
+
+def _open(picture: Picture) -> Image.Image:
+    return picture.convert("RGB") if isinstance(picture, Image.Image) else load_image(picture)
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    return [tensor.to(device) for tensor in value] if isinstance(value, list) else value.to(device)

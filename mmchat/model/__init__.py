@@ -1,0 +1,1 @@
+"""The assistant: towers, projectors, splice, language model; its processor; its assembly."""

@@ -1,0 +1,92 @@
+"""`mmchat init`: join a language model and vision towers into a directory that any stage can start from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImageProcessor, MMChatProcessor
+from mmchat.conversation import SlotTokens, get_template, to_jinja
+from mmchat.errors import UserError
+from mmchat.files import read_json
+from mmchat.vision import VisionTower
+
+
+def assemble(
+    language: str,
+    towers: list[VisionTower],
+    projector: str,
+    template: str,
+    tokenizer: str | None = None,
+    slots: SlotTokens | None = None,
+    fusion: str = "channels",
+    seed: int = 0,
+) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
+    """An assistant whose projectors are new and whose other parts come from where they are named.
+
+    Args:
+        language: directory or hub name of a causal language model; or a `.json` file with a transformers
+            config, which gives random weights and needs `tokenizer`.
+        tokenizer: directory or hub name; None takes the language model's own.
+        slots: added to the tokenizer where it lacks them; their embeddings start as the mean of the others.
+        seed: of every random weight.
+    """
+    slots = slots or SlotTokens(pad="<imgpad>", start="<img>", end="</img>")
+    get_template(template)
+    words, model_config = _language(language, tokenizer)
+    words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)
+    torch.manual_seed(seed)
+    if model_config is None:
+        language_model = AutoModelForCausalLM.from_pretrained(language)
+        _grow_embeddings(language_model, len(words))
+    else:
+        model_config["vocab_size"] = len(words)
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config))
+    config = MMChatConfig(
+        text_config=language_model.config,
+        towers=[tower.config.to_dict() for tower in towers],
+        projectors=[projector] * len(towers),
+        fusion=fusion,
+        image_token_id=words.convert_tokens_to_ids(slots.pad),
+        slots={"pad": slots.pad, "start": slots.start, "end": slots.end},
+        template=template,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
+    model = MMChatForConditionalGeneration(config)
+    model.language_model = language_model
+    for index, tower in enumerate(towers):
+        model.towers[index] = tower
+    model.tie_weights()
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.generation_config.pad_token_id = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
+    processor = MMChatProcessor(
+        MMChatImageProcessor([tower.spec.to_dict() for tower in towers]),
+        words,
+        chat_template=to_jinja(template, slots, words),
+        template=template,
+        slots=config.slots,
+        fusion=fusion,
+    )
+    return model, processor
+
+
+def _language(language: str, tokenizer: str | None) -> tuple[Any, dict[str, Any] | None]:
+    """The tokenizer, and the config values where the language model is to be made from nothing."""
+    if not language.endswith(".json"):
+        return AutoTokenizer.from_pretrained(tokenizer or language), None
+    if tokenizer is None:
+        raise UserError(f"--language {language} is a config without a tokenizer; name one with --tokenizer")
+    return AutoTokenizer.from_pretrained(tokenizer), read_json(Path(language))
+
+
+def _grow_embeddings(language_model: Any, size: int) -> None:
+    """Add rows for new tokens, each the mean of the old rows, at the input and at the output."""
+    old = language_model.get_input_embeddings().weight.shape[0]
+    if size <= old:
+        return
+    language_model.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for embedding in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+            embedding.weight[old:] = embedding.weight[:old].mean(dim=0)

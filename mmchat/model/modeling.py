@@ -1,0 +1,147 @@
+"""The assistant: vision towers, projectors and a causal language model as one transformers model."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mmchat.errors import UserError
+from mmchat.model.config import MMChatConfig
+from mmchat.model.projectors import build_projector
+from mmchat.model.splice import check_slots, splice
+from mmchat.vision import TowerConfig, VisionTower, build_tower
+
+PixelValues = torch.Tensor | list[torch.Tensor]
+
+
+class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Pixels -> towers -> projectors -> slots of the token sequence -> language model.
+
+    `towers`, `projectors` and `language_model` are ordinary submodules, and their names are the names of
+    the modules in a trainability table. The language model is any `AutoModelForCausalLM`, used whole.
+    """
+
+    config_class = MMChatConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: MMChatConfig) -> None:
+        super().__init__(config)
+        self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        embedding_dim = self.language_model.get_input_embeddings().embedding_dim
+        width = _projected_width(config.fusion, [tower.spec.tokens for tower in self.towers], embedding_dim)
+        self.projectors = nn.ModuleList(
+            build_projector(name, tower.spec.dim, width)
+            for name, tower in zip(config.projectors, self.towers, strict=True)
+        )
+        self.post_init()
+
+    @property
+    def image_tokens(self) -> int:
+        """Slots of one image."""
+        tokens = [tower.spec.tokens for tower in self.towers]
+        return tokens[0] if self.config.fusion == "channels" else sum(tokens)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    def get_image_features(self, pixel_values: PixelValues) -> torch.Tensor:
+        """What is written into the slots.
+
+        Args:
+            pixel_values: float[images, 3, H, W], or a list of such, one per tower.
+
+        Returns:
+            float[images, image_tokens, D] with D the language model's embedding width.
+        """
+        per_tower = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
+        if len(per_tower) != len(self.towers):
+            raise ValueError(f"pixel values for {len(per_tower)} towers, but the model has {len(self.towers)}")
+        projected = [
+            projector(run_tower(tower, pixels))
+            for tower, projector, pixels in zip(self.towers, self.projectors, per_tower, strict=True)
+        ]
+        return torch.cat(projected, dim=-1 if self.config.fusion == "channels" else 1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: PixelValues | None = None,
+        image_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        dummy_images: int = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """One pass; everything not named here (`past_key_values`, `position_ids`, `logits_to_keep`,
+        `num_items_in_batch`, ...) goes to the language model as it is.
+
+        Args:
+            input_ids: int[B, L] with the slots already expanded.
+            attention_mask: int[B, L], 0 where padded, on either side.
+            pixel_values: float[images, 3, H, W] (or a list, one per tower), images in reading order.
+            image_features: the result of `get_image_features`, where the caller has it already.
+            inputs_embeds: float[B, L, D] instead of `input_ids`, features already spliced in.
+            labels: int[B, L], -100 where not supervised; the language model shifts them by one.
+            dummy_images: how many pictures at the end of `pixel_values` fill no slot. A rank without images
+                passes one, so that every rank runs the same modules and the projector's gradient is zero, not absent.
+
+        Raises:
+            ValueError: slots and images disagree in number (checked where the ids lie on the CPU).
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            if pixel_values is not None and image_features is None:
+                if input_ids.device.type == "cpu":
+                    images = len(pixel_values if isinstance(pixel_values, torch.Tensor) else pixel_values[0])
+                    check_slots(input_ids, self.config.image_token_id, images - dummy_images, self.image_tokens)
+                image_features = self.get_image_features(pixel_values)
+            if image_features is not None:
+                inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
+        )
+
+    def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            # The features are in the cache already; later steps hold no slots.
+            inputs.pop("pixel_values", None)
+            inputs.pop("image_features", None)
+        return inputs
+
+
+def run_tower(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
+    """Patch features float[B, N, D]; a frozen tower keeps no activations."""
+    trained = any(parameter.requires_grad for parameter in tower.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        return tower(pixels).patches
+
+
+def _projected_width(fusion: str, tokens: list[int], embedding_dim: int) -> int:
+    """Width that each projector gives, so that the fused features have the embeddings' width."""
+    if fusion == "sequence" or not tokens:
+        return embedding_dim
+    if len(set(tokens)) > 1:
+        raise UserError(f"towers fused on channels must give equally many tokens, found {tokens}; use sequence")
+    if embedding_dim % len(tokens):
+        raise UserError(f"the language model's width {embedding_dim} cannot be shared by {len(tokens)} towers")
+    return embedding_dim // len(tokens)

@@ -1,0 +1,170 @@
+"""The processor: pictures and conversations become the model's inputs, in training and inference alike."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import make_flat_list_of_images
+
+from mmchat.conversation import Rendered, SlotTokens, control_tokens, encode_prompt, merge_text_parts, render
+from mmchat.errors import UserError
+from mmchat.vision import TowerSpec, normalise, preprocess
+
+
+class MMChatImageProcessor(BaseImageProcessor):
+    """One composite image processor for all towers: each sees the same picture in its own preprocessing.
+
+    towers: one `TowerSpec.to_dict()` per tower, in the model's order.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, towers: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.towers = towers or []
+
+    @property
+    def specs(self) -> list[TowerSpec]:
+        return [TowerSpec.from_dict(tower) for tower in self.towers]
+
+    def pixels(self, image: Image.Image) -> list[np.ndarray]:
+        """One picture for every tower: uint8[3, H, W] each, not normalised yet."""
+        return [preprocess(image, spec) for spec in self.specs]
+
+    def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """`pixel_values`: float32[images, 3, H, W], or a list of such where there are several towers."""
+        pictures = [_as_rgb(image) for image in make_flat_list_of_images(images)]
+        pixels = [self.pixels(picture) for picture in pictures]
+        per_tower = [
+            torch.from_numpy(normalise(np.stack([seen[tower] for seen in pixels]), spec))
+            for tower, spec in enumerate(self.specs)
+        ]
+        return BatchFeature({"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower})
+
+    preprocess = __call__
+
+
+def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
+        return Image.fromarray(image)
+    raise ValueError(f"expected a PIL image or uint8[H, W, 3], found {type(image).__name__}")
+
+
+class MMChatProcessor(ProcessorMixin):
+    """Tokenizer, image processor and the template that the model was trained with.
+
+    template, slots, fusion: as in `MMChatConfig`.
+    """
+
+    def __init__(
+        self,
+        image_processor: MMChatImageProcessor | None = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        template: str = "vicuna_v1",
+        slots: dict[str, str | None] | None = None,
+        fusion: str = "channels",
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.template = template
+        self.slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
+        self.fusion = fusion
+        # What typed text must never become; transformers marks only special tokens unless told.
+        tokenizer.chat_control_tokens = control_tokens(tokenizer)
+
+    @property
+    def slot_tokens(self) -> SlotTokens:
+        return SlotTokens(**self.slots)
+
+    @property
+    def image_tokens(self) -> int:
+        """Slots of one image."""
+        tokens = [spec.tokens for spec in self.image_processor.specs]
+        return tokens[0] if self.fusion == "channels" else sum(tokens)
+
+    @property
+    def pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def render(
+        self, messages: list[dict], max_length: int | None = None, add_generation_prompt: bool = False
+    ) -> Rendered:
+        """`mmchat.conversation.render` with this model's template, tokenizer and slots."""
+        return render(
+            messages,
+            self.template,
+            self.tokenizer,
+            image_tokens=self.image_tokens,
+            max_length=max_length,
+            slots=self.slot_tokens,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def probe(self) -> BatchFeature:
+        """A fixed input that exercises every part of a model; used to compare a model with its saved copy."""
+        side = max(spec.image_size for spec in self.image_processor.specs)
+        ramp = np.linspace(0, 255, side * side * 3).astype(np.uint8).reshape(side, side, 3)
+        messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A test."}]
+        ids = torch.tensor([self.render(messages).input_ids])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return BatchFeature({**inputs, **self.image_processor([Image.fromarray(ramp)])})
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        sanitize_control_tokens: bool = False,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prompts made by the chat template, with their pictures, as a batch of tensors padded on the left.
+
+        Args:
+            images: pictures in reading order, nested or flat.
+            text: one slot group (`<img><imgpad></img>`) per image; each becomes as many slots as the image needs.
+            sanitize_control_tokens: the text comes from `apply_chat_template`, which marked what users typed.
+
+        Raises:
+            UserError: the numbers of slot groups and images differ.
+        """
+        data: dict[str, Any] = {}
+        count = 0
+        if images is not None:
+            flat = make_flat_list_of_images(images)
+            count = len(flat)
+            data.update(self.image_processor(flat))
+        if text is not None:
+            prompts = [text] if isinstance(text, str) else list(text)
+            how = (self.tokenizer, self.slot_tokens, self.image_tokens)
+            rows = [encode_prompt(p, *how, sanitize_control_tokens=sanitize_control_tokens) for p in prompts]
+            slot = self.tokenizer.convert_tokens_to_ids(self.slots["pad"])
+            found = sum(row.count(slot) for row in rows) // self.image_tokens
+            if found != count:
+                raise UserError(f"the text has places for {found} images, but {count} images were given")
+            data.update(pad_left(rows, self.pad_token_id))
+        return BatchFeature(data)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but what a user types is text, even where it spells a control token."""
+        kwargs.setdefault("sanitize_control_tokens", tokenize)
+        if kwargs["sanitize_control_tokens"]:
+            batched = bool(conversation) and isinstance(conversation[0], list)
+            conversation = list(map(merge_text_parts, conversation)) if batched else merge_text_parts(conversation)
+        return super().apply_chat_template(conversation, *args, tokenize=tokenize, **kwargs)
+
+
+def pad_left(rows: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask, int[B, L]; generation continues at the right edge, so padding goes left."""
+    length = max(map(len, rows))
+    input_ids = torch.full((len(rows), length), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(rows):
+        input_ids[row, length - len(ids) :] = torch.tensor(ids)
+        attention_mask[row, length - len(ids) :] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}

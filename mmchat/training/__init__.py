@@ -1,0 +1,1 @@
+"""Training: run config, trainability, DeepSpeed, the loop, checkpoints and meters."""

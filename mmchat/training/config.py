@@ -1,0 +1,87 @@
+"""The run configuration: one YAML file, composed here and nowhere else."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from mmchat.settings import settings
+from mmchat.training.trainability import Trainable
+
+
+@settings
+class DataConfig:
+    path: Path = Field(description="LLaVA .json or .jsonl file")
+    image_root: Path | None = Field(None, description="folder that image paths are relative to; null: the file's own")
+    max_length: int = Field(2048, gt=0, description="tokens per sample, slots included; longer samples are cut")
+    max_samples: int | None = Field(None, gt=0, description="use only the first N records")
+
+    @property
+    def root(self) -> Path:
+        return self.image_root or self.path.parent
+
+
+@settings
+class ValidationConfig(DataConfig):
+    every: int = Field(200, gt=0, description="steps between two validations; the last step is always validated")
+
+
+@settings
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) with linear warmup."""
+
+    lr: float = Field(description="peak learning rate of modules that name none")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the moments' averages")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; gains and biases are never decayed")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warmup")
+    warmup: float = Field(0.03, ge=0, description="share of the steps where below 1, else a number of steps")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="where the schedule ends, as a share of the peak")
+    clip: float = Field(1.0, ge=0, description="largest norm of the whole gradient; 0 switches clipping off")
+
+
+@settings
+class CheckpointConfig:
+    every: int = Field(500, gt=0, description="steps between two checkpoints; one is written at the end too")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept")
+
+
+@settings
+class RunConfig:
+    run_dir: Path = Field(description="where everything of this run goes; must not hold another run")
+    model: str = Field(description="model directory to start from (mmchat init), or a stage's model/")
+    objective: Literal["assistant", "contrastive"] = Field(
+        "assistant", description="assistant: next token of the answers; contrastive: image-caption InfoNCE"
+    )
+    data: DataConfig = Field(description="training records")
+    validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
+    trainable: Trainable = Field(description="module -> frozen | full | {mode, lr, weight_decay}")
+    optimizer: OptimizerConfig
+    steps: int | None = Field(None, gt=0, description="optimizer steps; give this or epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
+    batch_size: int = Field(gt=0, description="samples per optimizer step, over all ranks and accumulation")
+    micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast over fp32 weights")
+    seed: int = Field(0, ge=0, description="of the order of samples and of dropout")
+    on_bad_sample: Literal["stop", "skip"] = Field("stop", description="skip: leave out, count, list in quarantine.jsonl")
+    workers: int = Field(1, ge=0, description="data workers per rank; 0 decodes in the training process")
+    zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
+    deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
+    overfit_one_batch: bool = Field(False, description="train on the first batch again and again: loss must fall to 0")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "RunConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+TRAJECTORY = ("model", "objective", "data", "trainable", "optimizer", "steps", "epochs", "batch_size", "precision", "seed")
+"""Keys that must be the same when a run is resumed: with another value it would be another run."""
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as plain YAML/JSON values."""
+    return TypeAdapter(RunConfig).dump_python(config, mode="json")

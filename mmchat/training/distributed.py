@@ -1,0 +1,62 @@
+"""Ranks: who am I, and the few collectives that the loop itself needs. Works without a process group, too."""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+_OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+def start() -> None:
+    """Join the process group that the launcher announced, or form one of a single rank.
+
+    DeepSpeed's CPU backend compiles a shared-memory collective when it starts and dies without a compiler.
+    gloo does the same work, so the operator is declared unavailable: DeepSpeed offers no setting for it.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(free_port())
+    if not dist.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def free_port() -> int:
+    """A TCP port on the loopback that nobody listens on now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if ranks() > 1:
+        dist.barrier()
+
+
+def all_reduce(values: torch.Tensor, operation: str = "sum") -> torch.Tensor:
+    """Combine a small CPU tensor over all ranks; `operation` is sum or max."""
+    if ranks() == 1:
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    moved = values.to(device, copy=True)
+    dist.all_reduce(moved, _OPERATIONS[operation])
+    return moved.cpu()

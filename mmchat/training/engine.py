@@ -1,0 +1,117 @@
+"""The DeepSpeed engine: its config is derived from ours, so that nothing is stated twice."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mmchat.errors import UserError
+from mmchat.files import read_json
+from mmchat.training.config import OptimizerConfig, RunConfig
+from mmchat.training.trainability import ModuleGroup, optimizer_groups
+
+
+def accumulation(config: RunConfig, ranks: int) -> tuple[int, int]:
+    """(micro-batch size, gradient accumulation steps) of each rank.
+
+    Raises:
+        UserError: the batch cannot be cut into equal micro-batches.
+    """
+    micro = config.micro_batch_size or config.batch_size // ranks
+    if not micro or config.batch_size % (micro * ranks):
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of micro_batch_size {micro} x {ranks} ranks; "
+            "every rank must get equally many micro-batches"
+        )
+    return micro, config.batch_size // (micro * ranks)
+
+
+def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets; the user's own JSON, if named, is laid over it.
+
+    Raises:
+        UserError: the user's JSON restates what this run's YAML decides.
+    """
+    micro, steps = accumulation(config, ranks)
+    derived = {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+        # ZeRO clips and keeps the norm; without ZeRO DeepSpeed clips but forgets it, so `_clip_before_step` does both.
+        "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,
+        "zero_optimization": {"stage": config.zero_stage},
+        # Weights stay fp32 and autocast rounds inside the forward; gradients must then travel as fp32, too.
+        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        "communication_data_type": "fp32",
+        # torch's AdamW runs everywhere; DeepSpeed's own CPU Adam would need a compiler.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if config.deepspeed is None:
+        return derived
+    own = read_json(config.deepspeed)
+    stated = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
+    stated |= {"gradient_clipping", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"}
+    if clash := sorted(stated & set(own)):
+        raise UserError(f"{config.deepspeed}: {', '.join(clash)} are decided by the run config; remove them here")
+    return _merge(derived, own)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def lr_factor(step: int, total: int, config: OptimizerConfig) -> float:
+    """Share of the peak learning rate used for step `step` (from 0) of `total`.
+
+    Linear warmup to the peak, then cosine (Loshchilov & Hutter, arXiv:1608.03983) or linear decay to
+    `min_lr_ratio` at the end, or constant.
+    """
+    warmup = math.ceil(config.warmup * total) if config.warmup < 1 else int(config.warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    falling = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[config.schedule]
+    floor = 1.0 if config.schedule == "constant" else config.min_lr_ratio
+    return floor + (1 - floor) * falling
+
+
+def build_engine(
+    model: nn.Module, groups: list[ModuleGroup], config: RunConfig, total_steps: int, ranks: int
+) -> deepspeed.DeepSpeedEngine:
+    """Wrap a model whose `requires_grad` is already set."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    own = config.optimizer
+    optimizer = torch.optim.AdamW(
+        optimizer_groups(groups, own.lr, own.weight_decay), lr=own.lr, betas=own.betas, eps=own.eps
+    )
+    if config.zero_stage == 0:
+        optimizer.register_step_pre_hook(_clip_before_step(own.clip or math.inf))
+    scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, own))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=scheduler,
+        config=deepspeed_config(config, ranks),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def _clip_before_step(max_norm: float) -> Callable[..., None]:
+    """Clip the averaged gradients, and leave their norm where `engine.get_global_grad_norm` looks for it."""
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+
+    return hook

@@ -1,0 +1,64 @@
+"""The loop: micro-batches in, optimizer steps out. It knows neither models nor files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+
+from mmchat.data.collate import Batch
+from mmchat.training import distributed
+from mmchat.training.objectives import Objective
+
+
+@dataclass
+class StepResult:
+    """One optimizer step, summed over micro-batches and ranks.
+
+    loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+    terms: int
+    tokens: int
+    images: int
+
+
+def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: list[Batch]) -> StepResult:
+    """Forward and backward over this rank's micro-batches, then one optimizer step.
+
+    The gradient is that of (sum of losses) / (number of terms over all micro-batches and ranks), so it does
+    not depend on how the step's samples are split. DeepSpeed averages over ranks, hence the factor `ranks`.
+    """
+    counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), *(b.images for b in batches)]
+    counts = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
+    terms, tokens, images = counts[0], counts[1], counts[2:]
+    loss_sum = torch.zeros((), dtype=torch.float64)
+    for batch, images_anywhere in zip(batches, images, strict=True):
+        loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere > 0)
+        engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
+        engine.step()
+        loss_sum += loss.detach().double().cpu()
+    total = distributed.all_reduce(loss_sum).item()
+    grad_norm = float(engine.get_global_grad_norm())
+    return StepResult(total / max(1, terms), grad_norm, terms, tokens, sum(images))
+
+
+@torch.no_grad()
+def validate(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: Iterator[Batch]) -> float:
+    """Mean loss per term over a validation set of which every rank holds equally many batches."""
+    engine.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere=True)
+        sums += torch.tensor([loss.double().item(), objective.terms(batch)], dtype=torch.float64)
+    engine.train()
+    loss, terms = distributed.all_reduce(sums).tolist()
+    return loss / max(1.0, terms)
+
+
+def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """The micro-batches of one optimizer step at a time."""
+    while group := [batch for _, batch in zip(range(size), batches, strict=False)]:
+        yield group

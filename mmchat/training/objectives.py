@@ -1,0 +1,125 @@
+"""What a run optimises. The loop sees a sum of losses and how many terms it has; nothing else of the model.
+
+An objective also knows how to open the model directory that a run starts from, how to encode a record,
+and how to write the finished model and prove that it reads back.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from mmchat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
+from mmchat.contrastive.dual_encoder import DualEncoder, encode_caption, load_clip, save_clip
+from mmchat.contrastive.objectives import info_nce
+from mmchat.data.collate import Batch, Collator
+from mmchat.data.records import Record
+from mmchat.errors import UserError
+from mmchat.model.directory import load_assistant, save_assistant
+from mmchat.training.config import RunConfig
+from mmchat.vision import preprocess
+
+
+class Objective(Protocol):
+    model: nn.Module
+    collator: Collator
+
+    def encode(self, record: Record, images: list[Image.Image]) -> tuple[list[int], list[int] | None, list]: ...
+
+    def terms(self, batch: Batch) -> int:
+        """How many losses `loss_sum` adds up; their global number divides the gradient."""
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor: ...
+
+    def save(self, directory: Path) -> None:
+        """Write the finished model, reload it strictly and compare what the two compute."""
+
+
+class AssistantObjective:
+    """Next-token loss over the supervised positions of conversations."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.model, self.processor = load_assistant(config.model)
+        self.max_length = config.data.max_length
+        self.collator = Collator(
+            pad_id=self.processor.pad_token_id,
+            specs=self.processor.image_processor.specs,
+            slot_id=self.model.config.image_token_id,
+            tokens_per_image=self.processor.image_tokens,
+        )
+
+    def encode(self, record: Record, images: list[Image.Image]) -> tuple[list[int], list[int] | None, list]:
+        rendered = self.processor.render(record.conversations, max_length=self.max_length)
+        return rendered.input_ids, rendered.labels, [self.processor.image_processor.pixels(image) for image in images]
+
+    def terms(self, batch: Batch) -> int:
+        return batch.supervised
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+        pixel_values, dummies = batch.pixel_values, 0
+        if pixel_values is None and images_anywhere:
+            # Another rank has images: run the same modules here, into no slot, with a gradient of zero.
+            sizes = [spec.image_size for spec in self.collator.specs]
+            pixel_values = [torch.zeros(1, 3, size, size, device=batch.input_ids.device) for size in sizes]
+            dummies = 1
+        targets = batch.labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        logits = module(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=pixel_values,
+            dummy_images=dummies,
+            # Only positions that predict something supervised reach the head: bool[B, L] -> float[n, V].
+            logits_to_keep=F.pad(supervised, (0, 1)),
+            use_cache=False,
+        ).logits
+        return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+
+    def save(self, directory: Path) -> None:
+        save_assistant(self.model, self.processor, directory)
+
+
+class ContrastiveObjective:
+    """InfoNCE between pictures and their captions, within one micro-batch on one rank."""
+
+    model: DualEncoder
+
+    def __init__(self, config: RunConfig) -> None:
+        from transformers import AutoTokenizer
+
+        from mmchat.training.distributed import ranks
+
+        if ranks() > 1 or config.micro_batch_size not in (None, config.batch_size):
+            raise UserError(
+                "objective contrastive compares every picture with every caption of one forward: run it on one rank "
+                "and without micro_batch_size (gathering over ranks and accumulation does not exist yet)"
+            )
+        self.model = load_clip(config.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self.spec = self.model.towers[0].spec
+        self.context_length = self.model.config.text_config.max_position_embeddings
+        pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        self.collator = Collator(pad_id=pad_id, specs=[self.spec])
+
+    def encode(self, record: Record, images: list[Image.Image]) -> tuple[list[int], list[int] | None, list]:
+        captions = [turn["value"] for turn in record.conversations if turn["from"] == "gpt"]
+        if len(images) != 1 or len(captions) != 1:
+            raise UserError(f"expected one image and one caption, found {len(images)} and {len(captions)}")
+        caption = captions[0].replace(IMAGE_PLACEHOLDER, "").strip()
+        return encode_caption(self.tokenizer, caption, self.context_length), None, [[preprocess(images[0], self.spec)]]
+
+    def terms(self, batch: Batch) -> int:
+        return batch.images
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+        images, texts, scale = module(batch.pixel_values[0], batch.input_ids, batch.attention_mask)
+        return info_nce(images, texts, scale).sum()
+
+    def save(self, directory: Path) -> None:
+        save_clip(self.model, self.tokenizer, directory)
+
+
+OBJECTIVES: dict[str, type] = {"assistant": AssistantObjective, "contrastive": ContrastiveObjective}

@@ -1,0 +1,228 @@
+"""One training run from its config to its finished model."""
+
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from mmchat.data.collate import Batch
+from mmchat.data.dataset import RecordDataset
+from mmchat.data.order import BatchOrder, MicroBatchSampler
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Record, Rejected, read_records
+from mmchat.errors import UserError
+from mmchat.files import write_text
+from mmchat.progress import progress_bar
+from mmchat.training import checkpoint, distributed
+from mmchat.training.config import TRAJECTORY, DataConfig, RunConfig, as_dict
+from mmchat.training.engine import accumulation, build_engine
+from mmchat.training.loop import grouped, train_step, validate
+from mmchat.training.metrics import Meter, MetricsLog, plot_loss, read_metrics, write_environment
+from mmchat.training.objectives import OBJECTIVES, Objective
+from mmchat.training.trainability import GradientWatch, apply_rules, render_table
+
+WATCHED_STEPS = 3
+"""After so many steps the run says which trained tensors have received no gradient."""
+
+
+def run(config: RunConfig) -> None:
+    """Train as `config` says; every rank of the launcher calls this.
+
+    Raises:
+        UserError: anything about the config, data or run directory that the user can mend.
+    """
+    console = Console(stderr=True, quiet=distributed.rank() > 0, highlight=False)
+    resume_from = open_run_dir(config)
+    if resume_from == "finished":
+        console.print(f"{config.run_dir}/model is complete already; nothing to do")
+        return
+    torch.manual_seed(config.seed + distributed.rank())
+    objective = OBJECTIVES[config.objective](config)
+    groups = apply_rules(objective.model, config.trainable)
+    console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
+
+    quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample)
+    records = load_records(config.data, quarantine)
+    order = batch_order(config, len(records))
+    total = config.steps or order.steps_in_total
+    micro, rounds = accumulation(config, distributed.ranks())
+    engine = build_engine(objective.model, groups, config, total, distributed.ranks())
+    done = 0
+    if resume_from is not None:
+        done = checkpoint.load(engine, resume_from)
+        console.print(f"resumed after step {done} from {resume_from}")
+    elif config.resume:
+        console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
+    console.print(
+        f"{len(records):,} samples, {total:,} steps of {config.batch_size} ({order.epoch(total):.2f} epochs), "
+        f"{distributed.ranks()} rank(s) x {rounds} x {micro}, {config.precision}, ZeRO {config.zero_stage}"
+    )
+
+    sampler = MicroBatchSampler(order, micro, distributed.rank(), distributed.ranks(), done, total)
+    batches = load_batches(records, config.data, objective, sampler, config.workers)
+    if config.overfit_one_batch:
+        batches = iter_one_batch(batches, rounds, total - done)
+    held_out = validation_batches(config, objective, quarantine, micro)
+    log = MetricsLog(config.run_dir / "metrics.jsonl", done) if distributed.rank() == 0 else None
+    watch = GradientWatch(groups) if done == 0 else None
+    meter = Meter()
+    with progress_bar(config.run_dir.name, total, done, enabled=distributed.rank() == 0) as bar:
+        for step, step_batches in enumerate(grouped(batches, rounds), done + 1):
+            meter.data_ready()
+            for rejected in (item for batch in step_batches for item in batch.rejected):
+                quarantine.add(rejected)
+            lr = engine.get_lr()[0]
+            result = train_step(engine, objective, step_batches)
+            rates = meter.step_done(result.terms)
+            if log:
+                log.write(
+                    step=step,
+                    loss=result.loss,
+                    grad_norm=result.grad_norm,
+                    lr=lr,
+                    epoch=round(order.epoch(step), 4),
+                    terms=result.terms,
+                    tokens=result.tokens,
+                    images=result.images,
+                    ids=[records[index].id for index in order.step(0 if config.overfit_one_batch else step - 1)],
+                    **rates,
+                )
+            bar.advance(note=_note(result.loss, rates, len(quarantine)))
+            if watch and step == min(WATCHED_STEPS, total):
+                _report_missing_gradients(watch.finish(), console)
+                watch = None
+            last = step == total
+            if held_out and (last or step % config.validation.every == 0):
+                loss = validate(engine, objective, held_out())
+                if log:
+                    log.write(step=step, validation_loss=loss)
+            if last or step % config.checkpoint.every == 0:
+                checkpoint.save(engine, config.run_dir / "checkpoints", step, config.checkpoint.keep)
+            meter.resume()
+    finish(config, objective, quarantine, console)
+
+
+def open_run_dir(config: RunConfig) -> Path | str | None:
+    """Claim the run directory: the checkpoint to resume from, "finished", or None for a fresh start.
+
+    Raises:
+        UserError: it holds another run, or this one with other settings.
+    """
+    directory, resolved = config.run_dir, config.run_dir / "config.yaml"
+    values = as_dict(config)
+    if resolved.exists():
+        if not config.resume:
+            raise UserError(
+                f"{directory} already holds a run; add --resume to go on with it, or name another run_dir"
+            )
+        before = yaml.safe_load(resolved.read_text(encoding="utf-8"))
+        changed = [key for key in TRAJECTORY if before.get(key) != values[key]]
+        if changed:
+            difference = "; ".join(f"{key}: {before.get(key)} -> {values[key]}" for key in changed)
+            raise UserError(f"{directory} was begun with other settings ({difference}); a resumed run must keep them")
+    distributed.barrier()  # every rank has looked before rank 0 writes
+    if (directory / "model" / "config.json").exists():
+        return "finished"
+    if distributed.rank() == 0:
+        write_text(resolved, yaml.safe_dump(values, sort_keys=False))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        write_environment(directory / "environment.json", distributed.ranks(), device)
+    return checkpoint.latest(directory / "checkpoints") if config.resume else None
+
+
+def load_records(data: DataConfig, quarantine: Quarantine) -> list[Record]:
+    """Usable records of one source; the others go where the policy says.
+
+    Raises:
+        UserError: no record is usable, or one is not and the policy is "stop".
+    """
+    records = []
+    for item in read_records(data.path, data.root):
+        if isinstance(item, Rejected):
+            quarantine.add(item)
+        else:
+            records.append(item)
+        if len(records) == data.max_samples:
+            break
+    if not records:
+        raise UserError(f"{data.path} holds no usable record (image root {data.root}); see {quarantine.path}")
+    return records
+
+
+def batch_order(config: RunConfig, samples: int) -> BatchOrder:
+    total = None if config.epochs is None else round(samples * config.epochs)
+    return BatchOrder(samples, config.seed, config.batch_size, total)
+
+
+def load_batches(
+    records: list[Record], data: DataConfig, objective: Objective, sampler: MicroBatchSampler, workers: int
+) -> Iterator[Batch]:
+    loader = DataLoader(
+        RecordDataset(records, data.root, objective.encode),
+        batch_sampler=sampler,
+        collate_fn=objective.collator,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def iter_one_batch(batches: Iterator[Batch], rounds: int, steps: int) -> Iterator[Batch]:
+    """The first step's micro-batches, `steps` times."""
+    first = next(grouped(batches, rounds))
+    for group in repeat(first, steps):
+        yield from group
+
+
+def validation_batches(config: RunConfig, objective: Objective, quarantine: Quarantine, micro: int):
+    """A function that starts a pass over the held-out records, or None without any."""
+    if config.validation is None:
+        return None
+    records = load_records(config.validation, quarantine)
+    # Equally many batches on every rank, in file order; the last ones may be empty.
+    ranks, rank = distributed.ranks(), distributed.rank()
+    rounds = -(-len(records) // (micro * ranks))
+    starts = [(i * ranks + rank) * micro for i in range(rounds)]
+    index_lists = [list(range(start, min(start + micro, len(records)))) for start in starts]
+
+    def one_pass() -> Iterator[Batch]:
+        return load_batches(records, config.validation, objective, index_lists, config.workers)
+
+    return one_pass
+
+
+def finish(config: RunConfig, objective: Objective, quarantine: Quarantine, console: Console) -> None:
+    """Write the final model, draw the curve, say where everything is."""
+    if distributed.rank() == 0:
+        objective.save(config.run_dir / "model")
+        metrics = read_metrics(config.run_dir / "metrics.jsonl")
+        plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)
+        steps = [row for row in metrics if "loss" in row]
+        minutes = sum(row["seconds"] for row in steps) / 60
+        held_out = [row["validation_loss"] for row in metrics if "validation_loss" in row]
+        console.print(
+            f"done: {len(steps)} steps in {minutes:.1f} min, last loss {steps[-1]['loss']:.4f}"
+            + (f", validation loss {held_out[-1]:.4f}" if held_out else "")
+            + f", {len(quarantine)} samples left out"
+        )
+        console.print(f"  model    {config.run_dir / 'model'}\n  metrics  {config.run_dir / 'metrics.jsonl'}")
+        console.print(f"  curve    {config.run_dir / 'loss.png'}")
+        if len(quarantine):
+            console.print(f"  left out {quarantine.path}")
+    distributed.barrier()
+
+
+def _report_missing_gradients(names: list[str], console: Console) -> None:
+    if names:
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        console.print(f"[yellow]no gradient in the first {WATCHED_STEPS} steps for {shown}")
+
+
+def _note(loss: float, rates: dict[str, float], left_out: int) -> str:
+    note = f"loss {loss:.4f}  {rates['supervised_tokens_per_second']:.0f} terms/s  wait {rates['data_wait']:.0%}"
+    return note + (f"  {left_out} left out" if left_out else "")

@@ -1,0 +1,34 @@
+"""Eyes: an image tensor becomes patch features.
+
+`TowerSpec` and `preprocess` are torch-free (data workers use them alone), so the towers themselves
+are imported on first access.
+"""
+
+from importlib import import_module
+
+from mmchat.vision.preprocess import normalise, preprocess
+from mmchat.vision.spec import TowerConfig, TowerSpec
+
+__all__ = [
+    "TowerConfig",
+    "TowerOutput",
+    "TowerSpec",
+    "VisionTower",
+    "build_tower",
+    "load_tower",
+    "normalise",
+    "preprocess",
+]
+
+_HOMES = {
+    "TowerOutput": "mmchat.vision.tower",
+    "VisionTower": "mmchat.vision.tower",
+    "build_tower": "mmchat.vision.loading",
+    "load_tower": "mmchat.vision.loading",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

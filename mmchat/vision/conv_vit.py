@@ -1,0 +1,58 @@
+"""A CLIP ViT whose patches are cut by a small convolutional stem instead of one matrix.
+
+Early convolutions let a transformer learn from few pictures and few steps (Xiao et al. 2021,
+arXiv:2106.14881); what it bought the quickstart's tower is in docs/decisions.md. For towers grown
+here: no released checkpoint has this layout.
+"""
+
+import torch
+from torch import nn
+
+from mmchat.errors import UserError
+from mmchat.vision.clip_vit import CLIPViT
+from mmchat.vision.spec import TowerConfig, TowerSpec
+
+
+class ConvViT(CLIPViT):
+    """`backbone` holds CLIPVisionConfig's values and `stem_width`, the channels after the first convolution."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        embeddings = self.backbone.embeddings
+        embeddings.patch_embedding = ConvStem(self.spec.patch_size, config.backbone["stem_width"], self.spec.dim)
+
+    @staticmethod
+    def spec_of(config: TowerConfig) -> TowerSpec:
+        spec = CLIPViT.spec_of(config)
+        if spec.patch_size & (spec.patch_size - 1) or "stem_width" not in config.backbone:
+            raise UserError(
+                f"a conv_vit needs stem_width and a patch size that is a power of two, found {config.backbone}"
+            )
+        return spec
+
+
+class ConvStem(nn.Module):
+    """float[B, 3, H, W] -> float[B, dim, H / patch_size, W / patch_size].
+
+    3x3 convolutions: stride 2 with doubling channels until a pixel is a patch, then two at full width;
+    group norm and GELU between them.
+    """
+
+    def __init__(self, patch_size: int, width: int, dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for _ in range(patch_size.bit_length() - 1):
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU()]
+            channels, width = width, width * 2
+        layers += [nn.Conv2d(channels, dim, 3, padding=1), nn.GroupNorm(8, dim), nn.GELU()]
+        layers.append(nn.Conv2d(dim, dim, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """CLIPVisionEmbeddings reads the dtype to compute in from here."""
+        return self.layers[-1].weight
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.layers(pixel_values)

@@ -1,0 +1,85 @@
+"""What a tower is (`TowerConfig`, saved with the weights) and what it promises (`TowerSpec`). No torch."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mmchat.errors import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
+
+FITS = ("squash", "pad", "shortest-edge-crop")
+RESAMPLINGS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture of any shape becomes the square that a tower sees.
+
+    fit: squash          resize to the square, proportions lost (SigLIP)
+         pad             pad to a square with the mean colour, then resize (LLaVA's `pad`)
+         shortest-edge-crop   resize the short side, crop the centre (CLIP)
+    """
+
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resample: str = "bicubic"
+    fit: str = "shortest-edge-crop"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        if self.fit not in FITS:
+            raise UserError(f"preprocessing fit {self.fit!r} is unknown; expected one of {', '.join(FITS)}")
+        if self.resample not in RESAMPLINGS:
+            known = ", ".join(RESAMPLINGS)
+            raise UserError(f"preprocessing resample {self.resample!r} is unknown; expected one of {known}")
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """A tower's outside: pixels in, `tokens` features of width `dim` out.
+
+    image_size and patch_size are in pixels; `tokens` is N of `patches: float[B, N, dim]`.
+    """
+
+    image_size: int
+    patch_size: int
+    tokens: int
+    dim: int
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TowerSpec":
+        return cls(**{**values, "preprocessing": Preprocessing(**values["preprocessing"])})
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Everything needed to build a tower without its weights.
+
+    family: key of `mmchat.vision.loading.FAMILIES`.
+    backbone: keyword arguments of the backbone's transformers config.
+    layer: which hidden state is the feature, counted as transformers does: 0 is the embeddings, -1 the
+        last block's output, -2 the one before (LLaVA, Vary). Blocks above it are not run.
+    class_token: keep the class token among the features.
+    """
+
+    family: str
+    backbone: dict[str, Any]
+    layer: int = -1
+    class_token: bool = False
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TowerConfig":
+        values = dict(values)
+        preprocessing = Preprocessing(**values.pop("preprocessing", {}))
+        return cls(**values, preprocessing=preprocessing)

@@ -1,0 +1,41 @@
+"""The contract that every vision tower keeps."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mmchat.vision.spec import TowerConfig, TowerSpec
+
+
+@dataclass
+class TowerOutput:
+    """patches: float[B, N, D], the selected layer's features; pooled: float[B, P] where it was asked for."""
+
+    patches: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+class VisionTower(nn.Module, ABC):
+    """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`."""
+
+    backbone: nn.Module
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = self.spec_of(config)
+
+    @staticmethod
+    @abstractmethod
+    def spec_of(config: TowerConfig) -> TowerSpec:
+        """What a tower of this configuration promises, known before any weight exists."""
+
+    @abstractmethod
+    def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
+        """Features of a batch; `pooled=True` also runs what the family's own pooled output needs."""
+
+    @abstractmethod
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Parameters that `forward(pixel_values)` does not use: blocks above the feature layer, heads."""

@@ -1,0 +1,53 @@
+"""The four tokenizers, with the slot tokens and with added tokens of every sort that text may imitate."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from mmchat.conversation import control_tokens
+
+TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
+NAMES = ("llama_like_legacy_false", "neox_like", "opt_like", "qwen_like")
+WRITTEN = ("<imgpad>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    """Each able to write every template."""
+    loaded = {}
+    for name in NAMES:
+        tokenizer = loaded[name] = AutoTokenizer.from_pretrained(TOKENIZERS / name)
+        missing = [token for token in WRITTEN if token not in tokenizer.get_added_vocab()]
+        tokenizer.add_tokens(missing, special_tokens=True)
+        tokenizer.add_tokens(["<plain-added>"])  # neither special nor in any template
+        tokenizer.add_tokens([AddedToken("<|lone|>", lstrip=True, rstrip=True, single_word=True)])
+        tokenizer.chat_control_tokens = control_tokens(tokenizer)
+    return loaded
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def tokenizer(request, tokenizers):
+    return tokenizers[request.param]
+
+
+@pytest.fixture(scope="session")
+def qwen(tokenizers):
+    return tokenizers["qwen_like"]
+
+
+@pytest.fixture(scope="session")
+def llama(tokenizers):
+    return tokenizers["llama_like_legacy_false"]
+
+
+@pytest.fixture(scope="session")
+def opt(tokenizers):
+    return tokenizers["opt_like"]
+
+
+@pytest.fixture
+def bare():
+    """A fresh tokenizer by name, as it comes, free to be changed."""
+    return lambda name: AutoTokenizer.from_pretrained(TOKENIZERS / name)

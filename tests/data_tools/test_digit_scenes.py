@@ -1,0 +1,207 @@
+"""The quickstart's data: its answers are right, its questions independent, its bytes reproducible."""
+
+import collections
+import dataclasses
+import importlib.util
+import itertools
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmchat.errors import UserError
+
+
+def load(name: str):
+    """A program of data_tools/, which is no package, as a module."""
+    path = Path(__file__).parents[2] / "data_tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ds = load("digit_scenes")
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    """1,500 scenes of the training split and the questions asked about each."""
+    made = []
+    for index in range(1500):
+        rng = random.Random(f"test/{index}")
+        light, things = ds.compose(rng, ds.GLYPHS["train"])
+        made.append((light, things, ds.converse(rng, things)))
+    return made
+
+
+def answer(things, text: str) -> str | None:
+    """What the text asks, read off the scene by rules of this test's own; None where it is ill-posed."""
+    colors = "|".join(ds.COLORS)
+    digit, color = re.search(r"\d", text), re.search(colors, text)
+    side = re.search(r"(left|right|top|bottom)\b", text)
+    size = re.search(r"largest|biggest|smallest|tiniest", text)
+    if re.match(r"Describe|What is in|List", text):
+        ordered = sorted(things, key=lambda t: t.x)
+        if any(b.x - a.x < 0.08 for a, b in zip(ordered, ordered[1:])):
+            return None
+        return re.sub(r"(.*), ", r"\1 and ", ", ".join(f"a{'n' * (t.color == 'orange')} {t.color} {t.digit}" for t in ordered))
+    if re.search(r"Is there|Does the|Can you", text):
+        return "yes" if any(t.digit == int(digit[0]) for t in things) else "no"
+    if re.match(r"How many|Count", text):
+        return str(sum(t.color == color[0] for t in things) if color else len(things))
+    if digit:
+        match = [t.color for t in things if t.digit == int(digit[0])]
+        return match[0] if len(match) == 1 else None
+    if color:
+        match = [str(t.digit) for t in things if t.color == color[0]]
+        return match[0] if len(match) == 1 else None
+    value = {
+        "left": lambda t: t.x, "right": lambda t: -t.x, "top": lambda t: t.y, "bottom": lambda t: -t.y,
+        "largest": lambda t: -t.size, "biggest": lambda t: -t.size, "smallest": lambda t: t.size, "tiniest": lambda t: t.size,
+    }[(side or size)[0]]  # fmt: skip
+    ordered = sorted(things, key=value)
+    if len(ordered) < 2 or abs(value(ordered[1]) - value(ordered[0])) < (0.02 if size else 0.1):
+        return None
+    return str(ordered[0].digit)
+
+
+def worlds(things):
+    """Other scenes that differ in one respect: a digit, a colour, one thing fewer, one more."""
+    for i, thing in enumerate(things):
+        rest = things[:i] + things[i + 1 :]
+        for digit in range(10):
+            yield (*rest, dataclasses.replace(thing, digit=digit))
+            yield tuple(dataclasses.replace(t, digit=digit) if t.digit == thing.digit else t for t in things)
+        for color in ds.COLORS:
+            yield (*rest, dataclasses.replace(thing, color=color))
+            yield tuple(dataclasses.replace(t, color=color) if t.color == thing.color else t for t in things)
+        if rest:
+            yield rest
+    if len(things) < 4:
+        for x, y, size in itertools.product((0.2, 0.5, 0.8), (0.2, 0.5, 0.8), (0.32, 0.42)):
+            for digit, color in itertools.product(range(10), ds.COLORS):
+                yield (*spread(things), ds.Thing(digit, color, x, y, size))
+
+
+def spread(things):
+    """The same scene with room between: every order kept, on which alone the answers hang."""
+    ranks = {name: sorted(getattr(t, name) for t in things) for name in ("x", "y", "size")}
+    far = {"x": (0.05, 0.35, 0.65, 0.95), "y": (0.05, 0.35, 0.65, 0.95), "size": (0.27, 0.37, 0.47, 0.57)}
+    if len(things) < 3:
+        far = {name: values[::3] for name, values in far.items()}
+    move = lambda t: {name: far[name][ranks[name].index(getattr(t, name))] for name in far}  # noqa: E731
+    return tuple(dataclasses.replace(t, **move(t)) for t in things)
+
+
+def test_answers_are_right_and_unambiguous(conversations):
+    for _, things, questions in conversations:
+        for question in questions:
+            assert answer(things, question.text) == question.answer, (things, question)
+
+
+def test_no_question_gives_another_away(conversations):
+    """For each question there are worlds in which all else that was said holds, and its answer is another."""
+    for _, things, questions in conversations[:600]:
+        missing = {q: {"count": 1, "count_color": 1, "has_digit": 1, "color_of_digit": 3}.get(q.kind, 5) for q in questions}
+        others = {q: set() for q in questions}
+        for world in worlds(things):
+            said = [answer(world, q.text) for q in questions]
+            changed = [q for q, now in zip(questions, said) if now != q.answer]
+            if len(changed) == 1 and (now := said[questions.index(changed[0])]) is not None:
+                others[changed[0]].add(now)
+            if all(len(others[q]) >= missing[q] for q in questions):
+                break
+        else:
+            pytest.fail(f"given away: {[(q, others[q]) for q in questions if len(others[q]) < missing[q]]} in {things} by {questions}")
+
+
+def test_the_reasoner_sees_a_leak():
+    """The test above can fail: who says which digit is red has said that it is there."""
+    things = (ds.Thing(7, "red", 0.3, 0.3, 0.3), ds.Thing(2, "blue", 0.7, 0.7, 0.3))
+    said = [("Which digit is red?", "7"), ("Is there a 7?", "yes")]
+    held = [w for w in worlds(things) if answer(w, said[0][0]) == said[0][1]]
+    assert held and {answer(w, said[1][0]) for w in held} == {"yes"}
+
+
+def test_kinds_are_many_balanced_and_in_any_order(conversations):
+    kinds = collections.Counter(q.kind for *_, questions in conversations for q in questions)
+    assert len(kinds) >= 8 and max(kinds.values()) < 0.2 * kinds.total() and min(kinds.values()) > 0.03 * kinds.total()
+    places = collections.defaultdict(set)
+    for *_, questions in conversations:
+        assert len({q.kind for q in questions}) == len(questions)
+        for place, question in enumerate(questions):
+            places[question.kind].add(min(place, 2))
+    assert all(seen == ({0} if kind == "describe" else {0, 1, 2}) for kind, seen in places.items())
+
+
+def test_the_commonest_answer_scores_low(conversations):
+    answers = collections.defaultdict(collections.Counter)
+    for *_, questions in conversations:
+        for question in questions:
+            answers[question.kind][question.answer] += 1
+    assert sum(max(a.values()) for a in answers.values()) < 0.3 * sum(a.total() for a in answers.values())
+
+
+def test_digits_stay_apart_inside_and_visible(conversations):
+    for light, things, _ in conversations:
+        for i, a in enumerate(things):
+            assert a.size >= 0.25 and a.size / 2 <= min(a.x, a.y) and max(a.x, a.y) <= 1 - a.size / 2
+            assert a.color not in (("yellow", "white") if light else ("black",))
+            assert all(max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2 for b in things[:i])
+    for index in range(50):
+        picture, _ = ds.make("train", index, 0, 64)
+        pixels = np.asarray(picture, dtype=int)
+        far = np.abs(pixels - np.median(pixels, axis=(0, 1))).sum(-1) > 100
+        assert far.mean() > 0.01
+
+
+def test_splits_share_no_scan(monkeypatch):
+    ranges = [ds.GLYPHS[split] for split in ("train", "dev", "heldout")]
+    assert ranges == [(0, 1200), (1200, 1500), (1500, len(ds.glyphs()[1]))]
+    used = collections.defaultdict(set)
+    for split in ds.GLYPHS:
+        for index in range(200):
+            _, things = ds.compose(random.Random(index), ds.GLYPHS[split])
+            used[split].update(t.glyph for t in things)
+    assert not used["heldout"] & (used["train"] | used["captions"] | used["dev"]) and not used["dev"] & used["train"]
+
+
+def test_same_bytes_for_any_number_of_workers(tmp_path):
+    for workers in (1, 2):
+        ds.write_split(tmp_path / str(workers), "heldout", 70, seed=3, side=64, workers=workers)
+    one, two = ({p.relative_to(d): p.read_bytes() for p in d.rglob("*.*")} for d in (tmp_path / "1", tmp_path / "2"))
+    assert one == two and len(one) == 71
+
+
+def test_verify_refuses_another_test(tmp_path):
+    records = ds.write_split(tmp_path, "heldout", 5, seed=0, side=64, workers=1)
+    ds.verify(records, tmp_path / "heldout.json")
+    with pytest.raises(UserError, match="--heldout 5"):
+        ds.verify(records[:4], tmp_path / "heldout.json")
+    records[3]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(records))
+    with pytest.raises(UserError, match="heldout/000003: `sha256` differs"):
+        ds.verify(ds.write_split(tmp_path, "heldout", 5, seed=0, side=64, workers=1), tmp_path / "other.json")
+
+
+def test_tokenizer_is_small_fast_and_deterministic(tmp_path):
+    from transformers import AutoTokenizer
+
+    tool = load("train_tokenizer")
+    ds.write_split(tmp_path, "train", 300, seed=0, side=64, workers=1)
+    for name in "ab":
+        tool.main([str(tmp_path / "train.json"), "--out", str(tmp_path / name), "--vocab-size", "400"])
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert tokenizer.is_fast and len(tokenizer) <= 400
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<unk>")
+    text = "What color is the 72? Füße\n"
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert {"7", "2"} <= set(tokenizer.convert_ids_to_tokens(ids))
