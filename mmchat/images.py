@@ -25,6 +25,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
         UserError: the path leaves `root` (`..`, an absolute path, or a link that points outside).
     """
     root = root.resolve()
+    if "\0" in relative:
+        raise UserError(f"image path {relative!r} holds a null character, which no path can")
     path = (root / relative).resolve()
     if not path.is_relative_to(root):
         raise UserError(
@@ -75,6 +77,9 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to 8, turning all but the darkest shades white.
+        image = image.convert("I").point(lambda shade: shade * (1 / 257)).convert("L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -20,6 +20,7 @@ def add_commands(add) -> None:
     init.add_argument("--projector", default="mlp2x_gelu", help="linear or mlp2x_gelu")
     init.add_argument("--fusion", default="channels", choices=["channels", "sequence"], help="how several towers meet")
     init.add_argument("--template", default="vicuna_v1", help="conversation template")
+    init.add_argument("--system", help="default system message, may be empty; not given: the template's own")
     init.add_argument("--layer", type=int, help="feature layer of every tower; not given: the tower's own setting")
     init.add_argument("--class-token", action="store_true", help="keep the class token among the features")
     init.add_argument("--seed", type=int, default=0, help="of new weights")
@@ -60,6 +61,7 @@ def run_init(arguments: argparse.Namespace) -> None:
         towers,
         arguments.projector,
         arguments.template,
+        system=arguments.system,
         tokenizer=arguments.tokenizer,
         fusion=arguments.fusion,
         seed=arguments.seed,

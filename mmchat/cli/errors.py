@@ -1,6 +1,7 @@
 """How mistakes are shown: a user's as one message and status 2, ours with their traceback."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,15 +9,23 @@ from mmchat.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+OTHER_RANKS_WAIT = 4.0
+"""Seconds; DeepSpeed's launcher looks at its processes once a second."""
 
 
 @contextmanager
 def reporting(rank: int = 0) -> Iterator[None]:
-    """Turn `UserError` and Ctrl-C into a message on stderr and an exit status."""
+    """Turn `UserError` and Ctrl-C into a message on stderr and an exit status.
+
+    A mistake in a config is met by every rank. Ranks above 0 wait before they speak: if rank 0 has said it,
+    the launcher ends them meanwhile, and the user reads it once.
+    """
     who = f"[rank {rank}] " if rank else ""
     try:
         yield
     except UserError as error:
+        if rank:
+            time.sleep(OTHER_RANKS_WAIT)
         print(f"{who}error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:

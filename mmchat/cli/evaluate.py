@@ -1,2 +1,43 @@
+"""`mmchat eval`: score a model on questions with known answers."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmchat.files import write_json, write_text
+
+
 def add_commands(add) -> None:
-    pass
+    command = add(
+        "eval",
+        "ask every question of a file and score exact match per kind, with the blind score beside it",
+        "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart",
+    )
+    command.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")
+    command.add_argument("data", metavar="FILE", type=Path, help="LLaVA .json or .jsonl; `kinds` groups the questions")
+    command.add_argument("--image-root", type=Path, help="folder of the images; not given: the file's own")
+    command.add_argument("--out", type=Path, help="folder for scores.json and predictions.jsonl")
+    command.add_argument("--batch-size", type=int, default=32, help="questions per forward")
+    command.add_argument("--max-new-tokens", type=int, default=64, help="longest answer")
+    command.set_defaults(run=run_eval)
+
+
+def run_eval(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from mmchat.evaluation.questions import evaluate, read_questions
+    from mmchat.evaluation.report import score_table
+    from mmchat.inference.generator import Generator
+
+    questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
+    result = evaluate(Generator(arguments.checkpoint), questions, arguments.batch_size, arguments.max_new_tokens)
+    Console().print(score_table(result))
+    if arguments.out:
+        write_json(arguments.out / "scores.json", result.flat())
+        lines = [
+            {"image": str(q.image), "kind": q.kind, "question": q.text, "answer": p, "truth": q.answer}
+            for q, p in zip(questions, result.predictions, strict=True)
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(arguments.out / "predictions.jsonl", text)
+        print(f"{arguments.out / 'scores.json'}\n{arguments.out / 'predictions.jsonl'}")

@@ -101,7 +101,9 @@ def load_clip(source: str | Path) -> DualEncoder:
     found = read_json(directory / "config.json").get("model_type")
     if found != DualEncoderConfig.model_type:
         raise UserError(f"{directory} holds a {found!r}, expected a dual encoder ({DualEncoderConfig.model_type})")
-    model, report = DualEncoder.from_pretrained(directory, output_loading_info=True, use_safetensors=True)
+    model, report = DualEncoder.from_pretrained(
+        directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+    )
     if problems := {name: sorted(keys) for name, keys in report.items() if keys}:
         raise UserError(f"the weights in {directory} do not fit its config: {problems}")
     return model

@@ -10,10 +10,13 @@ POLICIES = ("stop", "skip")
 
 
 class Quarantine:
-    """Answers every unusable sample as the user's policy says: an error, or a counted line in a file."""
+    """Answers every unusable sample as the user's policy says: an error, or a counted line in a file.
 
-    def __init__(self, path: Path, policy: str) -> None:
-        self.path, self.policy = path, policy
+    writes: False on all ranks but one, which count only.
+    """
+
+    def __init__(self, path: Path, policy: str, writes: bool = True) -> None:
+        self.path, self.policy, self.writes = path, policy, writes
         self._seen = set()
         if path.exists():
             self._seen = {json.loads(line)["where"] for line in path.read_text(encoding="utf-8").splitlines()}
@@ -26,12 +29,14 @@ class Quarantine:
         if self.policy == "stop":
             raise UserError(
                 f"{rejected.where}: {rejected.reason}\n"
-                "  mend the record, or set data.on_bad_sample to skip (bad samples are then left out, counted "
+                "  mend the record, or set on_bad_sample to skip (bad samples are then left out, counted "
                 f"and listed in {self.path})"
             )
         if rejected.where in self._seen:
             return
         self._seen.add(rejected.where)
+        if not self.writes:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             line = {"where": rejected.where, "id": rejected.id, "reason": rejected.reason}

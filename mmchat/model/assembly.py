@@ -1,5 +1,6 @@
 """`mmchat init`: join a language model and vision towers into a directory that any stage can start from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def assemble(
     towers: list[VisionTower],
     projector: str,
     template: str,
+    system: str | None = None,
     tokenizer: str | None = None,
     slots: SlotTokens | None = None,
     fusion: str = "channels",
@@ -28,12 +30,15 @@ def assemble(
     Args:
         language: directory or hub name of a causal language model; or a `.json` file with a transformers
             config, which gives random weights and needs `tokenizer`.
+        system: default system message; None takes the template's own, "" none at all.
         tokenizer: directory or hub name; None takes the language model's own.
         slots: added to the tokenizer where it lacks them; their embeddings start as the mean of the others.
         seed: of every random weight.
     """
     slots = slots or SlotTokens(pad="<imgpad>", start="<img>", end="</img>")
-    get_template(template)
+    conversation = get_template(template)
+    if system is not None:
+        conversation = replace(conversation, default_system=system)
     words, model_config = _language(language, tokenizer)
     words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)
     torch.manual_seed(seed)
@@ -51,6 +56,7 @@ def assemble(
         image_token_id=words.convert_tokens_to_ids(slots.pad),
         slots={"pad": slots.pad, "start": slots.start, "end": slots.end},
         template=template,
+        system=system,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )
@@ -64,8 +70,9 @@ def assemble(
     processor = MMChatProcessor(
         MMChatImageProcessor([tower.spec.to_dict() for tower in towers]),
         words,
-        chat_template=to_jinja(template, slots, words),
+        chat_template=to_jinja(conversation, slots, words),
         template=template,
+        system=system,
         slots=config.slots,
         fusion=fusion,
     )

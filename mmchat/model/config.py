@@ -21,6 +21,7 @@ class MMChatConfig(PreTrainedConfig):
         image_token_id: id of the slot token (`<imgpad>`) whose embeddings the features replace.
         slots: the slot tokens, `{"pad": ..., "start": ... | None, "end": ... | None}`.
         template: name of the conversation template that the model was trained with.
+        system: the system message of conversations that bring none; None is the template's own, "" is none.
     """
 
     model_type = "mmchat"
@@ -35,6 +36,7 @@ class MMChatConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         slots: dict[str, str | None] | None = None,
         template: str = "vicuna_v1",
+        system: str | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -47,6 +49,7 @@ class MMChatConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
         self.template = template
+        self.system = system
         if fusion not in FUSIONS:
             raise UserError(f"fusion {fusion!r} is unknown; expected one of {', '.join(FUSIONS)}")
         if len(self.towers) != len(self.projectors):

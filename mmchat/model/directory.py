@@ -26,7 +26,7 @@ def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, 
     if found != "mmchat":
         raise UserError(f"{directory} holds a model of type {found!r}, expected an assistant (mmchat)")
     model, report = MMChatForConditionalGeneration.from_pretrained(
-        directory, output_loading_info=True, use_safetensors=True
+        directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
     )
     if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
         raise UserError(f"the weights in {directory} do not fit its config: {problems}")

@@ -58,7 +58,7 @@ def _as_rgb(image: Any) -> Image.Image:
 class MMChatProcessor(ProcessorMixin):
     """Tokenizer, image processor and the template that the model was trained with.
 
-    template, slots, fusion: as in `MMChatConfig`.
+    template, system, slots, fusion: as in `MMChatConfig`.
     """
 
     def __init__(
@@ -67,11 +67,13 @@ class MMChatProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | None = None,
         template: str = "vicuna_v1",
+        system: str | None = None,
         slots: dict[str, str | None] | None = None,
         fusion: str = "channels",
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.template = template
+        self.system = system
         self.slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
         self.fusion = fusion
         # What typed text must never become; transformers marks only special tokens unless told.
@@ -101,6 +103,7 @@ class MMChatProcessor(ProcessorMixin):
             self.template,
             self.tokenizer,
             image_tokens=self.image_tokens,
+            system=self.system,
             max_length=max_length,
             slots=self.slot_tokens,
             add_generation_prompt=add_generation_prompt,

@@ -60,3 +60,12 @@ def all_reduce(values: torch.Tensor, operation: str = "sum") -> torch.Tensor:
     moved = values.to(device, copy=True)
     dist.all_reduce(moved, _OPERATIONS[operation])
     return moved.cpu()
+
+
+def all_gather(items: list) -> list:
+    """The lists of all ranks, one after another, on every rank. For rare events: it pickles."""
+    if ranks() == 1:
+        return items
+    found: list[list] = [[] for _ in range(ranks())]
+    dist.all_gather_object(found, items)
+    return [item for part in found for item in part]

@@ -7,6 +7,7 @@ import deepspeed
 import torch
 
 from mmchat.data.collate import Batch
+from mmchat.data.records import Rejected
 from mmchat.training import distributed
 from mmchat.training.objectives import Objective
 
@@ -16,6 +17,7 @@ class StepResult:
     """One optimizer step, summed over micro-batches and ranks.
 
     loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping.
+    rejected: samples of this step, on any rank, that could not be used.
     """
 
     loss: float
@@ -23,6 +25,7 @@ class StepResult:
     terms: int
     tokens: int
     images: int
+    rejected: list[Rejected]
 
 
 def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: list[Batch]) -> StepResult:
@@ -31,9 +34,10 @@ def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches:
     The gradient is that of (sum of losses) / (number of terms over all micro-batches and ranks), so it does
     not depend on how the step's samples are split. DeepSpeed averages over ranks, hence the factor `ranks`.
     """
-    counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), *(b.images for b in batches)]
-    counts = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
-    terms, tokens, images = counts[0], counts[1], counts[2:]
+    rejected = [item for batch in batches for item in batch.rejected]
+    counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), len(rejected)]
+    counts += [batch.images for batch in batches]
+    terms, tokens, left_out, *images = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
     loss_sum = torch.zeros((), dtype=torch.float64)
     for batch, images_anywhere in zip(batches, images, strict=True):
         loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere > 0)
@@ -42,7 +46,8 @@ def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches:
         loss_sum += loss.detach().double().cpu()
     total = distributed.all_reduce(loss_sum).item()
     grad_norm = float(engine.get_global_grad_norm())
-    return StepResult(total / max(1, terms), grad_norm, terms, tokens, sum(images))
+    rejected = distributed.all_gather(rejected) if left_out else []
+    return StepResult(total / max(1, terms), grad_norm, terms, tokens, sum(images), rejected)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def run(config: RunConfig) -> None:
     groups = apply_rules(objective.model, config.trainable)
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
 
-    quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample)
+    quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
     records = load_records(config.data, quarantine)
     order = batch_order(config, len(records))
     total = config.steps or order.steps_in_total
@@ -73,10 +73,10 @@ def run(config: RunConfig) -> None:
     with progress_bar(config.run_dir.name, total, done, enabled=distributed.rank() == 0) as bar:
         for step, step_batches in enumerate(grouped(batches, rounds), done + 1):
             meter.data_ready()
-            for rejected in (item for batch in step_batches for item in batch.rejected):
-                quarantine.add(rejected)
             lr = engine.get_lr()[0]
             result = train_step(engine, objective, step_batches)
+            for rejected in result.rejected:
+                quarantine.add(rejected)
             rates = meter.step_done(result.terms)
             if log:
                 log.write(
@@ -88,7 +88,7 @@ def run(config: RunConfig) -> None:
                     terms=result.terms,
                     tokens=result.tokens,
                     images=result.images,
-                    ids=[records[index].id for index in order.step(0 if config.overfit_one_batch else step - 1)],
+                    ids=_consumed(records, order.step(0 if config.overfit_one_batch else step - 1), result.rejected),
                     **rates,
                 )
             bar.advance(note=_note(result.loss, rates, len(quarantine)))
@@ -215,6 +215,12 @@ def finish(config: RunConfig, objective: Objective, quarantine: Quarantine, cons
         if len(quarantine):
             console.print(f"  left out {quarantine.path}")
     distributed.barrier()
+
+
+def _consumed(records: list[Record], indices: list[int], rejected: list[Rejected]) -> list[str]:
+    """Ids of the step's samples in global order, without those that could not be used."""
+    left_out = {item.where for item in rejected}
+    return [records[index].id for index in indices if records[index].where not in left_out]
 
 
 def _report_missing_gradients(names: list[str], console: Console) -> None:

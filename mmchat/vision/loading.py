@@ -59,7 +59,10 @@ def load_tower(source: str | Path, **settings: Any) -> VisionTower:
 
 
 def _load_hugging_face_clip(directory: Path, settings: dict[str, Any]) -> VisionTower:
-    backbone, report = CLIPVisionModel.from_pretrained(directory, output_loading_info=True, use_safetensors=True)
+    # Weights of another shape are to stand in the report, and be refused below, rather than raise here.
+    backbone, report = CLIPVisionModel.from_pretrained(
+        directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+    )
     # A whole CLIP also holds its text half; anything else left over means that the file is not what it says.
     leftover = [k for k in report["unexpected_keys"] if not k.startswith(("text_", "visual_projection", "logit_"))]
     if report["missing_keys"] or report["mismatched_keys"] or leftover:

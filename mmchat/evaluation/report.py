@@ -1,0 +1,110 @@
+"""How a run is shown: the score table in the terminal, and one self-contained HTML page."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from rich.table import Table
+
+from mmchat.errors import UserError
+from mmchat.evaluation.questions import Result
+from mmchat.files import read_json, write_text
+from mmchat.images import load_image
+
+PICTURE_SIDE = 128
+"""Side of a picture in the report's grid, in pixels."""
+
+
+def score_table(result: Result) -> Table:
+    """Per kind: exact match, the blind score, and what the commonest answer would get."""
+    table = Table(title="exact match, %", title_justify="left")
+    table.add_column("kind of question")
+    for column in ("questions", "model", "blind (another picture)", "commonest answer"):
+        table.add_column(column, justify="right")
+    for row in [*result.kinds, result.overall]:
+        if row is result.overall:
+            table.add_section()
+        shares = (f"{100 * share:.1f}" for share in (row.score, row.other_picture, row.commonest))
+        table.add_row(row.kind, str(row.questions), *shares)
+    return table
+
+
+def write_report(run: Path, stages: list[Path], pictures: int) -> Path:
+    """Write `run/report.html` from the stages' metrics and the run's scores and predictions.
+
+    Raises:
+        UserError: a stage has no metrics, or the run was not evaluated.
+    """
+    for needed in (*(stage / "metrics.jsonl" for stage in stages), run / "scores.json", run / "predictions.jsonl"):
+        if not needed.exists():
+            raise UserError(f"{needed} does not exist; train first, then `mmchat eval CKPT FILE --out {run}`")
+    scores = read_json(run / "scores.json")
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    page = _environment().get_template("report.html.jinja").render(
+        name=run.name,
+        stages=[_stage(stage) for stage in stages],
+        kinds=[_kind(name, scores) for name in scores if name.startswith("kind/") and name.count("/") == 1],
+        overall=_kind("overall", scores),
+        grid=_grid(predictions, pictures),
+        environment=read_json(run / "environment.json"),
+    )
+    write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("mmchat.evaluation", "pages"),
+        autoescape=select_autoescape(["html", "jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _stage(directory: Path) -> dict[str, Any]:
+    steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [row for row in steps if "loss" in row]
+    held_out = [row["validation_loss"] for row in steps if "validation_loss" in row]
+    return {
+        "name": directory.name,
+        "steps": len(trained),
+        "minutes": sum(row["seconds"] for row in trained) / 60,
+        "loss": trained[-1]["loss"],
+        "validation_loss": held_out[-1] if held_out else None,
+        "curve": _data_uri((directory / "loss.png").read_bytes(), "image/png"),
+    }
+
+
+def _kind(name: str, scores: dict[str, float]) -> dict[str, Any]:
+    return {
+        "name": name.removeprefix("kind/"),
+        "score": scores[name],
+        **{column: scores[f"{name}/{column}"] for column in ("blind", "commonest", "questions")},
+    }
+
+
+def _grid(predictions: list[dict[str, str]], pictures: int) -> list[dict[str, Any]]:
+    """Pictures with all their questions, taken evenly from the whole file, so that nobody chose them."""
+    by_image: dict[str, list[dict[str, str]]] = {}
+    for line in predictions:
+        by_image.setdefault(line["image"], []).append(line)
+    names = list(by_image)
+    step = max(1, len(names) // max(1, pictures))
+    cells = []
+    for name in names[::step][:pictures]:
+        with io.BytesIO() as encoded:
+            picture = load_image(name)
+            picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            picture.save(encoded, "PNG")
+            uri = _data_uri(encoded.getvalue(), "image/png")
+        questions = [{**q, "right": q["answer"].split() == q["truth"].split()} for q in by_image[name]]
+        cells.append({"uri": uri, "name": Path(name).name, "questions": questions})
+    return cells
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

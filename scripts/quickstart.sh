@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# From nothing to an assistant that answers questions about pictures it has never seen, on a CPU.
+#
+#   bash scripts/quickstart.sh           finished steps are skipped, an interrupted one is resumed
+#   bash scripts/quickstart.sh --fresh   delete data/quickstart and runs/quickstart first
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT"
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+DATA=data/quickstart RUN=runs/quickstart CONFIGS=configs/quickstart
+case "${1:-}" in
+  "") ;;
+  --fresh) rm -rf "$DATA" "$RUN" ;;
+  -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) die "unknown argument '$1'; expected nothing or --fresh" ;;
+esac
+
+prepare_environment demo
+
+# glibc gives large tensors back to the system and faults them in again at every step; keeping them
+# doubles the speed of training on a CPU (docs/decisions.md).
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
+
+# step TITLE RESULT COMMAND...: runs the command unless RESULT exists already.
+step() {
+  local title=$1 result=$2
+  shift 2
+  if [ -e "$result" ]; then
+    say "$title: done before ($result)"
+  else
+    say "$title"
+    "$@"
+  fi
+}
+free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+train() { deepspeed --quiet --num_accelerators 1 --master_port "$(free_port)" scripts/train.py "$1" --resume; }
+
+started=$SECONDS
+step "1/9 drawing pictures from real handwritten digits" "$DATA/heldout.json" \
+  python data_tools/digit_scenes.py --out "$DATA" --verify "$CONFIGS/heldout.json"
+step "2/9 training the tokenizer" "$RUN/tokenizer" \
+  python data_tools/train_tokenizer.py "$DATA/captions.json" "$DATA/train.json" --out "$RUN/tokenizer"
+step "3/9 a vision tower with random weights" "$RUN/tower-init" \
+  mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
+  --pool max --projection-dim 128 --out "$RUN/tower-init"
+step "4/9 stage 1: the tower learns to see, from pictures and captions" "$RUN/tower/model" \
+  train "$CONFIGS/tower.yaml"
+step "5/9 an assistant: that tower, a new projector, a new language model" "$RUN/init" \
+  mmchat init --language "$CONFIGS/language.json" --tokenizer "$RUN/tokenizer" --vision "$RUN/tower/model" \
+  --projector mlp2x_gelu --template vicuna_v1 --system "" --out "$RUN/init"
+step "6/9 stage 2: the projector and the language model learn captions" "$RUN/projector/model" \
+  train "$CONFIGS/projector.yaml"
+step "7/9 stage 3: conversations" "$RUN/model" \
+  train "$CONFIGS/sft.yaml"
+step "8/9 questions about held-out handwriting" "$RUN/scores.json" \
+  mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
+step "9/9 captions of held-out pictures" "$RUN/captions.jsonl" \
+  mmchat caption "$RUN/model" "$DATA/heldout" --out "$RUN/captions.jsonl" --batch-size 32
+head -n 5 "$RUN/captions.jsonl"
+mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/projector" >/dev/null
+
+say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
+cat <<EOF
+  report    $RUN/report.html   (loss curves, scores, held-out pictures with answers)
+  scores    $RUN/scores.json
+  model     $RUN/model
+
+Try next (. .venv/bin/activate first):
+  mmchat chat $RUN/model --image $DATA/heldout/000000.png "How many digits are there?"
+  python demo/app.py                                  chat about pictures in the browser
+  mmchat train configs/quickstart/sft.yaml --help     every key of a run
+EOF

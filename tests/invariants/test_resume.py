@@ -1,0 +1,86 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+import random
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.launching import kill_group, launch, metrics, start, steps, write_config
+from tests.training_fixtures import run_values, write_records
+
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory, make_assistant):
+    """An assistant with dropout, so that resuming must restore the random state as well."""
+    from mmchat.model.directory import save_assistant
+
+    folder = tmp_path_factory.mktemp("resume")
+    save_assistant(*make_assistant(attention_dropout=0.2), folder / "model")
+    data = write_records(folder / "data", 20)
+    values = run_values(folder, folder / "model", data, steps=STEPS, checkpoint={"every": 3, "keep": 2})
+    values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1}
+    values["validation"] = {"path": str(data), "every": 5, "max_samples": 6, "max_length": 400}
+    config = write_config(folder / "run.yaml", **values)
+    result = launch(config, "--run_dir", str(folder / "whole"))
+    assert result.returncode == 0, result.stdout
+    return folder, config
+
+
+def test_sigkill_then_resume_equals_the_uninterrupted_run(setup):
+    folder, config = setup
+    killed, kill_at = folder / "killed", random.randint(4, STEPS - 2)
+    process = start(config, "--run_dir", str(killed))
+    deadline = time.monotonic() + 120
+    while not (killed / "metrics.jsonl").exists() or len(steps_so_far(killed)) < kill_at:
+        assert process.poll() is None, f"the run ended before step {kill_at}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    kill_group(process)
+    assert not (killed / "model").exists()
+
+    result = launch(config, "--run_dir", str(killed), "--resume")
+    assert result.returncode == 0, f"killed at step {kill_at}:\n{result.stdout}"
+    assert "resumed after step" in result.stdout
+    numbers = [row["step"] for row in metrics(killed) if "loss" in row]
+    assert numbers == list(range(1, STEPS + 1)), f"killed at step {kill_at}"
+    assert steps(killed) == steps(folder / "whole"), f"killed at step {kill_at}"
+    validations = [[row for row in metrics(run) if "validation_loss" in row] for run in (killed, folder / "whole")]
+    assert validations[0] == validations[1]
+    whole, resumed = (load_file(run / "model" / "model.safetensors") for run in (folder / "whole", killed))
+    assert all((whole[key] == resumed[key]).all() for key in whole)
+
+
+def steps_so_far(run):
+    return [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+
+
+def test_dropout_is_at_work(setup):
+    """Otherwise the test above would not need the random state."""
+    folder, config = setup
+    result = launch(config, "--run_dir", str(folder / "other-seed"), "--steps", str(STEPS), "--seed", "1")
+    assert result.returncode == 0, result.stdout
+    assert steps(folder / "other-seed")[0]["loss"] != steps(folder / "whole")[0]["loss"]
+
+
+def test_a_half_written_checkpoint_is_never_picked_up(setup, tmp_path):
+    from mmchat.training.checkpoint import latest
+
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step-00000003").mkdir(parents=True)
+    (checkpoints / "latest").write_text("step-00000003")
+    (checkpoints / ".step-00000006.partial").mkdir()
+    assert latest(checkpoints).name == "step-00000003"
+
+
+def test_a_finished_run_is_left_alone_and_a_changed_one_refused(setup):
+    folder, config = setup
+    again = launch(config, "--run_dir", str(folder / "whole"), "--resume")
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    without = launch(config, "--run_dir", str(folder / "whole"))
+    assert without.returncode == 2 and "already holds a run; add --resume" in without.stdout
+    changed = launch(config, "--run_dir", str(folder / "whole"), "--resume", "--optimizer.lr", "5e-4")
+    assert changed.returncode == 2 and "begun with other settings" in changed.stdout
+    assert "Traceback" not in without.stdout + changed.stdout

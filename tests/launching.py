@@ -1,0 +1,74 @@
+"""Runs training as a user does: DeepSpeed's launcher, real ranks, a real run directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmchat.training.distributed import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+WALL_CLOCK = {"seconds", "supervised_tokens_per_second", "data_wait"}
+"""Fields of metrics.jsonl that no two runs share."""
+
+
+def launch_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    launcher = Path(sys.executable).parent / "deepspeed"
+    ports = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    return [str(launcher), "--quiet", *ports, str(ROOT / "scripts" / "train.py"), str(config), *overrides]
+
+
+def launch_environment(**changes: str) -> dict[str, str]:
+    # Two ranks on two cores: one thread each, and no spinning while they wait for each other.
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, **threads, **changes}
+
+
+def launch(config: Path, *overrides: str, ranks: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end; the result's stdout holds stderr as well."""
+    return subprocess.run(
+        launch_command(config, *overrides, ranks=ranks),
+        env=launch_environment(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def start(config: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen:
+    """Start in a process group of its own, so that `kill_group` reaches the ranks as well."""
+    return subprocess.Popen(
+        launch_command(config, *overrides, ranks=ranks),
+        env=launch_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL to launcher and ranks at once: nothing gets to say goodbye."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def write_config(path: Path, **values: Any) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of training steps, without their wall-clock fields."""
+    rows = [row for row in metrics(run_dir) if "loss" in row]
+    return [{key: value for key, value in row.items() if key not in WALL_CLOCK} for row in rows]

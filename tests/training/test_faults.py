@@ -1,0 +1,99 @@
+"""Bad data met by the real launcher: a clear message or a counted line, never a hang, never another sample."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import launch, metrics, steps, write_config
+from tests.training_fixtures import run_values, write_records
+
+
+@pytest.fixture
+def broken_picture(tmp_path, assistant_dir):
+    """Twelve records, the picture of r4 cut off in the middle."""
+    data = write_records(tmp_path / "data", 12)
+    picture = tmp_path / "data" / "4-0.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    config = write_config(tmp_path / "run.yaml", **run_values(tmp_path, assistant_dir, data, steps=3, batch_size=4))
+    return tmp_path, config
+
+
+def test_a_truncated_picture_stops_both_ranks_with_one_message(broken_picture):
+    folder, config = broken_picture
+    result = launch(config, "--data.max_length", "401", ranks=2)
+    assert result.returncode == 2, result.stdout
+    assert "records.json:record 5" in result.stdout and "4-0.png" in result.stdout
+    assert "data.on_bad_sample" not in result.stdout and "on_bad_sample to skip" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_a_truncated_picture_is_left_out_counted_and_listed(broken_picture):
+    folder, config = broken_picture
+    result = launch(config, "--on_bad_sample", "skip", "--micro_batch_size", "2", ranks=2)
+    assert result.returncode == 0, result.stdout
+    lines = [json.loads(line) for line in (folder / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["id"], Path(line["where"]).name) for line in lines] == [("r4", "records.json:record 5")]
+    assert "4-0.png is broken or cut off" in lines[0]["reason"]
+    assert "1 samples left out" in result.stdout
+    # Nothing took its place: the one epoch shows every other id once, and r4's step is a sample short.
+    seen = [identity for row in steps(folder / "run") for identity in row["ids"]]
+    assert sorted(seen) == sorted(f"r{n}" for n in range(12) if n != 4)
+
+
+def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assistant_dir):
+    data = write_records(tmp_path / "data", 12)
+    for picture in (tmp_path / "data").glob("*.png"):
+        picture.write_bytes(b"not a picture")
+    values = run_values(tmp_path, assistant_dir, data, steps=3, batch_size=4, micro_batch_size=1)
+    result = launch(write_config(tmp_path / "run.yaml", **values), "--on_bad_sample", "skip", ranks=2)
+    assert result.returncode == 0, result.stdout
+    assert sum(row["images"] for row in steps(tmp_path / "run")) == 0
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+def test_it_runs_where_there_is_no_compiler(tmp_path, assistant_dir):
+    """No c++, no ninja: DeepSpeed must not try to build anything. Both ZeRO and two ranks."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    hidden = {"c++", "g++", "gcc", "cc", "clang", "clang++", "ninja", "nvcc"}
+    for folder in os.environ["PATH"].split(os.pathsep) + [str(Path(sys.executable).parent)]:
+        for tool in Path(folder).glob("*") if Path(folder).is_dir() else ():
+            if tool.name not in hidden and not any(tool.name.startswith(f"{h}-") for h in hidden):
+                (tools / tool.name).exists() or (tools / tool.name).symlink_to(tool)
+    assert shutil.which("c++", path=str(tools)) is None and shutil.which("ninja", path=str(tools)) is None
+    data = write_records(tmp_path / "data", 8)
+    values = run_values(tmp_path, assistant_dir, data, steps=2, batch_size=4, zero_stage=2)
+    config = write_config(tmp_path / "run.yaml", **values)
+    result = launch(config, ranks=2, PATH=str(tools), CXX="", CC="", TORCH_EXTENSIONS_DIR=str(tmp_path / "ext"))
+    assert result.returncode == 0, result.stdout
+    assert not (tmp_path / "ext").exists()
+
+
+def test_one_batch_can_be_learned_by_heart(tmp_path, assistant_dir):
+    data = write_records(tmp_path / "data", 12)
+    values = run_values(tmp_path, assistant_dir, data, steps=150, batch_size=4, overfit_one_batch=True)
+    values["optimizer"] = {"lr": 5e-3, "warmup": 5}
+    result = launch(write_config(tmp_path / "run.yaml", **values))
+    assert result.returncode == 0, result.stdout
+    rows = steps(tmp_path / "run")
+    assert rows[0]["loss"] > 2 and rows[-1]["loss"] < 0.05
+    assert len({tuple(row["ids"]) for row in rows}) == 1
+
+
+def test_frozen_tensors_stay_bit_identical_and_missing_gradients_are_told(tmp_path, assistant_dir):
+    from safetensors.torch import load_file
+
+    # No record has a picture, so the projector, though trained, can get no gradient.
+    data = write_records(tmp_path / "data", 8, text_only=True)
+    values = run_values(tmp_path, assistant_dir, data, batch_size=4)
+    values["trainable"] = {"towers": "frozen", "projectors": "full", "language_model": "full"}
+    result = launch(write_config(tmp_path / "run.yaml", **values))
+    assert result.returncode == 0, result.stdout
+    assert "no gradient in the first 3 steps for projectors.0" in result.stdout
+    before = load_file(assistant_dir / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all((before[k] == after[k]).all() for k in before if k.startswith("towers."))
