@@ -18,6 +18,7 @@ same test. No question of a conversation gives another's answer away; see `conve
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -133,7 +134,9 @@ def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) 
         d, e = scale * turn, scale / zoom_y
         middle = pixels / 2
         warp = (a, b, 5 - (a + b) * middle, d, e, 5 - (d + e) * middle)
-        ink = glyphs()[0][thing.glyph].transform((pixels, pixels), Image.Transform.AFFINE, warp, Image.Resampling.BICUBIC)
+        ink = glyphs()[0][thing.glyph].transform(
+            (pixels, pixels), Image.Transform.AFFINE, warp, Image.Resampling.BICUBIC
+        )
         strength = rng.uniform(1.1, 1.7)
         mask = ink.point([min(255, max(0, int((v - 24) * strength))) for v in range(256)])
         dye = tuple(min(255, max(0, v + rng.randint(-14, 14))) for v in COLORS[thing.color])
@@ -163,7 +166,7 @@ def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
     def holders(attribute: str, value: object) -> list[int]:
         return [i for i in everything if getattr(things[i], attribute) == value]
 
-    if all(b.x - a.x >= 0.08 for a, b in zip(things, things[1:])):
+    if all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things)):
         ask("describe", listing(things), list(everything))
     ask("count", len(things), [])
     for kind, known, asked in (("color_of_digit", "digit", "color"), ("digit_of_color", "color", "digit")):
@@ -223,10 +226,8 @@ def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dic
     light, things = compose(rng, GLYPHS[split], most=1 if single else 4)
     picture = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
-    if single:
-        asked = [Question("caption", "Write a caption.", listing(things))]
-    else:
-        asked = converse(rng, things)
+    caption = Question("caption", "Write a caption.", listing(things))
+    asked = [caption] if single else converse(rng, things)
     turns = []
     for number, question in enumerate(asked):
         turns.append({"from": "human", "value": "<image>\n" * (number == 0) + question.text})
@@ -258,13 +259,15 @@ def verify(made: list[dict], reference: Path) -> None:
     """Refuse a held-out split that is not, record by record and pixel by pixel, the one in `reference`."""
     expected = json.loads(reference.read_text())
     if len(made) != len(expected):
-        raise UserError(f"{reference} has {len(expected)} records, but {len(made)} were made: use --heldout {len(expected)}.")
-    for ours, theirs in zip(made, expected):
+        raise UserError(
+            f"{reference} has {len(expected)} records, but {len(made)} were made: use --heldout {len(expected)}."
+        )
+    for ours, theirs in zip(made, expected, strict=True):
         for key in theirs:
             if ours.get(key) != theirs[key]:
                 raise UserError(
-                    f"{ours['id']}: `{key}` differs from {reference}: made {ours.get(key)!r}, expected {theirs[key]!r}. "
-                    "Scores on this picture set do not compare with published ones. Use the seed and size that made the "
+                    f"{ours['id']}: `{key}` differs from {reference}: made {ours.get(key)!r}, not {theirs[key]!r}. "
+                    "Scores on it do not compare with published ones. Use the seed and size that made the "
                     "reference; if they are the same, another Pillow or scikit-learn drew other pixels."
                 )
 

@@ -29,7 +29,9 @@ def texts(files: list[Path]) -> list[str]:
     for file in files:
         for record in track(json.loads(file.read_text()), f"reading {file.name}"):
             if "conversations" not in record:
-                raise UserError(f"{file}: record {record.get('id')!r} has no `conversations`; LLaVA's JSON format is expected.")
+                raise UserError(
+                    f"{file}: record {record.get('id')!r} has no `conversations`; LLaVA's JSON format is expected."
+                )
             turns += [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
     return turns
 
@@ -53,7 +55,9 @@ def train(sentences: list[str], vocab_size: int, out: Path) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.model").write_bytes(model.getvalue())
-        tokenizer = LlamaTokenizer.from_pretrained(folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>", add_bos_token=True)
+        tokenizer = LlamaTokenizer.from_pretrained(
+            folder, unk_token="<unk>", bos_token="<s>", eos_token="</s>", add_bos_token=True
+        )
     tokenizer.pad_token = tokenizer.unk_token
     tokenizer.save_pretrained(out)
 

@@ -31,6 +31,8 @@ def load_settings(schema: type[Settings], path: Path, overrides: list[str]) -> S
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"config {path} is a folder, expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -106,8 +108,9 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
 def _sentence(finding: dict[str, Any], known: set[str], source: str) -> str:
     key = ".".join(map(str, finding["loc"]))
     if finding["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        siblings = {k for k in known if k.count(".") == key.count(".")} or known
-        near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
+        elsewhere = [k for k in sorted(known) if k.endswith(f".{key}")]  # `lr` for `optimizer.lr`
+        siblings = [k for k in sorted(known) if k.count(".") == key.count(".")] or sorted(known)
+        near = elsewhere or difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
         return f"{source}: unknown key {key!r}; the nearest valid key is {near[0]!r}"
     if finding["type"] in ("missing", "missing_argument"):
         return f"{source}: key {key!r} is missing"

@@ -151,6 +151,11 @@ def test_find_images(tmp_path, picture):
     # A named file comes where it is named, whatever its suffix, and once.
     named = [tmp_path / "deep/0.bmp", tmp_path / "notes.txt"]
     assert find_images([*named, tmp_path, tmp_path]) == [*named, *(p for p in everything if p not in named)]
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in (7, 3, 19, 0, 12, 5, 16, 1, 9, 14):
+        (many / f"{number:02}.png").write_bytes(b"")
+    assert find_images([many]) == [many / f"{number:02}.png" for number in (0, 1, 3, 5, 7, 9, 12, 14, 16, 19)]
     with pytest.raises(UserError, match=r"missing does not exist; expected an image file or a folder"):
         find_images([tmp_path / "missing"])
     with pytest.raises(UserError, match=r"no image found in .*folder\.png"):

@@ -1,26 +1,14 @@
 """`mmchat COMMAND ...`: finds the command and hands over. Commands import torch only when they run."""
 
-import argparse
 import difflib
 import sys
 
 from mmchat.cli import assemble, caption, chat, evaluate, report
+from mmchat.cli.arguments import HelpFormatter, OneLineParser
 from mmchat.cli.errors import EXIT_USER_ERROR, reporting
 from mmchat.cli.quiet import quiet_libraries
 from mmchat.cli.train import launch_main
 from mmchat.errors import UserError
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse without the usage dump: one clear line, and where to read more."""
-
-    def error(self, message: str) -> None:
-        print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults after each option, and examples with their line breaks."""
 
 
 def build_commands() -> dict[str, OneLineParser]:

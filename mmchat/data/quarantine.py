@@ -19,7 +19,11 @@ class Quarantine:
         self.path, self.policy, self.writes = path, policy, writes
         self._seen = set()
         if path.exists():
-            self._seen = {json.loads(line)["where"] for line in path.read_text(encoding="utf-8").splitlines()}
+            # Bytes: a killed run may have ended inside a character. The last piece is that cut line, or empty.
+            *lines, cut = path.read_bytes().split(b"\n")
+            if cut and writes:
+                path.write_bytes(b"".join(line + b"\n" for line in lines))
+            self._seen = {json.loads(line)["where"] for line in lines}
 
     def __len__(self) -> int:
         return len(self._seen)

@@ -85,7 +85,7 @@ def parse_record(item: Any, where: str, image_root: Path) -> Record:
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or "from" not in turn:
             raise fail(f'turn {number} must be {{"from": ..., "value": text}}, found {turn!r:.80}')
         if turn["from"] not in _SPEAKERS:
-            raise fail(f'turn {number} is from {turn["from"]!r}; expected one of {", ".join(_SPEAKERS)}')
+            raise fail(f"turn {number} is from {turn['from']!r}; expected one of {', '.join(_SPEAKERS)}")
     if not any(turn["from"] == "gpt" for turn in turns):
         raise fail("has no gpt turn, so there is nothing to learn")
     placeholders = sum(turn["value"].count(IMAGE_PLACEHOLDER) for turn in turns if turn["from"] == "human")
@@ -94,9 +94,12 @@ def parse_record(item: Any, where: str, image_root: Path) -> Record:
     for image in images:
         try:
             found = resolve_inside(image_root, image)
+            is_file = found.is_file()
         except UserError as error:
             raise fail(str(error)) from None
-        if not found.is_file():
+        except OSError as error:  # a name longer than the file system takes, a folder that may not be entered
+            raise fail(f"image {image!r:.80} cannot be looked up: {error.strerror}") from None
+        if not is_file:
             raise fail(f"image {found} does not exist")
     extra = {key: value for key, value in item.items() if key not in _KNOWN_KEYS}
     return Record(str(item.get("id", where)), tuple(images), turns, where, extra)
@@ -117,6 +120,8 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
         items = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"data file {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"data file {path} is a folder, expected a .json or .jsonl file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"data file {path} is not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:

@@ -7,9 +7,12 @@ from pathlib import Path
 from PIL import Image
 
 from mmchat.errors import UserError
+from mmchat.files import write_text
 from mmchat.images import load_image
 from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
+
+_LINE_START = b'{"path": "'
 
 
 @dataclass
@@ -28,8 +31,7 @@ def caption_files(
     Pictures that failed before are tried again, and their old line goes.
     """
     kept = {path: line for path, line in _finished(out).items() if "caption" in line}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept.values()), encoding="utf-8")
+    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept.values()))
     missing = [file for file in files if str(file) not in kept]
     summary = CaptionSummary(skipped=len(files) - len(missing))
     with out.open("a", encoding="utf-8") as sink, progress_bar("captioning", len(missing)) as bar:
@@ -37,9 +39,7 @@ def caption_files(
             batch = missing[start : start + batch_size]
             opened = [_try_open(file) for file in batch]
             pictures = [picture for picture in opened if isinstance(picture, Image.Image)]
-            captions = iter(
-                generator.caption(pictures, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
-            )
+            captions = iter(generator.caption(pictures, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens))
             for file, picture in zip(batch, opened, strict=True):
                 if isinstance(picture, str):
                     line, summary.failed = {"path": str(file), "error": picture}, summary.failed + 1
@@ -52,23 +52,32 @@ def caption_files(
 
 
 def _finished(out: Path) -> dict[str, dict]:
+    """path -> line of an earlier run.
+
+    Raises:
+        UserError: the file holds something else, which is not ours to overwrite.
+    """
     if not out.exists():
         return {}
-    lines: dict[str, dict] = {}
-    for number, text in enumerate(out.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        # Bytes: a line may end inside a character. Not splitlines(), which splits at U+2028 and its like, too.
+        *lines, cut = out.read_bytes().split(b"\n")
+    except IsADirectoryError:
+        raise UserError(f"{out} is a folder; name a file as --out") from None
+    if cut and not (cut.startswith(_LINE_START) or _LINE_START.startswith(cut)):
+        lines.append(cut)  # not what a killed run leaves
+    finished: dict[str, dict] = {}
+    for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            lines[line["path"]] = line
-        except (json.JSONDecodeError, TypeError, KeyError):
-            if not _is_last(out, number):
-                raise UserError(
-                    f"{out}:{number} is no line of captions, so this file is not overwritten; name another --out"
-                ) from None
-    return lines
-
-
-def _is_last(path: Path, number: int) -> bool:
-    return number == len(path.read_text(encoding="utf-8").splitlines())
+            if line.keys() not in ({"path", "caption"}, {"path", "error"}):
+                raise ValueError
+        except (ValueError, AttributeError):
+            raise UserError(
+                f"{out}:{number} is no line of captions, so this file is not overwritten; name another --out"
+            ) from None
+        finished[line["path"]] = line
+    return finished
 
 
 def _try_open(file: Path) -> Image.Image | str:

@@ -1,7 +1,7 @@
 """`Generator`: questions about pictures in, text out; one at a time, in batches, or as a stream.
 
-    generator = Generator("runs/quickstart/model")
-    print(generator.chat("How many digits are there?", "picture.png"))
+generator = Generator("runs/quickstart/model")
+print(generator.chat("How many digits are there?", "picture.png"))
 """
 
 from collections.abc import Iterator, Sequence
@@ -93,7 +93,9 @@ class Generator:
         """Messages in the chat dialect; pictures that the history does not mention come before the question."""
         pictures = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
         mentioned = sum(
-            part["type"] == "image" for message in history if isinstance(message["content"], list)
+            part["type"] == "image"
+            for message in history
+            if isinstance(message["content"], list)
             for part in message["content"]
         )
         if mentioned > len(pictures):

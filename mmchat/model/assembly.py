@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImageProcessor, MMChatProcessor
@@ -43,7 +44,7 @@ def assemble(
     words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)
     torch.manual_seed(seed)
     if model_config is None:
-        language_model = AutoModelForCausalLM.from_pretrained(language)
+        language_model = _open(AutoModelForCausalLM, language)
         _grow_embeddings(language_model, len(words))
     else:
         model_config["vocab_size"] = len(words)
@@ -82,10 +83,22 @@ def assemble(
 def _language(language: str, tokenizer: str | None) -> tuple[Any, dict[str, Any] | None]:
     """The tokenizer, and the config values where the language model is to be made from nothing."""
     if not language.endswith(".json"):
-        return AutoTokenizer.from_pretrained(tokenizer or language), None
+        return _open(AutoTokenizer, tokenizer or language), None
     if tokenizer is None:
         raise UserError(f"--language {language} is a config without a tokenizer; name one with --tokenizer")
-    return AutoTokenizer.from_pretrained(tokenizer), read_json(Path(language))
+    return _open(AutoTokenizer, tokenizer), read_json(Path(language))
+
+
+def _open(auto: Any, source: str) -> Any:
+    """`auto.from_pretrained(source)`, where a source that cannot be read is the user's mistake."""
+    what = "tokenizer" if auto is AutoTokenizer else "language model"
+    try:
+        return auto.from_pretrained(source)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{what} {source!r} is neither a directory with one nor a name that the hub gave: {reason}"
+        ) from error
 
 
 def _grow_embeddings(language_model: Any, size: int) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
@@ -17,7 +18,7 @@ def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, 
     """Model (evaluation mode) and processor of a directory that mmchat wrote.
 
     Raises:
-        UserError: no such directory, another kind of model, or weights missing or left over.
+        UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
     """
     directory = Path(source)
     if not directory.is_dir():
@@ -25,9 +26,16 @@ def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, 
     found = read_json(directory / "config.json").get("model_type")
     if found != "mmchat":
         raise UserError(f"{directory} holds a model of type {found!r}, expected an assistant (mmchat)")
-    model, report = MMChatForConditionalGeneration.from_pretrained(
-        directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
-    )
+    if missing := [
+        name for name in ("*.safetensors", "processor_config.json", "tokenizer.json") if not any(directory.glob(name))
+    ]:
+        raise UserError(f"{directory} is incomplete: it has no {', '.join(missing)}; copy it again, or write it anew")
+    try:
+        model, report = MMChatForConditionalGeneration.from_pretrained(
+            directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
     if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
         raise UserError(f"the weights in {directory} do not fit its config: {problems}")
     return model.eval(), MMChatProcessor.from_pretrained(directory)
@@ -56,6 +64,8 @@ def save_assistant(
         difference = (model(**probe).logits - reloaded(**probe).logits).abs().max().item()
     model.train(was_training)
     if not difference <= LOGITS_TOLERANCE:
-        raise RuntimeError(f"the model written to {aside} differs from the one in memory by {difference:g} in its logits")
+        raise RuntimeError(
+            f"the model written to {aside} differs from the one in memory by {difference:g} in its logits"
+        )
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)

@@ -116,9 +116,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 image_features = self.get_image_features(pixel_values)
             if image_features is not None:
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
-        return self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
-        )
+        return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
     def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
@@ -127,6 +125,20 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs.pop("pixel_values", None)
             inputs.pop("image_features", None)
         return inputs
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs):
+        """Beams and several answers per prompt copy rows; each copy needs all pictures of its row, in order."""
+        names = [name for name in ("pixel_values", "image_features") if kwargs.get(name) is not None]
+        pictures = {name: kwargs.pop(name) for name in names}
+        if pictures and expand_size > 1:
+            slots = (input_ids == self.config.image_token_id).sum(dim=1)
+            rows = torch.arange(int(slots.sum()) // self.image_tokens).split((slots // self.image_tokens).tolist())
+            order = torch.cat([row.repeat(expand_size) for row in rows])
+            for name, value in pictures.items():
+                copied = [one[order.to(one.device)] for one in (value if isinstance(value, list) else [value])]
+                pictures[name] = copied if isinstance(value, list) else copied[0]
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
+        return input_ids, {**kwargs, **pictures}
 
 
 def run_tower(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:

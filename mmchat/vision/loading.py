@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionModel
 
 from mmchat.errors import UserError
@@ -48,10 +48,13 @@ def load_tower(source: str | Path, **settings: Any) -> VisionTower:
     directory = _local_or_hub(source)
     config = read_json(directory / "config.json")
     model_type = config.get("model_type")
-    if model_type in ("clip", "clip_vision_model"):
-        return _load_hugging_face_clip(directory, settings)
-    if model_type in ("mmchat", "mmchat_clip"):
-        return _load_own(directory, config["towers"][0], "towers.0.", settings)
+    try:
+        if model_type in ("clip", "clip_vision_model"):
+            return _load_hugging_face_clip(directory, settings)
+        if model_type in ("mmchat", "mmchat_clip"):
+            return _load_own(directory, config["towers"][0], "towers.0.", settings)
+    except SafetensorError as error:
+        raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
     raise UserError(
         f"{directory}/config.json has model_type {model_type!r}, which holds no vision tower known here; "
         "expected clip, clip_vision_model, mmchat or mmchat_clip"
@@ -59,6 +62,8 @@ def load_tower(source: str | Path, **settings: Any) -> VisionTower:
 
 
 def _load_hugging_face_clip(directory: Path, settings: dict[str, Any]) -> VisionTower:
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"{directory} holds no *.safetensors, so no weights that could be opened safely")
     # Weights of another shape are to stand in the report, and be refused below, rather than raise here.
     backbone, report = CLIPVisionModel.from_pretrained(
         directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
@@ -113,6 +118,4 @@ def _local_or_hub(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        raise UserError(
-            f"vision tower {source!r} is no directory here, and the hub did not give it: {error}"
-        ) from None
+        raise UserError(f"vision tower {source!r} is no directory here, and the hub did not give it: {error}") from None

@@ -47,9 +47,11 @@ def answer(things, text: str) -> str | None:
     size = re.search(r"largest|biggest|smallest|tiniest", text)
     if re.match(r"Describe|What is in|List", text):
         ordered = sorted(things, key=lambda t: t.x)
-        if any(b.x - a.x < 0.08 for a, b in zip(ordered, ordered[1:])):
+        if any(b.x - a.x < 0.08 for a, b in itertools.pairwise(ordered)):
             return None
-        return re.sub(r"(.*), ", r"\1 and ", ", ".join(f"a{'n' * (t.color == 'orange')} {t.color} {t.digit}" for t in ordered))
+        return re.sub(
+            r"(.*), ", r"\1 and ", ", ".join(f"a{'n' * (t.color == 'orange')} {t.color} {t.digit}" for t in ordered)
+        )
     if re.search(r"Is there|Does the|Can you", text):
         return "yes" if any(t.digit == int(digit[0]) for t in things) else "no"
     if re.match(r"How many|Count", text):
@@ -62,7 +64,8 @@ def answer(things, text: str) -> str | None:
         return match[0] if len(match) == 1 else None
     value = {
         "left": lambda t: t.x, "right": lambda t: -t.x, "top": lambda t: t.y, "bottom": lambda t: -t.y,
-        "largest": lambda t: -t.size, "biggest": lambda t: -t.size, "smallest": lambda t: t.size, "tiniest": lambda t: t.size,
+        "largest": lambda t: -t.size, "biggest": lambda t: -t.size,
+        "smallest": lambda t: t.size, "tiniest": lambda t: t.size,
     }[(side or size)[0]]  # fmt: skip
     ordered = sorted(things, key=value)
     if len(ordered) < 2 or abs(value(ordered[1]) - value(ordered[0])) < (0.02 if size else 0.1):
@@ -106,18 +109,20 @@ def test_answers_are_right_and_unambiguous(conversations):
 
 def test_no_question_gives_another_away(conversations):
     """For each question there are worlds in which all else that was said holds, and its answer is another."""
+    needed = {"count": 1, "count_color": 1, "has_digit": 1, "color_of_digit": 3}
     for _, things, questions in conversations[:600]:
-        missing = {q: {"count": 1, "count_color": 1, "has_digit": 1, "color_of_digit": 3}.get(q.kind, 5) for q in questions}
+        missing = {q: needed.get(q.kind, 5) for q in questions}
         others = {q: set() for q in questions}
         for world in worlds(things):
             said = [answer(world, q.text) for q in questions]
-            changed = [q for q, now in zip(questions, said) if now != q.answer]
+            changed = [q for q, now in zip(questions, said, strict=True) if now != q.answer]
             if len(changed) == 1 and (now := said[questions.index(changed[0])]) is not None:
                 others[changed[0]].add(now)
             if all(len(others[q]) >= missing[q] for q in questions):
                 break
         else:
-            pytest.fail(f"given away: {[(q, others[q]) for q in questions if len(others[q]) < missing[q]]} in {things} by {questions}")
+            known = [(q, others[q]) for q in questions if len(others[q]) < missing[q]]
+            pytest.fail(f"given away: {known} in {things} by {questions}")
 
 
 def test_the_reasoner_sees_a_leak():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --disable-default-apps --no-proxy-server"
-).split()
+QUIET = ("background-networking", "component-update", "default-apps", "sync", "gpu", "dev-shm-usage")
+FLAGS = ("--headless=new", "--no-sandbox", "--no-first-run", "--no-proxy-server", "--hide-scrollbars")
+LOCAL_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 @contextmanager
@@ -27,7 +25,8 @@ def browsing(url: str, profile: Path, width: int, height: int, dark: bool = Fals
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
+    flags = (*FLAGS, LOCAL_ONLY, *(f"--disable-{name}" for name in QUIET), f"--user-data-dir={profile}")
+    for flag in (*flags, f"--window-size={width},{height}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
     try:
@@ -49,30 +48,46 @@ def until(driver: WebDriver, condition, seconds: float = 20):
 
 
 def ask(driver: WebDriver, question: str, *pictures: Path) -> None:
-    """Put pictures and a question into the box and send it."""
+    """Put pictures and a question into the box, send it, and see it in the chat."""
+    asked = len(bubbles(driver, "user"))
     for picture in pictures:
-        before = len(thumbnails(driver))
-        driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(picture.resolve()))
-        until(driver, lambda before=before: len(thumbnails(driver)) > before)
+        shown = len(thumbnails(driver))
+        chooser = driver.find_element(By.CSS_SELECTOR, "input[type=file]")
+        driver.execute_script("arguments[0].value = ''", chooser)  # WebDriver adds to what was chosen before
+        chooser.send_keys(str(picture.resolve()))
+        until(driver, lambda shown=shown: len(thumbnails(driver)) > shown)
     box = driver.find_element(By.CSS_SELECTOR, "textarea")
     box.send_keys(question)
     box.send_keys(Keys.ENTER)
+    until(driver, lambda: len(bubbles(driver, "user")) > asked)
 
 
 def thumbnails(driver: WebDriver) -> list:
-    return driver.find_elements(By.CSS_SELECTOR, ".thumbnail-item, .thumbnail-image")
+    return driver.find_elements(By.CSS_SELECTOR, ".thumbnail-item")
 
 
 def bubbles(driver: WebDriver, role: str) -> list[str]:
     """What is to be read in the bubbles of `user` or `bot`."""
-    script = "return [...document.querySelectorAll(`.message.${arguments[0]}`)].map(b => b.innerText.trim())"
+    script = "return [...document.querySelectorAll(`.${arguments[0]}.message`)].map(b => b.innerText.trim())"
     return driver.execute_script(script, role)
 
 
-def wait_until_idle(driver: WebDriver, seconds: float = 60) -> None:
-    """The button that stops an answer is gone again."""
-    time.sleep(0.3)
-    until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, ".submit-button"), seconds)
+def answered(driver: WebDriver, seconds: float = 60) -> list[str]:
+    """Wait for the answer to the question just sent; returns the texts that its bubble held on the way."""
+    seen: list[str] = []
+
+    def over() -> bool:
+        answers = bubbles(driver, "bot")
+        if answers[len(bubbles(driver, "user")) - 1 :] and answers[-1] and answers[-1] not in seen:
+            seen.append(answers[-1])
+        return bool(seen and driver.find_elements(By.CSS_SELECTOR, ".submit-button"))
+
+    until(driver, over, seconds)
+    return seen
+
+
+def press(driver: WebDriver, label: str) -> None:
+    driver.find_element(By.XPATH, f"//button[normalize-space()='{label}']").click()
 
 
 def requested(driver: WebDriver) -> list[str]:

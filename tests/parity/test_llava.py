@@ -75,11 +75,13 @@ def batch(images_per_row, padding):
         for _ in range(images):
             row += [SLOT] * TOKENS + torch.randint(3, 80, (2,), generator=generator).tolist()
         answer = torch.randint(3, 80, (3,), generator=generator).tolist()
-        rows.append(row + [5, 6] + answer)
+        rows.append([*row, 5, 6, *answer])
         labels.append([IGNORED] * (len(row) + 2) + answer)
     length = max(map(len, rows))
-    place = (lambda row, fill: [fill] * (length - len(row)) + row) if padding == "left" else (
-        lambda row, fill: row + [fill] * (length - len(row))
+    place = (
+        (lambda row, fill: [fill] * (length - len(row)) + row)
+        if padding == "left"
+        else (lambda row, fill: row + [fill] * (length - len(row)))
     )
     inputs = {
         "input_ids": torch.tensor([place(row, 0) for row in rows]),

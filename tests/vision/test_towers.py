@@ -107,6 +107,16 @@ def test_a_weight_of_another_shape_is_a_user_error(copy):
         load_tower(copy)
 
 
+def test_weights_that_are_absent_or_cut_off(copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"the weights in .* are damaged or cut off: "):
+        load_tower(copy)
+    path.unlink()
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
+        load_tower(copy)
+
+
 def test_tower_of_a_whole_clip(tmp_path, make_tower):
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(text_config={**text, "vocab_size": 50}, vision_config=make_tower().config.backbone)
@@ -148,14 +158,14 @@ def test_tower_of_a_dual_encoder(tmp_path, make_tower):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"(?s)does not fit its config.*Missing key.*pre_layrnorm\.bias"):
         load_tower(tmp_path)
-    extra = {"towers.0.backbone.pre_layrnorm.bias": moved, "towers.0.backbone.stray": moved}
+    extra = {"towers.0.backbone.pre_layrnorm.bias": moved, "towers.0.backbone.stray": moved.clone()}
     save_file(weights | extra, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"(?s)does not fit its config.*Unexpected key.*stray"):
         load_tower(tmp_path)
 
 
 def test_bad_geometry_and_layer(make_tower):
-    with pytest.raises(UserError, match="image size 30 is not a multiple of patch size 7; the nearest sizes are 28 and 35"):
+    with pytest.raises(UserError, match="30 is not a multiple of patch size 7; the nearest sizes are 28 and 35"):
         make_tower(backbone={"image_size": 30})
     with pytest.raises(UserError, match=r"feature layer -5 does not exist in a tower of 3 blocks; expected -4 to 3"):
         make_tower(layer=-5)

@@ -1,0 +1,198 @@
+"""The command line, in process: help that helps, one line for a mistake, answers that reach the screen."""
+
+import io
+import json
+import re
+
+import pytest
+
+from mmchat.cli.main import build_commands, main
+from mmchat.errors import UserError
+from mmchat.inference import Generator
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*words) -> (exit status, stdout, stderr)"""
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def image(tmp_path, picture):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    return path
+
+
+COMMANDS = build_commands()
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "train"])
+def test_help(run, name):
+    status, out, err = run(*name.split(), "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: ")
+    assert f"mmchat {name}" in out
+    assert "example:" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_does_and_its_default(run, name):
+    help_text = " ".join(run(*name.split(), "--help")[1].split())
+    for action in COMMANDS[name]._actions:
+        assert action.help, f"{name} {action.dest}"
+        if action.option_strings and action.default not in (None, False, [], "==SUPPRESS=="):
+            assert f"(default: {action.default})" in help_text, f"{name} {action.option_strings[0]}"
+    assert "default: ==SUPPRESS==" not in help_text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_accepted(name):
+    """The words of each example fit its own parser."""
+    example = COMMANDS[name].epilog.removeprefix("example:\n  ").removeprefix(f"mmchat {name} ")
+    words = [quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', example)]
+    COMMANDS[name].parse_intermixed_args(words)
+
+
+def test_help_of_all(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    for name in (*COMMANDS, "train"):
+        assert re.search(rf"^  {name} +\w", out, re.MULTILINE)
+    status, out, _ = run()
+    assert status == 2
+    assert "usage: mmchat COMMAND" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("chatt x", "there is no command 'chatt'; the nearest is 'chat'"),
+        ("trian x", "the nearest is 'train'"),
+        ("clip", "there is no command 'clip'"),
+        ("chat", "the following arguments are required: CKPT"),
+        ("chat x --temperatur 1 --nonsense", "unrecognized arguments: --nonsense"),
+        ("chat x --max-new-tokens many", "argument --max-new-tokens: invalid int value: 'many'"),
+        ("chat x y --image nowhere.png", "image nowhere.png does not exist"),
+        ("chat nowhere y", "model directory nowhere does not exist"),
+        ("caption x", "the following arguments are required: --out"),
+        ("caption x nowhere --out y", "nowhere does not exist; expected an image file or a folder of images"),
+        ("init --language x --out y", "the following arguments are required: --vision"),
+        ("init --language x --vision nowhere/at/all --out fresh", "'nowhere/at/all': no such directory"),
+        ("init --language x --vision y --fusion z --out w", "argument --fusion: invalid choice: 'z'"),
+        ("eval nowhere nowhere.json", "data file nowhere.json does not exist"),
+        ("train --ranks", "--ranks needs a number"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(run, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*words.split())
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch, image, tmp_path):
+    def broken(*args, **kwargs):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("mmchat.inference.generator.load_assistant", broken)
+    with pytest.raises(KeyError):
+        main(["chat", str(tmp_path), "What?"])
+
+
+def test_ctrl_c(run, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmchat.inference.generator.load_assistant", stop)
+    assert run("chat", "x", "y")[::2] == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "order", ["{ckpt} {q} --image {i} {n}", "{ckpt} --image {i} {n} {q}", "--image {i} {n} {ckpt} {q}"]
+)
+def test_chat_answers_one_question(run, assistant_dir, image, order):
+    line = order.format(ckpt=assistant_dir, q="QUESTION", i=image, n="--max-new-tokens 6")
+    words = ["chat", *("What is this?" if word == "QUESTION" else word for word in line.split())]
+    status, out, err = run(*words)
+    expected = Generator(assistant_dir).chat("What is this?", image, max_new_tokens=6)
+    assert (status, err) == (0, "")
+    assert out.strip() == expected
+
+
+def test_chat_remembers_the_conversation(run, assistant_dir, image, monkeypatch):
+    asked = []
+    original = Generator.stream
+
+    def stream(self, question, pictures, history, **options):
+        asked.append((question, len(pictures), [message["role"] for message in history]))
+        return original(self, question, pictures, history, **options)
+
+    monkeypatch.setattr(Generator, "stream", stream)
+    typed = [f"/image {image}", "What?", "", "And now?", "/image nowhere.png", "/new", "Hello"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed) + "\n"))
+    status, _, err = run("chat", assistant_dir, "--max-new-tokens", "3")
+    assert status == 0
+    assert asked == [("What?", 1, []), ("And now?", 1, ["user", "assistant"]), ("Hello", 0, [])]
+    assert "image nowhere.png does not exist" in err
+
+
+def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path, picture):
+    folder, out_file = tmp_path / "pictures", tmp_path / "captions.jsonl"
+    folder.mkdir()
+    for number in range(2):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ["caption", assistant_dir, folder, "--out", out_file, "--max-new-tokens", 4, "--batch-size", 2]
+    status, out, _ = run(*words)
+    assert status == 0
+    assert out == f"2 captioned, 1 could not be read, 0 were there already: {out_file}\n"
+    lines = {line["path"]: line for line in map(json.loads, out_file.read_text().split("\n")[:-1])}
+    expected = Generator(assistant_dir).caption([folder / "0.png", folder / "1.png"], max_new_tokens=4)
+    assert [lines[str(folder / f"{n}.png")]["caption"] for n in range(2)] == expected
+    assert "error" in lines[str(folder / "broken.jpg")]
+    assert run(*words)[1] == f"0 captioned, 1 could not be read, 2 were there already: {out_file}\n"
+
+
+def test_init_writes_a_directory_that_chats(run, language_json, data_dir, tmp_path, image):
+    words = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4", "--layer", "-2"]
+    words += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert re.match(rf"{tmp_path}/model: [\d,]+ parameters, 16 slots per image, vicuna_v1\n", out)
+    assert run("chat", tmp_path / "model", "What?", "--image", image, "--max-new-tokens", 2)[0] == 0
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["layer"] == -2
+    # An existing directory is not overwritten; a language model from nothing needs words.
+    status, _, err = run(*words)
+    assert (status, err) == (2, f"error: {tmp_path}/model exists and is not empty; remove it or name another --out\n")
+    status, _, err = run(*words[:7], "--out", tmp_path / "other")
+    assert status == 2
+    assert "is a config without a tokenizer; name one with --tokenizer" in err
+
+
+def test_clip_init(run, make_tower, data_dir, tmp_path):
+    (tmp_path / "tower.json").write_text(json.dumps(make_tower().config.to_dict()))
+    (tmp_path / "text.json").write_text('{"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}')
+    words = ["clip", "init", "--vision", tmp_path / "tower.json", "--text", tmp_path / "text.json", "--pool", "max"]
+    words += ["--tokenizer", data_dir / "tokenizers" / "opt_like", "--projection-dim", 8, "--out", tmp_path / "clip"]
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert out.endswith("parameters, pool max\n")
+    from mmchat.contrastive import load_clip
+
+    assert load_clip(tmp_path / "clip").config.projection_dim == 8
+    with pytest.raises(UserError, match="holds a model of type 'mmchat_clip', expected an assistant"):
+        Generator(tmp_path / "clip")

@@ -1,0 +1,136 @@
+"""From records to one padded batch; what cannot be used is named, never replaced."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.data.collate import Collator
+from mmchat.data.dataset import RecordDataset, Sample
+from mmchat.data.records import Rejected, read_records
+from mmchat.errors import UserError
+from mmchat.images import load_image
+from mmchat.model.directory import load_assistant
+from mmchat.vision import TowerSpec, normalise, preprocess
+
+PAD, SLOT = 99, 7
+SPECS = [TowerSpec(4, 2, 2, 8), TowerSpec(6, 3, 2, 8)]
+BAD = Rejected("data.json:record 2", "b", "broken")
+
+
+@pytest.fixture
+def collate():
+    return Collator(pad_id=PAD, specs=SPECS, slot_id=SLOT, tokens_per_image=2)
+
+
+def sample(ids, images=0, name="a", labels=True, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = [(3, spec.image_size, spec.image_size) for spec in SPECS]
+    pixels = [[rng.integers(0, 256, size, dtype=np.uint8) for size in sizes] for _ in range(images)]
+    return Sample(0, name, ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels)
+
+
+def test_padding_labels_and_pictures(collate):
+    long, short = sample([1, SLOT, SLOT, SLOT, SLOT, 5], images=2), sample([1, SLOT, SLOT], images=1, seed=1, name="b")
+    batch = collate([long, sample([1, 2], name="c"), short])
+    assert batch.input_ids.tolist() == [[1, 7, 7, 7, 7, 5], [1, 2, PAD, PAD, PAD, PAD], [1, 7, 7, PAD, PAD, PAD]]
+    assert batch.attention_mask.tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+    no = IGNORE_INDEX
+    assert batch.labels.tolist() == [[no, 7, 7, 7, 7, 5], [no, 2, no, no, no, no], [no, 7, 7, no, no, no]]
+    assert (batch.ids, batch.images, batch.tokens, batch.supervised) == (["a", "c", "b"], 3, 11, 8)
+    for tower, spec in enumerate(SPECS):
+        pictures = [*long.pixels, *short.pixels]
+        expected = normalise(np.stack([picture[tower] for picture in pictures]), spec)
+        assert torch.equal(batch.pixel_values[tower], torch.from_numpy(expected))
+
+
+def test_the_first_position_of_a_row_predicts_nothing(collate):
+    assert collate([Sample(0, "a", [1, 2, 3], [1, 2, 3], [])]).supervised == 2
+
+
+def test_without_pictures_or_labels(collate):
+    batch = collate([sample([1, 2, 3], labels=False)])
+    assert batch.pixel_values is None
+    assert (batch.images, batch.supervised) == (0, 0)
+    assert batch.labels.tolist() == [[IGNORE_INDEX] * 3]
+
+
+@pytest.mark.parametrize(("slots", "images"), [(3, 1), (2, 2), (2, 0), (0, 1)])
+def test_a_slot_mismatch_names_the_sample(collate, slots, images):
+    text = f"sample odd: {slots} image slots but {images} images x 2 features = {2 * images}"
+    with pytest.raises(ValueError, match=text):
+        collate([sample([1, 2]), sample([1] + [SLOT] * slots, images=images, name="odd")])
+    # Sequences without slots (captions of a dual encoder) are not counted.
+    Collator(pad_id=PAD, specs=SPECS)([sample([1, 2], images=1)])
+
+
+def test_rejected_samples_are_reported(collate):
+    batch = collate([sample([1, 2]), BAD, sample([1, 2, 3], name="c")])
+    assert batch.rejected == [BAD]
+    assert batch.ids == ["a", "c"]
+    assert batch.input_ids.shape == (2, 3)
+
+
+def test_a_batch_that_lost_everything_still_has_a_row(collate):
+    batch = collate([BAD, BAD])
+    assert batch.input_ids.tolist() == [[PAD]]
+    assert (batch.supervised, batch.images, batch.ids) == (0, 0, [])
+    assert batch.attention_mask.tolist() == [[1]]  # a row that attends to nothing would give NaN
+    assert batch.rejected == [BAD, BAD]
+    assert collate([]).input_ids.shape == (1, 1)
+
+
+@pytest.fixture
+def dataset(tiny_records):
+    records = list(read_records(tiny_records, tiny_records.parent))
+
+    def encode(record, images):
+        if record.id == "text":
+            raise UserError("too long")
+        return [1, 2], None, [[preprocess(image, SPECS[0])] for image in images]
+
+    return RecordDataset(records, tiny_records.parent, encode)
+
+
+def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
+    (tiny_records.parent / "1.png").write_bytes(b"no longer a picture")
+    answers = [dataset[index] for index in range(len(dataset))]
+    assert [type(answer) for answer in answers] == [Rejected, Sample, Rejected, Sample]
+    assert answers[0] == Rejected(f"{tiny_records}:record 1", "text", "too long")
+    assert "1.png is not in a format" in answers[2].reason
+    assert len(answers[3].pixels) == 2
+    assert answers[3].index == 3
+
+
+def test_a_defect_of_ours_is_not_a_bad_sample(dataset):
+    def broken(record, images):
+        raise KeyError("a bug")
+
+    dataset.encode = broken
+    with pytest.raises(KeyError):
+        dataset[1]
+
+
+def test_from_records_to_a_loss(assistant_dir, tiny_records):
+    """The whole way of a sample, on the CPU, through a real processor and a real model."""
+    model, processor = load_assistant(assistant_dir)
+
+    def encode(record, images):
+        rendered = processor.render(record.conversations)
+        return rendered.input_ids, rendered.labels, [processor.image_processor.pixels(image) for image in images]
+
+    records = list(read_records(tiny_records, tiny_records.parent))
+    dataset = RecordDataset(records, tiny_records.parent, encode)
+    specs, slot = processor.image_processor.specs, model.config.image_token_id
+    batch = Collator(processor.pad_token_id, specs, slot, processor.image_tokens)([dataset[i] for i in range(4)])
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pixel_values": batch.pixel_values}
+    with torch.no_grad():
+        together = model(**inputs, labels=batch.labels).loss
+        alone = 0
+        for index, record in enumerate(records):
+            sample = dataset[index]
+            pictures = [load_image(tiny_records.parent / image) for image in record.images]
+            pixels = processor.image_processor(pictures) if pictures else {}
+            ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
+            alone += model(ids, labels=labels, **pixels).loss * (labels[:, 1:] != IGNORE_INDEX).sum()
+    torch.testing.assert_close(together, alone / batch.supervised, atol=1e-5, rtol=0)

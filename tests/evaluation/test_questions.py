@@ -1,0 +1,140 @@
+"""Scores worked out by hand, and pictures that are really swapped."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmchat.errors import UserError
+from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
+from mmchat.evaluation.questions import Question, evaluate, read_questions, score, swap_pictures
+from mmchat.inference import Generator
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "same"),
+    [
+        ("a red 7", "a red 7", True),
+        ("  a  red\n7 ", "a red 7", True),
+        ("", "", True),
+        ("A red 7", "a red 7", False),
+        ("a red 7.", "a red 7", False),
+        ("a red7", "a red 7", False),
+        ("", "a", False),
+    ],
+)
+def test_exact_match(prediction, reference, same):
+    assert exact_match(prediction, reference) is same
+
+
+def test_metrics_by_hand():
+    kinds = ["count", "count", "count", "count", "colour"]
+    assert commonest_answer_scores(kinds, ["2", "1", "2", "3", "red"]) == {"count": 0.5, "colour": 1.0}
+    assert mean_by_kind(kinds, [True, False, False, False, True]) == {"count": 0.25, "colour": 1.0}
+    with pytest.raises(ValueError, match="zip"):
+        mean_by_kind(kinds, [True])
+
+
+def question(image, answer, kind="count", text="How many?"):
+    return Question(Path(image), text, answer, kind)
+
+
+@given(st.lists(st.integers(0, 6), min_size=2).filter(lambda images: len(set(images)) > 1))
+def test_swapped_pictures_are_never_the_own(images):
+    questions = [question(f"{image}.png", "1") for image in images]
+    swapped = swap_pictures(questions)
+    assert all(other != asked.image for other, asked in zip(swapped, questions, strict=True))
+    assert set(swapped) == {asked.image for asked in questions}
+
+
+def test_one_picture_cannot_be_swapped():
+    with pytest.raises(UserError, match="needs at least two"):
+        swap_pictures([question("a.png", "1"), question("a.png", "2")])
+
+
+def test_score_by_hand():
+    asked = [question("a", "1"), question("b", "1"), question("c", "2"), question("d", "red", "colour")]
+    result = score(asked, predictions=["1", "2", "2", "red"], blind=["1", "1", "1", "blue"])
+    count, colour = result.kinds[1], result.kinds[0]
+    assert (count.kind, count.questions) == ("count", 3)
+    assert (count.score, count.other_picture, count.commonest) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert (colour.score, colour.other_picture, colour.commonest) == (1, 0, 1)
+    assert result.overall.score == 0.75
+    assert result.overall.other_picture == 0.5
+    assert result.overall.commonest == pytest.approx(0.75)
+    flat = result.flat()
+    assert flat["overall"] == 0.75
+    assert flat["overall/blind"] == 0.5
+    assert flat["kind/colour"] == flat["kind/colour/commonest"] == 1
+    assert flat["kind/count/questions"] == 3
+    assert all(isinstance(value, int | float) for value in flat.values())
+    assert json.loads(json.dumps(flat)) == flat
+
+
+def conversation(*turns):
+    return [{"from": "human" if i % 2 == 0 else "gpt", "value": value} for i, value in enumerate(turns)]
+
+
+@pytest.fixture
+def write(tmp_path, picture):
+    for name in ("a", "b"):
+        picture().save(tmp_path / f"{name}.png")
+
+    def write(*records):
+        path = tmp_path / "questions.json"
+        path.write_text(json.dumps(records))
+        return path
+
+    return write
+
+
+def test_read_questions(write):
+    turns = conversation("<image>\nHow many?", "Two.", "Which colour?", "Red.")
+    path = write({"image": "a.png", "conversations": turns, "kinds": ["count", "colour"]})
+    root = path.parent
+    assert read_questions(path, root) == [
+        Question(root / "a.png", "How many?", "Two.", "count"),
+        Question(root / "a.png", "Which colour?", "Red.", "colour"),
+    ]
+    path = write({"image": "b.png", "conversations": turns})
+    assert [asked.kind for asked in read_questions(path, root)] == ["question", "question"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"image": "c.png", "conversations": conversation("<image>", "a")}, r"record 1: image .*c\.png does not exist"),
+        ({"conversations": conversation("What?", "a")}, "record 1: 0 images; the question task needs exactly one"),
+        ({"image": "a.png", "conversations": conversation("<image>", "a", "b")}, "2 questions, 1 answers, 2 kinds"),
+        ({"image": "a.png", "conversations": conversation("<image>", "a"), "kinds": []}, "1 answers, 0 kinds"),
+    ],
+)
+def test_an_evaluation_leaves_nothing_out(write, record, message):
+    path = write(record)
+    with pytest.raises(UserError, match=message):
+        read_questions(path, path.parent)
+
+
+def test_evaluate_asks_with_the_own_and_with_another_picture(assistant_dir, write, monkeypatch, picture):
+    path = write(
+        {"image": "a.png", "conversations": conversation("<image>\nWhat?", "x", "Long question?", "y")},
+        {"image": "b.png", "conversations": conversation("<image>\nWhat?", "z")},
+    )
+    picture(9).save(path.parent / "b.png")
+    questions = read_questions(path, path.parent)
+    generator = Generator(assistant_dir, device="cpu")
+    seen = []
+
+    def answer(conversations, images, max_new_tokens):
+        seen.append([len(conversations), max_new_tokens])
+        texts = [messages[-1]["content"][-1]["text"] for messages in conversations]
+        return [f"{text} {one[0].tobytes() == own}" for text, one in zip(texts, images, strict=True)]
+
+    own = picture().tobytes()
+    monkeypatch.setattr(generator, "generate", answer)
+    result = evaluate(generator, questions, batch_size=2, max_new_tokens=5)
+    assert result.predictions == ["What? True", "Long question? True", "What? False"]
+    assert seen == [[2, 5], [1, 5]] * 2
+    assert result.overall.questions == 3

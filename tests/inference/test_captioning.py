@@ -1,0 +1,118 @@
+"""Captioning a folder can be stopped anywhere and started again; no picture is lost, none done twice."""
+
+import json
+
+import pytest
+
+from mmchat.errors import UserError
+from mmchat.inference.captioning import CaptionSummary, caption_files
+
+
+class FakeGenerator:
+    """Captions a picture by its size, and remembers what it was asked."""
+
+    def __init__(self, fail_after=None):
+        self.batches, self.fail_after = [], fail_after
+
+    def caption(self, pictures, prompt, batch_size, max_new_tokens):
+        if self.fail_after is not None and len(self.batches) == self.fail_after:
+            raise KeyboardInterrupt
+        self.batches.append(len(pictures))
+        return [f"{prompt} {picture.width}\u2028 \x85é" for picture in pictures]
+
+
+@pytest.fixture
+def files(tmp_path, picture):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    paths = [folder / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        picture(number, width=10 + number).save(path)
+    return paths
+
+
+def caption(files, out, generator=None):
+    generator = generator or FakeGenerator()
+    return caption_files(generator, files, out, "Width", batch_size=2, max_new_tokens=9), generator.batches
+
+
+def lines(out):
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
+
+
+def text(number):
+    return f"Width {10 + number}\u2028 \x85é"
+
+
+def test_one_line_per_picture_and_nothing_twice(files, tmp_path):
+    out = tmp_path / "deep" / "captions.jsonl"
+    assert caption(files, out) == (CaptionSummary(captioned=5), [2, 2, 1])
+    assert lines(out) == [{"path": str(path), "caption": text(number)} for number, path in enumerate(files)]
+    before = out.read_bytes()
+    assert caption(files, out) == (CaptionSummary(skipped=5), [])
+    assert out.read_bytes() == before
+
+
+def test_a_broken_picture_is_a_line_and_is_tried_again(files, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    whole = files[1].read_bytes()
+    files[1].write_bytes(whole[:100])
+    assert caption(files, out) == (CaptionSummary(captioned=4, failed=1), [1, 2, 1])
+    assert [set(line) for line in lines(out)] == [{"path", "error" if n == 1 else "caption"} for n in range(5)]
+    assert "1.png is broken or cut off" in lines(out)[1]["error"]
+    assert caption(files, out)[0] == CaptionSummary(failed=1, skipped=4)
+    files[1].write_bytes(whole)
+    assert caption(files, out) == (CaptionSummary(captioned=1, skipped=4), [1])
+    assert {line["path"]: line["caption"] for line in lines(out)} == {str(p): text(n) for n, p in enumerate(files)}
+
+
+def test_a_batch_of_broken_pictures_only(files, tmp_path):
+    for path in files:
+        path.write_bytes(b"")
+    assert caption(files, tmp_path / "captions.jsonl")[0] == CaptionSummary(failed=5)
+
+
+def test_an_interrupted_run_goes_on(files, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        caption(files, out, FakeGenerator(fail_after=1))
+    assert len(lines(out)) == 2
+    assert caption(files, out)[0] == CaptionSummary(captioned=3, skipped=2)
+    assert len(lines(out)) == 5
+
+
+@pytest.mark.parametrize("kept", [1, 5, 15, -4, -3, -1])
+def test_a_line_that_was_cut_off_is_done_again(files, tmp_path, kept):
+    out = tmp_path / "captions.jsonl"
+    caption(files, out)
+    whole = out.read_bytes()
+    last = whole[:-1].rindex(b"\n") + 1
+    out.write_bytes(whole[:last] + whole[last:][:kept])
+    assert caption(files, out)[0] == CaptionSummary(captioned=1, skipped=4)
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"dear diary",
+        b"dear diary\n",
+        b'{"path": "a", "caption": "b"}\nnotes\n',
+        b'{"path": "a", "sha256": "b"}\n',
+        b'["path", "caption"]\n',
+        b"7",
+        b"{}\n",
+        b"\x89PNG\r\n\x1a\n",
+    ],
+)
+def test_a_file_of_another_kind_is_not_overwritten(files, tmp_path, content):
+    out = tmp_path / "captions.jsonl"
+    out.write_bytes(content)
+    with pytest.raises(UserError, match=r"captions\.jsonl.* not overwritten; name another --out"):
+        caption(files, out)
+    assert out.read_bytes() == content
+
+
+def test_a_folder_as_out(files, tmp_path):
+    with pytest.raises(UserError, match="is a folder; name a file as --out"):
+        caption(files, tmp_path)

@@ -1,0 +1,118 @@
+"""The generator gives the same text in batches, alone and as a stream."""
+
+import pytest
+import torch
+
+from mmchat.errors import UserError
+from mmchat.inference import Generator
+from mmchat.model.processor import pad_left
+
+
+@pytest.fixture(scope="module")
+def generator(assistant_dir):
+    return Generator(assistant_dir, device="cpu")
+
+
+def asked(generator, question, pictures):
+    return generator.conversation(question, pictures, ())[0]
+
+
+def test_a_batch_answers_as_each_alone(generator, picture):
+    cases = [
+        ("What is this?", [picture(0)]),
+        ("Two and two?", []),
+        ("Compare these two pictures, one after the other, in a few words.", [picture(1), picture(2, 64, 10)]),
+        ("Hm", [picture(3)]),
+    ]
+    conversations = [asked(generator, question, pictures) for question, pictures in cases]
+    together = generator._generate(conversations, [pictures for _, pictures in cases], max_new_tokens=12)
+    alone = [
+        generator._generate([c], [pictures], max_new_tokens=12)[0]
+        for c, (_, pictures) in zip(conversations, cases, strict=True)
+    ]
+    for row, one in zip(together, alone, strict=True):
+        assert row[: len(one)].tolist() == one.tolist()
+        assert set(row[len(one) :].tolist()) <= {generator.processor.pad_token_id}
+    assert len({tuple(one.tolist()) for one in alone}) > 1
+
+
+def test_chat_caption_and_stream_agree(generator, picture):
+    prompt, image = "Describe the picture.", picture(4)
+    answer = generator.chat(prompt, image, max_new_tokens=10)
+    assert answer
+    assert generator.caption([image], prompt, max_new_tokens=10) == [answer]
+    assert "".join(generator.stream(prompt, image, max_new_tokens=10)).strip() == answer
+    pictures = [picture(seed) for seed in range(3)]
+    captions = generator.caption(pictures, batch_size=2, max_new_tokens=6)
+    assert captions == [generator.chat(prompt, one, max_new_tokens=6) for one in pictures]
+
+
+def test_pictures_are_taken_in_every_form(generator, picture, tmp_path):
+    path = tmp_path / "picture.png"
+    picture(6).save(path)
+    answers = {generator.chat("What?", one, max_new_tokens=6) for one in (path, str(path), path.read_bytes(), [path])}
+    assert answers == {generator.chat("What?", picture(6), max_new_tokens=6)}
+
+
+def test_without_a_cache_the_answer_is_the_same(generator, picture):
+    inputs = generator.processor.render(asked(generator, "What?", [picture()]), add_generation_prompt=True)
+    kwargs = {
+        "input_ids": torch.tensor([inputs.input_ids]),
+        "pixel_values": generator.processor.image_processor([picture()])["pixel_values"],
+        "do_sample": False,
+        "max_new_tokens": 8,
+    }
+    with_cache = generator.model.generate(**kwargs)
+    assert torch.equal(generator.model.generate(**kwargs, use_cache=False), with_cache)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3, "top_k": 1}])
+def test_copies_of_a_row_keep_its_pictures(generator, picture, monkeypatch, options):
+    """Beams: each copy of a row sees that row's pictures in order, whatever the other rows hold."""
+    cases = [[picture(0), picture(1)], [], [picture(2)]]
+    rows = [asked(generator, "What?", pictures) for pictures in cases]
+    render, model = generator.processor.render, generator.model
+    encoded = [render(messages, add_generation_prompt=True).input_ids for messages in rows]
+    every = [picture(0), picture(1), picture(2)]
+    pixels = generator.processor.image_processor(every)["pixel_values"]
+    seen_by_tower = []
+    forward = type(model.towers[0]).forward
+
+    def watch(tower, seen, *args):
+        seen_by_tower.append(seen)
+        return forward(tower, seen, *args)
+
+    monkeypatch.setattr(type(model.towers[0]), "forward", watch)
+    model.generate(**pad_left(encoded, 0), pixel_values=pixels, max_new_tokens=3, **options)
+    assert torch.equal(seen_by_tower[0], pixels[[0, 1] * 3 + [2] * 3])
+    assert len(seen_by_tower) == 1  # later steps read the cache
+
+
+def test_history_pictures_come_first(generator, picture):
+    history = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},
+        {"role": "assistant", "content": "Noise."},
+    ]
+    first, second = picture(0), picture(1)
+    messages, pictures = generator.conversation("And this?", [first, second], history)
+    kinds = [part["type"] for part in messages[-1]["content"]]
+    assert kinds == ["image", "text", "text"]
+    assert pictures == [first, second]
+    assert generator.chat("And this?", [first, second], history, max_new_tokens=4) is not None
+    with pytest.raises(UserError, match="the history mentions 1 images, but 0 were given"):
+        generator.chat("And this?", [], history)
+
+
+def test_an_error_inside_a_stream_is_raised(generator, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the model broke")
+
+    monkeypatch.setattr(generator.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="the model broke"):
+        list(generator.stream("What?"))
+
+
+def test_temperature_samples(generator, picture):
+    torch.manual_seed(0)
+    answers = {generator.chat("What?", picture(), temperature=2.0, max_new_tokens=8) for _ in range(4)}
+    assert len(answers) > 1
