@@ -60,7 +60,13 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
                         f"{name} claims {width}x{height} pixels, more than the limit of {max_pixels:,}; "
                         "make it smaller, or raise the limit if you trust it"
                     )
+                if image.mode in ("I", "F"):
+                    raise UserError(
+                        f"{name} holds 32-bit shades and does not tell which is white; convert it to 8 or 16 bits"
+                    )
                 return _to_rgb(ImageOps.exif_transpose(image))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except IsADirectoryError:
@@ -69,8 +75,6 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
         raise UserError(f"{name} is not in a format that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is refused as a decompression bomb: {error}") from None
-    except UserError:
-        raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         # What Pillow's decoders raise on cut-off or damaged files.
         raise UserError(f"{name} is broken or cut off: {error}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WORDS = "red green blue one two three cat dog sun moon tree house".split()
+WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "house"]
 
 
 def write_records(folder: Path, count: int, text_only: bool = False) -> Path:

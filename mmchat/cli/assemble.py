@@ -10,7 +10,7 @@ def add_commands(add) -> None:
     init = add(
         "init",
         "join a language model and vision towers into an assistant",
-        "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-large-patch14-336 --layer -2 --out runs/init",
+        "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-base-patch16 --layer -2 --out runs/init",
     )
     init.add_argument("--language", required=True, help="directory, hub name, or a config .json for random weights")
     init.add_argument("--tokenizer", help="directory or hub name; not given: the language model's own")
@@ -37,7 +37,7 @@ def add_commands(add) -> None:
     clip.add_argument("--text", type=Path, required=True, help=".json with values of transformers' CLIPTextConfig")
     clip.add_argument("--tokenizer", required=True, help="directory or hub name")
     clip.add_argument("--projection-dim", type=int, default=512, help="width of the common space")
-    clip.add_argument("--pool", default="pooled", choices=["pooled", "max"], help="class token, or maximum over patches")
+    clip.add_argument("--pool", default="pooled", choices=["pooled", "max"], help="class token, or maximum of patches")
     clip.add_argument("--seed", type=int, default=0, help="of new weights")
     clip.add_argument("--out", type=Path, required=True, help="directory to write")
     clip.set_defaults(run=run_clip_init)

@@ -10,7 +10,7 @@ def add_commands(add) -> None:
         "write report.html: loss curves, scores and a grid of answers, one file that needs nothing beside it",
         "mmchat report runs/quickstart --stage runs/quickstart/tower --stage runs/quickstart/projector",
     )
-    command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, with what `mmchat eval --out RUN` wrote")
+    command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, scored by `mmchat eval --out RUN`")
     command.add_argument("--stage", type=Path, action="append", default=[], help="run directory of an earlier stage")
     command.add_argument("--pictures", type=int, default=24, help="pictures in the grid")
     command.set_defaults(run=run_report)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedConfig, PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json, replace_directory
+from mmchat.pretrained import load_strictly, open_pretrained
 from mmchat.vision import TowerConfig, VisionTower, build_tower
 
 POOLS = ("pooled", "max")
@@ -101,12 +102,7 @@ def load_clip(source: str | Path) -> DualEncoder:
     found = read_json(directory / "config.json").get("model_type")
     if found != DualEncoderConfig.model_type:
         raise UserError(f"{directory} holds a {found!r}, expected a dual encoder ({DualEncoderConfig.model_type})")
-    model, report = DualEncoder.from_pretrained(
-        directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
-    )
-    if problems := {name: sorted(keys) for name, keys in report.items() if keys}:
-        raise UserError(f"the weights in {directory} do not fit its config: {problems}")
-    return model
+    return load_strictly(DualEncoder, directory)
 
 
 def encode_caption(tokenizer: Any, caption: str, context_length: int) -> list[int]:
@@ -122,7 +118,7 @@ def init_clip(
 
     text: `CLIPTextConfig` values; vocabulary and special ids are the tokenizer's. Seed torch before.
     """
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = open_pretrained(AutoTokenizer, tokenizer, "tokenizer")
     special = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     text_config = CLIPTextConfig(**{**text, **special, "vocab_size": len(words)})
     model = DualEncoder(DualEncoderConfig([tower.config.to_dict()], text_config, projection_dim, pool))
@@ -153,5 +149,4 @@ def save_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> None:
     model.train(was_training)
     if not difference <= OUTPUT_TOLERANCE:
         raise RuntimeError(f"the model written to {aside} differs from the one in memory by {difference:g}")
-    shutil.rmtree(directory, ignore_errors=True)
-    aside.rename(directory)
+    replace_directory(aside, directory)

@@ -40,7 +40,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return int(self.attention_mask.sum())
+        return int(self.attention_mask.sum()) if self.ids else 0
 
     @property
     def supervised(self) -> int:

@@ -42,7 +42,9 @@ class BatchOrder:
     def step(self, step: int) -> list[int]:
         """Indices of the samples of one optimizer step."""
         start = step * self.batch_size
-        end = start + self.batch_size if self.total_samples is None else min(start + self.batch_size, self.total_samples)
+        end = start + self.batch_size
+        if self.total_samples is not None:
+            end = min(end, self.total_samples)
         return [
             int(epoch_order(self.samples, self.seed, position // self.samples)[position % self.samples])
             for position in range(start, end)

@@ -43,13 +43,17 @@ def write_report(run: Path, stages: list[Path], pictures: int) -> Path:
             raise UserError(f"{needed} does not exist; train first, then `mmchat eval CKPT FILE --out {run}`")
     scores = read_json(run / "scores.json")
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    page = _environment().get_template("report.html.jinja").render(
-        name=run.name,
-        stages=[_stage(stage) for stage in stages],
-        kinds=[_kind(name, scores) for name in scores if name.startswith("kind/") and name.count("/") == 1],
-        overall=_kind("overall", scores),
-        grid=_grid(predictions, pictures),
-        environment=read_json(run / "environment.json"),
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            name=run.name,
+            stages=[_stage(stage) for stage in stages],
+            kinds=[_kind(name, scores) for name in scores if name.startswith("kind/") and name.count("/") == 1],
+            overall=_kind("overall", scores),
+            grid=_grid(predictions, pictures),
+            environment=read_json(run / "environment.json"),
+        )
     )
     write_text(run / "report.html", page)
     return run / "report.html"

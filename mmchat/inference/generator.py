@@ -4,9 +4,10 @@ generator = Generator("runs/quickstart/model")
 print(generator.chat("How many digits are there?", "picture.png"))
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -55,10 +56,11 @@ class Generator:
         messages, pictures = self.conversation(question, images, history)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
+        nobody_listens = Event()
 
         def work() -> None:
             try:
-                self._generate([messages], [pictures], streamer=streamer, **options)
+                self._generate([messages], [pictures], streamer=streamer, stop=nobody_listens, **options)
             except BaseException as error:
                 failure.append(error)
                 streamer.end()
@@ -67,12 +69,16 @@ class Generator:
         thread.start()
         # The first token of an answer carries the space that separates it from the prompt.
         first = True
-        for piece in streamer:
-            piece = piece.lstrip() if first else piece
-            if piece:
-                first = False
-                yield piece
-        thread.join()
+        try:
+            for piece in streamer:
+                piece = piece.lstrip() if first else piece
+                if piece:
+                    first = False
+                    yield piece
+        finally:
+            # Reached as well when the caller closes the stream in the middle: the model must not go on alone.
+            nobody_listens.set()
+            thread.join()
         if failure:
             raise failure[0]
 
@@ -121,8 +127,18 @@ class Generator:
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         streamer: TextIteratorStreamer | None = None,
+        stop: Event | None = None,
     ) -> torch.Tensor:
-        """int[B, new tokens]. temperature 0 is greedy; above, it samples."""
+        """int[B, new tokens]. temperature 0 is greedy; above, it samples.
+
+        Raises:
+            UserError: an option out of range, or a conversation that leaves no room in the model's context.
+        """
+        if not (max_new_tokens >= 1 and 0 <= temperature < math.inf):
+            raise UserError(
+                f"max_new_tokens must be at least 1 and temperature a number from 0 up, "
+                f"found {max_new_tokens} and {temperature}"
+            )
         rows = [self.processor.render(messages, add_generation_prompt=True).input_ids for messages in conversations]
         inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
         pictures = [_open(picture) for one in images for picture in one]
@@ -130,13 +146,25 @@ class Generator:
             inputs.update(self.processor.image_processor(pictures))
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         prompt_length = inputs["input_ids"].shape[1]
+        context = self.model.config.text_config.max_position_embeddings
+        if prompt_length >= context:
+            raise UserError(
+                f"the conversation has {prompt_length} tokens with its pictures, the model's context is {context}; "
+                "ask a shorter question or start a new conversation"
+            )
         output = self.model.generate(
             **{name: _move(value, self.model.device) for name, value in inputs.items()},
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, context - prompt_length),
             streamer=streamer,
+            stopping_criteria=None if stop is None else [lambda ids, scores: _stop_all(ids, stop)],
             **sampling,
         )
         return output[:, prompt_length:]
+
+
+def _stop_all(ids: torch.Tensor, stop: Event) -> torch.Tensor:
+    """bool[B]: whether each row of a batch is to end now."""
+    return torch.full((len(ids),), stop.is_set(), device=ids.device)
 
 
 def _open(picture: Picture) -> Image.Image:

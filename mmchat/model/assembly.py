@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImageProcessor, MMChatProcessor
 from mmchat.conversation import SlotTokens, get_template, to_jinja
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.pretrained import open_pretrained
 from mmchat.vision import VisionTower
 
 
@@ -44,7 +44,7 @@ def assemble(
     words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)
     torch.manual_seed(seed)
     if model_config is None:
-        language_model = _open(AutoModelForCausalLM, language)
+        language_model = open_pretrained(AutoModelForCausalLM, language, "language model")
         _grow_embeddings(language_model, len(words))
     else:
         model_config["vocab_size"] = len(words)
@@ -65,7 +65,6 @@ def assemble(
     model.language_model = language_model
     for index, tower in enumerate(towers):
         model.towers[index] = tower
-    model.tie_weights()
     model.generation_config.eos_token_id = words.eos_token_id
     model.generation_config.pad_token_id = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
     processor = MMChatProcessor(
@@ -83,22 +82,10 @@ def assemble(
 def _language(language: str, tokenizer: str | None) -> tuple[Any, dict[str, Any] | None]:
     """The tokenizer, and the config values where the language model is to be made from nothing."""
     if not language.endswith(".json"):
-        return _open(AutoTokenizer, tokenizer or language), None
+        return open_pretrained(AutoTokenizer, tokenizer or language, "tokenizer"), None
     if tokenizer is None:
         raise UserError(f"--language {language} is a config without a tokenizer; name one with --tokenizer")
-    return _open(AutoTokenizer, tokenizer), read_json(Path(language))
-
-
-def _open(auto: Any, source: str) -> Any:
-    """`auto.from_pretrained(source)`, where a source that cannot be read is the user's mistake."""
-    what = "tokenizer" if auto is AutoTokenizer else "language model"
-    try:
-        return auto.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{what} {source!r} is neither a directory with one nor a name that the hub gave: {reason}"
-        ) from error
+    return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), read_json(Path(language))
 
 
 def _grow_embeddings(language_model: Any, size: int) -> None:

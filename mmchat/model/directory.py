@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json, replace_directory
+from mmchat.pretrained import load_strictly
 
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
@@ -30,14 +30,7 @@ def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, 
         name for name in ("*.safetensors", "processor_config.json", "tokenizer.json") if not any(directory.glob(name))
     ]:
         raise UserError(f"{directory} is incomplete: it has no {', '.join(missing)}; copy it again, or write it anew")
-    try:
-        model, report = MMChatForConditionalGeneration.from_pretrained(
-            directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
-        )
-    except SafetensorError as error:
-        raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
-    if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
-        raise UserError(f"the weights in {directory} do not fit its config: {problems}")
+    model = load_strictly(MMChatForConditionalGeneration, directory)
     return model.eval(), MMChatProcessor.from_pretrained(directory)
 
 
@@ -67,5 +60,4 @@ def save_assistant(
         raise RuntimeError(
             f"the model written to {aside} differs from the one in memory by {difference:g} in its logits"
         )
-    shutil.rmtree(directory, ignore_errors=True)
-    aside.rename(directory)
+    replace_directory(aside, directory)

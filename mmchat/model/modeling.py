@@ -118,14 +118,6 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            # The features are in the cache already; later steps hold no slots.
-            inputs.pop("pixel_values", None)
-            inputs.pop("image_features", None)
-        return inputs
-
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs):
         """Beams and several answers per prompt copy rows; each copy needs all pictures of its row, in order."""
         names = [name for name in ("pixel_values", "image_features") if kwargs.get(name) is not None]

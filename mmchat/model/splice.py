@@ -3,9 +3,7 @@
 import torch
 
 
-def splice(
-    embeddings: torch.Tensor, input_ids: torch.Tensor, features: torch.Tensor, slot_id: int
-) -> torch.Tensor:
+def splice(embeddings: torch.Tensor, input_ids: torch.Tensor, features: torch.Tensor, slot_id: int) -> torch.Tensor:
     """Replace the embedding of every slot by the next feature, in reading order.
 
     Args:

@@ -63,7 +63,9 @@ class RunConfig:
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast over fp32 weights")
     seed: int = Field(0, ge=0, description="of the order of samples and of dropout")
-    on_bad_sample: Literal["stop", "skip"] = Field("stop", description="skip: leave out, count, list in quarantine.jsonl")
+    on_bad_sample: Literal["stop", "skip"] = Field(
+        "stop", description="skip: leave out, count and list in quarantine.jsonl"
+    )
     workers: int = Field(1, ge=0, description="data workers per rank; 0 decodes in the training process")
     zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
     deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
@@ -78,7 +80,18 @@ class RunConfig:
         return self
 
 
-TRAJECTORY = ("model", "objective", "data", "trainable", "optimizer", "steps", "epochs", "batch_size", "precision", "seed")
+TRAJECTORY = (
+    "model",
+    "objective",
+    "data",
+    "trainable",
+    "optimizer",
+    "steps",
+    "epochs",
+    "batch_size",
+    "seed",
+    "precision",
+)
 """Keys that must be the same when a run is resumed: with another value it would be another run."""
 
 

@@ -116,9 +116,7 @@ def open_run_dir(config: RunConfig) -> Path | str | None:
     values = as_dict(config)
     if resolved.exists():
         if not config.resume:
-            raise UserError(
-                f"{directory} already holds a run; add --resume to go on with it, or name another run_dir"
-            )
+            raise UserError(f"{directory} already holds a run; add --resume to go on with it, or name another run_dir")
         before = yaml.safe_load(resolved.read_text(encoding="utf-8"))
         changed = [key for key in TRAJECTORY if before.get(key) != values[key]]
         if changed:

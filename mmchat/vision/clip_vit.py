@@ -25,8 +25,7 @@ class CLIPViT(VisionTower):
         if size % patch:
             below, above = size // patch * patch, (size // patch + 1) * patch
             raise UserError(
-                f"image size {size} is not a multiple of patch size {patch}; "
-                f"the nearest sizes are {below} and {above}"
+                f"image size {size} is not a multiple of patch size {patch}; the nearest sizes are {below} and {above}"
             )
         tokens = (size // patch) ** 2 + int(config.class_token)
         return TowerSpec(size, patch, tokens, backbone.hidden_size, config.preprocessing)

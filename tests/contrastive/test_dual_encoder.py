@@ -50,7 +50,7 @@ def test_opened_strictly(saved, tmp_path):
     directory = shutil.copytree(saved[1], tmp_path / "copy")
     weights = load_file(directory / "model.safetensors")
     scale = weights.pop("logit_scale")
-    for change, text in (({}, "missing_keys.*logit_scale"), ({"logit_scale": scale, "stray": scale.clone()}, "stray")):
+    for change, text in (({}, "missing: logit_scale"), ({"logit_scale": scale, "stray": scale.clone()}, "stray")):
         save_file(weights | change, directory / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=f"do not fit its config.*{text}"):
             load_clip(directory)

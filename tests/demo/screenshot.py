@@ -1,7 +1,7 @@
 """Ask the running demo about a picture and save what is seen; the size under 500 px wide is a phone's.
 
-    python demo/app.py &
-    python tests/demo/screenshot.py --out docs/images/demo.png
+python demo/app.py &
+python tests/demo/screenshot.py --out docs/images/demo.png
 """
 
 import argparse

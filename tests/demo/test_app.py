@@ -24,14 +24,24 @@ TOKENIZER = REPOSITORY / "tests/data/tokenizers/llama_like_legacy_false"
 TOWER = {
     "family": "clip_vit",
     "backbone": {
-        "image_size": 32, "patch_size": 16, "hidden_size": 32, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
     },
     "preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3, "fit": "squash"},
 }
 LANGUAGE = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": False,
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
 }
 MARKUP = ["▁<", "b", ">"]
 FAILURE = "the accelerator <i>caught</i> fire"

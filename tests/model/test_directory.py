@@ -29,13 +29,13 @@ def rewrite(directory, change):
 def test_missing_left_over_and_misshapen_weights_are_named(copy):
     bias = "projectors.0.2.bias"
     rewrite(copy, lambda weights: weights.pop(bias))
-    with pytest.raises(UserError, match=rf"do not fit its config: {{'missing_keys': \['{bias}'\]}}"):
+    with pytest.raises(UserError, match=rf"do not fit its config: missing: {bias}$"):
         load_assistant(copy)
     rewrite(copy, lambda weights: weights.update({bias: torch.zeros(3)}))
-    with pytest.raises(UserError, match=r"mismatched_keys.*projectors\.0\.2\.bias"):
+    with pytest.raises(UserError, match=r"of another shape: .*projectors\.0\.2\.bias"):
         load_assistant(copy)
     rewrite(copy, lambda weights: weights.update({bias: torch.zeros(32), "projectors.0.4.bias": torch.zeros(3)}))
-    with pytest.raises(UserError, match=r"'unexpected_keys': \['projectors\.0\.4\.bias'\]"):
+    with pytest.raises(UserError, match=r"left over: projectors\.0\.4\.bias$"):
         load_assistant(copy)
 
 

@@ -23,7 +23,7 @@ def broken_picture(tmp_path, assistant_dir):
 
 
 def test_a_truncated_picture_stops_both_ranks_with_one_message(broken_picture):
-    folder, config = broken_picture
+    _, config = broken_picture
     result = launch(config, "--data.max_length", "401", ranks=2)
     assert result.returncode == 2, result.stdout
     assert "records.json:record 5" in result.stdout and "4-0.png" in result.stdout
@@ -60,7 +60,7 @@ def test_it_runs_where_there_is_no_compiler(tmp_path, assistant_dir):
     tools = tmp_path / "bin"
     tools.mkdir()
     hidden = {"c++", "g++", "gcc", "cc", "clang", "clang++", "ninja", "nvcc"}
-    for folder in os.environ["PATH"].split(os.pathsep) + [str(Path(sys.executable).parent)]:
+    for folder in [*os.environ["PATH"].split(os.pathsep), str(Path(sys.executable).parent)]:
         for tool in Path(folder).glob("*") if Path(folder).is_dir() else ():
             if tool.name not in hidden and not any(tool.name.startswith(f"{h}-") for h in hidden):
                 (tools / tool.name).exists() or (tools / tool.name).symlink_to(tool)

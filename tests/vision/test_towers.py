@@ -87,7 +87,7 @@ def test_a_missing_weight_is_named(copy):
     weights = load_file(copy / "model.safetensors")
     del weights["vision_model.encoder.layers.2.mlp.fc1.bias"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"missing \['encoder\.layers\.2\.mlp\.fc1\.bias'\]"):
+    with pytest.raises(UserError, match=r"missing: encoder\.layers\.2\.mlp\.fc1\.bias$"):
         load_tower(copy)
 
 
@@ -95,7 +95,7 @@ def test_a_left_over_weight_is_named(copy):
     weights = load_file(copy / "model.safetensors")
     weights["vision_model.encoder.layers.9.mlp.fc1.bias"] = torch.zeros(3)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"left over \['.*layers\.9\.mlp\.fc1\.bias'\]"):
+    with pytest.raises(UserError, match=r"left over: .*layers\.9\.mlp\.fc1\.bias$"):
         load_tower(copy)
 
 

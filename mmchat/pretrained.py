@@ -1,0 +1,52 @@
+"""transformers' `from_pretrained`, strictly: what does not open or fit is for the user to mend, in one message."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mmchat.errors import UserError
+
+
+def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = ()) -> Any:
+    """A model with every weight that its config asks for, and none left over.
+
+    Args:
+        others: beginnings of keys that belong to another model in the same files.
+
+    Raises:
+        UserError: no safetensors, damaged ones, or weights missing, left over or of another shape; lists them.
+    """
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"{directory} holds no *.safetensors, so no weights that could be opened safely")
+    try:
+        # Weights of another shape are to stand in the report, and be refused below, rather than raise here.
+        model, report = model_class.from_pretrained(
+            directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "left over": sorted(key for key in report["unexpected_keys"] if not key.startswith(others or "\0")),
+        "of another shape": sorted(map(str, report["mismatched_keys"])),
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in problems.items() if keys)
+        raise UserError(f"the weights in {directory} do not fit its config: {found}")
+    return model
+
+
+def open_pretrained(auto_class: Any, source: str, what: str) -> Any:
+    """`auto_class.from_pretrained(source)` of a directory or hub name; `what` names it in the message.
+
+    Raises:
+        UserError: it cannot be opened; in one line.
+    """
+    try:
+        return auto_class.from_pretrained(source)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{what} {source!r} is neither a directory with one nor a name that the hub gave: {reason}"
+        ) from error
