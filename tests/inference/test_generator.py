@@ -1,5 +1,7 @@
 """The generator gives the same text in batches, alone and as a stream."""
 
+import functools
+
 import pytest
 import torch
 
@@ -116,3 +118,36 @@ def test_temperature_samples(generator, picture):
     torch.manual_seed(0)
     answers = {generator.chat("What?", picture(), temperature=2.0, max_new_tokens=8) for _ in range(4)}
     assert len(answers) > 1
+
+
+def test_closing_a_stream_ends_the_generation(generator, picture, monkeypatch):
+    """A caller that walks away must not leave the model at work beside the next answer."""
+    steps = []
+    forward = generator.model.forward
+
+    @functools.wraps(forward)  # `generate` reads the signature
+    def counted(*args, **kwargs):
+        steps.append(1)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(generator.model, "forward", counted)
+    monkeypatch.setattr(generator.model.generation_config, "eos_token_id", None)
+    stream = generator.stream("What is this?", picture(), max_new_tokens=400)
+    next(stream)
+    stream.close()  # returns when the thread has ended
+    assert 0 < len(steps) < 400
+    seen = len(steps)
+    generator.chat("And now?", max_new_tokens=1)
+    assert len(steps) == seen + 1
+
+
+def test_a_conversation_longer_than_the_context_is_refused(generator):
+    context = generator.model.config.text_config.max_position_embeddings
+    with pytest.raises(UserError, match=rf"has \d+ tokens with its pictures, the model's context is {context}"):
+        generator.chat("word " * context)
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}])
+def test_options_out_of_range_are_refused(generator, options):
+    with pytest.raises(UserError, match="max_new_tokens must be at least 1 and temperature"):
+        generator.chat("What?", **options)
