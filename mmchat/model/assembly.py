@@ -74,7 +74,7 @@ def assemble(
         template=template,
         system=system,
         slots=config.slots,
-        fusion=fusion,
+        image_tokens=model.image_tokens,
     )
     return model, processor
 

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmchat.errors import UserError
 from mmchat.model.config import MMChatConfig
-from mmchat.model.projectors import build_projector
+from mmchat.model.projectors import projector_kind, slots_per_image
 from mmchat.model.splice import check_slots, splice
 from mmchat.vision import TowerConfig, VisionTower, build_tower
 
@@ -19,6 +19,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     `towers`, `projectors` and `language_model` are ordinary submodules, and their names are the names of
     the modules in a trainability table. The language model is any `AutoModelForCausalLM`, used whole.
+    `image_tokens` is the number of slots of one image.
     """
 
     config_class = MMChatConfig
@@ -37,18 +38,13 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         embedding_dim = self.language_model.get_input_embeddings().embedding_dim
-        width = _projected_width(config.fusion, [tower.spec.tokens for tower in self.towers], embedding_dim)
+        self.image_tokens = slots_per_image([tower.spec for tower in self.towers], config.projectors, config.fusion)
+        width = _projected_width(config.fusion, len(self.towers), embedding_dim)
         self.projectors = nn.ModuleList(
-            build_projector(name, tower.spec.dim, width)
+            projector_kind(name).build(tower.spec.dim, width)
             for name, tower in zip(config.projectors, self.towers, strict=True)
         )
         self.post_init()
-
-    @property
-    def image_tokens(self) -> int:
-        """Slots of one image."""
-        tokens = [tower.spec.tokens for tower in self.towers]
-        return tokens[0] if self.config.fusion == "channels" else sum(tokens)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -140,12 +136,10 @@ def run_tower(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
         return tower(pixels).patches
 
 
-def _projected_width(fusion: str, tokens: list[int], embedding_dim: int) -> int:
+def _projected_width(fusion: str, towers: int, embedding_dim: int) -> int:
     """Width that each projector gives, so that the fused features have the embeddings' width."""
-    if fusion == "sequence" or not tokens:
+    if fusion == "sequence":
         return embedding_dim
-    if len(set(tokens)) > 1:
-        raise UserError(f"towers fused on channels must give equally many tokens, found {tokens}; use sequence")
-    if embedding_dim % len(tokens):
-        raise UserError(f"the language model's width {embedding_dim} cannot be shared by {len(tokens)} towers")
-    return embedding_dim // len(tokens)
+    if embedding_dim % towers:
+        raise UserError(f"the language model's width {embedding_dim} cannot be shared by {towers} towers on channels")
+    return embedding_dim // towers

@@ -58,7 +58,7 @@ def _as_rgb(image: Any) -> Image.Image:
 class MMChatProcessor(ProcessorMixin):
     """Tokenizer, image processor and the template that the model was trained with.
 
-    template, system, slots, fusion: as in `MMChatConfig`.
+    template, system, slots: as in `MMChatConfig`. image_tokens: slots of one image.
     """
 
     def __init__(
@@ -69,25 +69,19 @@ class MMChatProcessor(ProcessorMixin):
         template: str = "vicuna_v1",
         system: str | None = None,
         slots: dict[str, str | None] | None = None,
-        fusion: str = "channels",
+        image_tokens: int = 256,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.template = template
         self.system = system
         self.slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
-        self.fusion = fusion
+        self.image_tokens = image_tokens
         # What typed text must never become; transformers marks only special tokens unless told.
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
 
     @property
     def slot_tokens(self) -> SlotTokens:
         return SlotTokens(**self.slots)
-
-    @property
-    def image_tokens(self) -> int:
-        """Slots of one image."""
-        tokens = [spec.tokens for spec in self.image_processor.specs]
-        return tokens[0] if self.fusion == "channels" else sum(tokens)
 
     @property
     def pad_token_id(self) -> int:
