@@ -3,10 +3,11 @@
 The digits are the 1,797 scans that scikit-learn ships, so nothing is downloaded. Each split draws
 from its own scans: what a model scores on `heldout` it scores on handwriting it never saw.
 
-    captions   one digit a picture, one caption ("a red 7"): what the tower and the projector learn from
-    train      scenes of one to four digits with several questions each
-    dev        the same with other scans: choose hyperparameters here
-    heldout    the same with the last 297 scans: report from here
+    captions       one digit a picture, one caption ("a red 7"): what the tower learns from
+    descriptions   one to four digits, few more often, and their list: what the projector learns from
+    train          scenes of one to four digits with several questions each
+    dev            the same with other scans: choose hyperparameters here
+    heldout        the same with the last 297 scans: report from here
 
 Every record is LLaVA's, plus `kinds` (one per question) and, outside the training splits, the
 SHA-256 of the picture's raw pixels, so that `--verify` can tell whether a regenerated test is the
@@ -33,7 +34,12 @@ from sklearn.datasets import load_digits
 from mmchat.errors import UserError
 from mmchat.progress import track
 
-GLYPHS = {"captions": (0, 1200), "train": (0, 1200), "dev": (1200, 1500), "heldout": (1500, 1797)}
+TRAINING = (0, 1200)
+GLYPHS = dict.fromkeys(("captions", "descriptions", "train"), TRAINING)
+GLYPHS |= {"dev": (1200, 1500), "heldout": (1500, 1797)}
+# How often a picture holds one, two, ... digits.
+NUMBERS = {"captions": (1,), "descriptions": (4, 3, 2, 1)}
+SCENE_NUMBERS = (3, 5, 5, 5)
 HASHED = ("dev", "heldout")
 COLORS = {
     "red": (222, 36, 36),
@@ -59,6 +65,15 @@ PHRASES = {
     "has_digit": ("Is there a {}?", "Does the picture show a {}?", "Can you see a {}?"),
     "count_color": ("How many digits are {}?", "How many {} digits are there?", "Count the {} digits."),
 }
+# Answers say what they answer before they answer it, so that a reader, and a small model, know what the value means.
+SENTENCES = {
+    "count": "the number of digits is {answer}",
+    "color_of_digit": "the {slot} is {answer}",
+    "digit_of_color": "the {slot} digit is {answer}",
+    "has_digit": "the {slot} is {answer}",
+    "count_color": "the number of {slot} digits is {answer}",
+    **{kind: f"the {kind} digit is {{answer}}" for kind in (*PLACES, "largest", "smallest")},
+}
 # How eagerly a conversation takes up each kind it could ask: the scarcer a kind's scenes, the more.
 EAGERNESS = {"count": 0.5, "color_of_digit": 1.2, "digit_of_color": 1.4, "largest": 3.0, "smallest": 3.0}
 
@@ -77,11 +92,15 @@ class Thing:
 
 @dataclass(frozen=True)
 class Question:
-    """`mentions`: the places in the scene's tuple of the things that question and answer speak of."""
+    """`sentence` is what the assistant says, `answer` the value in it.
+
+    `mentions`: the places in the scene's tuple of the things that question and answer speak of.
+    """
 
     kind: str
     text: str
     answer: str
+    sentence: str
     mentions: frozenset[int] = frozenset()
 
 
@@ -93,11 +112,16 @@ def glyphs() -> tuple[list[Image.Image], list[int]]:
     return [Image.fromarray(scan) for scan in scans], [int(digit) for digit in data.target]
 
 
-def compose(rng: random.Random, glyph_range: tuple[int, int], most: int = 4) -> tuple[bool, tuple[Thing, ...]]:
-    """A background (light or dark) and one to `most` things whose squares do not overlap, left to right."""
+def compose(
+    rng: random.Random, glyph_range: tuple[int, int], numbers: tuple[int, ...] = SCENE_NUMBERS
+) -> tuple[bool, tuple[Thing, ...]]:
+    """A background (light or dark) and things whose squares do not overlap, left to right.
+
+    numbers: how often there are one, two, ... things.
+    """
     light = rng.random() < 0.5
     palette = [name for name in COLORS if name not in (FADES_ON_LIGHT if light else FADES_ON_DARK)]
-    number = rng.choices(range(1, most + 1), (3, 5, 5, 5)[:most])[0]
+    number = rng.choices(range(1, len(numbers) + 1), numbers)[0]
     things: list[Thing] = []
     for _ in range(number):
         glyph = rng.randrange(*glyph_range)
@@ -112,7 +136,7 @@ def compose(rng: random.Random, glyph_range: tuple[int, int], most: int = 4) -> 
             if trials % 20 == 0:
                 size = max(0.25, size * 0.93)
             if trials == 400:  # three things stand so that no fourth fits: begin anew
-                return compose(rng, glyph_range, most)
+                return compose(rng, glyph_range, numbers)
         things.append(Thing(glyphs()[1][glyph], color, x, y, size, glyph))
     return light, tuple(sorted(things, key=lambda t: t.x))
 
@@ -144,6 +168,11 @@ def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) 
     return picture
 
 
+def in_a_row(things: tuple[Thing, ...]) -> bool:
+    """Whether the order from left to right is beyond doubt."""
+    return all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things))
+
+
 def listing(things: tuple[Thing, ...]) -> str:
     """'a red 7, a blue 3 and a white 1', in the things' order."""
     names = [f"{'an' if t.color == 'orange' else 'a'} {t.color} {t.digit}" for t in things]
@@ -156,7 +185,8 @@ def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
 
     def ask(kind: str, answer: object, mentions: list[int], slot: object = "", phrases: str = "") -> None:
         text = rng.choice(PHRASES[phrases or kind]).format(slot)
-        found.append(Question(kind, text, str(answer), frozenset(mentions)))
+        sentence = SENTENCES.get(kind, "{answer}").format(slot=slot, answer=answer)
+        found.append(Question(kind, text, str(answer), sentence, frozenset(mentions)))
 
     def extreme(kind: str, measure: Callable[[Thing], float], clear: Callable[[float, float], bool]) -> None:
         first, second = sorted(everything, key=lambda i: measure(things[i]))[:2]
@@ -166,7 +196,7 @@ def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
     def holders(attribute: str, value: object) -> list[int]:
         return [i for i in everything if getattr(things[i], attribute) == value]
 
-    if all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things)):
+    if in_a_row(things):
         ask("describe", listing(things), list(everything))
     ask("count", len(things), [])
     for kind, known, asked in (("color_of_digit", "digit", "color"), ("digit_of_color", "color", "digit")):
@@ -184,7 +214,7 @@ def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
         extreme("largest", lambda t: -t.size, lambda a, b: a <= 1.2 * b)
     present = {t.digit for t in things}
     digit = rng.choice(sorted(present if rng.random() < 0.65 else set(range(10)) - present))
-    ask("has_digit", "yes" if digit in present else "no", holders("digit", digit), digit)
+    ask("has_digit", "present" if digit in present else "absent", holders("digit", digit), digit)
     by_number: dict[int, list[str]] = {}
     for color in COLORS:
         by_number.setdefault(len(holders("color", color)), []).append(color)
@@ -222,16 +252,16 @@ def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
 def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
     """Picture and record `index` of a split: a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
-    single = split == "captions"
-    light, things = compose(rng, GLYPHS[split], most=1 if single else 4)
+    light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS))
+    while split == "descriptions" and not in_a_row(things):
+        light, things = compose(rng, GLYPHS[split], NUMBERS[split])
     picture = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
-    caption = Question("caption", "Write a caption.", listing(things))
-    asked = [caption] if single else converse(rng, things)
+    asked = candidates(rng, things)[:1] if split in NUMBERS else converse(rng, things)
     turns = []
     for number, question in enumerate(asked):
         turns.append({"from": "human", "value": "<image>\n" * (number == 0) + question.text})
-        turns.append({"from": "gpt", "value": question.answer})
+        turns.append({"from": "gpt", "value": question.sentence})
     record = {"id": name, "image": f"{name}.png", "conversations": turns, "kinds": [q.kind for q in asked]}
     if split in HASHED:
         record["sha256"] = hashlib.sha256(picture.tobytes()).hexdigest()
@@ -280,6 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     option("--seed", 0, "another seed, other pictures")
     option("--captions", 20000, "single digits with a caption")
+    option("--descriptions", 20000, "pictures of one to four digits with a description")
     option("--train", 20000, "scenes to learn from")
     option("--dev", 400, "scenes to choose hyperparameters on")
     option("--heldout", 400, "scenes to report from")

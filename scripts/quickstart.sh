@@ -21,6 +21,8 @@ prepare_environment demo
 
 # glibc gives large tensors back to the system and faults them in again at every step; keeping them
 # doubles the speed of training on a CPU (docs/decisions.md).
+# Threads that wait by spinning starve each other wherever another process is busy.
+export OMP_WAIT_POLICY=passive
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
 
 # step TITLE RESULT COMMAND...: runs the command unless RESULT exists already.
@@ -41,7 +43,7 @@ started=$SECONDS
 step "1/9 drawing pictures from real handwritten digits" "$DATA/heldout.json" \
   python data_tools/digit_scenes.py --out "$DATA" --verify "$CONFIGS/heldout.json"
 step "2/9 training the tokenizer" "$RUN/tokenizer" \
-  python data_tools/train_tokenizer.py "$DATA/captions.json" "$DATA/train.json" --out "$RUN/tokenizer"
+  python data_tools/train_tokenizer.py "$DATA/descriptions.json" "$DATA/train.json" --out "$RUN/tokenizer"
 step "3/9 a vision tower with random weights" "$RUN/tower-init" \
   mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
   --pool max --projection-dim 128 --out "$RUN/tower-init"
@@ -50,7 +52,7 @@ step "4/9 stage 1: the tower learns to see, from pictures and captions" "$RUN/to
 step "5/9 an assistant: that tower, a new projector, a new language model" "$RUN/init" \
   mmchat init --language "$CONFIGS/language.json" --tokenizer "$RUN/tokenizer" --vision "$RUN/tower/model" \
   --projector mlp2x_gelu --template vicuna_v1 --system "" --out "$RUN/init"
-step "6/9 stage 2: the projector and the language model learn captions" "$RUN/projector/model" \
+step "6/9 stage 2: the projector and the language model learn to describe" "$RUN/projector/model" \
   train "$CONFIGS/projector.yaml"
 step "7/9 stage 3: conversations" "$RUN/model" \
   train "$CONFIGS/sft.yaml"

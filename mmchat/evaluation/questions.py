@@ -136,7 +136,8 @@ def score(questions: Sequence[Question], predictions: Sequence[str], blind: Sequ
     hits = [exact_match(p, r) for p, r in zip(predictions, references, strict=True)]
     blind_hits = [exact_match(p, r) for p, r in zip(blind, references, strict=True)]
     per_kind, per_kind_blind = mean_by_kind(kinds, hits), mean_by_kind(kinds, blind_hits)
-    commonest, counts = commonest_answer_scores(kinds, references), Counter(kinds)
+    commonest = commonest_answer_scores(kinds, [question.text for question in questions], references)
+    counts = Counter(kinds)
     rows = [
         KindScore(kind, counts[kind], per_kind[kind], per_kind_blind[kind], commonest[kind]) for kind in sorted(counts)
     ]

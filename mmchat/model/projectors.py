@@ -1,4 +1,4 @@
-"""From a tower's patch features to the slots' embeddings. Chosen by exact name; slots are known before any weight is."""
+"""From a tower's patch features to the slots' embeddings, chosen by exact name. Slots are counted without weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ def answer(things, text: str) -> str | None:
             r"(.*), ", r"\1 and ", ", ".join(f"a{'n' * (t.color == 'orange')} {t.color} {t.digit}" for t in ordered)
         )
     if re.search(r"Is there|Does the|Can you", text):
-        return "yes" if any(t.digit == int(digit[0]) for t in things) else "no"
+        return "present" if any(t.digit == int(digit[0]) for t in things) else "absent"
     if re.match(r"How many|Count", text):
         return str(sum(t.color == color[0] for t in things) if color else len(things))
     if digit:
@@ -107,6 +107,15 @@ def test_answers_are_right_and_unambiguous(conversations):
             assert answer(things, question.text) == question.answer, (things, question)
 
 
+def test_sentences_say_the_answer_last_and_what_it_answers_before(conversations):
+    for _, _, questions in conversations:
+        for question in questions:
+            assert question.sentence.endswith(question.answer)
+            named = re.search(rf"\d|{'|'.join(ds.COLORS)}", question.text)
+            if named:
+                assert named[0] in question.sentence.removesuffix(question.answer), question
+
+
 def test_no_question_gives_another_away(conversations):
     """For each question there are worlds in which all else that was said holds, and its answer is another."""
     needed = {"count": 1, "count_color": 1, "has_digit": 1, "color_of_digit": 3}
@@ -130,7 +139,7 @@ def test_the_reasoner_sees_a_leak():
     things = (ds.Thing(7, "red", 0.3, 0.3, 0.3), ds.Thing(2, "blue", 0.7, 0.7, 0.3))
     said = [("Which digit is red?", "7"), ("Is there a 7?", "yes")]
     held = [w for w in worlds(things) if answer(w, said[0][0]) == said[0][1]]
-    assert held and {answer(w, said[1][0]) for w in held} == {"yes"}
+    assert held and {answer(w, said[1][0]) for w in held} == {"present"}
 
 
 def test_kinds_are_many_balanced_and_in_any_order(conversations):

@@ -34,7 +34,7 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("path")
     configs, data = ROOT / "configs" / "quickstart", folder / "data"
     mmchat, python = BIN / "mmchat", sys.executable
-    counts = ("--captions", 80, "--train", 40, "--dev", 8, "--heldout", 6)
+    counts = ("--captions", 80, "--descriptions", 40, "--train", 40, "--dev", 8, "--heldout", 6)
     run(python, ROOT / "data_tools" / "digit_scenes.py", "--out", data, *counts, cwd=folder)
     texts = (data / "captions.json", data / "train.json")
     run(python, ROOT / "data_tools" / "train_tokenizer.py", *texts, "--out", folder / "tokenizer", cwd=folder)
@@ -51,8 +51,8 @@ def path(tmp_path_factory):
     train("tower", run_dir=folder / "tower", model=folder / "tower-init", data__path=data / "captions.json", **small)
     parts = ("--language", configs / "language.json", "--vision", folder / "tower" / "model", "--system", "")
     run(mmchat, "init", *parts, *words, "--out", folder / "init", cwd=folder)
-    captions = {"model": folder / "init", "data__path": data / "captions.json"}
-    train("projector", run_dir=folder / "projector", **captions, **small)
+    descriptions = {"model": folder / "init", "data__path": data / "descriptions.json"}
+    train("projector", run_dir=folder / "projector", **descriptions, **small)
     conversations = {"data__path": data / "train.json", "validation__path": data / "dev.json"}
     train("sft", run_dir=folder / "sft", model=folder / "projector" / "model", **conversations, **small)
     model = folder / "sft" / "model"
@@ -78,11 +78,11 @@ def test_sft_validates(path):
     assert [row["step"] for row in metrics(path / "sft") if "validation_loss" in row] == [3]
 
 
-def test_the_frozen_tower_went_through_unchanged(path):
+def test_the_grown_tower_is_what_the_assistant_starts_from(path):
     from safetensors.torch import load_file
 
     grown = load_file(path / "tower" / "model" / "model.safetensors")
-    used = load_file(path / "projector" / "model" / "model.safetensors")
+    used = load_file(path / "init" / "model.safetensors")
     towers = [key for key in grown if key.startswith("towers.0.")]
     assert towers and all((grown[key] == used[key]).all() for key in towers)
 

@@ -31,10 +31,16 @@ def test_exact_match(prediction, reference, same):
 
 def test_metrics_by_hand():
     kinds = ["count", "count", "count", "count", "colour"]
-    assert commonest_answer_scores(kinds, ["2", "1", "2", "3", "red"]) == {"count": 0.5, "colour": 1.0}
+    assert commonest_answer_scores(kinds, ["?"] * 5, ["2", "1", "2", "3", "red"]) == {"count": 0.5, "colour": 1.0}
     assert mean_by_kind(kinds, [True, False, False, False, True]) == {"count": 0.25, "colour": 1.0}
     with pytest.raises(ValueError, match="zip"):
         mean_by_kind(kinds, [True])
+
+
+def test_the_commonest_answer_may_repeat_the_question():
+    questions = ["What color is the 7?", "What color is the 2?", "What color is the 1?"]
+    answers = ["the 7 is blue", "the 2 is blue", "the 1 is red"]
+    assert commonest_answer_scores(["colour"] * 3, questions, answers) == {"colour": pytest.approx(2 / 3)}
 
 
 def question(image, answer, kind="count", text="How many?"):
