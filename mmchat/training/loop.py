@@ -37,6 +37,7 @@ def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches:
     rejected = [item for batch in batches for item in batch.rejected]
     counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), len(rejected)]
     counts += [batch.images for batch in batches]
+    engine.train()  # models are opened, and left by a validation, in evaluation mode
     terms, tokens, left_out, *images = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
     loss_sum = torch.zeros((), dtype=torch.float64)
     for batch, images_anywhere in zip(batches, images, strict=True):
@@ -58,7 +59,6 @@ def validate(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: I
     for batch in batches:
         loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere=True)
         sums += torch.tensor([loss.double().item(), objective.terms(batch)], dtype=torch.float64)
-    engine.train()
     loss, terms = distributed.all_reduce(sums).tolist()
     return loss / max(1.0, terms)
 

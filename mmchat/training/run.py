@@ -35,7 +35,7 @@ def run(config: RunConfig) -> None:
     Raises:
         UserError: anything about the config, data or run directory that the user can mend.
     """
-    console = Console(stderr=True, quiet=distributed.rank() > 0, highlight=False)
+    console = Console(stderr=True, quiet=distributed.rank() > 0, highlight=False, soft_wrap=True)
     resume_from = open_run_dir(config)
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
@@ -166,6 +166,8 @@ def load_batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        # A generator of its own: without it every pass draws a seed from the global one, on which dropout hangs.
+        generator=torch.Generator(),
     )
     return iter(loader)
 
