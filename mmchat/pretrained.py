@@ -1,11 +1,14 @@
 """transformers' `from_pretrained`, strictly: what does not open or fit is for the user to mend, in one message."""
 
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from mmchat.errors import UserError
+from mmchat.files import replace_directory
 
 
 def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = ()) -> Any:
@@ -50,3 +53,38 @@ def open_pretrained(auto_class: Any, source: str, what: str) -> Any:
         raise UserError(
             f"{what} {source!r} is neither a directory with one nor a name that the hub gave: {reason}"
         ) from error
+
+
+def save_verified(
+    model: Any,
+    others: Sequence[Any],
+    directory: Path,
+    reload: Callable[[Path], Any],
+    compute: Callable[[Any], Sequence[Any]],
+    tolerance: float,
+) -> None:
+    """Write model and others aside, reload the model strictly, compare what both compute, rename into place.
+
+    Args:
+        others: what belongs in the same directory (processor, tokenizer).
+        compute: model -> tensors, without gradients, on an input of its own.
+        tolerance: largest absolute difference between them.
+
+    Raises:
+        RuntimeError: the reloaded model computes something else.
+    """
+    aside = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    for part in (model, *others):
+        part.save_pretrained(aside)
+    reloaded = reload(aside).to(model.device)
+    was_training = model.training
+    model.eval()
+    pairs = zip(compute(model), compute(reloaded.eval()), strict=True)
+    differences = [(mine - read_back).abs().max().item() for mine, read_back in pairs]
+    model.train(was_training)
+    if wrong := [difference for difference in differences if not difference <= tolerance]:  # NaN is wrong, too
+        raise RuntimeError(
+            f"the model written to {aside} differs from the one in memory by {wrong[0]:g} in its outputs"
+        )
+    replace_directory(aside, directory)

@@ -1,7 +1,6 @@
 """A vision tower and a text transformer that meet in one embedding space."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedConfig, PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.files import read_json, replace_directory
-from mmchat.pretrained import load_strictly, open_pretrained
+from mmchat.files import read_json
+from mmchat.pretrained import load_strictly, open_pretrained, save_verified
 from mmchat.vision import TowerConfig, VisionTower, build_tower
 
 POOLS = ("pooled", "max")
@@ -128,25 +127,13 @@ def init_clip(
 
 
 def save_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> None:
-    """Write aside, reload strictly, compare both encoders' outputs, rename into place.
-
-    Raises:
-        RuntimeError: the reloaded model computes something else.
-    """
-    aside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    reloaded = load_clip(aside).to(model.device)
-    was_training = model.training
-    model.eval()
+    """Raises RuntimeError where the written model, read back, computes something else."""
     size = model.towers[0].spec.image_size
     pixels = torch.linspace(-2, 2, 3 * size * size, device=model.device).view(1, 3, size, size)
     ids = torch.tensor([encode_caption(tokenizer, "a picture", 77)], device=model.device)
-    with torch.no_grad():
-        pairs = zip(model(pixels, ids, torch.ones_like(ids)), reloaded(pixels, ids, torch.ones_like(ids)), strict=True)
-        difference = max((mine - read_back).abs().max().item() for mine, read_back in pairs)
-    model.train(was_training)
-    if not difference <= OUTPUT_TOLERANCE:
-        raise RuntimeError(f"the model written to {aside} differs from the one in memory by {difference:g}")
-    replace_directory(aside, directory)
+
+    @torch.no_grad()
+    def outputs(one: DualEncoder) -> tuple[torch.Tensor, ...]:
+        return one(pixels, ids, torch.ones_like(ids))
+
+    save_verified(model, [tokenizer], directory, load_clip, outputs, OUTPUT_TOLERANCE)

@@ -1,14 +1,13 @@
 """A model directory: opened strictly, and never called written before it was read back and compared."""
 
-import shutil
 from pathlib import Path
 
 import torch
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
-from mmchat.files import read_json, replace_directory
-from mmchat.pretrained import load_strictly
+from mmchat.files import read_json
+from mmchat.pretrained import load_strictly, save_verified
 
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
@@ -39,25 +38,11 @@ def save_assistant(
     processor: MMChatProcessor,
     directory: Path,
 ) -> None:
-    """Write aside, reload strictly, compare logits on a made-up picture and text, rename into place.
-
-    Raises:
-        RuntimeError: the reloaded model computes something else.
-    """
-    aside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    reloaded, _ = load_assistant(aside)
-    reloaded.to(model.device)
-    was_training = model.training
-    model.eval()
+    """Raises RuntimeError where the written model, read back, gives other logits for a made-up picture and text."""
     probe = processor.probe().to(model.device)
-    with torch.no_grad():
-        difference = (model(**probe).logits - reloaded(**probe).logits).abs().max().item()
-    model.train(was_training)
-    if not difference <= LOGITS_TOLERANCE:
-        raise RuntimeError(
-            f"the model written to {aside} differs from the one in memory by {difference:g} in its logits"
-        )
-    replace_directory(aside, directory)
+
+    @torch.no_grad()
+    def logits(one: MMChatForConditionalGeneration) -> list[torch.Tensor]:
+        return [one(**probe).logits]
+
+    save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], logits, LOGITS_TOLERANCE)

@@ -104,8 +104,8 @@ def plot_loss(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.plot(steps, smooth, color="C0", label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", color="C3", markersize=3, label="validation")
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss", ylim=(0, None))
-    axes.grid(alpha=0.3)
+    axes.set(title=title, xlabel="optimizer step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=130)
