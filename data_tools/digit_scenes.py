@@ -8,8 +8,6 @@ from its own scans: what a model scores on `heldout` it scores on handwriting it
     train          scenes of one to four digits with several questions each
     dev            the same with other scans: choose hyperparameters here
     heldout        the same with the last 297 scans: report from here
-    text           the conversations of train and descriptions without their pictures: what a language model
-                   reads before it sees (no pictures of its own, so no folder)
 
 Every record is LLaVA's, plus `kinds` (one per question) and, outside the training splits, the
 SHA-256 of the picture's raw pixels, so that `--verify` can tell whether a regenerated test is the
@@ -33,7 +31,6 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.progress import track
 
@@ -283,14 +280,9 @@ def write_split(out: Path, split: str, number: int, seed: int, side: int, worker
     with ProcessPoolExecutor(workers) as pool:
         stream = pool.map(functools.partial(save, out, split, seed, side), range(number), chunksize=64)
         records = list(track(stream, f"drawing {split}", total=number))
-    write_records(out / f"{split}.json", records)
+    lines = ",\n".join(json.dumps(record) for record in records)
+    (out / f"{split}.json").write_text(f"[\n{lines}\n]\n")
     return records
-
-
-def without_picture(record: dict) -> dict:
-    """The same conversation, about a picture that is not there."""
-    turns = [{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in record["conversations"]]
-    return {"id": f"text/{record['id']}", "conversations": turns, "kinds": record["kinds"]}
 
 
 def verify(made: list[dict], reference: Path) -> None:
@@ -326,13 +318,10 @@ def main(argv: list[str] | None = None) -> None:
     option("--workers", 2, "processes that draw")
     parser.add_argument("--verify", type=Path, help="refuse a held-out split that differs from this file's")
     args = parser.parse_args(argv)
-    made = {
-        split: write_split(args.out, split, getattr(args, split), args.seed, args.size, args.workers)
-        for split in GLYPHS
-    }
+    for split in GLYPHS:
+        records = write_split(args.out, split, getattr(args, split), args.seed, args.size, args.workers)
     if args.verify:
-        verify(made["heldout"], args.verify)
-    write_records(args.out / "text.json", [without_picture(r) for r in (*made["train"], *made["descriptions"])])
+        verify(records, args.verify)
 
 
 if __name__ == "__main__":

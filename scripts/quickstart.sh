@@ -40,30 +40,28 @@ free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1"
 train() { deepspeed --quiet --num_accelerators 1 --master_port "$(free_port)" scripts/train.py "$1" --resume; }
 
 started=$SECONDS
-step "1/10 drawing pictures from real handwritten digits" "$DATA/text.json" \
+step "1/9 drawing pictures from real handwritten digits" "$DATA/heldout.json" \
   python data_tools/digit_scenes.py --out "$DATA" --verify "$CONFIGS/heldout.json"
-step "2/10 training the tokenizer" "$RUN/tokenizer" \
+step "2/9 training the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/descriptions.json" "$DATA/train.json" --out "$RUN/tokenizer"
-step "3/10 a vision tower with random weights" "$RUN/tower-init" \
+step "3/9 a vision tower with random weights" "$RUN/tower-init" \
   mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
   --pool max --projection-dim 128 --out "$RUN/tower-init"
-step "4/10 stage 1: the tower learns to see, from pictures and captions" "$RUN/tower/model" \
+step "4/9 stage 1: the tower learns to see, from pictures and captions" "$RUN/tower/model" \
   train "$CONFIGS/tower.yaml"
-step "5/10 an assistant: that tower, a new projector, a new language model" "$RUN/init" \
+step "5/9 an assistant: that tower, a new projector, a new language model" "$RUN/init" \
   mmchat init --language "$CONFIGS/language.json" --tokenizer "$RUN/tokenizer" --vision "$RUN/tower/model" \
   --projector mlp2x_gelu --template vicuna_v1 --system "" --out "$RUN/init"
-step "6/10 stage 2: the language model reads the conversations without their pictures" "$RUN/language/model" \
-  train "$CONFIGS/language.yaml"
-step "7/10 stage 3: the projector and the language model learn to describe" "$RUN/projector/model" \
+step "6/9 stage 2: the projector and the language model learn to describe" "$RUN/projector/model" \
   train "$CONFIGS/projector.yaml"
-step "8/10 stage 4: conversations" "$RUN/model" \
+step "7/9 stage 3: conversations" "$RUN/model" \
   train "$CONFIGS/sft.yaml"
-step "9/10 questions about held-out handwriting" "$RUN/scores.json" \
+step "8/9 questions about held-out handwriting" "$RUN/scores.json" \
   mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
-step "10/10 captions of held-out pictures" "$RUN/captions.jsonl" \
+step "9/9 captions of held-out pictures" "$RUN/captions.jsonl" \
   mmchat caption "$RUN/model" "$DATA/heldout" --out "$RUN/captions.jsonl" --batch-size 32
 head -n 5 "$RUN/captions.jsonl"
-mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/language" --stage "$RUN/projector" >/dev/null
+mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/projector" >/dev/null
 
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 cat <<EOF
