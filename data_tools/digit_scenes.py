@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.progress import track
 
@@ -280,8 +281,7 @@ def write_split(out: Path, split: str, number: int, seed: int, side: int, worker
     with ProcessPoolExecutor(workers) as pool:
         stream = pool.map(functools.partial(save, out, split, seed, side), range(number), chunksize=64)
         records = list(track(stream, f"drawing {split}", total=number))
-    lines = ",\n".join(json.dumps(record) for record in records)
-    (out / f"{split}.json").write_text(f"[\n{lines}\n]\n")
+    write_records(out / f"{split}.json", records)
     return records
 
 

@@ -1,10 +1,9 @@
 """`mmchat eval`: score a model on questions with known answers."""
 
 import argparse
-import json
 from pathlib import Path
 
-from mmchat.files import write_json, write_text
+from mmchat.files import write_json, write_json_lines
 
 
 def add_commands(add) -> None:
@@ -38,6 +37,5 @@ def run_eval(arguments: argparse.Namespace) -> None:
             {"image": str(q.image), "kind": q.kind, "question": q.text, "answer": p, "truth": q.answer}
             for q, p in zip(questions, result.predictions, strict=True)
         ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(arguments.out / "predictions.jsonl", text)
+        write_json_lines(arguments.out / "predictions.jsonl", lines)
         print(f"{arguments.out / 'scores.json'}\n{arguments.out / 'predictions.jsonl'}")

@@ -6,8 +6,6 @@ from pathlib import Path
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 
-POLICIES = ("stop", "skip")
-
 
 class Quarantine:
     """Answers every unusable sample as the user's policy says: an error, or a counted line in a file.

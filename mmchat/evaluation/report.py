@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from mmchat.errors import UserError
 from mmchat.evaluation.questions import Result
-from mmchat.files import read_json, write_text
+from mmchat.files import read_json, read_json_lines, write_text
 from mmchat.images import load_image
 
 PICTURE_SIDE = 128
@@ -42,7 +41,7 @@ def write_report(run: Path, stages: list[Path], pictures: int) -> Path:
         if not needed.exists():
             raise UserError(f"{needed} does not exist; train first, then `mmchat eval CKPT FILE --out {run}`")
     scores = read_json(run / "scores.json")
-    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    predictions = read_json_lines(run / "predictions.jsonl")
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -70,7 +69,7 @@ def _environment() -> Environment:
 
 
 def _stage(directory: Path) -> dict[str, Any]:
-    steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = read_json_lines(directory / "metrics.jsonl")
     trained = [row for row in steps if "loss" in row]
     held_out = [row["validation_loss"] for row in steps if "validation_loss" in row]
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmchat.errors import UserError
-from mmchat.files import write_text
+from mmchat.files import write_json_lines
 from mmchat.images import load_image
 from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
@@ -31,7 +31,7 @@ def caption_files(
     Pictures that failed before are tried again, and their old line goes.
     """
     kept = {path: line for path, line in _finished(out).items() if "caption" in line}
-    write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept.values()))
+    write_json_lines(out, kept.values())
     missing = [file for file in files if str(file) not in kept]
     summary = CaptionSummary(skipped=len(files) - len(missing))
     with out.open("a", encoding="utf-8") as sink, progress_bar("captioning", len(missing)) as bar:

@@ -138,7 +138,7 @@ def run_tower(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
 
 def _projected_width(fusion: str, towers: int, embedding_dim: int) -> int:
     """Width that each projector gives, so that the fused features have the embeddings' width."""
-    if fusion == "sequence":
+    if fusion == "sequence" or not towers:
         return embedding_dim
     if embedding_dim % towers:
         raise UserError(f"the language model's width {embedding_dim} cannot be shared by {towers} towers on channels")

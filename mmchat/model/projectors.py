@@ -91,7 +91,7 @@ def slots_per_image(specs: Sequence[TowerSpec], projectors: Sequence[str], fusio
         UserError: towers fused on channels give different numbers.
     """
     slots = slots_per_tower(specs, projectors)
-    if fusion == "sequence":
+    if fusion == "sequence" or not slots:
         return sum(slots)
     if len(set(slots)) > 1:
         raise UserError(f"towers fused on channels must give equally many tokens, found {slots}; use sequence")

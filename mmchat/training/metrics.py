@@ -29,19 +29,12 @@ class MetricsLog:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
-
 
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:  # the last line of a killed run may be cut off
         return float("inf")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class Meter:

@@ -15,13 +15,13 @@ from mmchat.data.order import BatchOrder, MicroBatchSampler
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Record, Rejected, read_records
 from mmchat.errors import UserError
-from mmchat.files import write_text
+from mmchat.files import read_json_lines, write_text
 from mmchat.progress import progress_bar
 from mmchat.training import checkpoint, distributed
 from mmchat.training.config import TRAJECTORY, DataConfig, RunConfig, as_dict
 from mmchat.training.engine import accumulation, build_engine
 from mmchat.training.loop import grouped, train_step, validate
-from mmchat.training.metrics import Meter, MetricsLog, plot_loss, read_metrics, write_environment
+from mmchat.training.metrics import Meter, MetricsLog, plot_loss, write_environment
 from mmchat.training.objectives import OBJECTIVES, Objective
 from mmchat.training.trainability import GradientWatch, apply_rules, render_table
 
@@ -200,7 +200,7 @@ def finish(config: RunConfig, objective: Objective, quarantine: Quarantine, cons
     """Write the final model, draw the curve, say where everything is."""
     if distributed.rank() == 0:
         objective.save(config.run_dir / "model")
-        metrics = read_metrics(config.run_dir / "metrics.jsonl")
+        metrics = read_json_lines(config.run_dir / "metrics.jsonl")
         plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)
         steps = [row for row in metrics if "loss" in row]
         minutes = sum(row["seconds"] for row in steps) / 60
