@@ -1,17 +1,17 @@
-"""Make the quickstart's data: pictures of coloured handwritten digits, and conversations about them.
+"""Make the quickstart's data: pictures of coloured handwritten digits, and what can be said about them.
 
 The digits are the 1,797 scans that scikit-learn ships, so nothing is downloaded. Each split draws
 from its own scans: what a model scores on `heldout` it scores on handwriting it never saw.
 
-    captions       one digit a picture, one caption ("a red 7"): what the tower learns from
-    descriptions   one to four digits, few more often, and their list: what the projector learns from
-    train          scenes of one to four digits with several questions each
-    dev            the same with other scans: choose hyperparameters here
-    heldout        the same with the last 297 scans: report from here
+    captions    one digit a picture, one caption ("a red 7"): what the tower learns from
+    statements  one to four digits, few more often, and sentences about them: what the projector learns from
+    train       scenes of one to four digits: conversations, and again statements
+    dev         conversations about other scans: choose hyperparameters here
+    heldout     conversations about the last 297 scans: report from here
 
 Every record is LLaVA's, plus `kinds` (one per question) and, outside the training splits, the
 SHA-256 of the picture's raw pixels, so that `--verify` can tell whether a regenerated test is the
-same test. No question of a conversation gives another's answer away; see `converse`.
+same test. What is said is in digit_talk.py.
 
     python data_tools/digit_scenes.py --out data/digits
 """
@@ -19,15 +19,13 @@ same test. No question of a conversation gives another's answer away; see `conve
 import argparse
 import functools
 import hashlib
-import itertools
 import json
 import random
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from digit_talk import COLORS, STATE, Question, Thing, candidates, converse, in_a_row, listing, statements
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -36,73 +34,16 @@ from mmchat.errors import UserError
 from mmchat.progress import track
 
 TRAINING = (0, 1200)
-GLYPHS = dict.fromkeys(("captions", "descriptions", "train"), TRAINING)
+GLYPHS = dict.fromkeys(("captions", "statements", "train"), TRAINING)
 GLYPHS |= {"dev": (1200, 1500), "heldout": (1500, 1797)}
 # How often a picture holds one, two, ... digits.
-NUMBERS = {"captions": (1,), "descriptions": (4, 3, 2, 1)}
+NUMBERS = {"captions": (1,), "statements": (4, 3, 2, 1)}
 SCENE_NUMBERS = (3, 5, 5, 5)
+# Share of the pictures that come with statements; the others of `statements` come with a description.
+STATED = {"statements": 0.65, "train": 0.25}
 HASHED = ("dev", "heldout")
-COLORS = {
-    "red": (222, 36, 36),
-    "orange": (250, 140, 20),
-    "yellow": (245, 228, 50),
-    "green": (30, 158, 60),
-    "blue": (52, 100, 240),
-    "purple": (160, 60, 205),
-    "white": (240, 240, 240),
-    "black": (18, 18, 18),
-}
 FADES_ON_LIGHT = ("yellow", "white")
 FADES_ON_DARK = ("black",)
-PLACES = {"leftmost": "left", "rightmost": "right", "highest": "top", "lowest": "bottom"}
-PHRASES = {
-    "describe": ("Describe the picture.", "What is in the picture?", "List the digits from left to right."),
-    "count": ("How many digits are there?", "How many digits are in the picture?", "Count the digits."),
-    "color_of_digit": ("What color is the {}?", "Which color does the {} have?", "Name the color of the {}."),
-    "digit_of_color": ("Which digit is {}?", "What is the {} digit?", "Read the {} digit."),
-    "place": ("Which digit is farthest to the {}?", "What digit is nearest the {} edge?", "Read the digit at the {}."),
-    "largest": ("Which digit is drawn largest?", "Read the largest drawing.", "What digit is drawn biggest?"),
-    "smallest": ("Which digit is drawn smallest?", "Read the smallest drawing.", "What digit is drawn tiniest?"),
-    "has_digit": ("Is there a {}?", "Does the picture show a {}?", "Can you see a {}?"),
-    "count_color": ("How many digits are {}?", "How many {} digits are there?", "Count the {} digits."),
-}
-# Answers say what they answer before they answer it, so that a reader, and a small model, know what the value means.
-SENTENCES = {
-    "count": "the number of digits is {answer}",
-    "color_of_digit": "the {slot} is {answer}",
-    "digit_of_color": "the {slot} digit is {answer}",
-    "has_digit": "the {slot} is {answer}",
-    "count_color": "the number of {slot} digits is {answer}",
-    **{kind: f"the {kind} digit is {{answer}}" for kind in (*PLACES, "largest", "smallest")},
-}
-# How eagerly a conversation takes up each kind it could ask: the scarcer a kind's scenes, the more.
-EAGERNESS = {"count": 0.5, "color_of_digit": 1.2, "digit_of_color": 1.4, "largest": 3.0, "smallest": 3.0}
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One digit of a scene. Centre and size (the side of its square) are fractions of the picture's side."""
-
-    digit: int
-    color: str
-    x: float
-    y: float
-    size: float
-    glyph: int = 0
-
-
-@dataclass(frozen=True)
-class Question:
-    """`sentence` is what the assistant says, `answer` the value in it.
-
-    `mentions`: the places in the scene's tuple of the things that question and answer speak of.
-    """
-
-    kind: str
-    text: str
-    answer: str
-    sentence: str
-    mentions: frozenset[int] = frozenset()
 
 
 @functools.cache
@@ -169,100 +110,29 @@ def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) 
     return picture
 
 
-def in_a_row(things: tuple[Thing, ...]) -> bool:
-    """Whether the order from left to right is beyond doubt."""
-    return all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things))
-
-
-def listing(things: tuple[Thing, ...]) -> str:
-    """'a red 7, a blue 3 and a white 1', in the things' order."""
-    names = [f"{'an' if t.color == 'orange' else 'a'} {t.color} {t.digit}" for t in things]
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    """One question of each kind that this scene answers without doubt (clear margins, no ties)."""
-    everything, found = range(len(things)), []
-
-    def ask(kind: str, answer: object, mentions: list[int], slot: object = "", phrases: str = "") -> None:
-        text = rng.choice(PHRASES[phrases or kind]).format(slot)
-        sentence = SENTENCES.get(kind, "{answer}").format(slot=slot, answer=answer)
-        found.append(Question(kind, text, str(answer), sentence, frozenset(mentions)))
-
-    def extreme(kind: str, measure: Callable[[Thing], float], clear: Callable[[float, float], bool]) -> None:
-        first, second = sorted(everything, key=lambda i: measure(things[i]))[:2]
-        if clear(measure(things[first]), measure(things[second])):
-            ask(kind, things[first].digit, [first], PLACES.get(kind, ""), "place" if kind in PLACES else "")
-
-    def holders(attribute: str, value: object) -> list[int]:
-        return [i for i in everything if getattr(things[i], attribute) == value]
-
-    if in_a_row(things):
-        ask("describe", listing(things), list(everything))
-    ask("count", len(things), [])
-    for kind, known, asked in (("color_of_digit", "digit", "color"), ("digit_of_color", "color", "digit")):
-        single = [i for i in everything if len(holders(known, getattr(things[i], known))) == 1]
-        if single:
-            i = rng.choice(single)
-            ask(kind, getattr(things[i], asked), [i], getattr(things[i], known))
-    if len(things) > 1:
-        apart = lambda a, b: b - a >= 0.1  # noqa: E731
-        extreme("leftmost", lambda t: t.x, apart)
-        extreme("rightmost", lambda t: -t.x, apart)
-        extreme("highest", lambda t: t.y, apart)
-        extreme("lowest", lambda t: -t.y, apart)
-        extreme("smallest", lambda t: t.size, lambda a, b: b >= 1.2 * a)
-        extreme("largest", lambda t: -t.size, lambda a, b: a <= 1.2 * b)
-    present = {t.digit for t in things}
-    digit = rng.choice(sorted(present if rng.random() < 0.65 else set(range(10)) - present))
-    ask("has_digit", "present" if digit in present else "absent", holders("digit", digit), digit)
-    by_number: dict[int, list[str]] = {}
-    for color in COLORS:
-        by_number.setdefault(len(holders("color", color)), []).append(color)
-    number = 0 if rng.random() < 0.2 else rng.choice(sorted(by_number.keys() - {0}))
-    color = rng.choice(by_number[number])
-    ask("count_color", len(holders("color", color)), holders("color", color), color)
-    return found
-
-
-def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    """Up to five questions in any order, none of which is answered by the rest.
-
-    Questions of one conversation speak of different things. A description, which speaks of all,
-    stands alone. A count goes with at most three things spoken of (the fourth would give it away),
-    and if it goes with a question about absence, one thing stays unspoken of.
-    """
-    found = candidates(rng, things)
-    if found[0].kind == "describe" and rng.random() < 0.42:
-        return found[:1]
-    found = [q for q in found if q.kind != "describe"]
-    found.sort(key=lambda q: rng.random() ** (1 / EAGERNESS.get(q.kind, 1.0)), reverse=True)
-    wanted, chosen = rng.choice((2, 3, 4, 5)), []
-    for question in found:
-        trial = [*chosen, question]
-        kinds = {q.kind for q in trial}
-        spoken = frozenset().union(*(q.mentions for q in trial))
-        disjoint = len(spoken) == sum(len(q.mentions) for q in trial)
-        absence = kinds & {"has_digit", "count_color"}
-        most = 4 if "count" not in kinds else len(things) - 1 if absence else 3
-        if len(chosen) < wanted and disjoint and (len(spoken) <= most or len(trial) == 1):
-            chosen = trial
-    return rng.sample(chosen, len(chosen))
+def talk(rng: random.Random, split: str, things: tuple[Thing, ...]) -> list[Question]:
+    """What the record of a picture asks and answers."""
+    if split == "captions":
+        return [Question("caption", STATE, listing(things), listing(things))]
+    if rng.random() < STATED.get(split, 0.0):
+        said = statements(rng, things)
+        return [Question("statements", STATE, said, said)]
+    return candidates(rng, things)[:1] if split == "statements" else converse(rng, things)
 
 
 def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
     """Picture and record `index` of a split: a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
     light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS))
-    while split == "descriptions" and not in_a_row(things):
+    while split == "statements" and not in_a_row(things):
         light, things = compose(rng, GLYPHS[split], NUMBERS[split])
     picture = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
-    asked = candidates(rng, things)[:1] if split in NUMBERS else converse(rng, things)
+    asked = talk(rng, split, things)
     turns = []
     for number, question in enumerate(asked):
         turns.append({"from": "human", "value": "<image>\n" * (number == 0) + question.text})
-        turns.append({"from": "gpt", "value": question.sentence})
+        turns.append({"from": "gpt", "value": question.answer})
     record = {"id": name, "image": f"{name}.png", "conversations": turns, "kinds": [q.kind for q in asked]}
     if split in HASHED:
         record["sha256"] = hashlib.sha256(picture.tobytes()).hexdigest()
@@ -309,9 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     option("--seed", 0, "another seed, other pictures")
-    option("--captions", 20000, "single digits with a caption")
-    option("--descriptions", 20000, "pictures of one to four digits with a description")
-    option("--train", 20000, "scenes to learn from")
+    option("--captions", 51200, "single digits with a caption")
+    option("--statements", 20000, "pictures of one to four digits with statements about them")
+    option("--train", 40000, "scenes to learn from")
     option("--dev", 400, "scenes to choose hyperparameters on")
     option("--heldout", 400, "scenes to report from")
     option("--size", 64, "side of a picture in pixels")

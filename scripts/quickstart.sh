@@ -37,25 +37,30 @@ step() {
   fi
 }
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-train() { deepspeed --quiet --num_accelerators 1 --master_port "$(free_port)" scripts/train.py "$1" --resume; }
+# train RANKS CONFIG. Two ranks of half the threads do about half as much again as one rank of all; InfoNCE, which
+# compares all pictures of a batch, needs one.
+train() {
+  OMP_NUM_THREADS=$(($(nproc) > $1 ? $(nproc) / $1 : 1)) \
+    deepspeed --quiet --num_accelerators "$1" --master_port "$(free_port)" scripts/train.py "$2" --resume
+}
 
 started=$SECONDS
 step "1/9 drawing pictures from real handwritten digits" "$DATA/heldout.json" \
   python data_tools/digit_scenes.py --out "$DATA" --verify "$CONFIGS/heldout.json"
 step "2/9 training the tokenizer" "$RUN/tokenizer" \
-  python data_tools/train_tokenizer.py "$DATA/descriptions.json" "$DATA/train.json" --out "$RUN/tokenizer"
+  python data_tools/train_tokenizer.py "$DATA/statements.json" "$DATA/train.json" --out "$RUN/tokenizer"
 step "3/9 a vision tower with random weights" "$RUN/tower-init" \
   mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
   --pool max --projection-dim 128 --out "$RUN/tower-init"
 step "4/9 stage 1: the tower learns to see, from pictures and captions" "$RUN/tower/model" \
-  train "$CONFIGS/tower.yaml"
+  train 1 "$CONFIGS/tower.yaml"
 step "5/9 an assistant: that tower, a new projector, a new language model" "$RUN/init" \
   mmchat init --language "$CONFIGS/language.json" --tokenizer "$RUN/tokenizer" --vision "$RUN/tower/model" \
-  --projector mlp2x_gelu --template vicuna_v1 --system "" --out "$RUN/init"
+  --projector pixel_shuffle_2d --template vicuna_v1 --system "" --out "$RUN/init"
 step "6/9 stage 2: the projector and the language model learn to describe" "$RUN/projector/model" \
-  train "$CONFIGS/projector.yaml"
+  train 2 "$CONFIGS/projector.yaml"
 step "7/9 stage 3: conversations" "$RUN/model" \
-  train "$CONFIGS/sft.yaml"
+  train 2 "$CONFIGS/sft.yaml"
 step "8/9 questions about held-out handwriting" "$RUN/scores.json" \
   mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
 step "9/9 captions of held-out pictures" "$RUN/captions.jsonl" \

@@ -54,4 +54,4 @@ def test_the_committed_test_is_fixed_and_balanced():
         for kind in [record["kinds"][record["conversations"].index(turns[0]) // 2]]
         if kind == "count"
     }
-    assert counts == {f"the number of digits is {number}" for number in (1, 2, 3, 4)}
+    assert counts == {"1", "2", "3", "4"}

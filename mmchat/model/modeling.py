@@ -41,7 +41,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.image_tokens = slots_per_image([tower.spec for tower in self.towers], config.projectors, config.fusion)
         width = _projected_width(config.fusion, len(self.towers), embedding_dim)
         self.projectors = nn.ModuleList(
-            projector_kind(name).build(tower.spec.dim, width)
+            projector_kind(name).build(tower.spec, width)
             for name, tower in zip(config.projectors, self.towers, strict=True)
         )
         self.post_init()

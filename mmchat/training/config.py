@@ -28,8 +28,11 @@ class ValidationConfig(DataConfig):
 
 @settings
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) with linear warmup."""
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), alone or beside Muon, with linear warmup."""
 
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for matrices inside the networks, AdamW for the rest; ZeRO 0 only"
+    )
     lr: float = Field(description="peak learning rate of modules that name none")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the moments' averages")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
@@ -77,6 +80,8 @@ class RunConfig:
     def _bounded(self) -> "RunConfig":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        if self.optimizer.name == "muon" and self.zero_stage:
+            raise ValueError("optimizer muon needs whole matrices, which ZeRO cuts up; set zero_stage to 0")
         return self
 
 

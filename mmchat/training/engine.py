@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
-from mmchat.training.trainability import ModuleGroup, optimizer_groups
+from mmchat.training.optimizer import build_optimizer
+from mmchat.training.trainability import ModuleGroup
 
 
 def accumulation(config: RunConfig, ranks: int) -> tuple[int, int]:
@@ -91,9 +92,7 @@ def build_engine(
     """Wrap a model whose `requires_grad` is already set."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     own = config.optimizer
-    optimizer = torch.optim.AdamW(
-        optimizer_groups(groups, own.lr, own.weight_decay), lr=own.lr, betas=own.betas, eps=own.eps
-    )
+    optimizer = build_optimizer(model, groups, own)
     if config.zero_stage == 0:
         optimizer.register_step_pre_hook(_clip_before_step(own.clip or math.inf))
     scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, own))

@@ -115,6 +115,11 @@ class ContrastiveObjective:
         return batch.images
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+        if batch.pixel_values is None:
+            # Nothing of this step could be used: run the same modules on nothing, with a gradient of zero.
+            pixels = torch.zeros(1, 3, self.spec.image_size, self.spec.image_size, device=batch.input_ids.device)
+            images, texts, scale = module(pixels, batch.input_ids, torch.ones_like(batch.input_ids))
+            return 0 * info_nce(images, texts, scale).sum()
         images, texts, scale = module(batch.pixel_values[0], batch.input_ids, batch.attention_mask)
         return info_nce(images, texts, scale).sum()
 

@@ -1,8 +1,9 @@
-"""A CLIP ViT whose patches are cut by a small convolutional stem instead of one matrix.
+"""A CLIP ViT whose patches are made by a small convolutional stem instead of one matrix.
 
 Early convolutions let a transformer learn from few pictures and few steps (Xiao et al. 2021,
 arXiv:2106.14881); what it bought the quickstart's tower is in docs/decisions.md. For towers grown
-here: no released checkpoint has this layout.
+here: no released checkpoint has this layout. With no transformer block at all the features are local:
+a patch tells what lies around it and nothing of the rest.
 """
 
 import torch
@@ -14,19 +15,25 @@ from mmchat.vision.spec import TowerConfig, TowerSpec
 
 
 class ConvViT(CLIPViT):
-    """`backbone` holds CLIPVisionConfig's values and `stem_width`, the channels after the first convolution."""
+    """`backbone` holds CLIPVisionConfig's values, `stem_width`, the channels after the first convolution, and
+    `stem_depth`, the convolutions at full width.
+    """
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
-        embeddings = self.backbone.embeddings
-        embeddings.patch_embedding = ConvStem(self.spec.patch_size, config.backbone["stem_width"], self.spec.dim)
+        self.backbone.embeddings.patch_embedding = ConvStem(
+            self.spec.patch_size, config.backbone["stem_width"], self.spec.dim, config.backbone["stem_depth"]
+        )
 
     @staticmethod
     def spec_of(config: TowerConfig) -> TowerSpec:
         spec = CLIPViT.spec_of(config)
-        if spec.patch_size & (spec.patch_size - 1) or "stem_width" not in config.backbone:
+        if missing := {"stem_width", "stem_depth"} - config.backbone.keys():
+            raise UserError(f"a conv_vit's backbone needs {', '.join(sorted(missing))}; found {config.backbone}")
+        if spec.patch_size & (spec.patch_size - 1) or spec.dim % 8:
             raise UserError(
-                f"a conv_vit needs stem_width and a patch size that is a power of two, found {config.backbone}"
+                f"a conv_vit needs a patch size that is a power of two and a hidden size that is a multiple of 8, "
+                f"found {spec.patch_size} and {spec.dim}"
             )
         return spec
 
@@ -34,19 +41,21 @@ class ConvViT(CLIPViT):
 class ConvStem(nn.Module):
     """float[B, 3, H, W] -> float[B, dim, H / patch_size, W / patch_size].
 
-    3x3 convolutions: stride 2 with doubling channels until a pixel is a patch, then two at full width;
+    3x3 convolutions: stride 2 with doubling channels until a pixel is a patch, then `depth` at full width;
     group norm and GELU between them.
     """
 
-    def __init__(self, patch_size: int, width: int, dim: int) -> None:
+    def __init__(self, patch_size: int, width: int, dim: int, depth: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
         for _ in range(patch_size.bit_length() - 1):
             layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU()]
             channels, width = width, width * 2
-        layers += [nn.Conv2d(channels, dim, 3, padding=1), nn.GroupNorm(8, dim), nn.GELU()]
-        layers.append(nn.Conv2d(dim, dim, 3, padding=1))
+        for _ in range(depth - 1):
+            layers += [nn.Conv2d(channels, dim, 3, padding=1), nn.GroupNorm(8, dim), nn.GELU()]
+            channels = dim
+        layers.append(nn.Conv2d(channels, dim, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     @property

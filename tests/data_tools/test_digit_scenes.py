@@ -2,30 +2,17 @@
 
 import collections
 import dataclasses
-import importlib.util
 import itertools
 import json
 import random
 import re
-import sys
-from pathlib import Path
 
+import digit_scenes as ds
+import digit_talk as talk
 import numpy as np
 import pytest
 
 from mmchat.errors import UserError
-
-
-def load(name: str):
-    """A program of data_tools/, which is no package, as a module."""
-    path = Path(__file__).parents[2] / "data_tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ds = load("digit_scenes")
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +22,24 @@ def conversations():
     for index in range(1500):
         rng = random.Random(f"test/{index}")
         light, things = ds.compose(rng, ds.GLYPHS["train"])
-        made.append((light, things, ds.converse(rng, things)))
+        made.append((light, things, talk.converse(rng, things)))
     return made
 
 
 def answer(things, text: str) -> str | None:
     """What the text asks, read off the scene by rules of this test's own; None where it is ill-posed."""
-    colors = "|".join(ds.COLORS)
+    colors = "|".join(talk.COLORS)
     digit, color = re.search(r"\d", text), re.search(colors, text)
-    side = re.search(r"(left|right|top|bottom)\b", text)
-    size = re.search(r"largest|biggest|smallest|tiniest", text)
-    if re.match(r"Describe|What is in|List", text):
+    extreme = re.search(r"leftmost|rightmost|highest|lowest", text)
+    if re.match(r"Describe|What is in", text):
         ordered = sorted(things, key=lambda t: t.x)
         if any(b.x - a.x < 0.08 for a, b in itertools.pairwise(ordered)):
             return None
         return re.sub(
             r"(.*), ", r"\1 and ", ", ".join(f"a{'n' * (t.color == 'orange')} {t.color} {t.digit}" for t in ordered)
         )
-    if re.search(r"Is there|Does the|Can you", text):
-        return "present" if any(t.digit == int(digit[0]) for t in things) else "absent"
+    if re.search(r"Is there|Can you", text):
+        return "yes" if any(t.digit == int(digit[0]) for t in things) else "no"
     if re.match(r"How many|Count", text):
         return str(sum(t.color == color[0] for t in things) if color else len(things))
     if digit:
@@ -63,14 +49,31 @@ def answer(things, text: str) -> str | None:
         match = [str(t.digit) for t in things if t.color == color[0]]
         return match[0] if len(match) == 1 else None
     value = {
-        "left": lambda t: t.x, "right": lambda t: -t.x, "top": lambda t: t.y, "bottom": lambda t: -t.y,
-        "largest": lambda t: -t.size, "biggest": lambda t: -t.size,
-        "smallest": lambda t: t.size, "tiniest": lambda t: t.size,
-    }[(side or size)[0]]  # fmt: skip
+        "leftmost": lambda t: t.x, "rightmost": lambda t: -t.x, "highest": lambda t: t.y, "lowest": lambda t: -t.y,
+    }[extreme[0]]  # fmt: skip
     ordered = sorted(things, key=value)
-    if len(ordered) < 2 or abs(value(ordered[1]) - value(ordered[0])) < (0.02 if size else 0.1):
+    if len(ordered) < 2 or value(ordered[1]) - value(ordered[0]) < 0.1:
         return None
     return str(ordered[0].digit)
+
+
+def claims(things, said: str) -> list[bool]:
+    """Whether each sentence of an answer or of statements is true, by rules of this test's own."""
+    true = []
+    for sentence in re.split(r", | and ", said):
+        color, digit = re.search("|".join(talk.COLORS), sentence), re.search(r"\d", sentence)
+        same_color = [t for t in things if color and t.color == color[0]]
+        same_digit = [t for t in things if digit and t.digit == int(digit[0])]
+        both = [t for t in same_color if t in same_digit]
+        if ":" in sentence:
+            true.append(len(same_color) == int(digit[0]))
+        elif "no" in sentence.split():
+            true.append(not same_digit)
+        elif not color:
+            true.append(len(things) == int(digit[0]))
+        else:
+            true.append(len(both) >= 1)
+    return true
 
 
 def worlds(things):
@@ -80,21 +83,21 @@ def worlds(things):
         for digit in range(10):
             yield (*rest, dataclasses.replace(thing, digit=digit))
             yield tuple(dataclasses.replace(t, digit=digit) if t.digit == thing.digit else t for t in things)
-        for color in ds.COLORS:
+        for color in talk.COLORS:
             yield (*rest, dataclasses.replace(thing, color=color))
             yield tuple(dataclasses.replace(t, color=color) if t.color == thing.color else t for t in things)
         if rest:
             yield rest
     if len(things) < 4:
-        for x, y, size in itertools.product((0.2, 0.5, 0.8), (0.2, 0.5, 0.8), (0.32, 0.42)):
-            for digit, color in itertools.product(range(10), ds.COLORS):
-                yield (*spread(things), ds.Thing(digit, color, x, y, size))
+        for x, y in itertools.product((0.2, 0.5, 0.8), (0.2, 0.5, 0.8)):
+            for digit, color in itertools.product(range(10), talk.COLORS):
+                yield (*spread(things), talk.Thing(digit, color, x, y, 0.3))
 
 
 def spread(things):
     """The same scene with room between: every order kept, on which alone the answers hang."""
-    ranks = {name: sorted(getattr(t, name) for t in things) for name in ("x", "y", "size")}
-    far = {"x": (0.05, 0.35, 0.65, 0.95), "y": (0.05, 0.35, 0.65, 0.95), "size": (0.27, 0.37, 0.47, 0.57)}
+    ranks = {name: sorted(getattr(t, name) for t in things) for name in ("x", "y")}
+    far = dict.fromkeys(("x", "y"), (0.05, 0.35, 0.65, 0.95))
     if len(things) < 3:
         far = {name: values[::3] for name, values in far.items()}
     move = lambda t: {name: far[name][ranks[name].index(getattr(t, name))] for name in far}  # noqa: E731
@@ -104,16 +107,28 @@ def spread(things):
 def test_answers_are_right_and_unambiguous(conversations):
     for _, things, questions in conversations:
         for question in questions:
-            assert answer(things, question.text) == question.answer, (things, question)
+            assert answer(things, question.text) == question.value, (things, question)
+            assert all(claims(things, question.answer)), (things, question)
+            value = {"yes": "there is a", "no": "there is no"}.get(question.value, question.value)
+            assert value in question.answer
 
 
-def test_sentences_say_the_answer_last_and_what_it_answers_before(conversations):
-    for _, _, questions in conversations:
-        for question in questions:
-            assert question.sentence.endswith(question.answer)
-            named = re.search(rf"\d|{'|'.join(ds.COLORS)}", question.text)
-            if named:
-                assert named[0] in question.sentence.removesuffix(question.answer), question
+def test_statements_are_true_and_each_thing_has_one(conversations):
+    lengths = collections.Counter()
+    for index, (_, things, _) in enumerate(conversations):
+        said = talk.statements(random.Random(index), things)
+        assert all(claims(things, said)), (things, said)
+        named = re.findall(rf"({'|'.join(talk.COLORS)}) (\d)", said)
+        assert len(named) == len(set(named))
+        lengths[len(said.split(", "))] += 1
+    assert {1, 2, 3, 4} <= lengths.keys()
+
+
+def test_false_claims_are_seen():
+    """The two tests above can fail."""
+    things = (talk.Thing(7, "red", 0.3, 0.3, 0.3),)
+    said = "the red 7, the 7 is red, red digits: 1, there is no 3, the red 3, red digits: 2, there is no 7"
+    assert claims(things, said) == [True] * 4 + [False] * 3
 
 
 def test_no_question_gives_another_away(conversations):
@@ -124,7 +139,7 @@ def test_no_question_gives_another_away(conversations):
         others = {q: set() for q in questions}
         for world in worlds(things):
             said = [answer(world, q.text) for q in questions]
-            changed = [q for q, now in zip(questions, said, strict=True) if now != q.answer]
+            changed = [q for q, now in zip(questions, said, strict=True) if now != q.value]
             if len(changed) == 1 and (now := said[questions.index(changed[0])]) is not None:
                 others[changed[0]].add(now)
             if all(len(others[q]) >= missing[q] for q in questions):
@@ -136,10 +151,10 @@ def test_no_question_gives_another_away(conversations):
 
 def test_the_reasoner_sees_a_leak():
     """The test above can fail: who says which digit is red has said that it is there."""
-    things = (ds.Thing(7, "red", 0.3, 0.3, 0.3), ds.Thing(2, "blue", 0.7, 0.7, 0.3))
+    things = (talk.Thing(7, "red", 0.3, 0.3, 0.3), talk.Thing(2, "blue", 0.7, 0.7, 0.3))
     said = [("Which digit is red?", "7"), ("Is there a 7?", "yes")]
     held = [w for w in worlds(things) if answer(w, said[0][0]) == said[0][1]]
-    assert held and {answer(w, said[1][0]) for w in held} == {"present"}
+    assert held and {answer(w, said[1][0]) for w in held} == {"yes"}
 
 
 def test_kinds_are_many_balanced_and_in_any_order(conversations):
@@ -147,7 +162,7 @@ def test_kinds_are_many_balanced_and_in_any_order(conversations):
     assert len(kinds) >= 8 and max(kinds.values()) < 0.2 * kinds.total() and min(kinds.values()) > 0.03 * kinds.total()
     places = collections.defaultdict(set)
     for *_, questions in conversations:
-        assert len({q.kind for q in questions}) == len(questions)
+        assert len({q.text for q in questions}) == len(questions)
         for place, question in enumerate(questions):
             places[question.kind].add(min(place, 2))
     assert all(seen == ({0} if kind == "describe" else {0, 1, 2}) for kind, seen in places.items())
@@ -204,9 +219,9 @@ def test_verify_refuses_another_test(tmp_path):
 
 
 def test_tokenizer_is_small_fast_and_deterministic(tmp_path):
+    import train_tokenizer as tool
     from transformers import AutoTokenizer
 
-    tool = load("train_tokenizer")
     ds.write_split(tmp_path, "train", 300, seed=0, side=64, workers=1)
     for name in "ab":
         tool.main([str(tmp_path / "train.json"), "--out", str(tmp_path / name), "--vocab-size", "400"])

@@ -34,7 +34,7 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("path")
     configs, data = ROOT / "configs" / "quickstart", folder / "data"
     mmchat, python = BIN / "mmchat", sys.executable
-    counts = ("--captions", 80, "--descriptions", 40, "--train", 40, "--dev", 8, "--heldout", 6)
+    counts = ("--captions", 80, "--statements", 40, "--train", 40, "--dev", 8, "--heldout", 6)
     run(python, ROOT / "data_tools" / "digit_scenes.py", "--out", data, *counts, cwd=folder)
     texts = (data / "captions.json", data / "train.json")
     run(python, ROOT / "data_tools" / "train_tokenizer.py", *texts, "--out", folder / "tokenizer", cwd=folder)
@@ -50,9 +50,10 @@ def path(tmp_path_factory):
     small = {"steps": 3, "optimizer__warmup": 1}
     train("tower", run_dir=folder / "tower", model=folder / "tower-init", data__path=data / "captions.json", **small)
     parts = ("--language", configs / "language.json", "--vision", folder / "tower" / "model", "--system", "")
+    parts += ("--projector", "pixel_shuffle_2d")
     run(mmchat, "init", *parts, *words, "--out", folder / "init", cwd=folder)
-    descriptions = {"model": folder / "init", "data__path": data / "descriptions.json"}
-    train("projector", run_dir=folder / "projector", **descriptions, **small)
+    statements = {"model": folder / "init", "data__path": data / "statements.json"}
+    train("projector", run_dir=folder / "projector", **statements, **small)
     conversations = {"data__path": data / "train.json", "validation__path": data / "dev.json"}
     train("sft", run_dir=folder / "sft", model=folder / "projector" / "model", **conversations, **small)
     model = folder / "sft" / "model"

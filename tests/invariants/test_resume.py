@@ -12,8 +12,8 @@ from tests.training_fixtures import run_values, write_records
 STEPS = 14
 
 
-@pytest.fixture(scope="module")
-def setup(tmp_path_factory, make_assistant):
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def setup(request, tmp_path_factory, make_assistant):
     """An assistant with dropout, so that resuming must restore the random state as well."""
     from mmchat.model.directory import save_assistant
 
@@ -22,6 +22,7 @@ def setup(tmp_path_factory, make_assistant):
     data = write_records(folder / "data", 20)
     values = run_values(folder, folder / "model", data, steps=STEPS, checkpoint={"every": 3, "keep": 2})
     values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1}
+    values["optimizer"]["name"] = request.param
     values["validation"] = {"path": str(data), "every": 5, "max_samples": 6, "max_length": 400}
     config = write_config(folder / "run.yaml", **values)
     result = launch(config, "--run_dir", str(folder / "whole"))

@@ -55,6 +55,30 @@ def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assis
     assert len(metrics(tmp_path / "run")) == 3
 
 
+def test_a_contrastive_step_without_a_usable_pair_changes_nothing(tmp_path, make_tower, data_dir):
+    from safetensors.torch import load_file
+
+    from mmchat.contrastive.dual_encoder import init_clip
+
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = str(data_dir / "tokenizers" / "llama_like_legacy_false")
+    init_clip(make_tower(seed=2), text, words, 16, "pooled", tmp_path / "clip")
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]
+    records = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(4)]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    for record in records:
+        (tmp_path / record["image"]).write_bytes(b"not a picture")
+    modules = ("towers", "text_encoder", "image_norm", "image_projection", "text_projection", "logit_scale")
+    values = run_values(tmp_path, tmp_path / "clip", tmp_path / "records.json", steps=2, batch_size=2)
+    values |= {"objective": "contrastive", "trainable": dict.fromkeys(modules, "full")}
+    values["optimizer"]["weight_decay"] = 0.0
+    result = launch(write_config(tmp_path / "run.yaml", **values), "--on_bad_sample", "skip")
+    assert result.returncode == 0, result.stdout
+    assert [(row["loss"], row["grad_norm"], row["ids"]) for row in steps(tmp_path / "run")] == [(0, 0, [])] * 2
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path / "clip", tmp_path / "run" / "model"))
+    assert before.keys() == after.keys() and all((before[key] == after[key]).all() for key in before)
+
+
 def test_it_runs_where_there_is_no_compiler(tmp_path, assistant_dir):
     """No c++, no ninja: DeepSpeed must not try to build anything. Both ZeRO and two ranks."""
     tools = tmp_path / "bin"

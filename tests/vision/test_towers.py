@@ -197,16 +197,20 @@ def test_configs_survive_json(make_tower, tmp_path):
     assert load_tower(path, layer=1).config == replace(tower.config, layer=1)
 
 
-def test_conv_vit(make_tower):
-    stem = {"patch_size": 4, "stem_width": 8}
-    tower = make_tower(family="conv_vit", backbone=stem)
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_conv_vit(make_tower, blocks):
+    stem = {"patch_size": 4, "stem_width": 8, "stem_depth": 3, "num_hidden_layers": blocks}
+    tower = make_tower(family="conv_vit", backbone=stem, layer=-1)
     pixels = torch.randn(2, 3, 28, 28)
     output = tower(pixels, pooled=True)
     assert (tower.spec.tokens, tower.spec.dim) == (49, 32)
     assert output.patches.shape == (2, 49, 32)
     assert output.pooled.shape == (2, 32)
-    output.patches.sum().backward()
-    assert all(p.grad is not None for p in tower.backbone.embeddings.patch_embedding.parameters())
-    for wrong in ({"patch_size": 7, "stem_width": 8}, {"patch_size": 4}):
-        with pytest.raises(UserError, match="needs stem_width and a patch size that is a power of two"):
-            make_tower(family="conv_vit", backbone=wrong)
+    stem = tower.backbone.embeddings.patch_embedding
+    assert sum(isinstance(m, torch.nn.Conv2d) and m.out_channels == 32 for m in stem.layers) == 3
+    output.patches.square().sum().backward()
+    assert all(p.grad is not None for p in stem.parameters())
+    with pytest.raises(UserError, match=r"patch size that is a power of two and a hidden size .* found 7 and 32"):
+        make_tower(family="conv_vit", backbone={"patch_size": 7, "stem_width": 8, "stem_depth": 2})
+    with pytest.raises(UserError, match="backbone needs stem_depth, stem_width"):
+        make_tower(family="conv_vit", backbone={"patch_size": 4})

@@ -1,0 +1,202 @@
+"""What can be said about a scene of digits: questions with their answers, and statements.
+
+Everything follows from the things of a scene and from margins clear enough that nobody could disagree.
+No question of a conversation gives another's answer away; see `converse`.
+"""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+COLORS = {
+    "red": (222, 36, 36),
+    "orange": (250, 140, 20),
+    "yellow": (245, 228, 50),
+    "green": (30, 158, 60),
+    "blue": (52, 100, 240),
+    "purple": (160, 60, 205),
+    "white": (240, 240, 240),
+    "black": (18, 18, 18),
+}
+PHRASES = {
+    "describe": ("Describe the picture.", "What is in the picture?"),
+    "count": ("How many digits are there?", "Count the digits."),
+    "color_of_digit": ("What color is the {}?", "Name the color of the {}."),
+    "digit_of_color": ("Which digit is {}?", "Name the {} digit."),
+    "has_digit": ("Is there {}?", "Can you see {}?"),
+    "count_color": ("How many digits are {}?", "Count the {} digits."),
+    **{
+        kind: (f"Which digit is {kind}?", f"Name the {kind} digit.")
+        for kind in ("leftmost", "rightmost", "highest", "lowest")
+    },
+}
+STATE = "What do you see?"
+# How eagerly a conversation takes up each kind it could ask: the scarcer a kind's scenes, the more.
+EAGERNESS = {"count": 0.5, "color_of_digit": 0.5, "digit_of_color": 0.6, "has_digit": 0.8, "count_color": 0.8}
+EAGERNESS |= {"leftmost": 1.5, "rightmost": 1.5, "highest": 1.3, "lowest": 1.3}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One digit of a scene. Centre and size (the side of its square) are fractions of the picture's side."""
+
+    digit: int
+    color: str
+    x: float
+    y: float
+    size: float
+    glyph: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.digit}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """`answer` is what the assistant says, `value` what was asked for.
+
+    `mentions`: the places in the scene's tuple of the things that question and answer speak of.
+    """
+
+    kind: str
+    text: str
+    value: str
+    answer: str
+    mentions: frozenset[int] = frozenset()
+
+
+def in_a_row(things: tuple[Thing, ...]) -> bool:
+    """Whether the order from left to right is beyond doubt."""
+    return all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things))
+
+
+def with_article(name: object) -> str:
+    return f"{'an' if str(name).startswith(('orange', '8')) else 'a'} {name}"
+
+
+def listing(things: tuple[Thing, ...]) -> str:
+    """'a red 7, a blue 3 and a white 1', in the things' order."""
+    names = [with_article(t.name) for t in things]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def holders(things: tuple[Thing, ...], attribute: str, value: object) -> list[int]:
+    return [i for i, thing in enumerate(things) if getattr(thing, attribute) == value]
+
+
+def unique(things: tuple[Thing, ...], attribute: str) -> list[int]:
+    """Places of the things that no other equals in this."""
+    return [i for i, t in enumerate(things) if len(holders(things, attribute, getattr(t, attribute))) == 1]
+
+
+def digit_of_color(thing: Thing) -> str:
+    return f"the {thing.name}"
+
+
+def color_of_digit(thing: Thing) -> str:
+    return f"the {thing.digit} is {thing.color}"
+
+
+def presence(digit: int, thing: Thing | None) -> str:
+    return f"there is {with_article(thing.name)}" if thing else f"there is no {digit}"
+
+
+def number_of_color(color: str, number: int) -> str:
+    return f"{color} digits: {number}"
+
+
+def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
+    """The questions that this scene answers without doubt (clear margins, no ties)."""
+    found: list[Question] = []
+
+    def ask(kind: str, value: object, answer: str, mentions: list[int], slot: object = "") -> None:
+        text = rng.choice(PHRASES[kind]).format(slot)
+        found.append(Question(kind, text, str(value), answer, frozenset(mentions)))
+
+    def ask_extreme(kind: str, measure: Callable[[Thing], float]) -> None:
+        first, second = sorted(range(len(things)), key=lambda i: measure(things[i]))[:2]
+        if measure(things[second]) - measure(things[first]) >= 0.1:
+            ask(kind, things[first].digit, digit_of_color(things[first]), [first])
+
+    if in_a_row(things):
+        ask("describe", listing(things), listing(things), [*range(len(things))])
+    ask("count", len(things), str(len(things)), [])
+    for i in unique(things, "digit"):
+        ask("color_of_digit", things[i].color, color_of_digit(things[i]), [i], things[i].digit)
+    for i in unique(things, "color"):
+        ask("digit_of_color", things[i].digit, digit_of_color(things[i]), [i], things[i].color)
+    if len(things) > 1:
+        ask_extreme("leftmost", lambda t: t.x)
+        ask_extreme("rightmost", lambda t: -t.x)
+        ask_extreme("highest", lambda t: t.y)
+        ask_extreme("lowest", lambda t: -t.y)
+    single, absent = unique(things, "digit"), sorted(set(range(10)) - {t.digit for t in things})
+    if single and rng.random() < 0.6:
+        thing = things[rng.choice(single)]
+        ask("has_digit", "yes", presence(thing.digit, thing), [things.index(thing)], with_article(thing.digit))
+    else:
+        digit = rng.choice(absent)
+        ask("has_digit", "no", presence(digit, None), [], with_article(digit))
+    color = numbered_color(rng, things, 0.2)
+    spoken = holders(things, "color", color)
+    ask("count_color", len(spoken), number_of_color(color, len(spoken)), spoken, color)
+    return found
+
+
+def numbered_color(rng: random.Random, things: tuple[Thing, ...], none: float) -> str:
+    """A colour; `none`: how often one that no thing has. Otherwise every number is as likely as another."""
+    by_number: dict[int, list[str]] = {}
+    for color in COLORS:
+        by_number.setdefault(len(holders(things, "color", color)), []).append(color)
+    number = 0 if rng.random() < none else rng.choice(sorted(by_number.keys() - {0}))
+    return rng.choice(by_number[number])
+
+
+def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
+    """Up to seven questions in any order, none of which is answered by the rest.
+
+    Questions of one conversation speak of different things. A description, which speaks of all,
+    stands alone. Beside a count or a question about absence at most three things are spoken of (a scene
+    has no fifth, so the fourth would give it away); beside both, one thing stays unspoken of.
+    """
+    found = candidates(rng, things)
+    if found[0].kind == "describe" and rng.random() < 0.35:
+        return found[:1]
+    found = [q for q in found if q.kind != "describe"]
+    found.sort(key=lambda q: rng.random() ** (1 / EAGERNESS[q.kind]), reverse=True)
+    wanted, chosen = rng.choice((3, 4, 5, 6, 7)), []
+    for question in found:
+        trial = [*chosen, question]
+        kinds = {q.kind for q in trial}
+        spoken = frozenset().union(*(q.mentions for q in trial))
+        disjoint = len(spoken) == sum(len(q.mentions) for q in trial)
+        counting, absence = "count" in kinds, bool(kinds & {"has_digit", "count_color"})
+        most = len(things) - 1 if counting and absence else 3 if counting or absence else 4
+        if len(chosen) < wanted and disjoint and (len(spoken) <= most or len(trial) == 1):
+            chosen = trial
+    return rng.sample(chosen, len(chosen))
+
+
+def statements(rng: random.Random, things: tuple[Thing, ...]) -> str:
+    """True sentences in any order, in the answers' own words, at most one about each thing.
+
+    In a description from left to right the place tells which thing comes next. Here only a thing's
+    colour tells its digit, or its digit its colour: what a model must bind to answer questions.
+    """
+    said, spoken = [], set()
+    for color in rng.sample(list(COLORS), len(COLORS)):
+        places = holders(things, "color", color)
+        if rng.random() < (0.08, 0.15, 0.5)[min(len(places), 2)]:
+            said.append(number_of_color(color, len(places)))
+            spoken.update(places)
+    digits, colors = unique(things, "digit"), unique(things, "color")
+    for i, thing in enumerate(things):
+        forms = [digit_of_color(thing)] * (i in colors) + [color_of_digit(thing)] * (i in digits)
+        forms += [presence(thing.digit, thing)] * (i in digits and rng.random() < 0.3)
+        if i not in spoken and forms:
+            said.append(rng.choice(forms))
+    if not said or rng.random() < 0.5:
+        said.append(presence(rng.choice(sorted(set(range(10)) - {t.digit for t in things})), None))
+    return ", ".join(rng.sample(said, len(said)))
