@@ -1,5 +1,6 @@
 """The processor: pictures and conversations become the model's inputs, in training and inference alike."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers.image_utils import make_flat_list_of_images
 
 from mmchat.conversation import Rendered, SlotTokens, control_tokens, encode_prompt, merge_text_parts, render
 from mmchat.errors import UserError
+from mmchat.images import load_image
 from mmchat.vision import TowerSpec, normalise, preprocess
 
 
@@ -36,8 +38,7 @@ class MMChatImageProcessor(BaseImageProcessor):
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """`pixel_values`: float32[images, 3, H, W], or a list of such where there are several towers."""
-        pictures = [_as_rgb(image) for image in make_flat_list_of_images(images)]
-        pixels = [self.pixels(picture) for picture in pictures]
+        pixels = [self.pixels(picture) for picture in open_pictures(images)]
         per_tower = [
             torch.from_numpy(normalise(np.stack([seen[tower] for seen in pixels]), spec))
             for tower, spec in enumerate(self.specs)
@@ -47,12 +48,28 @@ class MMChatImageProcessor(BaseImageProcessor):
     preprocess = __call__
 
 
+def open_pictures(images: Any) -> list[Image.Image]:
+    """RGB pictures in reading order, from a nested or flat list of PIL images, arrays uint8[H, W, 3] and local paths.
+
+    Raises:
+        UserError: a picture that cannot be read, or one that would have to be fetched.
+        ValueError: something else.
+    """
+    if isinstance(images, list | tuple):
+        return [picture for image in images for picture in open_pictures(image)]
+    if isinstance(images, str | Path):
+        if str(images).startswith(("http://", "https://", "data:")):
+            raise UserError(f"image {str(images)[:80]} is no local file; nothing is fetched here, so pass a PIL image")
+        return [load_image(images)]
+    return [_as_rgb(image) for image in make_flat_list_of_images(images)]
+
+
 def _as_rgb(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
         return Image.fromarray(image)
-    raise ValueError(f"expected a PIL image or uint8[H, W, 3], found {type(image).__name__}")
+    raise ValueError(f"expected a PIL image, a path or uint8[H, W, 3], found {type(image).__name__}")
 
 
 class MMChatProcessor(ProcessorMixin):
@@ -123,7 +140,7 @@ class MMChatProcessor(ProcessorMixin):
         """Prompts made by the chat template, with their pictures, as a batch of tensors padded on the left.
 
         Args:
-            images: pictures in reading order, nested or flat.
+            images: pictures in reading order, nested or flat; see `open_pictures`.
             text: one slot group (`<img><imgpad></img>`) per image; each becomes as many slots as the image needs.
             sanitize_control_tokens: the text comes from `apply_chat_template`, which marked what users typed.
 
@@ -133,9 +150,9 @@ class MMChatProcessor(ProcessorMixin):
         data: dict[str, Any] = {}
         count = 0
         if images is not None:
-            flat = make_flat_list_of_images(images)
-            count = len(flat)
-            data.update(self.image_processor(flat))
+            pictures = open_pictures(images)
+            count = len(pictures)
+            data.update(self.image_processor(pictures))
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             how = (self.tokenizer, self.slot_tokens, self.image_tokens)

@@ -109,11 +109,10 @@ def test_the_report_is_one_self_contained_page(path):
 def test_the_model_opens_with_transformers_alone(path):
     code = (
         "import sys, mmchat.auto\n"
-        "from PIL import Image\n"
         "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
         "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])\n"
         "processor = AutoProcessor.from_pretrained(sys.argv[1])\n"
-        "picture = {'type': 'image', 'image': Image.open(sys.argv[2])}\n"
+        "picture = {'type': 'image', 'path': sys.argv[2]}\n"
         "content = [picture, {'type': 'text', 'text': 'Count the digits.'}]\n"
         "inputs = processor.apply_chat_template([{'role': 'user', 'content': content}], add_generation_prompt=True,\n"
         "    tokenize=True, return_dict=True)\n"

@@ -1,5 +1,6 @@
 """The assistant as a transformers model: language models, several towers, embeddings, adapters."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,3 +185,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_assistant, picture
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_pictures_are_images_arrays_or_local_paths(make_assistant, picture, tmp_path):
+    _, processor = make_assistant("llama")
+    picture().save(tmp_path / "a.png")
+    expected = processor.image_processor([picture()] * 2)["pixel_values"]
+    for images in ([picture(), np.asarray(picture())], [[tmp_path / "a.png"], [str(tmp_path / "a.png")]]):
+        assert torch.equal(processor.image_processor(images)["pixel_values"], expected)
+    content = [{"type": "image", "path": str(tmp_path / "a.png")}, {"type": "text", "text": "What?"}]
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **how)
+    assert torch.equal(inputs["pixel_values"], expected[:1])
+    for wrong, message in (("https://x/a.png", "nothing is fetched"), (str(tmp_path / "b.png"), "does not exist")):
+        with pytest.raises(UserError, match=message):
+            processor.image_processor([wrong])
+    with pytest.raises(ValueError, match="flat list of images"):
+        processor.image_processor([3])
