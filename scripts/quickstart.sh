@@ -40,7 +40,9 @@ free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1"
 # train RANKS CONFIG. Two ranks of half the threads do about half as much again as one rank of all; InfoNCE, which
 # compares all pictures of a batch, needs one.
 train() {
-  OMP_NUM_THREADS=$(($(nproc) > $1 ? $(nproc) / $1 : 1)) \
+  local cores
+  cores=$(getconf _NPROCESSORS_ONLN)
+  OMP_NUM_THREADS=$((cores > $1 ? cores / $1 : 1)) \
     deepspeed --quiet --num_accelerators "$1" --master_port "$(free_port)" scripts/train.py "$2" --resume
 }
 
