@@ -29,6 +29,7 @@ from digit_talk import COLORS, STATE, Question, Thing, candidates, converse, in_
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from mmchat.cli.errors import reporting
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.progress import track
@@ -145,12 +146,19 @@ def save(out: Path, split: str, seed: int, side: int, index: int) -> dict:
     return record
 
 
-def write_split(out: Path, split: str, number: int, seed: int, side: int, workers: int) -> list[dict]:
-    """Write `out/<split>/*.png` and `out/<split>.json`; the same bytes for any number of workers."""
+def write_split(
+    out: Path, split: str, number: int, seed: int, side: int, workers: int, reference: Path | None = None
+) -> list[dict]:
+    """Write `out/<split>/*.png` and, if it is the split in `reference`, `out/<split>.json`.
+
+    The same bytes for any number of workers.
+    """
     (out / split).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
         stream = pool.map(functools.partial(save, out, split, seed, side), range(number), chunksize=64)
         records = list(track(stream, f"drawing {split}", total=number))
+    if reference:
+        verify(records, reference)
     write_records(out / f"{split}.json", records)
     return records
 
@@ -189,10 +197,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--verify", type=Path, help="refuse a held-out split that differs from this file's")
     args = parser.parse_args(argv)
     for split in GLYPHS:
-        records = write_split(args.out, split, getattr(args, split), args.seed, args.size, args.workers)
-    if args.verify:
-        verify(records, args.verify)
+        reference = args.verify if split == "heldout" else None
+        write_split(args.out, split, getattr(args, split), args.seed, args.size, args.workers, reference)
 
 
 if __name__ == "__main__":
-    main()
+    with reporting():
+        main()

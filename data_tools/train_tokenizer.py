@@ -16,6 +16,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import AutoTokenizer, LlamaTokenizer
 
+from mmchat.cli.errors import reporting
 from mmchat.errors import UserError
 from mmchat.progress import track
 
@@ -75,4 +76,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reporting():
+        main()

@@ -6,6 +6,9 @@ import itertools
 import json
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import digit_scenes as ds
 import digit_talk as talk
@@ -214,8 +217,22 @@ def test_verify_refuses_another_test(tmp_path):
         ds.verify(records[:4], tmp_path / "heldout.json")
     records[3]["sha256"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(records))
+    few = [word for split in ("captions", "statements", "train", "dev") for word in (f"--{split}", "2")]
+    words = ["--out", str(tmp_path / "again"), "--heldout", "5", "--verify", str(tmp_path / "other.json"), *few]
     with pytest.raises(UserError, match="heldout/000003: `sha256` differs"):
-        ds.verify(ds.write_split(tmp_path, "heldout", 5, seed=0, side=64, workers=1), tmp_path / "other.json")
+        ds.main(words)
+    # Whoever looks for the file, as the quickstart does, must not take the refused test for a finished one.
+    assert (tmp_path / "again" / "dev.json").exists() and not (tmp_path / "again" / "heldout.json").exists()
+
+
+def test_a_users_mistake_is_one_line_and_status_2(tmp_path):
+    tool = Path(__file__).parents[2] / "data_tools" / "digit_scenes.py"
+    (tmp_path / "none.json").write_text("[]")
+    few = [word for split in ds.GLYPHS for word in (f"--{split}", "2")]
+    words = [sys.executable, str(tool), "--out", str(tmp_path), "--verify", str(tmp_path / "none.json"), *few]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "has 0 records, but 2 were made: use --heldout 0." in result.stderr
 
 
 def test_tokenizer_is_small_fast_and_deterministic(tmp_path):
