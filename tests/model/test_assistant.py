@@ -106,7 +106,8 @@ def test_slots_and_images_must_agree(make_assistant, picture):
     assert torch.equal(dummy.logits, model(**text).logits)
     dummy.loss.backward()
     assert not model.projectors[0][0].weight.grad.any()
-    assert torch.equal(model(**inputs, dummy_images=1).logits, alone)
+    # The tower sees two pictures instead of one, for which the CPU may round in another order.
+    torch.testing.assert_close(model(**inputs, dummy_images=1).logits, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_embeddings_resize(make_assistant, picture, tmp_path):
