@@ -115,7 +115,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
                         if line.strip():
                             yield where, json.loads(line)
                     except json.JSONDecodeError as error:
-                        yield where, Rejected(where, "", f"invalid JSON: {error.msg} at column {error.colno}")
+                        yield where, Rejected(where, "", f"invalid JSON: {_problem(error)}")
             return
         items = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"data file {path} is not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}:{error.lineno}: invalid JSON: {error.msg} at column {error.colno}; "
+            f"{path}:{error.lineno}: invalid JSON: {_problem(error)}; "
             "a broken array cannot be read in part: mend it, or store one record a line as .jsonl"
         ) from None
     if not isinstance(items, list):
@@ -140,3 +140,8 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     text = "\n".join(lines) if path.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
     write_text(path, text + "\n")
+
+
+def _problem(error: json.JSONDecodeError) -> str:
+    """Some of json's messages end with "at" already."""
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"

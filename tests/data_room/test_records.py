@@ -84,6 +84,9 @@ def test_an_array_that_is_no_json_names_the_line(root):
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"data\.json:7: invalid JSON: Expecting value at column 8; .*\.jsonl"):
         list(read_records(path, root))
+    path.write_text('[{"id": "a')
+    with pytest.raises(UserError, match=r"data\.json:1: invalid JSON: Unterminated string starting at column 9; "):
+        list(read_records(path, root))
 
 
 def test_a_bad_line_of_jsonl_is_rejected_alone(root):
