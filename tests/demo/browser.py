@@ -67,8 +67,9 @@ def thumbnails(driver: WebDriver) -> list:
 
 
 def bubbles(driver: WebDriver, role: str) -> list[str]:
-    """What is to be read in the bubbles of `user` or `bot`."""
-    script = "return [...document.querySelectorAll(`.${arguments[0]}.message`)].map(b => b.innerText.trim())"
+    """What is to be read in the bubbles of `user` or `bot`; Gradio's three dots (a status, no message) are none of them."""
+    chosen = "`.${arguments[0]}.message:not([role=status])`"
+    script = f"return [...document.querySelectorAll({chosen})].map(b => b.innerText.trim())"
     return driver.execute_script(script, role)
 
 
