@@ -26,17 +26,18 @@ def resolve_inside(root: Path, relative: str) -> Path:
     """
     root = root.resolve()
     if "\0" in relative:
-        raise UserError(f"image path {relative!r} holds a null character, which no path can")
+        raise UserError(f"image path {relative!r} holds a null character, which no path can", "missing_image")
     path = (root / relative).resolve()
     if not path.is_relative_to(root):
         raise UserError(
             f"image path {relative!r} leaves the image root {root}; "
-            "give a path below it, or name a root that holds all images"
+            "give a path below it, or name a root that holds all images",
+            kind="path_outside_root",
         )
     return path
 
 
-def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "") -> Image.Image:
     """Decode one picture completely, turn it as its EXIF orientation says, and convert it to RGB.
 
     Transparent pixels are laid over white, because dropping alpha would show whatever colour lies beneath.
@@ -44,11 +45,12 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     Args:
         source: a file path or the encoded bytes.
         max_pixels: refuse before decoding what claims more (decompression bombs).
+        name: what messages call bytes; where they came from.
 
     Raises:
         UserError: missing, undecodable, truncated or oversized; the message names the source.
     """
-    name = "image bytes" if isinstance(source, bytes) else f"image {source}"
+    name = f"image {name or source}" if name or not isinstance(source, bytes) else "image bytes"
     try:
         with warnings.catch_warnings():
             # Pillow warns from half its limit on; `max_pixels` below is the one rule here.

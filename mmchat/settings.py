@@ -7,7 +7,7 @@ sentences that name the file, the key and the nearest valid one.
 import difflib
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -84,7 +84,8 @@ def describe(schema: type) -> list[tuple[tuple[str, ...], str, str, str]]:
         info = schema.__pydantic_fields__[item.name]
         nested = next((t for t in (item.type, *get_args(item.type)) if is_dataclass(t)), None)
         if nested is not None:
-            rows += [((item.name, *path), *rest) for path, *rest in describe(nested)]
+            named = ("NAME",) if get_origin(item.type) is dict else ()
+            rows += [((item.name, *named, *path), *rest) for path, *rest in describe(nested)]
             continue
         default = "required" if info.is_required() else _default(item, info)
         kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")

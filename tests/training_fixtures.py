@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.data_room import storing
+
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "house"]
 
 
@@ -32,12 +34,28 @@ def write_records(folder: Path, count: int, text_only: bool = False) -> Path:
     return path
 
 
-def run_values(folder: Path, model: Path, data: Path, **changes) -> dict:
-    """A run config over them; fp32 so that differences mean something."""
+def write_mixture(folder: Path, count: int) -> dict:
+    """The same records in three storages, as the `sources` of a run: a third each, and not equally often."""
+    items = json.loads(write_records(folder, count).read_text())
+    (folder / "shards").mkdir()
+    third = count // 3
+    storing.write_json(folder / "loose.json", items[:third])
+    storing.write_tar(folder / "shards" / "0.tar", items[third : 2 * third], folder)
+    storing.write_parquet(folder / "rest.parquet", items[2 * third :], folder)
+    return {
+        "loose": {"path": str(folder / "loose.json"), "max_turns": 1},
+        "shards": {"path": str(folder / "shards"), "repeat": 2},
+        "parquet": {"path": str(folder / "rest.parquet"), "repeat": 0.5},
+    }
+
+
+def run_values(folder: Path, model: Path, data: Path | dict, **changes) -> dict:
+    """A run config over a data file, or over a mixture's sources; fp32 so that differences mean something."""
+    chosen = {"sources": data} if isinstance(data, dict) else {"path": str(data)}
     values = {
         "run_dir": str(folder / "run"),
         "model": str(model),
-        "data": {"path": str(data), "max_length": 400},
+        "data": {**chosen, "max_length": 400},
         "trainable": {"towers": "full", "projectors": {"mode": "full", "lr": 2e-3}, "language_model": "full"},
         "optimizer": {"lr": 1e-3, "warmup": 2, "weight_decay": 0.1},
         "steps": 4,

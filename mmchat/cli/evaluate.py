@@ -34,7 +34,7 @@ def run_eval(arguments: argparse.Namespace) -> None:
     if arguments.out:
         write_json(arguments.out / "scores.json", result.flat())
         lines = [
-            {"image": str(q.image), "kind": q.kind, "question": q.text, "answer": p, "truth": q.answer}
+            {"image": q.image.name, "kind": q.kind, "question": q.text, "answer": p, "truth": q.answer}
             for q, p in zip(questions, result.predictions, strict=True)
         ]
         write_json_lines(arguments.out / "predictions.jsonl", lines)

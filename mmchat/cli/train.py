@@ -24,10 +24,12 @@ keys (type, default):
 def help_text() -> str:
     from mmchat.training.config import RunConfig
 
+    rows = [(".".join(path), *rest) for path, *rest in describe(RunConfig)]
+    width = max(len(key) for key, *_ in rows)
     lines = []
-    for path, kind, default, meaning in describe(RunConfig):
+    for key, kind, default, meaning in rows:
         kind = kind.replace("mmchat.training.trainability.", "").replace("pathlib.", "")
-        lines.append(f"  --{'.'.join(path):24} {meaning}  [{kind}; {default}]")
+        lines.append(f"  --{key:{width}} {meaning}  [{kind}; {default}]")
     return USAGE + "\n".join(lines)
 
 

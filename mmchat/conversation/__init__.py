@@ -1,27 +1,34 @@
 """Words: messages become token ids and labels, born together, and the saved Jinja gives the same ids.
 
-messages (messages.py) -> typed segments (segments.py, following a Template of templates.py)
+messages (messages.py) -> turns in an order that the Template can write (dialogue.py; template.py, templates.py)
+    -> typed segments (segments.py, writing.py; auto.py where the tokenizer's own Jinja writes)
     -> ids and labels (encoding.py), cut to a length (render.py)
-chat template text (jinja.py) -> the same segments -> the same ids (prompt.py)
+chat template text (jinja.py) -> the same segments -> the same ids (prompt.py; marks.py keeps typed tokens text)
+
+docs/templates.md: the templates, and what becomes of every order of turns.
 """
 
 from mmchat.conversation.encoding import control_tokens
 from mmchat.conversation.jinja import to_jinja
-from mmchat.conversation.messages import merge_text_parts
+from mmchat.conversation.messages import Turn, merge_text_parts, parse_messages
 from mmchat.conversation.prompt import encode_prompt
-from mmchat.conversation.render import Rendered, render
+from mmchat.conversation.render import Rendered, render, stop_tokens
 from mmchat.conversation.segments import SlotTokens
-from mmchat.conversation.templates import TEMPLATES, Template, get_template
+from mmchat.conversation.template import Template
+from mmchat.conversation.templates import TEMPLATES, get_template
 
 __all__ = [
     "TEMPLATES",
     "Rendered",
     "SlotTokens",
     "Template",
+    "Turn",
     "control_tokens",
     "encode_prompt",
     "get_template",
     "merge_text_parts",
+    "parse_messages",
     "render",
+    "stop_tokens",
     "to_jinja",
 ]

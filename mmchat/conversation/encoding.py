@@ -6,6 +6,7 @@ behaviour around control tokens (lstrip, rstrip, prefix spaces), exact offsets, 
 """
 
 import json
+import re
 import secrets
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -15,15 +16,7 @@ from weakref import WeakKeyDictionary
 from tokenizers import Encoding, Tokenizer
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.conversation.segments import (
-    BOS,
-    EOS,
-    Image,
-    Segment,
-    SlotTokens,
-    Text,
-    strip_around_images,
-)
+from mmchat.conversation.segments import Image, Segment, SlotTokens, Text, strip_around_images
 from mmchat.errors import UserError
 
 
@@ -62,10 +55,16 @@ class Codec:
             for added in state["added_tokens"]
             if added["content"] in spellings
         }
+        # The longest first, as the tokenizers library matches them.
+        longest_first = sorted(self.added, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        """Finds every added token in a text."""
         self.prefix = _prefix_ids(backend, self.encode("a"))
         content_of = {added.id: content for content, added in self.added.items()}
         self.prefix_tokens = [content_of[id_] for id_ in self.prefix]
         self.bos, self.eos = tokenizer.bos_token, tokenizer.eos_token
+        self.read_literals: dict[tuple, list[Segment]] = {}
+        """What templates write, once read: kept by writing.py."""
         for content, added in self.added.items():
             if self._backend.token_to_id(added.spelling) != added.id:
                 raise UserError(
@@ -76,20 +75,33 @@ class Codec:
     def encode(self, text: str) -> Encoding:
         return self._backend.encode(text, add_special_tokens=False)
 
-    def control(self, token: str) -> AddedToken:
-        """The added token of a Control segment; UserError as `content`."""
-        return self.added[self.content(token)]
-
-    def content(self, token: str) -> str:
-        """What the tokenizer calls a Control segment's token (which may be BOS or EOS).
+    def fill(self, literal: str) -> str:
+        """What a template writes, with the tokenizer's own BOS and EOS.
 
         Raises:
-            UserError: it has no such token, or typed text could not be told from it.
+            UserError: it has none, or typed text could not be told from it.
         """
-        content = self.bos if token == BOS else self.eos if token == EOS else token
-        if content is None:
-            name = token[1:-1]
-            raise UserError(f"the template writes {name}, but tokenizer.{name}_token is not set: set it")
+        for name, content in (("bos", self.bos), ("eos", self.eos)):
+            placeholder = f"{{{name}}}"
+            if placeholder not in literal:
+                continue
+            if content is None:
+                raise UserError(f"the template writes {name}, but tokenizer.{name}_token is not set: set it")
+            self.require(content)
+            literal = literal.replace(placeholder, content)
+        return literal
+
+    def encode_literal(self, literal: str) -> list[int]:
+        """The ids of what a template writes by itself."""
+        text = self.pattern.sub(lambda match: self.added[match[0]].spelling, self.fill(literal))
+        return self.encode(text).ids
+
+    def require(self, content: str) -> AddedToken:
+        """A token that the template or the slots cannot do without.
+
+        Raises:
+            UserError: the tokenizer has no such token, or typed text could not be told from it.
+        """
         if content not in self.added:
             raise UserError(
                 f"the tokenizer has no token {content!r}, which the template or the image slots need; add it "
@@ -101,7 +113,7 @@ class Codec:
                 f"the tokenizer makes the token {content!r} from ordinary text, so typed text could not be "
                 "told from it; choose another token for this purpose"
             )
-        return content
+        return self.added[content]
 
 
 _codecs: "WeakKeyDictionary[Any, tuple[tuple, Codec]]" = WeakKeyDictionary()
@@ -158,9 +170,9 @@ def encode_segments(
         _encode_piece(segments, codec, ids, labels)
         return Encoded(ids, labels, spans)
 
-    pad = codec.control(slots.pad)
-    start = codec.control(slots.start) if slots.start is not None else None
-    end = codec.control(slots.end) if slots.end is not None else None
+    pad = codec.require(slots.pad)
+    start = codec.require(slots.start) if slots.start is not None else None
+    end = codec.require(slots.end) if slots.end is not None else None
     before, after = (start or pad).lstrip, (end or pad).rstrip
     if before or after:
         segments = strip_around_images(segments, before, after)
@@ -199,7 +211,7 @@ def _encode_piece(segments: list[Segment], codec: Codec, ids: list[int], labels:
                 else:
                     answers.append([position, position + len(string)])
         else:
-            string = codec.control(segment.token).spelling
+            string = codec.added[segment.token].spelling
             if segment.supervised:
                 ends.append(position)
         strings.append(string)

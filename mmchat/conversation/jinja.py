@@ -7,9 +7,14 @@ BOS is written out, as every chat template does, because apply_chat_template enc
 import json
 import re
 
+from mmchat.conversation.auto import auto_jinja, quote
+from mmchat.conversation.dialogue import FOLLOWS
 from mmchat.conversation.encoding import codec_for
-from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, Control, SlotTokens, split_literal
-from mmchat.conversation.templates import Template, get_template
+from mmchat.conversation.marks import mark_tokens
+from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
+from mmchat.conversation.template import Template
+from mmchat.conversation.templates import get_template
+from mmchat.conversation.writing import check_system
 
 _TEXT_MACRO = """\
 {%- macro text(content) -%}
@@ -77,18 +82,24 @@ CHECKS
     {{- put(USER_AFTER) -}}
   {%- elif message['role'] == 'assistant' -%}
     {{- put(ASSISTANT_BEFORE) -}}{{- put(text(message['content'])) -}}{{- put(ASSISTANT_AFTER) -}}
+  {%- elif message['role'] == 'tool' and HAS_TOOL -%}
+    {%- if loop.first or loop.previtem['role'] != 'tool' -%}{{- put(TOOLS_BEFORE) -}}{%- endif -%}
+    {{- put(TOOL_BEFORE) -}}{{- put(text(message['content'])) -}}{{- put(TOOL_AFTER) -}}
+    {%- if loop.last or loop.nextitem['role'] != 'tool' -%}{{- put(TOOLS_AFTER) -}}{%- endif -%}
   {%- else -%}
-    {{- raise_exception('role ' ~ message['role'] ~ ' cannot stand here, expected user or assistant') -}}
+    {{- raise_exception('role ' ~ message['role'] ~ ' cannot stand here, expected ROLES') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- put(HEADER) -}}{%- else -%}{{- put(END) -}}{%- endif -%}
 """
 
 _ALTERNATING_CHECK = """\
+{%- set order = namespace(before='start') -%}
 {%- for message in turns -%}
-  {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
-    {{- raise_exception('user and assistant must take turns, the user first') -}}
+  {%- if order.before not in FOLLOWS.get(message['role'], [order.before]) -%}
+    {{- raise_exception('user and assistant must take turns, the user first, and tools follow the assistant') -}}
   {%- endif -%}
+  {%- set order.before = message['role'] -%}
 {%- endfor -%}
 {%- if add_generation_prompt and turns and turns[-1]['role'] == 'assistant' -%}
   {{- raise_exception('a generation prompt must follow a user turn') -}}
@@ -102,6 +113,8 @@ _ONE_EXCHANGE_CHECK = """\
 {%- endif -%}
 """
 
+_FOLLOWS = json.dumps({role: ["start" if one is None else one for one in before] for role, before in FOLLOWS.items()})
+
 _NO_SYSTEM_CHECK = """\
 {%- if system -%}
   {{- raise_exception('this template has no place for a system message') -}}
@@ -109,23 +122,31 @@ _NO_SYSTEM_CHECK = """\
 """
 
 
-def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer) -> str:
+def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, system: str | None = None) -> str:
     """The chat template that writes what `render` encodes, with this tokenizer's BOS and EOS.
 
-    `encode_prompt` of its text gives the ids of `render` with the same `add_generation_prompt`. What render
-    refuses (order of turns, unknown roles and parts) it refuses with `raise_exception`.
+    `encode_prompt` of its text gives the ids of `render` with the same `system` and `add_generation_prompt`.
+    What render refuses (order of turns, unknown roles and parts) it refuses with `raise_exception`.
+
+    Args:
+        system: written where the messages bring no system message; None is the template's own, "" is none.
 
     Raises:
-        UserError: the tokenizer lacks a token that the template writes, or is a slow one.
+        UserError: the tokenizer lacks a token that the template writes, or is a slow one; the template has no
+            place for a system message.
     """
     if isinstance(template, str):
         template = get_template(template)
     slots = slots or DEFAULT_SLOTS
     codec = codec_for(tokenizer)
+    if template.from_tokenizer:
+        return auto_jinja(tokenizer, slots, system)
+    check_system(system, template)
+    for token in template.control:
+        codec.require(token)
 
     def literal(string: str) -> str:
-        segments = split_literal(string, template.control)
-        return _quote("".join(codec.content(s.token) if isinstance(s, Control) else s.text for s in segments))
+        return quote(codec.fill(string))
 
     block, first_user_block = "", "''"
     if template.system:
@@ -136,14 +157,14 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer) -> s
     keep = {"keep": "true", "drop": "false", "drop_beside_images": "not images"}[template.user_text]
     checks = [_ALTERNATING_CHECK] * template.alternating + [_ONE_EXCHANGE_CHECK] * template.one_exchange
     checks += [_NO_SYSTEM_CHECK] * (template.system is None)
-    macros = _STRIPPING_MACROS if template.strip_around_images else _PLAIN_MACROS
+    tool_before, tool_after = template.tool or ("", "")
     values = {
-        "WHITE_SPACE": _quote(WHITE_SPACE),
-        "SLOTS": _quote(slots.group),
-        "BOS": _quote("".join(codec.prefix_tokens)),
-        "DEFAULT_SYSTEM": _quote(template.default_system),
+        "WHITE_SPACE": quote(WHITE_SPACE),
+        "SLOTS": quote(slots.group),
+        "BOS": quote("".join(codec.prefix_tokens)),
+        "DEFAULT_SYSTEM": literal(template.default_system) if system is None else quote(mark_tokens(system, codec)),
         "SYSTEM_BLOCK": block,
-        "CHECKS": "\n".join(check.rstrip("\n") for check in checks),
+        "CHECKS": _fill("\n".join(check.rstrip("\n") for check in checks), {"FOLLOWS": _FOLLOWS}),
         "NEXT_USER": literal(template.next_user),
         "USER_BEFORE": literal(template.user[0]),
         "FIRST_USER_BLOCK": first_user_block,
@@ -152,9 +173,16 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer) -> s
         "USER_AFTER": literal(template.user[1]),
         "ASSISTANT_BEFORE": literal(template.header + template.answer[0]),
         "ASSISTANT_AFTER": literal(template.answer[1] + template.after_answer),
+        "HAS_TOOL": "false" if template.tool is None else "true",
+        "TOOLS_BEFORE": literal(template.tools[0]),
+        "TOOL_BEFORE": literal(tool_before),
+        "TOOL_AFTER": literal(tool_after),
+        "TOOLS_AFTER": literal(template.tools[1]),
+        "ROLES": "user or assistant" if template.tool is None else "user, assistant or tool",
         "HEADER": literal(template.header),
         "END": literal(template.end),
     }
+    macros = _STRIPPING_MACROS if template.strip_around_images else _PLAIN_MACROS
     source = _TEXT_MACRO + macros + _BODY + ("{{- ns.out -}}\n" if template.strip_around_images else "")
     return _fill(source, values)
 
@@ -162,8 +190,3 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer) -> s
 def _fill(source: str, values: dict[str, str]) -> str:
     """Every name of `values` by its value, in one pass: a value is never searched for names."""
     return re.sub("|".join(rf"\b{name}\b" for name in values), lambda match: values[match[0]], source)
-
-
-def _quote(string: str) -> str:
-    # Jinja reads the escapes of a string constant as Python does, and JSON's are among them.
-    return json.dumps(string, ensure_ascii=False)

@@ -1,36 +1,47 @@
 """Two dialects in, one list of turns out; every malformed message is refused here.
 
-Data dialect (LLaVA JSON): `{"from": "human" | "gpt" | "system", "value": str}`, where `<image>` in a human
-value is a placeholder. Chat dialect: `{"role": "user" | "assistant" | "system", "content": str | parts}`
-with parts `{"type": "image"}` and `{"type": "text", "text": str}`, where text is always text.
+Data dialect (LLaVA JSON): `{"from": "human" | "gpt" | "system" | "tool", "value": str}`, where `<image>` in a
+human value is a placeholder; "observation" and "function_response" are other names of "tool".
+Chat dialect: `{"role": "user" | "assistant" | "system" | "tool", "content": str | parts}` with parts
+`{"type": "image"}` and `{"type": "text", "text": str}`, where text is always text.
+In both, `"train": false` (or OpenAI's `"weight": 0`) on an assistant's message keeps its words unsupervised.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmchat.constants import IMAGE_PLACEHOLDER
-from mmchat.conversation.templates import Template
 from mmchat.errors import UserError
 
-_ROLE_OF = {"human": "user", "gpt": "assistant", "system": "system"}
+_ROLE_OF = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
 _ROLES = {role: role for role in _ROLE_OF.values()}
 
 
 class Turn(NamedTuple):
+    """One message, whatever its dialect."""
+
     role: str
-    """user or assistant."""
+    """system, user, assistant or tool."""
     parts: tuple[str | None, ...]
-    """Text, or None where an image stands."""
+    """Text, or None where an image stands (only in a user's turn)."""
+    train: bool = False
+    """The words and their end are to be learned: an assistant's turn that does not say `"train": false`."""
+
+    @property
+    def text(self) -> str:
+        """The words without the images."""
+        return "".join(part for part in self.parts if part is not None)
 
 
-class Dialogue(NamedTuple):
-    system: str | None
-    """None: the messages hold no system message."""
-    turns: list[Turn]
-
-
-def read_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> Dialogue:
-    """The system message and the turns of `messages`, in the order the template can write.
+def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """One turn for each message; their order is not looked at, which is the template's concern.
 
     Raises:
         UserError: names the message (by number, from 0), what was found and what was expected.
@@ -39,19 +50,13 @@ def read_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> 
         raise UserError(f"messages must be a list of messages, found {type(messages).__name__}")
     if not messages:
         raise UserError("messages is empty: a conversation needs at least one turn")
-    first = messages[0]
-    data_dialect = isinstance(first, Mapping) and "from" in first
-    read = _read_data if data_dialect else _read_chat
-    turns = [read(message, f"message {number}") for number, message in enumerate(messages)]
+    parse = _parse_data if is_data_dialect(messages) else _parse_chat
+    return [parse(message, f"message {number}") for number, message in enumerate(messages)]
 
-    system = None
-    if turns[0].role == "system":
-        system = "".join(turns.pop(0).parts)
-    if data_dialect and template.alternating and turns and turns[0].role == "assistant":
-        # As LLaVA and Vary do: an opening answer to no question cannot be learned from.
-        turns.pop(0)
-    _check_order(turns, template)
-    return Dialogue(system, turns)
+
+def is_data_dialect(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """The first message says in which dialect all of them are."""
+    return isinstance(messages[0], Mapping) and "from" in messages[0]
 
 
 def merge_text_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -75,7 +80,7 @@ def merge_text_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return merged
 
 
-def _read_data(message: Mapping[str, Any], where: str) -> Turn:
+def _parse_data(message: Mapping[str, Any], where: str) -> Turn:
     if not isinstance(message, Mapping) or "from" not in message or "value" not in message:
         raise UserError(
             f"{where}: expected {{'from': ..., 'value': ...}} like the first message, found {repr(message)[:200]}"
@@ -84,34 +89,38 @@ def _read_data(message: Mapping[str, Any], where: str) -> Turn:
     value = message["value"]
     if not isinstance(value, str):
         raise UserError(f"{where}: 'value' must be a string, found {type(value).__name__}")
+    train = _is_trained(message, role, where)
     if role != "user" or IMAGE_PLACEHOLDER not in value:
-        return Turn(role, (value,))
+        return Turn(role, (value,), train)
     parts: list[str | None] = []
     for text in value.split(IMAGE_PLACEHOLDER):
         parts += (text, None)
-    return Turn(role, tuple(parts[:-1]))
+    return Turn(role, tuple(parts[:-1]), train)
 
 
-def _read_chat(message: Mapping[str, Any], where: str) -> Turn:
+def _parse_chat(message: Mapping[str, Any], where: str) -> Turn:
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise UserError(
             f"{where}: expected {{'role': ..., 'content': ...}} (or all {{'from': ..., 'value': ...}}), "
             f"found {repr(message)[:200]}"
         )
     role = _known(message["role"], _ROLES, "role", where)
+    if message.get("tool_calls"):
+        raise UserError(f"{where}: 'tool_calls' is not written by any template; put the call into 'content' as text")
+    train = _is_trained(message, role, where)
     content = message["content"]
     if isinstance(content, str):
-        return Turn(role, (content,))
+        return Turn(role, (content,), train)
     if not isinstance(content, Sequence):
         found = type(content).__name__
         raise UserError(f"{where}: 'content' must be a string or a list of parts, found {found}")
-    parts = tuple(_read_part(part, f"{where}, part {number}") for number, part in enumerate(content))
+    parts = tuple(_parse_part(part, f"{where}, part {number}") for number, part in enumerate(content))
     if None in parts and role != "user":
         raise UserError(f"{where}: only a user's message may hold images, this one is the {role}'s")
-    return Turn(role, parts)
+    return Turn(role, parts, train)
 
 
-def _read_part(part: Mapping[str, Any], where: str) -> str | None:
+def _parse_part(part: Mapping[str, Any], where: str) -> str | None:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "image":
         return None
@@ -122,25 +131,22 @@ def _read_part(part: Mapping[str, Any], where: str) -> str | None:
     )
 
 
+def _is_trained(message: Mapping[str, Any], role: str, where: str) -> bool:
+    """What `train` and its synonym `weight` say. None is as if absent: Arrow writes it where others have the key."""
+    train, weight = message.get("train"), message.get("weight")
+    if train is not None and not isinstance(train, bool):
+        raise UserError(f"{where}: 'train' must be true or false, found {train!r}")
+    if weight is not None and weight not in (0, 1):
+        raise UserError(f"{where}: 'weight' must be 0 or 1, found {weight!r}")
+    said = {bool(value) for value in (train, weight) if value is not None}
+    if len(said) == 2:
+        raise UserError(f"{where}: 'train' is {train!r} but 'weight' is {weight!r}; keep one of them")
+    if role != "assistant" and True in said:
+        raise UserError(f"{where}: only an assistant's message can be trained on, this one is the {role}'s")
+    return role == "assistant" and False not in said
+
+
 def _known(name: Any, roles: Mapping[str, str], key: str, where: str) -> str:
     if not isinstance(name, str) or name not in roles:
         raise UserError(f"{where}: unknown {key!r} {name!r}, expected one of {', '.join(roles)}")
     return roles[name]
-
-
-def _check_order(turns: list[Turn], template: Template) -> None:
-    for number, turn in enumerate(turns):
-        if turn.role == "system":
-            raise UserError("a system message may only be the first message")
-        if template.alternating and turn.role != ("user", "assistant")[number % 2]:
-            expected = "user's" if number % 2 == 0 else "assistant's"
-            raise UserError(
-                f"turn {number} is the {turn.role}'s where the {expected} is due: template {template.name!r} "
-                "needs user and assistant to take turns, the user first"
-            )
-    if template.one_exchange and (len(turns) > 2 or not turns or None not in turns[0].parts):
-        images = turns[0].parts.count(None) if turns else 0
-        raise UserError(
-            f"template {template.name!r} takes one user turn with at least one image and its answer; "
-            f"found {len(turns)} turns, {images} images in the first"
-        )

@@ -4,12 +4,10 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from mmchat.conversation.encoding import codec_for, encode_segments
-from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Text
+from mmchat.conversation.encoding import Codec, codec_for, encode_segments
+from mmchat.conversation.marks import MARK_END, MARK_START
+from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Spans, Text, parse_segments
 from mmchat.errors import UserError
-
-# What transformers puts around a control token in a user's text (mark_control_tokens).
-MARK_START, MARK_END = "\U000f0000", "\U000f0001"
 
 
 def encode_prompt(
@@ -28,44 +26,50 @@ def encode_prompt(
     Args:
         image_tokens: pad tokens per image: one number for all, or one per image.
         sanitize_control_tokens: the text came from `apply_chat_template(..., sanitize_control_tokens=True)`,
-            which marks what users typed; marked tokens are text. Otherwise every added token is one.
+            which marks what users typed; marked tokens are text. Otherwise every added token is one, but for
+            those that the chat template marks itself.
 
     Raises:
         UserError: a slot token outside a group, or numbers of images and image_tokens that differ; as in
             `render` for the tokenizer.
     """
     codec = codec_for(tokenizer)
-    pattern = _pattern(tuple(codec.added), slots, sanitize_control_tokens)
-    segments: list[Segment] = []
-    position = 0
-    for match in pattern.finditer(text):
-        if match.start() > position:
-            segments.append(Text(text[position : match.start()]))
-        position = match.end()
+    segments = parse_written(text, codec, slots, sanitized=sanitize_control_tokens)
+    return encode_segments(segments, codec, slots, image_tokens).ids
+
+
+def parse_written(
+    text: str, codec: Codec, slots: SlotTokens, *, sanitized: bool, supervised: Spans = ()
+) -> list[Segment]:
+    """The segments of a text that a chat template wrote, without the BOS that encode_segments puts in front.
+
+    sanitized: users' text was marked, so a mark that stands alone is left over from one and is dropped.
+    supervised: character spans to be learned.
+
+    Raises:
+        UserError: a slot token outside a group.
+    """
+
+    def read(match: re.Match, supervised: bool) -> Segment:
         found = match[0]
         if found == slots.group:
-            segments.append(Image())
-        elif found[0] in (MARK_START, MARK_END) and sanitize_control_tokens:
-            segments.append(Text(found.strip(MARK_START + MARK_END)))
-        elif found in (slots.pad, slots.start, slots.end):
+            return Image()
+        if found[0] in (MARK_START, MARK_END):
+            return Text(found.strip(MARK_START + MARK_END), supervised)
+        if found in (slots.pad, slots.start, slots.end):
             raise UserError(
                 f"{found!r} stands alone at character {match.start()} of the prompt: write each image as "
                 f"{slots.group!r}, the processor expands it"
             )
-        else:
-            segments.append(Control(found))
-    if position < len(text):
-        segments.append(Text(text[position:]))
+        return Control(found, supervised)
 
-    bos = [Control(token) for token in codec.prefix_tokens]
-    if bos and segments[: len(bos)] == bos:
-        segments = segments[len(bos) :]  # encode_segments puts it in front
-    return encode_segments(segments, codec, slots, image_tokens).ids
+    segments = parse_segments(text, _pattern(codec.pattern.pattern, slots, sanitized), supervised, read)
+    bos = codec.prefix_tokens
+    written = [segment.token for segment in segments[: len(bos)] if isinstance(segment, Control)]
+    return segments[len(bos) :] if written == bos else segments
 
 
 @lru_cache(maxsize=64)
-def _pattern(added: tuple[str, ...], slots: SlotTokens, marks: bool) -> re.Pattern:
-    # The longest first, as the tokenizers library matches its added tokens.
-    tokens = "|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)"
-    marked = f"{MARK_START}(?:{tokens}){MARK_END}|[{MARK_START}{MARK_END}]|" if marks else ""
-    return re.compile(f"{marked}{re.escape(slots.group)}|{tokens}")
+def _pattern(tokens: str, slots: SlotTokens, lone_marks: bool) -> re.Pattern:
+    lone = f"[{MARK_START}{MARK_END}]|" if lone_marks else ""
+    return re.compile(f"{MARK_START}(?:{tokens}){MARK_END}|{lone}{re.escape(slots.group)}|{tokens}")

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from mmchat.constants import IGNORE_INDEX
+from mmchat.conversation.auto import write_auto
+from mmchat.conversation.dialogue import read_dialogue
 from mmchat.conversation.encoding import Codec, Encoded, codec_for, encode_segments
-from mmchat.conversation.messages import read_messages
-from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens, split_literal, write_segments
-from mmchat.conversation.templates import Template, get_template
+from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
+from mmchat.conversation.template import Template
+from mmchat.conversation.templates import get_template
+from mmchat.conversation.writing import write_segments
 from mmchat.errors import UserError
 
 
@@ -39,11 +43,11 @@ def render(
     """Token ids and labels of a conversation, image slots expanded.
 
     Args:
-        messages: the data dialect, `{"from": "human" | "gpt" | "system", "value": str}` with `<image>` in a
-            human value as a placeholder; or the chat dialect, `{"role": "user" | "assistant" | "system",
-            "content": ...}` with a str or parts `{"type": "image"}`, `{"type": "text", "text": str}`, where
-            text is always text.
-        template: a name of TEMPLATES, or a Template.
+        messages: the data dialect, `{"from": "human" | "gpt" | "system" | "tool", "value": str}` with `<image>`
+            in a human value as a placeholder; or the chat dialect, `{"role": "user" | "assistant" | "system" |
+            "tool", "content": ...}` with a str or parts `{"type": "image"}`, `{"type": "text", "text": str}`,
+            where text is always text.
+        template: a name of TEMPLATES, or a Template; "auto" is the tokenizer's own chat template.
         tokenizer: a fast transformers tokenizer; it is not changed.
         image_tokens: pad tokens per image: one number for all, or one per image.
         system: the system message where the messages bring none; None is the template's own, "" is none.
@@ -51,29 +55,24 @@ def render(
         slots: the tokens of an image; None is `<img>`, `<imgpad>`, `</img>`.
         add_generation_prompt: end with what the assistant's next words follow, for inference.
 
-    Supervised are the assistant's words and what ends its turns. A token that holds characters of both an
-    answer and what stands around it (an answer that begins with a line break after a header that ends with
-    one) is not. Text that spells an added token of the tokenizer is text.
-
-        leading assistant turn    data dialect: dropped, as LLaVA and Vary do; chat dialect: UserError
-        two turns of one role     UserError, except for templates that do not alternate (vary_opt)
-        trailing user turn        kept, not supervised
-        empty answer              kept: what ends the turn is supervised (a blank page reads as nothing)
-        no answer to learn from   UserError, unless add_generation_prompt
-        max_length cuts an image  UserError: slots are never cut
-        max_length cuts an answer its visible part is supervised, what ends it is gone (vary_opt, as the
-                                  original does, ends the cut sample with a supervised </s>)
-        max_length cuts a prompt  UserError with add_generation_prompt: it would no longer be a prompt
+    Supervised are the words of assistant turns, unless they say `"train": false`, and what ends these turns. A
+    token that holds characters of both an answer and what stands around it (an answer that begins with a line
+    break after a header that ends with one) is not. Text that spells an added token of the tokenizer is text.
+    Order of turns, empty answers, tools, truncation: the table in docs/templates.md.
 
     Raises:
-        UserError: as above; malformed messages, unknown template, a slow tokenizer, one that lacks the slot
-            or control tokens, or numbers of images and image_tokens that differ.
+        UserError: malformed messages or turns out of order; nothing to learn; an image or a prompt that
+            `max_length` would cut; unknown template, a slow tokenizer, one that lacks the slot or control
+            tokens (or, for auto, a chat template); numbers of images and image_tokens that differ.
     """
     if isinstance(template, str):
         template = get_template(template)
     codec = codec_for(tokenizer)
-    segments = write_segments(read_messages(messages, template), template, system, add_generation_prompt)
     slots = slots or DEFAULT_SLOTS
+    if template.from_tokenizer:
+        segments = write_auto(messages, tokenizer, slots, system, add_generation_prompt)
+    else:
+        segments = write_segments(read_dialogue(messages, template), template, codec, system, add_generation_prompt)
     encoded = encode_segments(segments, codec, slots, image_tokens)
     length = len(encoded.ids)
     if max_length is not None and length > max_length:
@@ -82,14 +81,25 @@ def render(
         encoded = _cut(encoded, template, codec, slots, max_length)
     if not add_generation_prompt and encoded.labels.count(IGNORE_INDEX) == len(encoded.labels):
         where = f"within max_length {max_length}" if len(encoded.ids) < length else "in the conversation"
-        raise UserError(f"nothing to learn: no answer {where} ({len(messages)} messages, {length} tokens)")
+        raise UserError(f"nothing to learn: no answer to train on {where} ({len(messages)} messages, {length} tokens)")
     return Rendered(encoded.ids, encoded.labels, encoded.image_spans, length - len(encoded.ids))
+
+
+def stop_tokens(template: str | Template, tokenizer, slots: SlotTokens | None = None) -> list[int]:
+    """The tokens that end an answer, where generation has to stop; UserError as `render`.
+
+    They are the added tokens that a model learns to write last: EOS for vicuna_v1, `<|im_end|>` for ChatML.
+    None where an answer ends with ordinary text (plain).
+    """
+    exchange = [{"from": "human", "value": "<image>\na"}, {"from": "gpt", "value": "b"}]
+    supervised = [label for label in render(exchange, template, tokenizer, 1, slots=slots).labels if label >= 0]
+    added = {token.id for token in codec_for(tokenizer).added.values()}
+    return list(takewhile(added.__contains__, reversed(supervised)))[::-1]
 
 
 def _cut(encoded: Encoded, template: Template, codec: Codec, slots: SlotTokens, max_length: int) -> Encoded:
     """The first `max_length` tokens, with whole images and the ending that the template wants even then."""
-    ending = split_literal(template.end, template.control) if template.end_when_cut else ()
-    ending_ids = [codec.control(segment.token).id for segment in ending]
+    ending_ids = codec.encode_literal(template.end) if template.end_when_cut else []
     kept = max(max_length - len(ending_ids), 0)
     if encoded.image_spans:
         last = encoded.image_spans[-1][1] + (slots.end is not None)

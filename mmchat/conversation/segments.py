@@ -4,16 +4,10 @@ Whoever writes a segment decides its type, so nothing a user types can become an
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
-
-from mmchat.conversation.messages import Dialogue, Turn
-from mmchat.conversation.templates import Template
-from mmchat.errors import UserError
-
-BOS, EOS = "{bos}", "{eos}"
 
 # Unicode White_Space, which is what the tokenizers library strips; Python's own str.strip takes more.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -44,7 +38,7 @@ class Text(NamedTuple):
 
 class Control(NamedTuple):
     token: str
-    """The token's content, or BOS or EOS."""
+    """The content of an added token."""
     supervised: bool = False
 
 
@@ -53,79 +47,39 @@ class Image(NamedTuple):
 
 
 Segment = Text | Control | Image
+Spans = Sequence[tuple[int, int]]
+"""Character spans [start, stop)."""
 
 
-def write_segments(
-    dialogue: Dialogue, template: Template, system: str | None, add_generation_prompt: bool
+def parse_segments(
+    text: str, pattern: re.Pattern, supervised: Spans, read: Callable[[re.Match, bool], Segment]
 ) -> list[Segment]:
-    """The segments of a dialogue. The messages' own system message wins over `system`, that over the default.
+    """The segments of a text: what `pattern` finds, as `read(match, is_supervised)`, and Text between.
 
-    Raises:
-        UserError: the template has no place for the system message, or a generation prompt would follow an
-            assistant turn.
+    supervised: where labels are wanted. A match belongs to the span in which it begins.
     """
-    if dialogue.system is not None:
-        system = dialogue.system
-    if system and template.system is None:
-        raise UserError(
-            f"template {template.name!r} has no place for a system message; leave it out (found {repr(system)[:80]})"
-        )
-    if system is None:
-        system = template.default_system
-    turns = dialogue.turns
-    if add_generation_prompt and template.alternating and turns and turns[-1].role == "assistant":
-        raise UserError("a generation prompt must follow a user turn, the last turn is the assistant's")
-
-    segments: list[Segment] = []
-    block: list[Segment] = []
-    if template.system and system:
-        before, after = template.system
-        block = [*_literal(template, before), Text(system), *_literal(template, after)]
-    if not template.system_in_user:
-        segments += block
-    for number, turn in enumerate(turns):
-        if turn.role == "user":
-            if number:
-                segments += _literal(template, template.next_user)
-            segments += _literal(template, template.user[0])
-            if template.system_in_user and number == 0:
-                segments += block
-            segments += _user_content(turn, template)
-            segments += _literal(template, template.user[1])
-        else:
-            segments += _literal(template, template.header)
-            segments += _literal(template, template.answer[0], True)
-            segments.append(Text("".join(turn.parts), True))
-            segments += _literal(template, template.answer[1], True)
-            segments += _literal(template, template.after_answer)
-    if add_generation_prompt:
-        segments += _literal(template, template.header)
-    else:
-        segments += _literal(template, template.end, bool(turns) and turns[-1].role == "assistant")
-    return strip_around_images(segments) if template.strip_around_images else segments
+    return list(_parse(text, pattern, supervised, read))
 
 
-def _user_content(turn: Turn, template: Template) -> Iterator[Segment]:
-    beside_images = None in turn.parts
-    keep_text = {"keep": True, "drop": False, "drop_beside_images": not beside_images}[template.user_text]
-    for part in turn.parts:
-        if part is None:
-            yield Image()
-        elif keep_text:
-            yield Text(part)
+def _parse(
+    text: str, pattern: re.Pattern, supervised: Spans, read: Callable[[re.Match, bool], Segment]
+) -> Iterator[Segment]:
+    borders = sorted({border for span in supervised for border in span})
 
+    def inside(position: int) -> bool:
+        return any(start <= position < stop for start, stop in supervised)
 
-def _literal(template: Template, literal: str, supervised: bool = False) -> tuple[Segment, ...]:
-    return split_literal(literal, template.control, supervised) if literal else ()
+    def between(start: int, stop: int) -> Iterator[Text]:
+        for first, last in pairwise([start, *(border for border in borders if start < border < stop), stop]):
+            if first < last:
+                yield Text(text[first:last], inside(first))
 
-
-@lru_cache(maxsize=4096)
-def split_literal(literal: str, control: tuple[str, ...], supervised: bool = False) -> tuple[Segment, ...]:
-    """What a template itself writes, as text and control segments."""
-    tokens = sorted({BOS, EOS, *control}, key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, tokens)) + ")", literal)
-    kinds = (Control if piece in tokens else Text for piece in pieces)
-    return tuple(kind(piece, supervised) for kind, piece in zip(kinds, pieces, strict=True) if piece)
+    position = 0
+    for match in pattern.finditer(text):
+        yield from between(position, match.start())
+        yield read(match, inside(match.start()))
+        position = match.end()
+    yield from between(position, len(text))
 
 
 def strip_around_images(segments: list[Segment], before: bool = True, after: bool = True) -> list[Segment]:

@@ -1,58 +1,22 @@
 """The templates, as data: what is written around the turns of a conversation.
 
-A literal is text that the template itself writes. In it `{bos}` and `{eos}` stand for the tokenizer's
-own tokens, and every string of `control` is one token that the tokenizer must have; the rest is text.
+What each field means is said in template.py, which models each fits in docs/templates.md. A user's words are
+written as they are, where some published Jinja (Llama 3, Gemma) trim them.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
-from typing import Literal
 
+from mmchat.conversation.template import Template
 from mmchat.errors import UserError
-
-
-@dataclass(frozen=True)
-class Template:
-    """One conversation, in the order it is written:
-
-        system[0] SYSTEM system[1]
-        user[0] TEXT user[1]  header answer[0] TEXT answer[1] after_answer
-        next_user user[0] TEXT user[1]  header ...
-        end
-
-    `answer` (both sides) and, after an assistant turn, `end` are supervised; nothing else is but the
-    assistant's text. `header` is also what a generation prompt ends with.
-    """
-
-    name: str
-    user: tuple[str, str]
-    answer: tuple[str, str]
-    header: str = ""
-    after_answer: str = ""
-    next_user: str = ""
-    """Before every user turn but the first."""
-    end: str = ""
-    system: tuple[str, str] | None = None
-    """None: the template has no place for a system message. An empty message writes nothing at all."""
-    default_system: str = ""
-    system_in_user: bool = False
-    """The system block stands inside the first user turn, after `user[0]`."""
-    control: tuple[str, ...] = ()
-    user_text: Literal["keep", "drop", "drop_beside_images"] = "keep"
-    """What becomes of a user's words: pretraining templates keep only the images."""
-    one_exchange: bool = False
-    """Exactly one user turn with at least one image, and its answer."""
-    alternating: bool = True
-    """User and assistant take turns, the user first."""
-    strip_around_images: bool = False
-    """White space on both sides of an image is dropped, whatever the tokenizer's added tokens say."""
-    end_when_cut: bool = False
-    """A conversation cut by `max_length` still finishes with `end`, in place of its last token."""
-
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_VICUNA_V0_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 _LLAVA_LLAMA_2_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the "
@@ -64,68 +28,139 @@ _MPT_SYSTEM = (
 _VARY_QWEN_SYSTEM = "You should follow the instructions carefully and explain your answers in detail."
 
 # ChatML as MPT and Vary write it: without a line break after the end of a turn.
-_TIGHT_CHATML = {
-    "system": ("<|im_start|>system\n", "<|im_end|>"),
-    "user": ("<|im_start|>user\n", "<|im_end|>"),
-    "header": "<|im_start|>assistant\n",
-    "answer": ("", "<|im_end|>"),
-    "control": ("<|im_start|>", "<|im_end|>"),
-}
+_TIGHT_CHATML = Template(
+    "",
+    system=("<|im_start|>system\n", "<|im_end|>"),
+    user=("<|im_start|>user\n", "<|im_end|>"),
+    header="<|im_start|>assistant\n",
+    answer=("", "<|im_end|>"),
+    control=("<|im_start|>", "<|im_end|>"),
+)
 
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        # LLaVA conversation.py conv_llava_plain and train.py preprocess_plain: image, caption, line break.
-        Template("plain", user=("", ""), answer=("", "\n"), user_text="drop", one_exchange=True),
-        # LLaVA conv_vicuna_v1. The space after "ASSISTANT:" is the answer's: the model writes it itself.
-        Template(
-            "vicuna_v1",
-            system=("", " "),
-            default_system=_VICUNA_SYSTEM,
-            user=("USER: ", " "),
-            header="ASSISTANT:",
-            answer=(" ", "{eos}"),
-        ),
-        # LLaVA conv_llava_llama_2.
-        Template(
-            "llama_2",
-            system=("<<SYS>>\n", "\n<</SYS>>\n\n"),
-            default_system=_LLAVA_LLAMA_2_SYSTEM,
-            system_in_user=True,
-            user=("[INST] ", " [/INST]"),
-            answer=(" ", " {eos}"),
-            next_user="{bos}",
-        ),
-        # LLaVA conv_mpt.
-        Template("mpt", default_system=_MPT_SYSTEM, **_TIGHT_CHATML),
-        # ChatML as Qwen2 and most others write it.
-        Template(
-            "chatml",
-            system=("<|im_start|>system\n", "<|im_end|>\n"),
-            default_system="You are a helpful assistant.",
-            user=("<|im_start|>user\n", "<|im_end|>\n"),
-            header="<|im_start|>assistant\n",
-            answer=("", "<|im_end|>"),
-            after_answer="\n",
-            control=("<|im_start|>", "<|im_end|>"),
-        ),
-        # Vary caption_opt.py CaptionDataset: every value on its line, one end for all. A turn with an image
-        # is only the image; its slow tokenizer strips white space around the slots; a cut sample has its
-        # last token overwritten by </s>, supervised.
-        Template(
-            "vary_opt",
-            user=("", "\n"),
-            answer=("", "\n"),
-            end="{eos}",
-            user_text="drop_beside_images",
-            alternating=False,
-            strip_around_images=True,
-            end_when_cut=True,
-        ),
-        # Vary conversation_dataset_qwen.py ConversationDataset, conversation.py conv_mpt.
-        Template("vary_qwen", default_system=_VARY_QWEN_SYSTEM, **_TIGHT_CHATML),
-    )
-}
+# ChatML as Qwen2 and most others write it: every role in a block of its own.
+_CHATML = Template(
+    "chatml",
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
+    default_system="You are a helpful assistant.",
+    user=("<|im_start|>user\n", "<|im_end|>\n"),
+    header="<|im_start|>assistant\n",
+    answer=("", "<|im_end|>"),
+    after_answer="\n",
+    tool=("<|im_start|>tool\n", "<|im_end|>\n"),
+    control=("<|im_start|>", "<|im_end|>"),
+)
+
+# Qwen/Qwen2.5-7B-Instruct tokenizer_config.json: what tools answer stands in one block of the user.
+_QWEN_2_5 = replace(
+    _CHATML,
+    name="qwen_2_5",
+    default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    tools=("<|im_start|>user", "<|im_end|>\n"),
+    tool=("\n<tool_response>\n", "\n</tool_response>"),
+)
+
+_ALL = (
+    # LLaVA conversation.py conv_llava_plain and train.py preprocess_plain: image, caption, line break.
+    Template("plain", answer=("", "\n"), user_text="drop", one_exchange=True),
+    # LLaVA conv_vicuna_v1. The space after "ASSISTANT:" is the answer's: the model writes it itself.
+    Template(
+        "vicuna_v1",
+        system=("", " "),
+        default_system=_VICUNA_SYSTEM,
+        user=("USER: ", " "),
+        header="ASSISTANT:",
+        answer=(" ", "{eos}"),
+    ),
+    # LLaVA conv_llava_llama_2.
+    Template(
+        "llama_2",
+        system=("<<SYS>>\n", "\n<</SYS>>\n\n"),
+        default_system=_LLAVA_LLAMA_2_SYSTEM,
+        system_in_user=True,
+        user=("[INST] ", " [/INST]"),
+        answer=(" ", " {eos}"),
+        next_user="{bos}",
+    ),
+    # LLaVA conv_mpt.
+    replace(_TIGHT_CHATML, name="mpt", default_system=_MPT_SYSTEM),
+    _CHATML,
+    # Vary caption_opt.py CaptionDataset: every value on its line, one end for all. A turn with an image
+    # is only the image; its slow tokenizer strips white space around the slots; a cut sample has its
+    # last token overwritten by </s>, supervised.
+    Template(
+        "vary_opt",
+        user=("", "\n"),
+        answer=("", "\n"),
+        end="{eos}",
+        user_text="drop_beside_images",
+        alternating=False,
+        strip_around_images=True,
+        end_when_cut=True,
+    ),
+    # Vary conversation_dataset_qwen.py ConversationDataset, conversation.py conv_mpt.
+    replace(_TIGHT_CHATML, name="vary_qwen", default_system=_VARY_QWEN_SYSTEM),
+    # meta-llama/Meta-Llama-3-8B-Instruct; the tool's role from Llama-3.1-8B-Instruct, whose Jinja writes it
+    # as JSON. The date that 3.1's Jinja adds to the system message is left out.
+    Template(
+        "llama_3",
+        system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+        user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+        header="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        answer=("", "<|eot_id|>"),
+        tool=("<|start_header_id|>ipython<|end_header_id|>\n\n", "<|eot_id|>"),
+        control=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    # mistralai/Mistral-7B-Instruct-v0.2, whose Jinja writes one more space before "[INST]" since it knows system.
+    Template(
+        "mistral",
+        system=("", "\n\n"),
+        system_in_user=True,
+        user=("[INST] ", " [/INST]"),
+        answer=(" ", "{eos}"),
+    ),
+    # Qwen/Qwen2-7B-Instruct: tools have their own role.
+    replace(_CHATML, name="qwen_2"),
+    _QWEN_2_5,
+    # Qwen/Qwen3-4B-Instruct-2507 and Qwen3-VL-Instruct: no default system message, no thinking.
+    replace(_QWEN_2_5, name="qwen_3", default_system=""),
+    # google/gemma-3-4b-it, and Gemma 1 and 2 where no system message is given.
+    Template(
+        "gemma",
+        system=("", "\n\n"),
+        system_in_user=True,
+        user=("<start_of_turn>user\n", "<end_of_turn>\n"),
+        header="<start_of_turn>model\n",
+        answer=("", "<end_of_turn>"),
+        after_answer="\n",
+        control=("<start_of_turn>", "<end_of_turn>"),
+    ),
+    # microsoft/Phi-3.5-mini-instruct, which ends the whole with EOS.
+    Template(
+        "phi",
+        system=("<|system|>\n", "<|end|>\n"),
+        user=("<|user|>\n", "<|end|>\n"),
+        header="<|assistant|>\n",
+        answer=("", "<|end|>"),
+        after_answer="\n",
+        end="{eos}",
+        control=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    # LLaVA train.py _add_speaker_and_signal with conv_vicuna_v0's sentence. There an answer ends with a line
+    # break; here with EOS before it, which is supervised, because generation stops at EOS.
+    Template(
+        "human_assistant",
+        system=("", "\n\n"),
+        default_system=_VICUNA_V0_SYSTEM,
+        user=("### Human: ", "\n"),
+        header="### Assistant:",
+        answer=(" ", "{eos}"),
+        after_answer="\n",
+    ),
+    # The tokenizer's own Jinja: auto.py.
+    Template("auto", from_tokenizer=True),
+)
+
+TEMPLATES: dict[str, Template] = {template.name: template for template in _ALL}
 
 
 def get_template(name: str) -> Template:

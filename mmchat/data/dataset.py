@@ -1,15 +1,25 @@
-"""Samples are encoded where they are needed: in the data workers, one record at a time."""
+"""The mixture as a map-style dataset. Samples are encoded where they are needed: in the data workers."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.table import Table
 
-from mmchat.data.records import Record, Rejected
+from mmchat.data.config import DataConfig, SourceConfig
+from mmchat.data.mixture import EpochPlan, epoch_counts
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Record, Rejected, limit_turns
+from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
-from mmchat.images import load_image, resolve_inside
+from mmchat.files import write_bytes
+from mmchat.progress import progress_bar
+
+MANY = 20_000
+"""Looking through more records than this shows a progress bar."""
 
 
 @dataclass
@@ -27,26 +37,136 @@ class Sample:
     pixels: list[list[np.ndarray]]
 
 
-Encode = Callable[[Record, list[Image.Image]], tuple[list[int], list[int] | None, list[list[np.ndarray]]]]
+Encode = Callable[[Record, list[Image.Image], str | None], tuple[list[int], list[int] | None, list[list[np.ndarray]]]]
+"""(record, its pictures, the template of its source) -> ids, labels, pixels."""
 
 
-class RecordDataset:
-    """A map-style dataset: index -> `Sample`, or `Rejected` where the record turns out unusable.
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture and its usable records, int64[n]."""
+
+    name: str
+    source: Source
+    usable: np.ndarray
+    config: SourceConfig
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def record(self, number: int) -> Record | Rejected:
+        record = self.source[int(self.usable[number])]
+        if self.config.max_turns is None or isinstance(record, Rejected):
+            return record
+        return limit_turns(record, self.config.max_turns)
+
+
+class Mixture:
+    """All samples of a run by number; `plan` says which of them form an epoch."""
+
+    def __init__(self, parts: list[Part], epoch_samples: int | None = None) -> None:
+        self.parts = parts
+        sizes = [len(part) for part in parts]
+        configs = [part.config for part in parts]
+        repeats, weights = [c.repeat for c in configs], [c.weight for c in configs]
+        self.plan = EpochPlan(tuple(sizes), epoch_counts(sizes, repeats, weights, epoch_samples))
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def find(self, number: int) -> tuple[Part, Record | Rejected]:
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        part = self.parts[at]
+        return part, part.record(number - int(self._ends[at]) + len(part))
+
+    def table(self) -> Table:
+        """What one epoch holds of each source, exactly."""
+        table = Table(title="one epoch", title_justify="left")
+        table.add_column("source")
+        for column in ("usable", "per epoch", "share", "times each"):
+            table.add_column(column, justify="right")
+        table.add_column("template")
+        for part, count in zip(self.parts, self.plan.counts, strict=True):
+            shares = (f"{100 * count / self.plan.samples:.1f} %", f"{count / len(part):.2f}")
+            table.add_row(part.name, f"{len(part):,}", f"{count:,}", *shares, part.config.template or "the model's")
+        return table
+
+
+class MixtureDataset:
+    """Sample number -> `Sample`, or `Rejected` where the record turns out unusable.
 
     Nothing takes a rejected sample's place; the batch is one smaller and the loop is told.
     """
 
-    def __init__(self, records: list[Record], image_root: Path, encode: Encode) -> None:
-        self.records, self.image_root, self.encode = records, image_root, encode
+    def __init__(self, mixture: Mixture, encode: Encode) -> None:
+        self.mixture, self.encode = mixture, encode
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.mixture)
 
-    def __getitem__(self, index: int) -> Sample | Rejected:
-        record = self.records[index]
+    def __getitem__(self, number: int) -> Sample | Rejected:
+        part, record = self.mixture.find(number)
+        if isinstance(record, Rejected):
+            return record
         try:
-            images = [load_image(resolve_inside(self.image_root, image)) for image in record.images]
-            input_ids, labels, pixels = self.encode(record, images)
+            images = [picture.open() for picture in record.pictures]
+            input_ids, labels, pixels = self.encode(record, images, part.config.template)
         except UserError as error:
             return Rejected(record.where, record.id, str(error))
-        return Sample(index, record.id, input_ids, labels, pixels)
+        return Sample(number, record.id, input_ids, labels, pixels)
+
+
+def open_mixture(config: DataConfig, quarantine: Quarantine, show_progress: bool = True) -> Mixture:
+    """Open every source and look through its records; those that cannot be used go where the policy says.
+
+    Raises:
+        UserError: a source has no usable record, or one is not usable and the policy is "stop".
+    """
+    parts = []
+    for name, settings in config.by_name().items():
+        source = open_source(settings.path, settings.image_root, settings.allow_http)
+        usable = _usable(source, settings, quarantine, show_progress)
+        if not len(usable):
+            raise UserError(
+                f"{settings.path} holds no usable record (image root {source.image_root}); see {quarantine.path}"
+            )
+        parts.append(Part(name, source, usable, settings))
+    return Mixture(parts, config.epoch_samples)
+
+
+def save_clean_index(path: Path, source: Source, keep: np.ndarray) -> None:
+    """Which records of a source are sound, int64[n], with a hash of the data that this is true of."""
+    buffer = io.BytesIO()
+    np.savez(buffer, keep=keep, digest=np.frombuffer(source.digest().encode(), np.uint8))
+    write_bytes(path, buffer.getvalue())
+
+
+def load_clean_index(path: Path, source: Source) -> np.ndarray:
+    """Raises UserError: it is missing, is no index, or was made of other data."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            keep, digest = stored["keep"], stored["digest"].tobytes().decode()
+    except FileNotFoundError:
+        raise UserError(f"index {path} does not exist; make it with `mmchat data check {source.name}`") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"index {path} is none of `mmchat data check`: {error}") from None
+    if digest != source.digest():
+        raise UserError(f"index {path} was made of other data than {source.name} holds now; check it again")
+    return keep
+
+
+def _usable(source: Source, settings: SourceConfig, quarantine: Quarantine, show_progress: bool) -> np.ndarray:
+    if settings.index is not None:
+        return load_clean_index(settings.index, source)[: settings.max_samples]
+    usable = []
+    with progress_bar(f"reading {source.name}", len(source), enabled=show_progress and len(source) > MANY) as bar:
+        for index in range(len(source)):
+            record = source[index]
+            if isinstance(record, Rejected):
+                quarantine.add(record)
+            else:
+                usable.append(index)
+            bar.advance()
+            if len(usable) == settings.max_samples:
+                break
+    return np.array(usable, np.int64)

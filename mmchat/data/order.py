@@ -1,21 +1,14 @@
-"""Which samples form which step: a pure function of (seed, epoch, number of samples).
+"""Which samples form which step: a pure function of (seed, epoch, mixture).
 
-The stream of samples is epoch after epoch, each a seeded shuffle. Optimizer step `s` takes the
+The stream of samples is epoch after epoch, each in the order of its `EpochPlan`. Optimizer step `s` takes the
 `batch_size` samples from position `s * batch_size` on, whatever the number of ranks or the size of a
 micro-batch; so a checkpoint needs to remember only the step, and resume reads no skipped sample.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
-
-
-@lru_cache(maxsize=2)
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """int64[samples], the order of one epoch. Philox is specified bit for bit, so the order is portable."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(samples)
+from mmchat.data.mixture import EpochPlan
 
 
 @dataclass(frozen=True)
@@ -26,7 +19,7 @@ class BatchOrder:
     step of a run bounded by epochs may be smaller.
     """
 
-    samples: int
+    plan: EpochPlan
     seed: int
     batch_size: int
     total_samples: int | None = None
@@ -37,18 +30,16 @@ class BatchOrder:
 
     def epoch(self, step: int) -> float:
         """Epochs begun after `step` steps, as a fraction."""
-        return step * self.batch_size / self.samples
+        return step * self.batch_size / self.plan.samples
 
     def step(self, step: int) -> list[int]:
-        """Indices of the samples of one optimizer step."""
+        """Numbers of the samples of one optimizer step."""
         start = step * self.batch_size
         end = start + self.batch_size
         if self.total_samples is not None:
             end = min(end, self.total_samples)
-        return [
-            int(epoch_order(self.samples, self.seed, position // self.samples)[position % self.samples])
-            for position in range(start, end)
-        ]
+        size = self.plan.samples
+        return [int(self.plan.order(self.seed, position // size)[position % size]) for position in range(start, end)]
 
     def micro_batches(self, step: int, micro_batch_size: int, rank: int, ranks: int) -> list[list[int]]:
         """This rank's micro-batches of one step; equally many on every rank, some perhaps empty at the end."""

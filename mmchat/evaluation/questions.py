@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.constants import IMAGE_PLACEHOLDER
-from mmchat.data.records import Rejected, read_records
+from mmchat.data.pictures import Picture
+from mmchat.data.records import Rejected
+from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
-from mmchat.images import load_image, resolve_inside
 from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
 
@@ -22,7 +22,7 @@ from mmchat.progress import progress_bar
 class Question:
     """One question about one picture; `kind` groups the scores."""
 
-    image: Path
+    image: Picture
     text: str
     answer: str
     kind: str
@@ -61,27 +61,26 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
         UserError: a record is unusable (an evaluation leaves nothing out), or holds other than one image.
     """
     questions: list[Question] = []
-    for record in read_records(path, image_root):
+    for record in open_source(path, image_root):
         if isinstance(record, Rejected):
             raise UserError(f"{record.where}: {record.reason}")
-        if len(record.images) != 1:
-            raise UserError(f"{record.where}: {len(record.images)} images; the question task needs exactly one")
-        texts = [turn["value"] for turn in record.conversations if turn["from"] == "human"]
-        answers = [turn["value"] for turn in record.conversations if turn["from"] == "gpt"]
+        if len(record.pictures) != 1:
+            raise UserError(f"{record.where}: {len(record.pictures)} images; the question task needs exactly one")
+        texts = ["".join(part or "" for part in turn.parts) for turn in record.turns if turn.role == "user"]
+        answers = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         kinds = record.extra.get("kinds", ["question"] * len(texts))
         if not len(texts) == len(answers) == len(kinds):
             raise UserError(
                 f"{record.where}: {len(texts)} questions, {len(answers)} answers, {len(kinds)} kinds; expected as many"
             )
-        image = resolve_inside(image_root, record.images[0])
         questions += [
-            Question(image, text.replace(IMAGE_PLACEHOLDER, "").strip(), answer, kind)
+            Question(record.pictures[0], text.strip(), answer, kind)
             for text, answer, kind in zip(texts, answers, kinds, strict=True)
         ]
     return questions
 
 
-def swap_pictures(questions: Sequence[Question]) -> list[Path]:
+def swap_pictures(questions: Sequence[Question]) -> list[Picture]:
     """For each question the picture of another: the list of distinct pictures turned by half its length.
 
     Raises:
@@ -98,7 +97,7 @@ def swap_pictures(questions: Sequence[Question]) -> list[Path]:
 def answer_all(
     generator: Generator,
     questions: Sequence[Question],
-    images: Sequence[Path],
+    images: Sequence[Picture],
     title: str,
     batch_size: int,
     max_new_tokens: int,
@@ -109,10 +108,12 @@ def answer_all(
     with progress_bar(title, len(questions)) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            conversations = [generator.conversation(questions[i].text, images[i], ())[0] for i in batch]
-            texts = generator.generate(
-                conversations, [[load_image(images[i])] for i in batch], max_new_tokens=max_new_tokens
-            )
+            pictures = [images[i].open() for i in batch]
+            conversations = [
+                generator.conversation(questions[i].text, picture, ())[0]
+                for i, picture in zip(batch, pictures, strict=True)
+            ]
+            texts = generator.generate(conversations, [[p] for p in pictures], max_new_tokens=max_new_tokens)
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
             bar.advance(len(batch))

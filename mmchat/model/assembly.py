@@ -1,6 +1,5 @@
 """`mmchat init`: join a language model and vision towers into a directory that any stage can start from."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImageProcessor, MMChatProcessor
-from mmchat.conversation import SlotTokens, get_template, to_jinja
+from mmchat.conversation import SlotTokens, get_template, stop_tokens
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import open_pretrained
@@ -37,9 +36,7 @@ def assemble(
         seed: of every random weight.
     """
     slots = slots or SlotTokens(pad="<imgpad>", start="<img>", end="</img>")
-    conversation = get_template(template)
-    if system is not None:
-        conversation = replace(conversation, default_system=system)
+    get_template(template)  # an unknown name is told before anything is loaded
     words, model_config = _language(language, tokenizer)
     words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)
     torch.manual_seed(seed)
@@ -65,12 +62,12 @@ def assemble(
     model.language_model = language_model
     for index, tower in enumerate(towers):
         model.towers[index] = tower
-    model.generation_config.eos_token_id = words.eos_token_id
+    stops = dict.fromkeys((words.eos_token_id, *stop_tokens(template, words, slots)))
+    model.generation_config.eos_token_id = [stop for stop in stops if stop is not None] or None
     model.generation_config.pad_token_id = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
     processor = MMChatProcessor(
         MMChatImageProcessor([tower.spec.to_dict() for tower in towers]),
         words,
-        chat_template=to_jinja(conversation, slots, words),
         template=template,
         system=system,
         slots=config.slots,

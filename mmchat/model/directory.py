@@ -19,18 +19,26 @@ def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, 
     Raises:
         UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
     """
+    directory = _checked(source, "*.safetensors", "processor_config.json", "tokenizer.json")
+    model = load_strictly(MMChatForConditionalGeneration, directory)
+    return model.eval(), MMChatProcessor.from_pretrained(directory)
+
+
+def load_processor(source: str | Path) -> MMChatProcessor:
+    """Only the processor, without reading a weight. Raises UserError as `load_assistant`."""
+    return MMChatProcessor.from_pretrained(_checked(source, "processor_config.json", "tokenizer.json"))
+
+
+def _checked(source: str | Path, *needed: str) -> Path:
     directory = Path(source)
     if not directory.is_dir():
         raise UserError(f"model directory {directory} does not exist; make one with `mmchat init`, or train first")
     found = read_json(directory / "config.json").get("model_type")
     if found != "mmchat":
         raise UserError(f"{directory} holds a model of type {found!r}, expected an assistant (mmchat)")
-    if missing := [
-        name for name in ("*.safetensors", "processor_config.json", "tokenizer.json") if not any(directory.glob(name))
-    ]:
+    if missing := [name for name in needed if not any(directory.glob(name))]:
         raise UserError(f"{directory} is incomplete: it has no {', '.join(missing)}; copy it again, or write it anew")
-    model = load_strictly(MMChatForConditionalGeneration, directory)
-    return model.eval(), MMChatProcessor.from_pretrained(directory)
+    return directory
 
 
 def save_assistant(

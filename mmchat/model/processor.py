@@ -10,7 +10,15 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
 
-from mmchat.conversation import Rendered, SlotTokens, control_tokens, encode_prompt, merge_text_parts, render
+from mmchat.conversation import (
+    Rendered,
+    SlotTokens,
+    control_tokens,
+    encode_prompt,
+    merge_text_parts,
+    render,
+    to_jinja,
+)
 from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.vision import TowerSpec, normalise, preprocess
@@ -75,7 +83,8 @@ def _as_rgb(image: Any) -> Image.Image:
 class MMChatProcessor(ProcessorMixin):
     """Tokenizer, image processor and the template that the model was trained with.
 
-    template, system, slots: as in `MMChatConfig`. image_tokens: slots of one image.
+    template, system, slots: as in `MMChatConfig`. image_tokens: slots of one image. chat_template: the Jinja of
+    these, which is made here unless a saved one is given.
     """
 
     def __init__(
@@ -88,10 +97,13 @@ class MMChatProcessor(ProcessorMixin):
         slots: dict[str, str | None] | None = None,
         image_tokens: int = 256,
     ) -> None:
+        slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
+        if chat_template is None:
+            chat_template = to_jinja(template, SlotTokens(**slots), tokenizer, system)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.template = template
         self.system = system
-        self.slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
+        self.slots = slots
         self.image_tokens = image_tokens
         # What typed text must never become; transformers marks only special tokens unless told.
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
@@ -106,12 +118,16 @@ class MMChatProcessor(ProcessorMixin):
         return self.tokenizer.eos_token_id if pad is None else pad
 
     def render(
-        self, messages: list[dict], max_length: int | None = None, add_generation_prompt: bool = False
+        self,
+        messages: list[dict],
+        max_length: int | None = None,
+        add_generation_prompt: bool = False,
+        template: str | None = None,
     ) -> Rendered:
-        """`mmchat.conversation.render` with this model's template, tokenizer and slots."""
+        """`mmchat.conversation.render` with this model's tokenizer and slots, and its template or another."""
         return render(
             messages,
-            self.template,
+            template or self.template,
             self.tokenizer,
             image_tokens=self.image_tokens,
             system=self.system,

@@ -5,25 +5,20 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from mmchat.data.config import DataConfig
 from mmchat.settings import settings
 from mmchat.training.trainability import Trainable
 
 
 @settings
-class DataConfig:
-    path: Path = Field(description="LLaVA .json or .jsonl file")
-    image_root: Path | None = Field(None, description="folder that image paths are relative to; null: the file's own")
-    max_length: int = Field(2048, gt=0, description="tokens per sample, slots included; longer samples are cut")
-    max_samples: int | None = Field(None, gt=0, description="use only the first N records")
-
-    @property
-    def root(self) -> Path:
-        return self.image_root or self.path.parent
-
-
-@settings
 class ValidationConfig(DataConfig):
     every: int = Field(200, gt=0, description="steps between two validations; the last step is always validated")
+
+    @model_validator(mode="after")
+    def _each_record_once(self) -> "ValidationConfig":
+        if self.epoch_samples or any(s.repeat != 1 or s.weight for s in self.by_name().values()):
+            raise ValueError("a validation reads every record once; leave out repeat, weight and epoch_samples")
+        return self
 
 
 @settings

@@ -27,7 +27,10 @@ class Objective(Protocol):
     model: nn.Module
     collator: Collator
 
-    def encode(self, record: Record, images: list[Image.Image]) -> tuple[list[int], list[int] | None, list]: ...
+    def encode(
+        self, record: Record, images: list[Image.Image], template: str | None
+    ) -> tuple[list[int], list[int] | None, list]:
+        """Ids, labels and pixels of a record; `template` is its source's own, if it has one."""
 
     def terms(self, batch: Batch) -> int:
         """How many losses `loss_sum` adds up; their global number divides the gradient."""
@@ -51,8 +54,10 @@ class AssistantObjective:
             tokens_per_image=self.processor.image_tokens,
         )
 
-    def encode(self, record: Record, images: list[Image.Image]) -> tuple[list[int], list[int] | None, list]:
-        rendered = self.processor.render(record.conversations, max_length=self.max_length)
+    def encode(
+        self, record: Record, images: list[Image.Image], template: str | None
+    ) -> tuple[list[int], list[int] | None, list]:
+        rendered = self.processor.render(record.messages, max_length=self.max_length, template=template)
         return rendered.input_ids, rendered.labels, [self.processor.image_processor.pixels(image) for image in images]
 
     def terms(self, batch: Batch) -> int:
@@ -104,8 +109,10 @@ class ContrastiveObjective:
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
 
-    def encode(self, record: Record, images: list[Image.Image]) -> tuple[list[int], list[int] | None, list]:
-        captions = [turn["value"] for turn in record.conversations if turn["from"] == "gpt"]
+    def encode(
+        self, record: Record, images: list[Image.Image], template: str | None
+    ) -> tuple[list[int], list[int] | None, list]:
+        captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         if len(images) != 1 or len(captions) != 1:
             raise UserError(f"expected one image and one caption, found {len(images)} and {len(captions)}")
         caption = captions[0].replace(IMAGE_PLACEHOLDER, "").strip()

@@ -1,6 +1,6 @@
 """One training run from its config to its finished model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from mmchat.data.collate import Batch
-from mmchat.data.dataset import RecordDataset
+from mmchat.data.dataset import Mixture, MixtureDataset, open_mixture
 from mmchat.data.order import BatchOrder, MicroBatchSampler
 from mmchat.data.quarantine import Quarantine
-from mmchat.data.records import Record, Rejected, read_records
+from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines, write_text
 from mmchat.progress import progress_bar
 from mmchat.training import checkpoint, distributed
-from mmchat.training.config import TRAJECTORY, DataConfig, RunConfig, as_dict
+from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
 from mmchat.training.engine import accumulation, build_engine
 from mmchat.training.loop import grouped, train_step, validate
 from mmchat.training.metrics import Meter, MetricsLog, plot_loss, write_environment
@@ -46,8 +46,8 @@ def run(config: RunConfig) -> None:
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
-    records = load_records(config.data, quarantine)
-    order = batch_order(config, len(records))
+    mixture = open_mixture(config.data, quarantine, show_progress=distributed.rank() == 0)
+    order = batch_order(config, mixture)
     total = config.steps or order.steps_in_total
     micro, rounds = accumulation(config, distributed.ranks())
     engine = build_engine(objective.model, groups, config, total, distributed.ranks())
@@ -57,13 +57,15 @@ def run(config: RunConfig) -> None:
         console.print(f"resumed after step {done} from {resume_from}")
     elif config.resume:
         console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
+    if len(mixture.parts) > 1:
+        console.print(mixture.table())
     console.print(
-        f"{len(records):,} samples, {total:,} steps of {config.batch_size} ({order.epoch(total):.2f} epochs), "
+        f"{order.plan.samples:,} samples, {total:,} steps of {config.batch_size} ({order.epoch(total):.2f} epochs), "
         f"{distributed.ranks()} rank(s) x {rounds} x {micro}, {config.precision}, ZeRO {config.zero_stage}"
     )
 
     sampler = MicroBatchSampler(order, micro, distributed.rank(), distributed.ranks(), done, total)
-    batches = load_batches(records, config.data, objective, sampler, config.workers)
+    batches = load_batches(mixture, objective, sampler, config.workers)
     if config.overfit_one_batch:
         batches = iter_one_batch(batches, rounds, total - done)
     held_out = validation_batches(config, objective, quarantine, micro)
@@ -88,7 +90,7 @@ def run(config: RunConfig) -> None:
                     terms=result.terms,
                     tokens=result.tokens,
                     images=result.images,
-                    ids=_consumed(records, order.step(0 if config.overfit_one_batch else step - 1), result.rejected),
+                    ids=_consumed(mixture, order.step(0 if config.overfit_one_batch else step - 1), result.rejected),
                     **rates,
                 )
             bar.advance(note=_note(result.loss, rates, len(quarantine)))
@@ -132,35 +134,14 @@ def open_run_dir(config: RunConfig) -> Path | str | None:
     return checkpoint.latest(directory / "checkpoints") if config.resume else None
 
 
-def load_records(data: DataConfig, quarantine: Quarantine) -> list[Record]:
-    """Usable records of one source; the others go where the policy says.
-
-    Raises:
-        UserError: no record is usable, or one is not and the policy is "stop".
-    """
-    records = []
-    for item in read_records(data.path, data.root):
-        if isinstance(item, Rejected):
-            quarantine.add(item)
-        else:
-            records.append(item)
-        if len(records) == data.max_samples:
-            break
-    if not records:
-        raise UserError(f"{data.path} holds no usable record (image root {data.root}); see {quarantine.path}")
-    return records
+def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
+    total = None if config.epochs is None else round(mixture.plan.samples * config.epochs)
+    return BatchOrder(mixture.plan, config.seed, config.batch_size, total)
 
 
-def batch_order(config: RunConfig, samples: int) -> BatchOrder:
-    total = None if config.epochs is None else round(samples * config.epochs)
-    return BatchOrder(samples, config.seed, config.batch_size, total)
-
-
-def load_batches(
-    records: list[Record], data: DataConfig, objective: Objective, sampler: MicroBatchSampler, workers: int
-) -> Iterator[Batch]:
+def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     loader = DataLoader(
-        RecordDataset(records, data.root, objective.encode),
+        MixtureDataset(mixture, objective.encode),
         batch_sampler=sampler,
         collate_fn=objective.collator,
         num_workers=workers,
@@ -183,15 +164,15 @@ def validation_batches(config: RunConfig, objective: Objective, quarantine: Quar
     """A function that starts a pass over the held-out records, or None without any."""
     if config.validation is None:
         return None
-    records = load_records(config.validation, quarantine)
+    held_out = open_mixture(config.validation, quarantine, show_progress=distributed.rank() == 0)
     # Equally many batches on every rank, in file order; the last ones may be empty.
     ranks, rank = distributed.ranks(), distributed.rank()
-    rounds = -(-len(records) // (micro * ranks))
+    rounds = -(-len(held_out) // (micro * ranks))
     starts = [(i * ranks + rank) * micro for i in range(rounds)]
-    index_lists = [list(range(start, min(start + micro, len(records)))) for start in starts]
+    index_lists = [list(range(start, min(start + micro, len(held_out)))) for start in starts]
 
     def one_pass() -> Iterator[Batch]:
-        return load_batches(records, config.validation, objective, index_lists, config.workers)
+        return load_batches(held_out, objective, index_lists, config.workers)
 
     return one_pass
 
@@ -217,10 +198,11 @@ def finish(config: RunConfig, objective: Objective, quarantine: Quarantine, cons
     distributed.barrier()
 
 
-def _consumed(records: list[Record], indices: list[int], rejected: list[Rejected]) -> list[str]:
+def _consumed(mixture: Mixture, numbers: list[int], rejected: list[Rejected]) -> list[str]:
     """Ids of the step's samples in global order, without those that could not be used."""
     left_out = {item.where for item in rejected}
-    return [records[index].id for index in indices if records[index].where not in left_out]
+    records = (mixture.find(number)[1] for number in numbers)
+    return [record.id for record in records if record.where not in left_out]
 
 
 def _report_missing_gradients(names: list[str], console: Console) -> None:

@@ -6,11 +6,32 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from mmchat.conversation import control_tokens
+from mmchat.conversation import TEMPLATES, control_tokens
 
 TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
 NAMES = ("llama_like_legacy_false", "neox_like", "opt_like", "qwen_like")
-WRITTEN = ("<imgpad>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
+SLOTS = ["<imgpad>", "<img>", "</img>"]
+WRITTEN = list(dict.fromkeys([*SLOTS, *(token for template in TEMPLATES.values() for token in template.control)]))
+
+# Two chat templates for `auto`: one that says what is learned, and one that does not.
+GENERATION_JINJA = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}{% generation %}{{- ' ' + message['content'] + eos_token -}}{% endgeneration %}{{- '\\n' -}}
+  {%- else -%}
+    {{- message['role'] + ': ' + message['content'] | trim + '\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+PLAIN_JINJA = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+  {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +44,7 @@ def tokenizers():
         tokenizer.add_tokens(missing, special_tokens=True)
         tokenizer.add_tokens(["<plain-added>"])  # neither special nor in any template
         tokenizer.add_tokens([AddedToken("<|lone|>", lstrip=True, rstrip=True, single_word=True)])
+        tokenizer.chat_template = PLAIN_JINJA
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
     return loaded
 
@@ -45,6 +67,11 @@ def llama(tokenizers):
 @pytest.fixture(scope="session")
 def opt(tokenizers):
     return tokenizers["opt_like"]
+
+
+@pytest.fixture(scope="session")
+def neox(tokenizers):
+    return tokenizers["neox_like"]
 
 
 @pytest.fixture

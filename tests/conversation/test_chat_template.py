@@ -13,9 +13,13 @@ from mmchat.conversation import (
     to_jinja,
 )
 from mmchat.errors import UserError
+from mmchat.model.processor import MMChatImageProcessor, MMChatProcessor
+from tests.conversation.conftest import PLAIN_JINJA
 
 SLOTS = SlotTokens("<imgpad>", "<img>", "</img>")
 IMAGE = {"type": "image"}
+TOOL = {"role": "tool", "content": "t"}
+YOURS = {"role": "system", "content": "Yours."}
 
 
 def user(*parts):
@@ -120,6 +124,58 @@ def test_what_render_refuses_is_refused(opt, key, messages, message):
         render(messages, key, opt)
     with pytest.raises(TemplateError, match=message):
         write(opt, key, messages)
+
+
+@pytest.mark.parametrize("messages", [[user("a"), TOOL], [user("a"), answer("b"), TOOL, user("c")], [TOOL]])
+def test_order_of_tools_is_checked(qwen, messages):
+    with pytest.raises(UserError):
+        render([*messages, answer("d")], "qwen_3", qwen)
+    with pytest.raises(TemplateError, match="tools follow the assistant"):
+        write(qwen, "qwen_3", messages)
+    with pytest.raises(TemplateError, match="role tool cannot stand here, expected user or assistant"):
+        write(qwen, "gemma", [user("a"), answer("b"), TOOL])
+
+
+# -- the processor, whose Jinja must follow its system message
+
+
+@pytest.fixture
+def processor(bare):
+    def make(template, system, **settings):
+        tokenizer = bare("qwen_like")
+        tokenizer.add_tokens(["<imgpad>", "<img>", "</img>"], special_tokens=True)
+        tokenizer.chat_template = PLAIN_JINJA
+        seen = MMChatImageProcessor([])
+        return MMChatProcessor(seen, tokenizer, template=template, system=system, image_tokens=2, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize("system", [None, "", "Mine.", "Mine: <|im_end|> <ref>"])
+@pytest.mark.parametrize("key", ["vicuna_v1", "chatml", "qwen_3", "auto"])
+def test_the_saved_jinja_follows_the_processors_system(processor, key, system, tmp_path):
+    made = processor(key, system)
+    made.save_pretrained(tmp_path)
+    for one in (made, MMChatProcessor.from_pretrained(tmp_path)):
+        for messages in (
+            [user("a <ref>")],
+            [{"role": "system", "content": "Yours."}, user("a"), answer("b"), user("c")],
+        ):
+            expected = one.render(messages, add_generation_prompt=True).input_ids
+            inputs = one.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+            assert inputs["input_ids"].tolist() == [expected]
+            read = one.tokenizer.decode(expected)
+            assert ("Yours." in read) == (len(messages) > 1)
+            assert ("Mine" in read) == (len(messages) == 1 and "Mine" in (system or ""))
+
+
+def test_a_system_message_without_a_place_is_refused_at_once(processor):
+    with pytest.raises(UserError, match="'vary_opt' has no place for a system message"):
+        processor("vary_opt", "Mine.")
+
+
+def test_a_saved_jinja_is_kept(processor):
+    assert processor("chatml", None, chat_template="{{ 1 }}").chat_template == "{{ 1 }}"
 
 
 def test_no_prompt_after_an_answer(qwen):

@@ -220,7 +220,7 @@ def test_a_cut_answer_does_not_end(qwen):
         assert cut.cut == len(whole.input_ids) - length
         assert (end in cut.labels) == (end in whole.labels[:length])
     assert render(messages, "chatml", qwen, 5, max_length=len(whole.input_ids)) == whole
-    with pytest.raises(UserError, match=f"nothing to learn: no answer within max_length {first}"):
+    with pytest.raises(UserError, match=f"nothing to learn: no answer to train on within max_length {first}"):
         render(messages, "chatml", qwen, 5, max_length=first)
 
 
@@ -277,7 +277,11 @@ def test_an_image_has_tokens(qwen, image_tokens):
         ([human("a"), {"role": "assistant", "content": "b"}], "message 1: expected"),
         ([human("a"), gpt(3)], "message 1: 'value' must be a string, found int"),
         ([{"role": "user", "content": None}], "message 0: 'content' must be"),
-        ([{"role": "tool", "content": "a"}], "message 0: unknown 'role' 'tool'"),
+        ([{"role": "judge", "content": "a"}], "message 0: unknown 'role' 'judge', expected one of user, assistant"),
+        ([human("a"), {**gpt("b"), "train": "no"}], "message 1: 'train' must be true or false, found 'no'"),
+        ([human("a"), {**gpt("b"), "weight": 0.5}], "message 1: 'weight' must be 0 or 1, found 0.5"),
+        ([human("a"), {**gpt("b"), "weight": 1, "train": False}], "message 1: 'train' is False but 'weight' is 1"),
+        ([{"role": "assistant", "content": "a", "tool_calls": [{}]}], "message 0: 'tool_calls' is not written"),
         ([{"role": "user", "content": [{"type": "video"}]}], "message 0, part 0: expected"),
         ([{"role": "user", "content": [{"type": "text"}]}], "message 0, part 0: expected"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "image"}]}], "only a user's"),

@@ -1,58 +1,90 @@
 """Whatever people type, it stays text: slots, labels and the saved Jinja hold for random conversations.
 
-The text is drawn from everything that is dangerous to a tokenizer: every added token of the four, parts of
-them, white space, characters of several bytes, the placeholder, template words.
+The text is drawn from everything that is dangerous to a tokenizer: every added token of the four, what the
+templates write, parts of both, white space, characters of several bytes, the placeholder, transformers' marks.
 """
 
 import json
 import os
 import re
+from copy import copy
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import TEMPLATES, SlotTokens, encode_prompt, merge_text_parts, render, to_jinja
+from mmchat.errors import UserError
+from tests.conversation.conftest import GENERATION_JINJA, NAMES, PLAIN_JINJA, TOKENIZERS, WRITTEN
 
-NAMES = ("llama_like_legacy_false", "neox_like", "opt_like", "qwen_like")
-FILES = [Path(__file__).parents[1] / "data" / "tokenizers" / name / "tokenizer.json" for name in NAMES]
-OWN = {added["content"] for file in FILES for added in json.loads(file.read_text())["added_tokens"]}
-TOKENS = sorted(OWN | {"<imgpad>", "<img>", "</img>", "<plain-added>", "<|lone|>"})
+OWN = {
+    added["content"]
+    for name in NAMES
+    for added in json.loads((Path(TOKENIZERS) / name / "tokenizer.json").read_text())["added_tokens"]
+}
+TOKENS = sorted(OWN | {*WRITTEN, "<plain-added>", "<|lone|>"})
 PIECES = [
     *TOKENS,
     *(token[:3] for token in TOKENS),
     *(token[3:] for token in TOKENS),
-    *("<image>", "USER:", "ASSISTANT:", "[INST]", "###", "{{ x }}", "{% if %}", "\\n", "'", '"'),
-    *(" ", "  ", "\n", "\n\n", "\t", "\u00a0", "\u2581", "\x1c"),
+    *("<image>", "USER:", "ASSISTANT:", "[INST]", "###", "<tool_response>", "{{ x }}", "{% if %}", "\\n", "'", '"'),
+    *(" ", "  ", "\n", "\n\n", "\t", "\u00a0", "\u2581", "\x1c", "\U000f0000", "\U000f0001"),
     *("Hello", "a", " the", "1.", "é", "中文", "😀", "👨\u200d👩\u200d👧", "e\u0301"),
 ]
 TEXT = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 TEXT_PART = TEXT.map(lambda text: {"type": "text", "text": text})
 IMAGE_PART = st.just({"type": "image"})
 SLOTS = st.sampled_from([SlotTokens("<imgpad>", "<img>", "</img>"), SlotTokens("<imgpad>")])
-EXAMPLES = settings(max_examples=int(os.environ.get("EXAMPLES", "40")), deadline=None)
+EXAMPLES = settings(max_examples=int(os.environ.get("EXAMPLES", "10")), deadline=None)
 
+JINJAS = {"auto": PLAIN_JINJA, "auto with generation blocks": GENERATION_JINJA}
+KEYS = [*(key for key in TEMPLATES if key != "auto"), *JINJAS]
 # llama_2 writes BOS between the rounds, which the Qwen tokenizer has not.
-PAIRS = [(name, key) for name in NAMES for key in TEMPLATES if (name, key) != ("qwen_like", "llama_2")]
+PAIRS = [(name, key) for name in NAMES for key in KEYS if (name, key) != ("qwen_like", "llama_2")]
 each_pair = pytest.mark.parametrize(("name", "key"), PAIRS)
+
+
+def choose(tokenizers, name, key):
+    """The tokenizer, with its chat template for `auto`, and the template."""
+    tokenizer = tokenizers[name]
+    if key in JINJAS and tokenizer.chat_template != JINJAS[key]:
+        tokenizer = _copies.setdefault(name, copy(tokenizer))
+        tokenizer.chat_template = JINJAS[key]
+    return tokenizer, TEMPLATES[key.split()[0]]
+
+
+_copies = {}
 
 
 @st.composite
 def chats(draw, template):
-    """A chat that the template can write, ending with an answer."""
+    """A chat that the template can write, ending with an answer, one of them to be learned."""
     messages = []
-    if template.system and draw(st.booleans()):
+    if (template.system or template.from_tokenizer) and draw(st.booleans()):
         messages.append({"role": "system", "content": draw(TEXT)})
     for _ in range(1 if template.one_exchange else draw(st.integers(1, 3))):
         content = draw(st.one_of(TEXT, st.lists(st.one_of(TEXT_PART, IMAGE_PART), max_size=4)))
         if template.one_exchange:
             content = [{"type": "image"}, *parts_of({"content": content})]
-        messages.append({"role": "user", "content": content})
-        answer = draw(st.one_of(TEXT, st.lists(TEXT_PART, max_size=2)))
-        messages.append({"role": "assistant", "content": answer})
+        messages += [{"role": "user", "content": content}, draw(answers())]
+        if template.tool or template.from_tokenizer:
+            for _ in range(draw(st.integers(0, 2))):
+                messages += [{"role": "tool", "content": draw(TEXT)} for _ in range(draw(st.integers(1, 2)))]
+                messages.append(draw(answers()))
+    assume(any(is_trained(message) for message in messages))
     return messages
+
+
+@st.composite
+def answers(draw):
+    flags = draw(st.sampled_from([{}, {}, {"train": True}, {"train": False}, {"weight": 0}]))
+    return {"role": "assistant", "content": draw(st.one_of(TEXT, st.lists(TEXT_PART, max_size=2))), **flags}
+
+
+def is_trained(message):
+    return message["role"] == "assistant" and message.get("train", message.get("weight", 1))
 
 
 def parts_of(message):
@@ -70,25 +102,37 @@ def count_images(messages):
 
 def harmless(message):
     """The same message with nothing in it that could be a token; an empty one stays empty."""
-    parts = [{**part, "text": part["text"] and "x"} if "text" in part else part for part in parts_of(message)]
+    parts = [{**part, "text": unmarked(part["text"]) and "x"} if "text" in part else part for part in parts_of(message)]
     return {**message, "content": parts}
+
+
+def unmarked(text):
+    """Without transformers' marks, which nobody may type."""
+    return re.sub("[\U000f0000\U000f0001]", "", text)
 
 
 def visible(text):
     """Without white space, and without "▁", which is white space to a Llama tokenizer."""
-    return re.sub(r"[\s\u2581\x1c]", "", text)
+    return re.sub(r"[\s\u2581\x1c]", "", unmarked(text))
+
+
+def expected_labels(messages, key, template, eos):
+    """What is to be learned, as text, independently of how it is written: the answers and their ends."""
+    before, after = {"auto": ("", "<|im_end|>"), "auto with generation blocks": ("", eos)}.get(key, template.answer)
+    said = "".join(before + text_of(message) + after for message in messages if is_trained(message))
+    return (said + template.end * bool(is_trained(messages[-1]))).replace("{eos}", eos)
 
 
 @each_pair
 @EXAMPLES
 @given(data=st.data())
 def test_typed_tokens_are_text(tokenizers, name, key, data):
-    tokenizer, template = tokenizers[name], TEMPLATES[key]
+    tokenizer, template = choose(tokenizers, name, key)
     messages = data.draw(chats(template))
     slots = data.draw(SLOTS)
     images = count_images(messages)
     counts = data.draw(st.lists(st.integers(1, 5), min_size=images, max_size=images))
-    rendered = render(messages, template, tokenizer, counts, slots=slots)
+    rendered = render_or_discard(messages, template, tokenizer, counts, slots=slots)
     ids, labels = rendered.input_ids, rendered.labels
 
     pad = tokenizer.convert_tokens_to_ids(slots.pad)
@@ -102,27 +146,25 @@ def test_typed_tokens_are_text(tokenizers, name, key, data):
     assert [i for i in ids if i in added] == [i for i in reference.input_ids if i in added]
     assert [i for i in labels if i in added] == [i for i in reference.labels if i in added]
 
-    # What is supervised reads as the answers and their ends, nothing else; the rest as the rest.
+    # What is supervised reads as the answers and their ends, nothing else.
     assert all(label in (id_, IGNORE_INDEX) for id_, label in zip(ids, labels, strict=True))
-    eos = tokenizer.eos_token
-    answers = [text_of(message) for message in messages if message["role"] == "assistant"]
-    before, after = (side.replace("{eos}", eos) for side in template.answer)
-    expected = "".join(before + text + after for text in answers) + template.end.replace("{eos}", eos)
     said = tokenizer.decode([i for i in labels if i != IGNORE_INDEX])
-    assert visible(said) == visible(expected)
+    assert visible(said) == visible(expected_labels(messages, key, template, tokenizer.eos_token))
 
 
 @each_pair
 @EXAMPLES
 @given(data=st.data())
 def test_jinja_gives_the_ids_of_render(tokenizers, name, key, data):
-    tokenizer, template = tokenizers[name], TEMPLATES[key]
+    tokenizer, template = choose(tokenizers, name, key)
     messages = data.draw(chats(template))
+    system = data.draw(st.one_of(st.none(), TEXT)) if template.system or template.from_tokenizer else None
     generate = data.draw(st.booleans())
     messages = messages[:-1] if generate else messages
     slots = data.draw(SLOTS)
-    jinja = to_jinja(template, slots, tokenizer)
-    expected = render(messages, template, tokenizer, 3, slots=slots, add_generation_prompt=generate).input_ids
+    jinja = to_jinja(template, slots, tokenizer, system)
+    how = {"slots": slots, "system": system, "add_generation_prompt": generate}
+    expected = render_or_discard(messages, template, tokenizer, 3, **how).input_ids
 
     def write(chat):
         return tokenizer.apply_chat_template(chat, chat_template=jinja, tokenize=False, add_generation_prompt=generate)
@@ -132,9 +174,45 @@ def test_jinja_gives_the_ids_of_render(tokenizers, name, key, data):
     (marked,), *_ = tokenizer._mark_chat_inputs(jinja, conversations, None, None, {}, True, False)
     assert encode_prompt(write(marked), tokenizer, slots, 3, sanitize_control_tokens=True) == expected
 
-    if not any(token in text_of(message) for message in messages for token in TOKENS):
+    words = [text_of(message) for message in messages]
+    if not any(token in text for text in words for token in [*TOKENS, "\U000f0000", "\U000f0001"]):
         text = write(messages)
         assert encode_prompt(text, tokenizer, slots, 3) == expected
         # Text alone needs nothing of ours, but a Llama tokenizer leaves out the "▁" behind a written BOS.
-        if not count_images(messages) and name != "llama_like_legacy_false":
+        clean = "\U000f0000" not in text
+        if clean and not count_images(messages) and name != "llama_like_legacy_false":
             assert tokenizer(text, add_special_tokens=False).input_ids == expected
+
+
+@each_pair
+@EXAMPLES
+@given(data=st.data())
+def test_what_is_cut_is_the_end(tokenizers, name, key, data):
+    tokenizer, template = choose(tokenizers, name, key)
+    messages = data.draw(chats(template))
+    slots = data.draw(SLOTS)
+    whole = render_or_discard(messages, template, tokenizer, 3, slots=slots)
+    max_length = data.draw(st.integers(0, len(whole.input_ids) + 1))
+    kept = max(max_length - (template.end_when_cut and max_length < len(whole.input_ids)), 0)
+    last = whole.image_spans[-1][1] + (slots.end is not None) if whole.image_spans else 0
+    try:
+        cut = render(messages, template, tokenizer, 3, slots=slots, max_length=max_length)
+    except UserError as error:
+        cuts_image = last > kept
+        assert ("would cut an image" in str(error)) == cuts_image
+        assert cuts_image or set(whole.labels[:kept]) <= {IGNORE_INDEX}
+        return
+    assert last <= kept and cut.image_spans == whole.image_spans
+    assert (cut.input_ids[:kept], cut.labels[:kept]) == (whole.input_ids[:kept], whole.labels[:kept])
+    assert len(cut.input_ids) == len(cut.labels) == min(max_length, len(whole.input_ids))
+    assert cut.cut == len(whole.input_ids) - len(cut.input_ids)
+
+
+def render_or_discard(messages, template, tokenizer, *args, **kwargs):
+    """Rendered; an example in which nothing is left to learn is none (an answer of nothing but marks or white
+    space can lose its only token to the template's side)."""
+    try:
+        return render(messages, template, tokenizer, *args, **kwargs)
+    except UserError as error:
+        assert "nothing to learn" in str(error)
+        assume(False)

@@ -1,17 +1,26 @@
 """From records to one padded batch; what cannot be used is named, never replaced."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
-from mmchat.data.dataset import RecordDataset, Sample
-from mmchat.data.records import Rejected, read_records
+from mmchat.data.config import DataConfig
+from mmchat.data.dataset import MixtureDataset, Sample, open_mixture
+from mmchat.data.order import BatchOrder, MicroBatchSampler
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Rejected
 from mmchat.errors import UserError
-from mmchat.images import load_image
 from mmchat.model.directory import load_assistant
+from mmchat.training.config import RunConfig
+from mmchat.training.objectives import AssistantObjective
+from mmchat.training.run import load_batches
 from mmchat.vision import TowerSpec, normalise, preprocess
+from tests.data_room import storing
+from tests.training_fixtures import run_values, write_records
 
 PAD, SLOT = 99, 7
 SPECS = [TowerSpec(4, 2, 2, 8), TowerSpec(6, 3, 2, 8)]
@@ -80,16 +89,18 @@ def test_a_batch_that_lost_everything_still_has_a_row(collate):
     assert collate([]).input_ids.shape == (1, 1)
 
 
-@pytest.fixture
-def dataset(tiny_records):
-    records = list(read_records(tiny_records, tiny_records.parent))
+def mixture_of(path, tmp_path):
+    return open_mixture(DataConfig(path=str(path)), Quarantine(tmp_path / "quarantine.jsonl", "stop"))
 
-    def encode(record, images):
+
+@pytest.fixture
+def dataset(tiny_records, tmp_path):
+    def encode(record, images, template):
         if record.id == "text":
             raise UserError("too long")
         return [1, 2], None, [[preprocess(image, SPECS[0])] for image in images]
 
-    return RecordDataset(records, tiny_records.parent, encode)
+    return MixtureDataset(mixture_of(tiny_records, tmp_path), encode)
 
 
 def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
@@ -103,7 +114,7 @@ def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
 
 
 def test_a_defect_of_ours_is_not_a_bad_sample(dataset):
-    def broken(record, images):
+    def broken(record, images, template):
         raise KeyError("a bug")
 
     dataset.encode = broken
@@ -111,25 +122,52 @@ def test_a_defect_of_ours_is_not_a_bad_sample(dataset):
         dataset[1]
 
 
-def test_from_records_to_a_loss(assistant_dir, tiny_records):
+def test_every_storage_gives_identical_batches(assistant_dir, tmp_path, monkeypatch):
+    """Loose files, tar shards and parquet: through the real processor, workers and collation, bit for bit."""
+    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
+    objective = AssistantObjective(RunConfig(**run_values(tmp_path, assistant_dir, tmp_path / "unused.json")))
+    items = json.loads(write_records(tmp_path / "data", 14).read_text())
+    stored = {
+        "loose": tmp_path / "data" / "records.json",
+        "tar": storing.write_tar(tmp_path / "a.tar", items, tmp_path / "data"),
+        "parquet": storing.write_parquet(tmp_path / "a.parquet", items, tmp_path / "data"),
+    }
+    batches = {}
+    for name, path in stored.items():
+        mixture = mixture_of(path, tmp_path)
+        sampler = MicroBatchSampler(BatchOrder(mixture.plan, 3, 4), 4, 0, 1, 0, 7)
+        batches[name] = list(load_batches(mixture, objective, sampler, workers=1))
+    assert len(batches["loose"]) == 7 and sum(batch.images for batch in batches["loose"]) > 10
+    for name in ("tar", "parquet"):
+        for ours, other in zip(batches["loose"], batches[name], strict=True):
+            assert ours.ids == other.ids and not (ours.rejected or other.rejected)
+            for field in ("input_ids", "attention_mask", "labels"):
+                assert torch.equal(getattr(ours, field), getattr(other, field))
+            if ours.pixel_values is None:
+                assert other.pixel_values is None
+                continue
+            assert all(torch.equal(a, b) for a, b in zip(ours.pixel_values, other.pixel_values, strict=True))
+
+
+def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
     """The whole way of a sample, on the CPU, through a real processor and a real model."""
     model, processor = load_assistant(assistant_dir)
 
-    def encode(record, images):
-        rendered = processor.render(record.conversations)
+    def encode(record, images, template):
+        rendered = processor.render(record.messages, template=template)
         return rendered.input_ids, rendered.labels, [processor.image_processor.pixels(image) for image in images]
 
-    records = list(read_records(tiny_records, tiny_records.parent))
-    dataset = RecordDataset(records, tiny_records.parent, encode)
+    mixture = mixture_of(tiny_records, tmp_path)
+    dataset = MixtureDataset(mixture, encode)
     specs, slot = processor.image_processor.specs, model.config.image_token_id
     batch = Collator(processor.pad_token_id, specs, slot, processor.image_tokens)([dataset[i] for i in range(4)])
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pixel_values": batch.pixel_values}
     with torch.no_grad():
         together = model(**inputs, labels=batch.labels).loss
         alone = 0
-        for index, record in enumerate(records):
+        for index in range(len(mixture)):
             sample = dataset[index]
-            pictures = [load_image(tiny_records.parent / image) for image in record.images]
+            pictures = [picture.open() for picture in mixture.find(index)[1].pictures]
             pixels = processor.image_processor(pictures) if pictures else {}
             ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
             alone += model(ids, labels=labels, **pixels).loss * (labels[:, 1:] != IGNORE_INDEX).sum()

@@ -20,8 +20,10 @@ LOCAL_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 @contextmanager
-def browsing(url: str, profile: Path, width: int, height: int, dark: bool = False) -> Iterator[WebDriver]:
-    """`url` in a fresh Chromium; under 500 px wide it pretends to be a phone."""
+def browsing(
+    url: str, profile: Path, width: int, height: int, dark: bool = False, ready: str = "textarea"
+) -> Iterator[WebDriver]:
+    """`url` in a fresh Chromium, once it has an element `ready`; under 500 px wide it pretends to be a phone."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
@@ -36,7 +38,7 @@ def browsing(url: str, profile: Path, width: int, height: int, dark: bool = Fals
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         driver.get_log("performance")  # what the browser's own first page asked for
         driver.get(url)
-        until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "textarea"))
+        until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, ready))
         yield driver
     finally:
         driver.quit()
@@ -67,7 +69,7 @@ def thumbnails(driver: WebDriver) -> list:
 
 
 def bubbles(driver: WebDriver, role: str) -> list[str]:
-    """What is to be read in the bubbles of `user` or `bot`; Gradio's three dots (a status, no message) are none of them."""
+    """What is to be read in the bubbles of `user` or `bot`; Gradio's three dots are a status, no message."""
     chosen = "`.${arguments[0]}.message:not([role=status])`"
     script = f"return [...document.querySelectorAll({chosen})].map(b => b.innerText.trim())"
     return driver.execute_script(script, role)

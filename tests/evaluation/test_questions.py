@@ -1,12 +1,12 @@
 """Scores worked out by hand, and pictures that are really swapped."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmchat.data.pictures import FilePicture
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
 from mmchat.evaluation.questions import Question, evaluate, read_questions, score, swap_pictures
@@ -44,7 +44,7 @@ def test_the_commonest_answer_may_repeat_the_question():
 
 
 def question(image, answer, kind="count", text="How many?"):
-    return Question(Path(image), text, answer, kind)
+    return Question(FilePicture(".", image), text, answer, kind)
 
 
 @given(st.lists(st.integers(0, 6), min_size=2).filter(lambda images: len(set(images)) > 1))
@@ -101,8 +101,8 @@ def test_read_questions(write):
     path = write({"image": "a.png", "conversations": turns, "kinds": ["count", "colour"]})
     root = path.parent
     assert read_questions(path, root) == [
-        Question(root / "a.png", "How many?", "Two.", "count"),
-        Question(root / "a.png", "Which colour?", "Red.", "colour"),
+        Question(FilePicture(str(root), "a.png"), "How many?", "Two.", "count"),
+        Question(FilePicture(str(root), "a.png"), "Which colour?", "Red.", "colour"),
     ]
     path = write({"image": "b.png", "conversations": turns})
     assert [asked.kind for asked in read_questions(path, root)] == ["question", "question"]

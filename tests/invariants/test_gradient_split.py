@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.launching import launch, steps, write_config
-from tests.training_fixtures import run_values, write_records
+from tests.training_fixtures import run_values, write_mixture
 
 SPLITS = {
     "whole": {"ranks": 1, "micro_batch_size": 8},
@@ -18,10 +18,10 @@ SPLITS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, assistant_dir):
-    """Every split trained for four steps from the same weights; every third record is text only, so with one
-    sample a micro-batch a rank is often without pictures while the other has some."""
+    """Every split trained for four steps from the same weights, on a mixture of three sources; every third record
+    is text only, so with one sample a micro-batch a rank is often without pictures while the other has some."""
     folder = tmp_path_factory.mktemp("splits")
-    data = write_records(folder / "data", 24)
+    data = write_mixture(folder / "data", 24)
     found = {}
     for name, split in SPLITS.items():
         own = folder / name.replace(" ", "-")

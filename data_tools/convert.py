@@ -1,0 +1,194 @@
+"""Convert the data sets that people use to LLaVA's JSONL, one record a line.
+
+    python data_tools/convert.py KIND --input FILE ... --out OUT.jsonl [--image-root FOLDER]
+
+Files are streamed. Interrupted, the same command goes on where it stopped. With --image-root every picture is looked
+up. What cannot be converted is left out, counted, and listed with the reason in OUT.jsonl.skipped. The pictures stay
+where they are and are named relative to the image root (`hf` alone writes pictures, below it).
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert_readers import captions, hugging_face, llava, questions
+from convert_readers.items import Found, Job, Skipped
+from convert_writer import summary, write
+
+from mmchat.cli.arguments import OneLineParser
+from mmchat.cli.errors import reporting
+from mmchat.errors import UserError
+from mmchat.progress import progress_bar
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A published layout.
+
+    wants: the file it is for. example: arguments behind the kind's name. options: names in `OPTIONS` that it takes.
+    passes: how often it reads its input.
+    """
+
+    read: Callable[[Job], Iterator[Found | Skipped]]
+    wants: str
+    example: str
+    options: tuple[str, ...] = ()
+    passes: int = 1
+
+
+_QUESTIONS = ("--max-turns", "--prompt")
+_COLUMNS = ("--image-column", "--caption-column")
+KINDS = {
+    "llava_pretrain": Kind(
+        llava.with_pictures,
+        "LLaVA-Pretrain 558K: blip_laion_cc_sbu_558k.json",
+        "--input blip_laion_cc_sbu_558k.json --image-root LLaVA-Pretrain/images",
+    ),
+    "llava_instruct": Kind(
+        llava.mixed,
+        "LLaVA-1.5's mix: llava_v1_5_mix665k.json, over coco/, gqa/, ocr_vqa/, textvqa/ and vg/",
+        "--input llava_v1_5_mix665k.json --image-root playground/data",
+    ),
+    "sharegpt4v": Kind(
+        llava.with_pictures,
+        "ShareGPT4V: sharegpt4v_instruct_gpt4-vision_cap100k.json, share-captioner_coco_lcs_sam_1246k_1107.json",
+        "--input sharegpt4v_instruct_gpt4-vision_cap100k.json --image-root ShareGPT4V/data",
+    ),
+    "coco_captions": Kind(
+        captions.coco,
+        "COCO: captions_train2017.json, or of 2014",
+        "--input annotations/captions_train2017.json --image-root coco/train2017",
+        ("--prompt",),
+        passes=2,
+    ),
+    "vqav2": Kind(
+        questions.vqav2,
+        "VQAv2: v2_OpenEnded_mscoco_train2014_questions.json and v2_mscoco_train2014_annotations.json",
+        "--input v2_OpenEnded_mscoco_train2014_questions.json v2_mscoco_train2014_annotations.json "
+        "--image-root coco/train2014",
+        _QUESTIONS,
+    ),
+    "gqa": Kind(
+        questions.gqa,
+        "GQA: train_balanced_questions.json",
+        "--input train_balanced_questions.json --image-root gqa/images",
+        _QUESTIONS,
+    ),
+    "textvqa": Kind(
+        questions.textvqa,
+        "TextVQA: TextVQA_0.5.1_train.json",
+        "--input TextVQA_0.5.1_train.json --image-root textvqa/train_images",
+        _QUESTIONS,
+    ),
+    "ocrvqa": Kind(
+        questions.ocrvqa,
+        "OCR-VQA: dataset.json",
+        "--input dataset.json --split train --image-root ocr_vqa/images",
+        (*_QUESTIONS, "--split"),
+    ),
+    "docvqa": Kind(
+        questions.docvqa,
+        "DocVQA: train_v1.0.json or train_v1.0_withQT.json",
+        "--input train_v1.0_withQT.json --image-root docvqa/train",
+        _QUESTIONS,
+    ),
+    "chartqa": Kind(
+        questions.chartqa,
+        "ChartQA: train_human.json, train_augmented.json, beside png/",
+        '--input "ChartQA Dataset/train/train_human.json" --image-root "ChartQA Dataset/train"',
+        _QUESTIONS,
+    ),
+    "csv": Kind(
+        captions.table,
+        "any .csv or .tsv with a header and a column each for image path and caption",
+        "--input captions.csv --image-column photo --caption-column alt --image-root photos",
+        ("--prompt", *_COLUMNS),
+    ),
+    "hf": Kind(
+        hugging_face.rows,
+        "a Hugging Face data set: a folder of save_to_disk, or parquet files; pictures go below --image-root",
+        "--input the_cauldron/ai2d --image-root images",
+        ("--prompt", "--split", *_COLUMNS),
+    ),
+}
+OPTIONS = {
+    "--max-turns": {"type": int, "metavar": "N", "help": "questions in a record, at most; by default all on one picture"
+                    " that follow each other, as in LLaVA's 665K"},
+    "--prompt": {"metavar": "TEXT", "help": 'instruction instead of LLaVA\'s own; "" for none'},
+    "--split": {"default": "train", "metavar": "NAME", "help": "take this split (default: train)"},
+    "--image-column": {"metavar": "NAME", "help": "column of the images; by default found by its usual names"},
+    "--caption-column": {"metavar": "NAME", "help": "column of the texts; by default found by its usual names"},
+}  # fmt: skip
+
+
+def _parser() -> OneLineParser:
+    kinds = "\n".join(f"  {name:15} {kind.wants}\n{'':18}e.g. {name} {kind.example}" for name, kind in KINDS.items())
+    epilog = f"kinds (KIND --help for its options):\n{kinds}"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(prog="convert.py", description=__doc__, epilog=epilog, formatter_class=raw)
+    commands = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, kind in KINDS.items():
+        about = f"{kind.wants}\n\n  python data_tools/convert.py {name} {kind.example} --out OUT.jsonl"
+        command = commands.add_parser(name, description=about, formatter_class=raw)
+        command.add_argument("--input", type=Path, nargs="+", required=True, help="the file or files")
+        command.add_argument("--out", type=Path, required=True, help="the .jsonl to write")
+        command.add_argument("--image-root", type=Path, help="folder of the pictures; each is looked up")
+        command.add_argument("--strict", action="store_true", help="stop at the first item that cannot be converted")
+        for option in kind.options:
+            command.add_argument(option, **OPTIONS[option])
+    return parser
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    if argv and not argv[0].startswith("-") and argv[0] not in KINDS:
+        near = difflib.get_close_matches(argv[0].lower(), KINDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"there is no kind {argv[0]!r}; the nearest is {near!r} (see `convert.py --help`)")
+    args = _parser().parse_args(argv)
+    if args.out.suffix != ".jsonl":
+        raise UserError(f"--out {args.out}: give a name that ends in .jsonl, one record a line")
+    if args.image_root and args.kind != "hf" and not args.image_root.is_dir():
+        raise UserError(f"--image-root {args.image_root} is not a folder")
+    if getattr(args, "max_turns", None) is not None and args.max_turns < 1:
+        raise UserError(f"--max-turns {args.max_turns}: a record needs one question or more")
+    return args
+
+
+@contextmanager
+def _progress(name: str, inputs: list[Path], passes: int) -> Iterator[tuple[Callable, Callable]]:
+    """Two functions: one is told how many bytes were read, one what was done so far."""
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+    total = passes * sum(path.stat().st_size for path in inputs)
+    read = 0
+    with progress_bar(f"converting {name}, MB", total=-(-total // MEGABYTE)) as bar:
+
+        def advance(number: int) -> None:
+            nonlocal read
+            before, read = read, read + number
+            bar.advance(-(-read // MEGABYTE) + (-before // MEGABYTE))
+
+        yield advance, lambda note: bar.advance(0, note)
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = vars(_arguments(sys.argv[1:] if argv is None else argv))
+    name, inputs, strict = given.pop("kind"), given.pop("input"), given.pop("strict")
+    kind = KINDS[name]
+    if name == "hf":
+        inputs = hugging_face.data_files(inputs, given["split"])
+    with _progress(name, inputs, kind.passes) as (advance, tell):
+        job = Job(inputs, advance=advance, **given)
+        tally = write(kind.read(job), job.out, job.image_root, strict, tell)
+    print(summary(tally, job.out, job.image_root))
+
+
+if __name__ == "__main__":
+    with reporting():
+        main()

@@ -1,0 +1,189 @@
+"""Hugging Face image-text data sets on disk: what `save_to_disk` wrote, or parquet files.
+
+Read as Arrow, a few rows at a time; pictures are stored inside as `{"bytes", "path"}` and are written out as files.
+The text column holds a caption (or several), the_cauldron's `texts` [{user, assistant}], or a conversation in
+LLaVA's {from, value} or the chat {role, content}.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from convert_readers.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, caption_record, pick_column
+from convert_readers.items import Found, Job, Skipped, Unusable, identity, plain, speaker, turns
+from mmchat.constants import IMAGE_PLACEHOLDER
+from mmchat.errors import UserError
+from mmchat.files import read_json
+
+ROWS = 16
+"""Held at a time; a row of the_cauldron can hold several photographs."""
+
+TEXT_COLUMNS = ("conversations", "conversation", "messages", "texts", *CAPTION_COLUMNS)
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+
+
+def data_files(inputs: list[Path], split: str) -> list[Path]:
+    """The parquet and arrow files that `inputs` mean: files, folders of parquet, or folders of `save_to_disk`.
+
+    Raises:
+        UserError: nothing there, no such split, or no data file.
+    """
+    return [file for path in inputs for file in _files_of(path, split)]
+
+
+def _files_of(path: Path, split: str) -> list[Path]:
+    if path.is_file() and path.suffix == ".parquet":
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} is neither a .parquet file nor a folder of `save_to_disk` or of parquet files")
+    if (path / "dataset_dict.json").is_file():
+        splits = read_json(path / "dataset_dict.json")["splits"]
+        return _files_of(path / _chosen(split, splits, path), split)
+    if (path / "state.json").is_file():
+        return [path / entry["filename"] for entry in read_json(path / "state.json")["_data_files"]]
+    shards = {file: _SHARD.match(file.name) for file in sorted(path.glob("*.parquet"))}
+    if not shards:
+        raise UserError(f"{path} holds neither what `save_to_disk` writes (state.json) nor parquet files")
+    if not all(shards.values()):
+        return list(shards)
+    chosen = _chosen(split, sorted({match[1] for match in shards.values()}), path)
+    return [file for file, match in shards.items() if match[1] == chosen]
+
+
+def _chosen(split: str, splits: list[str], path: Path) -> str:
+    if split not in splits:
+        raise UserError(f"{path} has no split {split!r} but {', '.join(splits)}; choose one with --split")
+    return split
+
+
+def rows(job: Job) -> Iterator[Found | Skipped]:
+    if job.image_root is None:
+        raise UserError("hf writes the pictures out as files: say below which folder with --image-root")
+    number = 0
+    for path in job.inputs:
+        for row in _stored_rows(path, job):
+            number += 1
+            yield from _convert(job, f"{path.name} row {number}", number, row)
+
+
+def _stored_rows(path: Path, job: Job) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("hf reads Arrow files with pyarrow: pip install 'mmchat[data]'") from None
+    try:
+        if path.suffix == ".parquet":
+            file = pyarrow.parquet.ParquetFile(path)
+            total, batches = file.metadata.num_rows, file.iter_batches(ROWS)
+        else:
+            with pyarrow.memory_map(str(path)) as stored:
+                total = sum(batch.num_rows for batch in pyarrow.ipc.open_stream(stored))
+            batches = _slices(pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))))
+        size = path.stat().st_size
+        for batch in batches:
+            yield from batch.to_pylist()
+            job.advance(size * batch.num_rows // total)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; fetch it again") from None
+
+
+def _slices(batches: Any) -> Iterator[Any]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS):
+            yield batch.slice(start, ROWS)
+
+
+def _convert(job: Job, where: str, number: int, row: dict[str, Any]) -> Iterator[Found | Skipped]:
+    text_column = pick_column(row, job.caption_column, TEXT_COLUMNS, "--caption-column", where)
+    names = ("images", *IMAGE_COLUMNS, "jpg", "png")
+    image_column = pick_column(row, job.image_column, names, "--image-column", where)
+    name = identity(row) or f"{job.out.stem}_{number}"
+    try:
+        stored = row[image_column]
+        pictures = [
+            _written(job, number, n, p) for n, p in enumerate(stored if isinstance(stored, list) else [stored]) if p
+        ]
+        texts = row[text_column]
+        if isinstance(texts, list) and texts and isinstance(texts[0], dict):
+            yield Found(where, _conversation(name, pictures, texts))
+            return
+        captions = texts if isinstance(texts, list) else [texts]
+        if len(pictures) != 1:
+            raise Unusable("a caption needs one image", f"{len(pictures)} images")
+        for n, caption in enumerate(captions):
+            if not isinstance(caption, str):
+                raise Unusable(f"no text in `{text_column}`", caption)
+            yield Found(where, caption_record(job, f"{name}_{n}" if len(captions) > 1 else name, pictures[0], caption))
+    except Unusable as problem:
+        yield Skipped(where, name, problem.reason, problem.detail)
+
+
+def _conversation(name: str, pictures: list[str], stored: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pictures stand before the first question, unless the text has a place for each of them."""
+    said = [turn for entry in stored for turn in _turns_of(entry)]
+    asked = [turn for turn in said if turn["from"] == "human"]
+    if pictures and asked and not any(IMAGE_PLACEHOLDER in turn["value"] for turn in asked):
+        asked[0]["value"] = f"{IMAGE_PLACEHOLDER}\n" * len(pictures) + asked[0]["value"]
+    images = {"image": pictures[0] if len(pictures) == 1 else pictures} if pictures else {}
+    return {"id": name, **images, "conversations": said}
+
+
+def _turns_of(entry: dict[str, Any]) -> list[dict[str, str]]:
+    if "user" in entry and "assistant" in entry:
+        return turns((_words(entry["user"]), _words(entry["assistant"])))
+    name = speaker(entry.get("from") or entry.get("role"), entry)
+    return [{"from": name, "value": _words(entry.get("value") or entry.get("content"))}]
+
+
+def _words(content: Any) -> str:
+    """A text as it is; of chat parts the texts, with `<image>` where a picture stands."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Unusable("a turn without text", content)
+    said = ""
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("image", "text"):
+            raise Unusable("a part that is neither text nor image", part)
+        said += f"{IMAGE_PLACEHOLDER}\n" if kind == "image" else plain(part.get("text") or "")
+    return said
+
+
+def _written(job: Job, row: int, number: int, stored: Any) -> str:
+    """The picture's path below the image root. Written if it is not there; never over another picture."""
+    data = stored.get("bytes") if isinstance(stored, dict) else stored
+    if data is None or isinstance(data, str):  # not embedded: the path of a file
+        return data or stored.get("path") or ""
+    if not isinstance(data, bytes):
+        raise Unusable("no image", stored)
+    name = f"{job.out.stem}/{row // 10000:04d}/{row:08d}_{number}.{_suffix(data)}"
+    path = job.image_root / name
+    if path.is_file() and path.stat().st_size:  # an empty one was cut off by a power failure
+        if path.read_bytes() != data:
+            raise UserError(f"{path} holds another picture; choose another --image-root, or another name for --out")
+        return name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_bytes(data)
+    aside.replace(path)
+    return name
+
+
+def _suffix(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return SUFFIXES[image.format]
+    except KeyError as unknown:
+        raise Unusable("an image format that is not kept", str(unknown)) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Unusable("broken image", str(error)) from None

@@ -1,0 +1,181 @@
+"""Any data set as WebDataset tar shards with an index, and shards back as JSONL with loose pictures.
+
+    python data_tools/to_shards.py data/train.json shards/            # 00000.tar, 00000.tar.index.npz, ...
+    python data_tools/to_shards.py shards/ loose/ --back              # records.jsonl, images/
+
+A shard holds the records of a fixed stretch of the source, pictures byte for byte. A run that was cut off goes on
+at the first shard (or record) that is missing.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mmchat.cli.arguments import HelpFormatter, OneLineParser
+from mmchat.cli.errors import reporting
+from mmchat.data.records import Record, Rejected, stored_form
+from mmchat.data.shards import INDEX_SUFFIX, index_shard
+from mmchat.data.sources import Source, open_source
+from mmchat.errors import UserError
+from mmchat.files import read_json, read_json_lines, write_json, write_json_lines
+from mmchat.progress import progress_bar
+
+PLAN = "shards.plan"
+"""What the shards of a folder were made of; written first, so that another run cannot mix with it."""
+SKIPPED = "skipped"
+"""Lists of what was left out; a folder of its own, because what lies beside data would be taken for data."""
+
+
+def write_shards(source: Source, out: Path, per_shard: int) -> tuple[int, list[dict[str, str]]]:
+    """Write every shard that is not there yet; how many records all of them hold, and what was left out.
+
+    Raises:
+        UserError: `out` holds shards of another source or cut.
+    """
+    plan = {"digest": source.digest(), "records": len(source), "records_per_shard": per_shard}
+    if (out / PLAN).exists():
+        if read_json(out / PLAN) != plan:
+            raise UserError(f"{out} holds shards of other data, or with other --records-per-shard; name another folder")
+    elif any(out.glob("*.tar")):
+        raise UserError(f"{out} holds tar files already; name another folder")
+    else:
+        write_json(out / PLAN, plan)
+    starts = range(0, len(source), per_shard)
+    left_out: list[dict[str, str]] = []
+    with progress_bar(f"shards in {out}", len(source)) as bar:
+        for number, start in enumerate(starts):
+            stop = min(start + per_shard, len(source))
+            shard, skipped = out / f"{number:05}.tar", out / SKIPPED / f"{number:05}.jsonl"
+            if not Path(f"{shard}{INDEX_SUFFIX}").exists():
+                write_json_lines(skipped, write_shard(source, range(start, stop), shard))
+                # The index last: where it stands, the shard is whole.
+                index_shard(str(shard), shard.stat().st_size).save(Path(f"{shard}{INDEX_SUFFIX}"))
+            left_out += read_json_lines(skipped)
+            bar.advance(stop - start)
+    return len(source) - len(left_out), left_out
+
+
+def write_shard(source: Source, numbers: range, path: Path) -> list[dict[str, str]]:
+    """One shard, written aside and renamed; the records that could not be used."""
+    left_out = []
+    aside = path.with_name(f".{path.name}.tmp")
+    with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in numbers:
+            record = source[number]
+            try:
+                members = [] if isinstance(record, Rejected) else list(members_of(record, f"{number:09}"))
+            except UserError as error:
+                record = Rejected(record.where, record.id, str(error))
+            if isinstance(record, Rejected):
+                left_out.append({"where": record.where, "id": record.id, "reason": record.reason})
+                continue
+            for name, data in members:
+                header = tarfile.TarInfo(name)  # time and owner stay 0: the same data gives the same bytes
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    aside.replace(path)
+    return left_out
+
+
+def members_of(record: Record, key: str) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of a record's files. Raises UserError where a picture cannot be read."""
+    yield f"{key}.json", json.dumps(stored_form(record), ensure_ascii=False).encode()
+    for number, picture in enumerate(record.pictures):
+        data = picture.read()
+        place = f"{number}." if len(record.pictures) > 1 else ""
+        yield f"{key}.{place}{extension_of(data, picture.name)}", data
+
+
+def extension_of(data: bytes, name: str) -> str:
+    """By what the bytes are, not by what the file was called. Raises UserError: they are no picture."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(image.format.lower(), image.format.lower())
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        raise UserError(f"image {name} is not in a format that Pillow can read") from None
+
+
+def unpack(source: Source, out: Path) -> tuple[int, list[dict[str, str]]]:
+    """`records.jsonl` and `images/` from any source; goes on behind the last whole line of `.part`."""
+    part, final = out / "records.jsonl.part", out / "records.jsonl"
+    if final.exists():
+        raise UserError(f"{final} exists already; name another folder")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    done = keep_whole_lines(part)
+    with part.open("a", encoding="utf-8") as file, progress_bar(f"records of {out}", len(source), done) as bar:
+        for number in range(done, len(source)):
+            line = unpack_record(source[number], f"{number:09}", out / "images")
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            bar.advance()
+    left_out = []
+    with part.open("rb") as lines, (out / ".records.jsonl.tmp").open("wb") as whole:
+        for line in lines:
+            if line.startswith(b"["):
+                left_out.append(dict(zip(("where", "id", "reason"), json.loads(line), strict=True)))
+            else:
+                whole.write(line)
+    write_json_lines(out / SKIPPED / "records.jsonl", left_out)
+    (out / ".records.jsonl.tmp").replace(final)
+    part.unlink()
+    return len(source) - len(left_out), left_out
+
+
+def unpack_record(record: Record | Rejected, key: str, folder: Path) -> dict | list:
+    """The stored line, its pictures written into `folder`; where, id and reason of one that cannot be used."""
+    try:
+        if isinstance(record, Rejected):
+            raise UserError(record.reason)
+        names = []
+        for number, picture in enumerate(record.pictures):
+            data = picture.read()
+            place = f"-{number}" if len(record.pictures) > 1 else ""
+            name = f"{key}{place}.{extension_of(data, picture.name)}"
+            (folder / name).write_bytes(data)
+            names.append(f"{folder.name}/{name}")
+    except UserError as error:
+        return [record.where, record.id, str(error)]
+    return {**stored_form(record), **({"image": names[0] if len(names) == 1 else names} if names else {})}
+
+
+def keep_whole_lines(part: Path) -> int:
+    """How many lines an earlier run finished; one that it could not finish is taken away."""
+    if not part.exists():
+        return 0
+    count, end = 0, 0
+    with part.open("rb+") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count, end = count + 1, end + len(line)
+        file.truncate(end)
+    return count
+
+
+def main(words: list[str] | None = None) -> None:
+    example = __doc__.partition("\n\n")[2].rstrip()
+    parser = OneLineParser(description=__doc__.partition("\n")[0], epilog=example, formatter_class=HelpFormatter)
+    parser.add_argument("source", help="data file, folder, pattern or address")
+    parser.add_argument("out", type=Path, help="folder for the shards, or with --back for records.jsonl and images/")
+    parser.add_argument("--back", action="store_true", help="write JSONL and loose pictures instead of shards")
+    parser.add_argument("--image-root", help="folder of the images; not given: the data's own")
+    parser.add_argument("--records-per-shard", type=int, default=5_000, metavar="N", help="records of the source")
+    arguments = parser.parse_args(words)
+    with reporting():
+        if arguments.records_per_shard < 1:
+            raise UserError("--records-per-shard must be at least 1")
+        source = open_source(arguments.source, arguments.image_root)
+        if arguments.back:
+            written, left_out = unpack(source, arguments.out)
+        else:
+            written, left_out = write_shards(source, arguments.out, arguments.records_per_shard)
+        print(f"{written:,} records written to {arguments.out}, {len(left_out):,} left out")
+        for line in left_out[:5]:
+            print(f"  {line['where']}: {line['reason']}")
+        print(f"next: mmchat data check {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

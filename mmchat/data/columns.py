@@ -1,0 +1,64 @@
+"""Parquet files and `datasets` folders as a table of records, memory-mapped by Hugging Face `datasets`.
+
+Images stay encoded: a row's are `{"bytes", "path"}`, as `datasets.Image` stores them.
+"""
+
+from typing import Any
+
+from mmchat.data import storage
+from mmchat.errors import UserError
+
+
+class ArrowTable:
+    """files: parquet, which `datasets` converts to Arrow once, in the cache; or the Arrow files themselves."""
+
+    def __init__(self, *files: str, name: str = "", dataset: Any = None) -> None:
+        self.files = list(files)
+        self._name = name or files[0]
+        if dataset is None:
+            dataset = _open(
+                lambda datasets: datasets.Dataset.from_parquet(
+                    [storage.local_copy(file) for file in files],
+                    cache_dir=str(storage.cache_dir() / "parquet"),
+                    keep_in_memory=False,
+                ),
+                self._name,
+            )
+        # Arrow hands out what is stored; any other format would decode the images.
+        self._dataset = dataset.with_format("arrow")
+
+    @classmethod
+    def from_disk(cls, folder: str) -> "ArrowTable":
+        """What `Dataset.save_to_disk` wrote; UserError where it is a dictionary of splits."""
+        dataset = _open(lambda datasets: datasets.load_from_disk(folder), folder)
+        if isinstance(dataset, dict):
+            splits = ", ".join(f"{folder}/{split}" for split in dataset)
+            raise UserError(f"{folder} holds several splits; name one of {splits}")
+        return cls(*(file["filename"] for file in dataset.cache_files), name=folder, dataset=dataset)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def row(self, index: int) -> tuple[str, Any]:
+        (item,) = self._dataset[index : index + 1].to_pylist()
+        return f"{self._name}:row {index + 1}", item
+
+
+def _open(opening: Any, name: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        advice = "install them with pip install mmchat[data]"
+        raise UserError(f"{name} needs the packages datasets and pyarrow; {advice}") from None
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return opening(datasets)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, UserError):
+            raise
+        cause = error.__cause__ or error
+        raise UserError(f"{name} cannot be read by datasets: {type(cause).__name__}: {str(cause)[:300]}") from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

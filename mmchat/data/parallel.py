@@ -1,0 +1,81 @@
+"""Work on a long list in chunks, on several processes, with progress; results come in order and one at a time."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from mmchat.errors import UserError
+from mmchat.progress import progress_bar
+
+Result = TypeVar("Result")
+SMALL = 4_000
+"""Fewer items than this are done before other processes have started."""
+
+
+def default_workers(items: int) -> int:
+    """Processes for `items` items: 0 is this process, else one per core it may use."""
+    return 0 if items < SMALL else len(os.sched_getaffinity(0))
+
+
+def map_chunks(
+    work: Callable[[range], Result],
+    chunks: Sequence[range],
+    title: str,
+    workers: int | None = None,
+) -> Iterator[tuple[range, Result]]:
+    """`work` on every chunk, in order. At most a few results wait, so memory does not grow with the list.
+
+    Args:
+        work: picklable; it is sent to each process once.
+        workers: processes; 0 works in this one, None decides by the number of items.
+
+    Raises:
+        UserError: a process was killed from outside (as the kernel does where memory runs out).
+    """
+    total = sum(map(len, chunks))
+    workers = default_workers(total) if workers is None else workers
+    with progress_bar(title, total) as bar:
+        done = _in_processes(work, chunks, workers) if workers else map(work, chunks)
+        for chunk, result in zip(chunks, done, strict=True):
+            bar.advance(len(chunk))
+            yield chunk, result
+
+
+def cut(total: int, size: int) -> list[range]:
+    """0..total in stretches of `size`."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _in_processes(work: Callable[[range], Result], chunks: Sequence[range], workers: int) -> Iterator[Result]:
+    # Spawned, not forked: the tokenizers library has threads, which a fork would leave hanging.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (work,))
+    waiting: deque[Future] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(_do, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, as happens where memory runs out; start again with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Callable[[range], Any] | None = None
+
+
+def _receive(work: Callable[[range], Any]) -> None:
+    global _work
+    _work = work
+
+
+def _do(chunk: range) -> Any:
+    return _work(chunk)

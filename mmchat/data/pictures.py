@@ -1,0 +1,175 @@
+"""Where a record's picture is: a file, bytes, a stretch of a tar shard, an address. Nothing is read before `read`."""
+
+import base64
+import binascii
+import posixpath
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmchat.data import storage
+from mmchat.errors import UserError
+from mmchat.images import load_image, resolve_inside
+
+FETCH_SECONDS = 30
+MAX_FETCHED_BYTES = 64 << 20
+"""An address that sends more than this is no picture for training."""
+
+
+class Picture:
+    """One picture of a record. `name` is what messages call it."""
+
+    name: str
+
+    def read(self) -> bytes:
+        """The encoded bytes; UserError where they cannot be had."""
+        raise NotImplementedError
+
+    def open(self) -> Image.Image:
+        """The decoded RGB picture; UserError as `images.load_image`."""
+        return load_image(self.read(), name=self.name)
+
+
+@dataclass(frozen=True)
+class FilePicture(Picture):
+    """`path` as the record writes it, below the source's image root."""
+
+    root: str
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.resolve()
+
+    def resolve(self) -> str:
+        """UserError where the path leaves the root."""
+        if not storage.is_remote(self.root):
+            return str(resolve_inside(Path(self.root), self.path))
+        inside = posixpath.normpath(self.path)
+        if "\0" in inside or inside.startswith(("/", "..")) or storage.is_remote(self.path):
+            problem = f"image path {self.path!r} leaves the image root {self.root}; give a path below it"
+            raise UserError(problem, kind="path_outside_root")
+        return storage.join(self.root, inside)
+
+    def read(self) -> bytes:
+        path = self.resolve()
+        try:
+            return storage.read_bytes(path)
+        except UserError as error:
+            raise UserError(f"image {error}") from None
+
+
+@dataclass(frozen=True)
+class BytesPicture(Picture):
+    data: bytes = field(repr=False)
+    name: str = "bytes"
+
+    def read(self) -> bytes:
+        return self.data
+
+
+@dataclass(frozen=True)
+class DataUriPicture(Picture):
+    """`data:image/png;base64,...` (RFC 2397), kept as it came and decoded when read."""
+
+    uri: str = field(repr=False)
+    name: str = "data URI"
+
+    def read(self) -> bytes:
+        header, comma, body = self.uri.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise UserError(
+                f"image {self.uri[:40]!r} is no base64 data URI; expected data:image/png;base64,...",
+                "undecodable_image",
+            )
+        try:
+            return base64.b64decode(body, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"image {self.uri[:40]!r}... is no valid base64: {error}", "undecodable_image") from None
+
+
+@dataclass(frozen=True)
+class StoredPicture(Picture):
+    """Bytes [start, stop) of a larger file: a member of a tar shard."""
+
+    file: str
+    start: int
+    stop: int
+    name: str
+
+    def read(self) -> bytes:
+        return storage.read_bytes(self.file, self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class UrlPicture(Picture):
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.url[:200]
+
+    def read(self) -> bytes:
+        try:
+            with urllib.request.urlopen(self.url, timeout=FETCH_SECONDS) as answer:
+                data = answer.read(MAX_FETCHED_BYTES + 1)
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise UserError(f"image {self.name} could not be fetched: {error}") from None
+        if len(data) > MAX_FETCHED_BYTES:
+            raise UserError(f"image {self.name} is larger than {MAX_FETCHED_BYTES >> 20} MiB; fetch it by hand")
+        return data
+
+
+def refer(entry: Any, root: str, allow_http: bool) -> Picture:
+    """The picture that a record's entry means: a path, an address, a data URI, bytes, or `{"bytes", "path"}`.
+
+    A local file is looked up, not read.
+
+    Raises:
+        UserError: the entry is none of these, its file does not exist or lies outside `root`, or it would have
+            to be fetched although `allow_http` is off.
+    """
+    if isinstance(entry, Picture):
+        return entry
+    if isinstance(entry, bytes):
+        return BytesPicture(entry)
+    if isinstance(entry, Mapping):  # how Hugging Face `datasets` stores an image
+        if isinstance(entry.get("bytes"), bytes):
+            return BytesPicture(entry["bytes"], str(entry.get("path") or "bytes"))
+        entry = entry.get("path")
+    if not isinstance(entry, str):
+        raise UserError(f"an image must be a path, an address, a data URI or bytes, found {entry!r:.80}")
+    if entry.startswith("data:"):
+        return DataUriPicture(entry)
+    if entry.startswith(("http://", "https://")):
+        if not allow_http:
+            problem = f"image {entry[:200]} would have to be fetched; allow it with allow_http, or download it"
+            raise UserError(problem, kind="not_fetched")
+        return UrlPicture(entry)
+    return _file(root, entry)
+
+
+def _file(root: str, path: str) -> FilePicture:
+    picture = FilePicture(root, path)
+    if storage.is_remote(root):
+        picture.resolve()
+        return picture  # asking for every single file would take longer than reading it once
+    try:
+        found = _resolved(root, path)
+        is_file = found.is_file()
+    except OSError as error:  # a name longer than the file system takes, a folder that may not be entered
+        raise UserError(f"image {path!r:.80} cannot be looked up: {error.strerror}", "missing_image") from None
+    if not is_file:
+        raise UserError(f"image {found} does not exist", kind="missing_image")
+    return picture
+
+
+@lru_cache(maxsize=4096)
+def _resolved(root: str, path: str) -> Path:
+    return resolve_inside(Path(root), path)

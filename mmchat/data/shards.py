@@ -1,0 +1,218 @@
+"""WebDataset tar shards: members with one key are one sample; an index gives random access.
+
+    000017.json  the record, any layout of records.py     000017.jpg           its picture
+    000018.txt   or only a caption                        000018.0.jpg, .1.jpg several, in order
+
+(webdataset/webdataset, "The WebDataset Format": the key is the name up to the first dot of its last part.)
+The index stands beside its shard as `<shard>.index.npz` (to_shards writes it), else in the cache.
+"""
+
+import contextlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmchat.data import storage
+from mmchat.data.pictures import StoredPicture
+from mmchat.data.records import Rejected
+from mmchat.errors import UserError
+from mmchat.files import write_bytes
+from mmchat.images import IMAGE_SUFFIXES
+
+INDEX_SUFFIX = ".index.npz"
+_TEXT = ("txt", "caption")
+
+
+@dataclass(frozen=True)
+class Member:
+    extension: str
+    start: int
+    stop: int
+
+
+@dataclass
+class ShardIndex:
+    """Where everything in one shard stands.
+
+    bounds: int64[samples + 1], a sample's stretch of the members. spans: int64[members, 2], bytes of each.
+    extension: int32[members], a place in `extensions`. keys: where each sample's key stands in `key_bytes`.
+    """
+
+    size: int
+    bounds: np.ndarray
+    spans: np.ndarray
+    extension: np.ndarray
+    extensions: list[str]
+    keys: np.ndarray
+    key_bytes: bytes
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def key(self, sample: int) -> str:
+        start, stop = self.keys[sample : sample + 2].tolist()
+        return self.key_bytes[start:stop].decode("utf-8", "surrogateescape")
+
+    def members(self, sample: int) -> list[Member]:
+        first, last = self.bounds[sample : sample + 2].tolist()
+        return [Member(self.extensions[self.extension[i]], *self.spans[i].tolist()) for i in range(first, last)]
+
+    def save(self, path: Path) -> None:
+        arrays = {
+            "size": np.int64(self.size),
+            "bounds": self.bounds,
+            "spans": self.spans,
+            "extension": self.extension,
+            "extensions": np.frombuffer("\n".join(self.extensions).encode(), np.uint8),
+            "keys": self.keys,
+            "key_bytes": np.frombuffer(self.key_bytes, np.uint8),
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, data: bytes) -> "ShardIndex":
+        """Raises ValueError or OSError for what is no index."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            try:
+                extensions = stored["extensions"].tobytes().decode().split("\n")
+                names = ("bounds", "spans", "extension", "keys")
+                arrays = {name: stored[name] for name in names}
+                return cls(
+                    int(stored["size"]), **arrays, extensions=extensions, key_bytes=stored["key_bytes"].tobytes()
+                )
+            except KeyError as error:
+                raise ValueError(f"no index of a shard: {error}") from None
+
+
+class TarTable:
+    """The samples of one shard."""
+
+    def __init__(self, path: str) -> None:
+        self.files = [path]
+        self._index = open_index(path)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def row(self, index: int) -> tuple[str, Any]:
+        path, key = self.files[0], self._index.key(index)
+        where = f"{path}:{key}"
+        members = self._index.members(index)
+        pictures = [
+            StoredPicture(path, m.start, m.stop, f"{where}.{m.extension}")
+            for m in sorted(members, key=_picture_number)
+            if f".{m.extension.rpartition('.')[2]}" in IMAGE_SUFFIXES
+        ]
+        texts = {
+            m.extension: storage.read_bytes(path, m.start, m.stop) for m in members if m.extension in ("json", *_TEXT)
+        }
+        try:
+            item = dict(json.loads(texts.pop("json"))) if "json" in texts else _caption(texts)
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
+            return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
+        except (ValueError, TypeError, RecursionError) as error:
+            return where, Rejected(where, "", f"its .json is no object: {error}", "invalid_json")
+        named = item.pop("image", None) or item.pop("images", None) or []
+        item.pop("images", None)
+        named = [named] if isinstance(named, str) else named
+        if named and len(named) != len(pictures):
+            return where, Rejected(where, key, f"its .json names {len(named)} images, the shard holds {len(pictures)}")
+        return where, {"id": key, **item, "images": pictures}
+
+
+def open_index(path: str) -> ShardIndex:
+    """The index of a shard: the one beside it, or the one in the cache, or a new one.
+
+    Raises:
+        UserError: the shard is no tar file, is cut off, or the index beside it belongs to another file.
+    """
+    with storage.open_binary(path) as file:
+        size = file.seek(0, os.SEEK_END)
+    beside = path + INDEX_SUFFIX
+    if storage.exists(beside):
+        try:
+            index = ShardIndex.load(storage.read_bytes(beside))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{beside} is damaged ({error}); delete it, it is then made anew") from None
+        if index.size != size:
+            raise UserError(f"{beside} belongs to a shard of {index.size} bytes, {path} has {size}; delete it")
+        return index
+    digest = storage.content_digest([path])
+    cached = storage.cache_dir() / "shards" / f"{digest}{INDEX_SUFFIX}"
+    with contextlib.suppress(OSError, ValueError):
+        return ShardIndex.load(cached.read_bytes())
+    index = index_shard(path, size)
+    with contextlib.suppress(OSError):
+        index.save(cached)
+    return index
+
+
+def index_shard(path: str, size: int) -> ShardIndex:
+    """One pass over the headers of a tar file; contents are skipped."""
+    groups: dict[str, int] = {}
+    rows: list[tuple[int, int, int, str]] = []  # sample, start, stop, extension
+    try:
+        with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in _members(tar):
+                key, _, extension = _split(member.name)
+                stop = member.offset_data + member.size
+                if stop > size:
+                    raise UserError(f"{path} is cut off inside {member.name}; copy it again")
+                rows.append((groups.setdefault(key, len(groups)), member.offset_data, stop, extension.lower()))
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                # tarfile itself takes a missing end, and rubbish behind the first member, for the end
+                raise UserError(
+                    f"{path} has no end-of-archive mark at byte {tar.offset}: cut off or damaged; copy it again"
+                )
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is no tar file that could be read to its end: {error}") from None
+    rows.sort(key=lambda row: row[0])  # stable: members of one key may be scattered
+    extensions = sorted({row[3] for row in rows})
+    place = {extension: number for number, extension in enumerate(extensions)}
+    encoded = [key.encode("utf-8", "surrogateescape") for key in groups]
+    samples = np.array([row[0] for row in rows], np.int64)
+    return ShardIndex(
+        size=size,
+        bounds=np.searchsorted(samples, np.arange(len(groups) + 1)),
+        spans=np.array([row[1:3] for row in rows], np.int64).reshape(-1, 2),
+        extension=np.array([place[row[3]] for row in rows], np.int32),
+        extensions=extensions,
+        keys=np.cumsum([0, *map(len, encoded)]),
+        key_bytes=b"".join(encoded),
+    )
+
+
+def _caption(texts: dict[str, bytes]) -> dict[str, str]:
+    text = next(iter(texts.values()), None)
+    return {} if text is None else {"caption": text.decode("utf-8").strip()}
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Files of the archive, one at a time: the archive would keep every header it has read."""
+    while (member := tar.next()) is not None:
+        tar.members = []
+        if member.isfile() and not _split(member.name)[0].rpartition("/")[2].startswith("."):
+            yield member
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """`a.b/c.0.jpg` -> `a.b/c`, `.`, `0.jpg`."""
+    folder, slash, base = name.rpartition("/")
+    key, dot, extension = base.partition(".")
+    return folder + slash + key, dot, extension
+
+
+def _picture_number(member: Member) -> tuple[int, str]:
+    number = member.extension.partition(".")[0]
+    return (int(number), "") if number.isdecimal() else (0, member.extension)

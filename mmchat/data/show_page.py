@@ -1,0 +1,81 @@
+"""Samples as one HTML page that needs nothing beside it. Records are strangers' text: Jinja escapes all of it."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from mmchat.data.records import Rejected
+from mmchat.data.show import Piece, Seen, Shown, printable, runs
+from mmchat.files import write_text
+
+THUMBNAIL_SIDE = 224
+"""Longest side of an original in the page, in pixels."""
+
+
+def write_page(path: Path, samples: list[Shown | Rejected], title: str) -> None:
+    """Write the page; lengths are drawn relative to the longest sample."""
+    environment = Environment(
+        loader=PackageLoader("mmchat.data", "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    longest = max((sample.tokens for sample in samples if isinstance(sample, Shown)), default=1)
+    values = [_rejected(s) if isinstance(s, Rejected) else _sample(s, longest) for s in samples]
+    write_text(path, environment.get_template("show.html.jinja").render(title=title, samples=values))
+
+
+def _rejected(sample: Rejected) -> dict[str, Any]:
+    return {"where": printable(sample.where), "reason": printable(sample.reason, "\n")}
+
+
+def _sample(sample: Shown, longest: int) -> dict[str, Any]:
+    parts = {"supervised": sample.supervised, "image": sample.slots}
+    parts["ignored"] = sample.tokens - sum(parts.values())
+    return {
+        "where": printable(sample.where),
+        "reason": None,
+        "facts": sample.facts(),
+        "bar": [(name, count, 100 * count / longest) for name, count in parts.items()],
+        "images": [_image(seen) for seen in sample.images],
+        "runs": [
+            {
+                "kind": kind,
+                "supervised": supervised,
+                "pieces": [(text, _tip(piece)) for piece, text in pieces],
+            }
+            for kind, supervised, pieces in runs(sample.pieces)
+        ],
+    }
+
+
+def _tip(piece: Piece) -> str:
+    """What hovering tells."""
+    label = "supervised" if piece.supervised else "ignored"
+    last = piece.start + len(piece.ids) - 1
+    if piece.kind == "image":
+        return f"positions {piece.start}-{last}: {len(piece.ids)} x id {piece.ids[0]}, {label}"
+    if len(piece.ids) == 1:
+        return f"position {piece.start}: id {piece.ids[0]}, {label}"
+    return f"positions {piece.start}-{last}: {len(piece.ids)} ids {', '.join(map(str, piece.ids))}, {label}"
+
+
+def _image(seen: Seen) -> dict[str, Any]:
+    original = seen.original.copy()
+    original.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    views = [(came.partition(" -> ")[2], _png(Image.fromarray(p.transpose(1, 2, 0)))) for came, p in seen.towers]
+    return {
+        "name": printable(seen.name),
+        "views": [(f"{seen.original.width}x{seen.original.height} {seen.original.mode}", _png(original)), *views],
+    }
+
+
+def _png(image: Image.Image) -> str:
+    with io.BytesIO() as encoded:
+        image.save(encoded, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"

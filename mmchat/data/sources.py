@@ -1,0 +1,127 @@
+"""Data sets in any storage, opened as numbered records: `open_source(path)[i]`, nothing held but offsets.
+
+.json .jsonl   a JSON array, or one object a line           .tar       WebDataset shards (shards.py)
+.csv .tsv      a header line; an image and a caption column  .parquet   images and text in columns
+a folder       all such files in it, in order of their names; or what `datasets.save_to_disk` wrote
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmchat.data import storage
+from mmchat.data.columns import ArrowTable
+from mmchat.data.records import Record, Rejected, read_record
+from mmchat.data.shards import TarTable
+from mmchat.data.text_files import CsvTable, JsonTable
+from mmchat.errors import UserError
+
+TABLES = {
+    ".json": JsonTable,
+    ".jsonl": JsonTable,
+    ".csv": CsvTable,
+    ".tsv": CsvTable,
+    ".tar": TarTable,
+    ".parquet": ArrowTable,
+}
+
+
+class Table(Protocol):
+    """Stored objects by number; random access, safe to share with other processes.
+
+    files: what they are stored in, for hashing.
+    """
+
+    files: list[str]
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> tuple[str, Any]:
+        """`where` (file:record) and the decoded object, or a `Rejected` where it cannot be decoded."""
+
+
+class Source:
+    """The records of one data set, decoded when asked for."""
+
+    def __init__(self, name: str, table: Table, image_root: str, allow_http: bool = False) -> None:
+        self.name, self.table, self.image_root, self.allow_http = name, table, image_root, allow_http
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Record | Rejected:
+        where, item = self.table.row(index)
+        if isinstance(item, Rejected):
+            return item
+        return read_record(item, where, self.image_root, self.allow_http)
+
+    def __iter__(self) -> Iterator[Record | Rejected]:
+        return (self[index] for index in range(len(self)))
+
+    def digest(self) -> str:
+        """A hash of the stored contents; the same data in another place has the same."""
+        return storage.content_digest(self.table.files)
+
+
+class _Chain:
+    """Several tables, one behind the other."""
+
+    def __init__(self, tables: list[Table]) -> None:
+        self.tables = tables
+        self.files = [file for table in tables for file in table.files]
+        self.ends = np.cumsum([len(table) for table in tables])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def row(self, index: int) -> tuple[str, Any]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.tables[number].row(index - (int(self.ends[number - 1]) if number else 0))
+
+
+def open_source(path: str | Path, image_root: str | Path | None = None, allow_http: bool = False) -> Source:
+    """Open a file, a folder, a pattern with `*`, or an address of fsspec's.
+
+    Args:
+        image_root: folder that image paths are relative to; None is the folder of the file, or the folder itself.
+        allow_http: fetch sources and images over http(s).
+
+    Raises:
+        UserError: nothing is there, of no known kind, of several kinds, or it cannot be read at all. (A record
+            that cannot be read is a `Rejected` when it is asked for.)
+    """
+    path = str(path)
+    if path.startswith(("http://", "https://")) and not allow_http:
+        raise UserError(f"{path} would have to be fetched over the network; allow it with allow_http, or download it")
+    patterned = any(sign in PurePosixPath(path).name for sign in "*?[") and not Path(path).exists()
+    files = storage.expand(path) if patterned else storage.list_folder(path)
+    root = str(image_root) if image_root else path if files is not None and not patterned else _parent(path)
+    if files is None:
+        if not storage.exists(path):
+            raise UserError(f"data file {path} does not exist")
+        files = [path]
+    elif not patterned and any(
+        PurePosixPath(file).name in ("dataset_info.json", "dataset_dict.json") for file in files
+    ):
+        return Source(path, ArrowTable.from_disk(path), root, allow_http)
+    known = [file for file in files if _suffix(file) in TABLES]
+    kinds = sorted({_suffix(file) for file in known})
+    if not known:
+        raise UserError(f"{path} holds no data file; expected one of {', '.join(TABLES)}")
+    families = {TABLES[kind] for kind in kinds}
+    if len(families) > 1:
+        raise UserError(
+            f"{path} holds files of several kinds ({', '.join(kinds)}); name one, or give each its own source"
+        )
+    tables = [families.copy().pop()(file) for file in known]
+    return Source(path, tables[0] if len(tables) == 1 else _Chain(tables), root, allow_http)
+
+
+def _suffix(file: str) -> str:
+    return PurePosixPath(file).suffix.lower()
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] if storage.is_remote(path) else str(Path(path).parent)

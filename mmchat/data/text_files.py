@@ -1,0 +1,251 @@
+"""JSON, JSONL and CSV with random access: one pass finds where records stand, each is parsed when asked for."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mmchat.data import storage
+from mmchat.data.records import Rejected
+from mmchat.errors import UserError
+
+BLOCK = 1 << 22
+MAX_RECORD_BYTES = 1 << 27
+"""A JSON value that has not ended after so many bytes never will: the array is broken."""
+
+_AFTER = tuple(" \t\r\n,]")
+_OPENING, _SPACE = re.compile("\ufeff?\\s*\\["), re.compile(r"\s*")
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+class JsonTable:
+    """A JSON array of records, or one a line."""
+
+    def __init__(self, path: str) -> None:
+        self.files = [path]
+        self._path = storage.local_copy(path)
+        with storage.open_binary(self._path) as file:
+            self._lines = not _is_array(file, path)
+            find = _spans_of_lines if self._lines else _spans_of_array
+            spans = np.fromiter((n for span in find(file, path) for n in span), np.int64).reshape(-1, 3)
+        self._spans = np.ascontiguousarray(spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def row(self, index: int) -> tuple[str, Any]:
+        start, stop, number = self._spans[index].tolist()
+        where = f"{self.files[0]}:{number}" if self._lines else f"{self.files[0]}:record {number}"
+        data = storage.read_bytes(self._path, start, stop)
+        try:
+            return where, json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            kind, problem = "not_utf8", f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
+        except json.JSONDecodeError as error:
+            kind, problem = "invalid_json", f"invalid JSON: {_problem(error)}"
+        except RecursionError:
+            kind, problem = "invalid_json", "invalid JSON: nested too deeply"
+        return where, Rejected(where, "", problem, kind, data.decode("utf-8", "replace"))
+
+
+class CsvTable:
+    """Rows below a header line: comma-separated, or tab-separated in a `.tsv`."""
+
+    def __init__(self, path: str) -> None:
+        self.files = [path]
+        self._path = storage.local_copy(path)
+        self._delimiter = "\t" if path.lower().endswith(".tsv") else ","
+        with storage.open_binary(self._path) as file:
+            self._offsets = np.fromiter(self._starts(file, path), np.int64)
+        self._header = next(self._read(0), [])
+        if len(self._header) < 2 or len(set(self._header)) < len(self._header):
+            raise UserError(
+                f"{path}: the first line must name two columns or more, each once, found {self._header!r:.80}"
+            )
+
+    def __len__(self) -> int:
+        return max(len(self._offsets) - 2, 0)  # the header, and the end of the last row
+
+    def row(self, index: int) -> tuple[str, Any]:
+        where = f"{self.files[0]}:row {index + 1}"
+        try:
+            values = next(self._read(index + 1))
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
+            return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
+        except csv.Error as error:
+            return where, Rejected(where, "", f"is no valid row: {error}")
+        if len(values) != len(self._header):
+            return where, Rejected(where, "", f"has {len(values)} columns where the header has {len(self._header)}")
+        return where, {key: value for key, value in zip(self._header, values, strict=True) if value}
+
+    def _starts(self, file: BinaryIO, path: str) -> Iterator[int]:
+        """Where each row starts, the header's first, and where the last one ends; blank lines belong to the row before.
+
+        Latin-1 gives every byte a character, so that broken text is found where it is, in its own row.
+        """
+        position = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal position
+            for line in file:
+                position += len(line)
+                yield line.decode("latin-1")
+
+        start = 0
+        try:
+            for row in csv.reader(lines(), delimiter=self._delimiter):
+                if row:
+                    yield start
+                start = position
+        except csv.Error as error:
+            raise UserError(f"{path} is no valid CSV near byte {position}: {error}") from None
+        yield position
+
+    def _read(self, number: int) -> Iterator[list[str]]:
+        if number + 1 >= len(self._offsets):
+            return iter(())
+        data = storage.read_bytes(self._path, *map(int, self._offsets[number : number + 2]))
+        text = data.removeprefix(_UTF8_BOM if number == 0 else b"").decode("utf-8")
+        return csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter)
+
+
+def _is_array(file: BinaryIO, path: str) -> bool:
+    """Whether a JSON file begins with "["; leaves the file at its beginning."""
+    beginning = file.read(1 << 12).removeprefix(_UTF8_BOM).lstrip()
+    file.seek(0)
+    if beginning[:1] != b"[" and not path.lower().endswith(".jsonl"):
+        first = file.readline().removeprefix(_UTF8_BOM)
+        file.seek(0)
+        try:
+            found = json.loads(first)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            found = None
+        # One object a line is welcome under any name; one lone value is not.
+        if not isinstance(found, dict) or not {"conversations", "messages", "texts", "caption", "text"} & found.keys():
+            kind = "dict" if beginning[:1] == b"{" else "no array"
+            raise UserError(f"data file {path} must hold a JSON array of records, found {kind}")
+    return beginning[:1] == b"["
+
+
+def _spans_of_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]:
+    """Start, stop and number (from 1) of each line that is not blank."""
+    position = 0
+    for number, line in enumerate(file, 1):
+        start, position = position, position + len(line)
+        if number == 1 and line.startswith(_UTF8_BOM):
+            start += len(_UTF8_BOM)
+        if not line.isspace():
+            yield start, position, number
+
+
+def _spans_of_array(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]:
+    """Start, stop and number (from 1) of each element of a JSON array.
+
+    Raises:
+        UserError: the array is broken; what stands behind the break could only be guessed.
+    """
+    window = _Window(file, path)
+    window.skip(_OPENING)
+    window.skip(_SPACE)
+    number = 0
+    more = window.next() != "]"
+    while more:
+        number += 1
+        start = window.offset()
+        window.value()
+        yield start, window.offset(), number
+        window.skip(_SPACE)
+        if window.next() not in (",", "]"):
+            raise window.broken("Expecting ',' delimiter")
+        if more := window.next() == ",":
+            window.position += 1
+            window.skip(_SPACE)
+    window.position += 1
+    window.skip(_SPACE)
+    if window.next():
+        raise window.broken("Extra data")
+
+
+class _Window:
+    """A part of a JSON text that moves forward; knows at which byte of the file its position stands."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self.file, self.path = file, path
+        self.text, self.position = "", 0
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._json = json.JSONDecoder()
+        self._counted, self._bytes, self._lines = 0, 0, 1  # up to which character bytes and lines are counted
+        self._ended = False
+
+    def offset(self) -> int:
+        passed = self.text[self._counted : self.position]
+        self._bytes += len(passed.encode("utf-8"))
+        self._lines += passed.count("\n")
+        self._counted = self.position
+        return self._bytes
+
+    def next(self) -> str:
+        """The character at the position; "" at the end of the file."""
+        return self.text[self.position : self.position + 1]
+
+    def skip(self, pattern: re.Pattern) -> None:
+        """Move behind `pattern`, which matches at the position (perhaps nothing)."""
+        while True:
+            match = pattern.match(self.text, self.position)
+            if (match is None or match.end() == len(self.text)) and self._more():
+                continue
+            self.position = match.end() if match else self.position
+            return
+
+    def value(self) -> None:
+        """Move behind the value at the position."""
+        while True:
+            try:
+                _, end = self._json.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                inside = error.pos - self.position
+                if len(self.text) - self.position < MAX_RECORD_BYTES and self._more():
+                    continue
+                self.position += inside
+                raise self.broken(error.msg.removesuffix(" at")) from None
+            except RecursionError:
+                raise UserError(f"{self.path}: a record near byte {self.offset()} is nested too deeply") from None
+            if self.text[end : end + 1] not in _AFTER and self._more():
+                continue  # a number may go on in the next block
+            self.position = end
+            return
+
+    def _more(self) -> bool:
+        """Read on, twice as much as is held, so that a long value is not tried again and again."""
+        if self._ended:
+            return False
+        self.offset()
+        self.text, self.position, self._counted = self.text[self.position :], 0, 0
+        block = self.file.read(max(BLOCK, 2 * len(self.text)))
+        self._ended = not block
+        try:
+            self.text += self._decode(block, final=self._ended)
+        except UnicodeDecodeError as error:
+            raise UserError(f"data file {self.path} is not UTF-8 text: {error}") from None
+        return not self._ended
+
+    def broken(self, problem: str) -> UserError:
+        """What to say about the text at the position, with its line and column in the file."""
+        end = self.offset()
+        self.file.seek(max(0, end - BLOCK))
+        line = self.file.read(min(end, BLOCK)).rpartition(b"\n")[2].decode("utf-8", "replace")
+        return UserError(
+            f"{self.path}:{self._lines}: invalid JSON: {problem} at column {len(line) + 1}; "
+            "a broken array cannot be read in part: mend it, or store one record a line as .jsonl"
+        )
+
+
+def _problem(error: json.JSONDecodeError) -> str:
+    """Some of json's messages end with "at" already."""
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"

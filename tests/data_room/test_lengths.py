@@ -1,0 +1,210 @@
+"""The length index tells what rendering every record one by one would, and is made anew exactly when it must be."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mmchat.cli.main import main
+from mmchat.constants import IGNORE_INDEX
+from mmchat.data.lengths import LengthIndex, Measure, index_path, length_index
+from mmchat.data.records import Rejected
+from mmchat.data.sources import Source, open_source
+from mmchat.errors import UserError
+from mmchat.model.directory import load_processor
+
+MAX_LENGTH = 120
+COLUMNS = ("tokens", "supervised", "images", "patches")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "lengths"
+
+
+@pytest.fixture
+def processor(assistant_dir):
+    return load_processor(assistant_dir)
+
+
+@pytest.fixture
+def path(tmp_path, tiny_records):
+    """Text, one picture, two pictures, two rounds; and one each of what cannot be used."""
+    records = json.loads(tiny_records.read_text())
+
+    def talk(*values, **more):
+        turns = [{"from": ("human", "gpt")[n % 2], "value": value} for n, value in enumerate(values)]
+        return {"conversations": turns, **more}
+
+    records += [
+        talk("Q", "A", "And now? 😀", "中文, and\n\tmore."),
+        talk("<image>", "gone", image="gone.png"),
+        talk("<image>", "no picture"),
+        talk("word " * MAX_LENGTH, "never reached"),
+        talk("Q", "cut " * MAX_LENGTH),
+        ["no record"],
+    ]
+    file = tmp_path / "all.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def slowly(source: Source, processor, max_length, template=None) -> np.ndarray:
+    """uint32[4, samples], one record after the other."""
+    rows = []
+    for record in source:
+        row = (0, 0, 0, 0)
+        if not isinstance(record, Rejected):
+            try:
+                rendered = processor.render(record.messages, max_length=max_length, template=template)
+                learned = sum(label != IGNORE_INDEX for label in rendered.labels[1:])
+                images = len(rendered.image_spans)
+                row = (len(rendered.input_ids), learned, images, images * processor.image_processor.specs[0].tokens)
+            except UserError:
+                pass
+        rows.append(row)
+    return np.array(rows, np.uint32).T
+
+
+def columns(index: LengthIndex) -> np.ndarray:
+    return np.stack([getattr(index, name) for name in COLUMNS])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The numbers of the records read, in this process."""
+    numbers = []
+    read = Source.__getitem__
+    monkeypatch.setattr(Source, "__getitem__", lambda self, index: numbers.append(index) or read(self, index))
+    return numbers
+
+
+@pytest.mark.parametrize("template", [None, "llama_2"])
+def test_the_index_is_a_loop_over_render(path, processor, template):
+    source = open_source(path)
+    index = length_index(source, Measure(processor, MAX_LENGTH, template), workers=0)
+    expected = slowly(source, processor, MAX_LENGTH, template)
+    assert np.array_equal(columns(index), expected)
+    assert all(getattr(index, name).dtype == np.uint32 for name in COLUMNS)
+    assert len(index) == len(source) == 10
+    if template is None:
+        assert index.usable.tolist() == [0, 1, 2, 3, 4, 8]
+        assert index.images.tolist() == [0, 1, 1, 2, 0, 0, 0, 0, 0, 0]
+        assert index.tokens[8] == MAX_LENGTH and (index.supervised[index.usable] > 0).all()
+
+
+def test_other_processes_measure_the_same(path, processor, cache):
+    # More chunks than wait at once, so that their order is put to the test.
+    long = path.with_name("long.jsonl")
+    long.write_text(path.read_text() * 600)
+    source, measure = open_source(long), Measure(processor, MAX_LENGTH)
+    alone = columns(length_index(source, measure, workers=0))
+    index_path(source, measure).unlink()
+    together = columns(length_index(source, measure, workers=2))
+    assert alone.shape == (4, 6000) and np.array_equal(alone, together)
+    assert np.array_equal(alone, np.tile(alone[:, :10], 600))
+
+
+def test_a_second_time_no_record_is_read(path, processor, assistant_dir, reads):
+    first = columns(length_index(open_source(path), Measure(processor, MAX_LENGTH), workers=0))
+    assert set(reads) == set(range(10))
+    unusable = set(np.flatnonzero(first[0] == 0).tolist())
+    reads.clear()
+    again = columns(length_index(open_source(path), Measure(load_processor(assistant_dir), MAX_LENGTH), workers=0))
+    assert set(reads) <= unusable  # what could not be used may be looked at again
+    assert np.array_equal(first, again)
+    copy = path.with_name("copy.jsonl")
+    copy.write_bytes(path.read_bytes())
+    assert index_path(open_source(copy), Measure(processor, MAX_LENGTH)).exists()
+
+
+def test_whatever_changes_lengths_makes_a_new_index(path, processor, assistant_dir, make_assistant):
+    def key(**measure):
+        return index_path(open_source(path), Measure(**{"processor": processor, "max_length": MAX_LENGTH, **measure}))
+
+    def changed(change):
+        other = load_processor(assistant_dir)
+        change(other)
+        return key(processor=other)
+
+    first = key()
+    assert first == key() == key(processor=load_processor(assistant_dir))
+    keys = [
+        first,
+        key(max_length=MAX_LENGTH - 1),
+        key(max_length=None),
+        key(template="llama_2"),
+        key(processor=make_assistant("qwen2")[1]),
+        changed(lambda p: p.tokenizer.add_tokens(["Noise"])),
+        changed(lambda p: setattr(p, "template", "llama_2")),
+        changed(lambda p: setattr(p, "system", "Be brief.")),
+        changed(lambda p: setattr(p, "image_tokens", 4)),
+        changed(lambda p: setattr(p, "slots", {"pad": "<imgpad>"})),
+    ]
+    text = path.read_text()
+    path.write_text(text.replace("Four.", "Five."))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    path.write_text(text)
+    assert key() == first
+
+
+def test_changed_data_is_measured_anew(path, processor):
+    measure = Measure(processor, MAX_LENGTH)
+    before = columns(length_index(open_source(path), measure, workers=0))
+    path.write_text(path.read_text().replace("Four.", "Four, I believe."))
+    source = open_source(path)
+    after = columns(length_index(source, measure, workers=0))
+    assert np.array_equal(after, slowly(source, processor, MAX_LENGTH))
+    assert after[0, 0] > before[0, 0] and np.array_equal(after[:, 1:], before[:, 1:])
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "empty", "shape"])
+def test_a_damaged_index_is_made_anew(path, processor, damage):
+    source, measure = open_source(path), Measure(processor, MAX_LENGTH)
+    good = columns(length_index(source, measure, workers=0))
+    kept = index_path(source, measure)
+    whole = kept.read_bytes()
+    if damage == "shape":
+        np.save(kept, good[:, 1:])
+    else:
+        kept.write_bytes({"cut": whole[:-9], "other": b"no index at all", "empty": b""}[damage])
+    assert np.array_equal(columns(length_index(source, measure, workers=0)), good)
+    assert kept.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(path, processor, cache):
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_text("in the way")
+    source = open_source(path)
+    index = length_index(source, Measure(processor, MAX_LENGTH), workers=0)
+    assert np.array_equal(columns(index), slowly(source, processor, MAX_LENGTH))
+
+
+def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir, cache, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    words = [
+        "data",
+        "index",
+        str(path),
+        "--model",
+        str(assistant_dir),
+        "--max-length",
+        str(MAX_LENGTH),
+        "--workers",
+        "0",
+    ]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    expected = slowly(open_source(path), processor, MAX_LENGTH)
+    tokens = expected[0][expected[0] > 0]
+    (row,) = re.findall(r"│ .*all\.jsonl +│.*", first)
+    cells = [cell.strip() for cell in row.strip("│").split("│")][1:]
+    assert cells[:6] == [f"{n:,.0f}" for n in (10, 6, tokens.sum(), np.median(tokens), np.percentile(tokens, 95), 120)]
+    assert cells[6:9] == [f"{100 * expected[1].sum() / tokens.sum():.1f} %", "4", f"{expected[3].sum()}"]
+    (kept,) = cache.iterdir()
+    assert cells[9] == str(kept.stat().st_size) and f"kept in {kept}" in first
+    assert main(words) == 0
+    assert f"found in {kept}" in capsys.readouterr().out
