@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mmchat.conversation.encoding import Codec, codec_for
-from mmchat.conversation.marks import mark_tokens
+from mmchat.conversation.marks import drop_marks, mark_tokens
 from mmchat.conversation.messages import Turn, parse_messages
 from mmchat.conversation.prompt import parse_written
 from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
@@ -72,19 +72,16 @@ def write_auto(
             which it cannot be told what an answer is.
     """
     turns = parse_messages(messages)
-    if system and turns[0].role != "system":
+    if drop_marks(system or "") and turns[0].role != "system":
         turns.insert(0, Turn("system", (system,)))
     codec = codec_for(tokenizer)
-    writer = _Writer(tokenizer, [_message(turn, codec, slots) for turn in turns])
+    writer = _Writer(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(messages))
     if add_generation_prompt:
         text, spans = writer.write(len(turns), add_generation_prompt=True), ()
     else:
         text, spans = _generation_spans(writer, turns) if writer.tracks else _difference_spans(writer, turns, codec)
     segments = parse_written(text, codec, slots, sanitized=True, supervised=spans)
-    written = sum(isinstance(segment, Image) for segment in segments)
-    given = sum(turn.parts.count(None) for turn in turns)
-    if written != given:
-        raise UserError(f"the messages hold {given} image(s), the tokenizer's chat template writes {written} of them")
+    _check_complete(writer, turns, text, segments)
     return segments
 
 
@@ -134,11 +131,16 @@ def _texts(turn: Turn) -> list[str]:
 class _Writer:
     """Writes the first messages of one conversation with the tokenizer's Jinja."""
 
-    def __init__(self, tokenizer, chat: list[dict[str, str]]):
+    def __init__(self, tokenizer, chat: list[dict[str, str]], added: int):
+        """added: how many of the first messages are not the user's own."""
         self.jinja = _own_jinja(tokenizer)
         self.tokens = tokenizer.special_tokens_map
         self.chat = chat
+        self.added = added
         self.tracks = bool(_GENERATION.search(self.jinja))
+
+    def name(self, number: int) -> str:
+        return f"message {number - self.added}"
 
     def write(self, count: int, add_generation_prompt: bool = False) -> str:
         return self._write(count, add_generation_prompt, False)[0]
@@ -163,6 +165,19 @@ class _Writer:
             where = f"the first {count} of {len(self.chat)} messages" if count < len(self.chat) else "the conversation"
             raise UserError(f"the tokenizer's chat template refuses {where}: {error}; {_REMEDY}") from error
         return text, spans[0] if track else ()
+
+
+def _check_complete(writer: _Writer, turns: list[Turn], text: str, segments: list[Segment]) -> None:
+    written = sum(isinstance(segment, Image) for segment in segments)
+    given = sum(turn.parts.count(None) for turn in turns)
+    if written != given:
+        raise UserError(f"the messages hold {given} image(s), the tokenizer's chat template writes {written} of them")
+    for number, turn in enumerate(turns):
+        if turn.role == "user" and writer.chat[number]["content"].strip() not in text:
+            raise UserError(
+                "template 'auto': the tokenizer's chat template leaves out or changes the words of "
+                f"{writer.name(number)}; choose a named template that fits the model"
+            )
 
 
 def _generation_spans(writer: _Writer, turns: list[Turn]) -> tuple[str, Spans]:
@@ -190,9 +205,9 @@ def _difference(writer: _Writer, text: str, number: int, codec: Codec) -> tuple[
     answered = writer.write(number + 1)
     stripped = answered.rstrip(WHITE_SPACE)
     if not answered.startswith(prompt):
-        raise _unsound(number, "writes the turn otherwise than as a continuation of its generation prompt")
+        raise _unsound(writer, number, "writes the turn otherwise than as a continuation of its generation prompt")
     if not text.startswith(stripped):
-        raise _unsound(number, "writes the turn otherwise once others follow it")
+        raise _unsound(writer, number, "writes the turn otherwise once others follow it")
     ends_with_token = re.search(f"(?:{codec.pattern.pattern})$", stripped)
     stop = len(answered) if text.startswith(answered) and not ends_with_token else max(len(stripped), len(prompt))
     _check_inside(writer, number, answered[len(prompt) : stop])
@@ -201,11 +216,11 @@ def _difference(writer: _Writer, text: str, number: int, codec: Codec) -> tuple[
 
 def _check_inside(writer: _Writer, number: int, span: str) -> None:
     if writer.chat[number]["content"].strip() not in span:
-        raise _unsound(number, "does not write the answer's own words where the assistant's turn is")
+        raise _unsound(writer, number, "does not write the answer's own words where the assistant's turn is")
 
 
-def _unsound(number: int, why: str) -> UserError:
+def _unsound(writer: _Writer, number: int, why: str) -> UserError:
     return UserError(
-        f"template 'auto': what to learn from message {number} cannot be told, because the tokenizer's chat template "
-        f"{why}; {_REMEDY}"
+        f"template 'auto': what to learn from {writer.name(number)} cannot be told, because the tokenizer's chat "
+        f"template {why}; {_REMEDY}"
     )

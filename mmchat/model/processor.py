@@ -124,13 +124,17 @@ class MMChatProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         template: str | None = None,
     ) -> Rendered:
-        """`mmchat.conversation.render` with this model's tokenizer and slots, and its template or another."""
+        """`mmchat.conversation.render` with this model's tokenizer and slots, and its template or another.
+
+        The model's own system message goes with its own template only: another may have no place for it.
+        """
+        template = template or self.template
         return render(
             messages,
-            template or self.template,
+            template,
             self.tokenizer,
             image_tokens=self.image_tokens,
-            system=self.system,
+            system=self.system if template == self.template else None,
             max_length=max_length,
             slots=self.slot_tokens,
             add_generation_prompt=add_generation_prompt,

@@ -125,6 +125,19 @@ def test_an_image_that_the_jinja_leaves_out(with_jinja):
         render(messages, "auto", tokenizer)
 
 
+def test_words_that_the_jinja_leaves_out(with_jinja):
+    """As Jinjas do that read only content parts."""
+    tokenizer = with_jinja(HEAD + "{{- m.role + '>' -}}{%- if loop.index0 > 1 -%}{{- m.content -}}{%- endif -%}" + TAIL)
+    with pytest.raises(UserError, match="changes the words of message 0"):
+        render(TWO[:3], "auto", tokenizer, add_generation_prompt=True)
+
+
+def test_messages_are_numbered_as_given(with_jinja):
+    tokenizer = with_jinja(HEAD + "{{- m.role + '!' + m.content -}}" + TAIL)
+    with pytest.raises(UserError, match="learn from message 1 cannot"):
+        render(TWO, "auto", tokenizer, system="Be brief.")
+
+
 def test_bos_comes_once(with_jinja):
     rendered = []
     for jinja in (PLAIN_JINJA, PLAIN_JINJA.replace("{{- bos_token -}}\n", "")):

@@ -1,5 +1,8 @@
 """How each template reads, what of it is learned, and which of it are tokens."""
 
+import re
+from pathlib import Path
+
 import pytest
 from tokenizers import AddedToken
 
@@ -64,6 +67,11 @@ def test_two_rounds(qwen, key):
 def test_every_template_is_read_here_or_compared_with_its_original():
     originals = {"plain", "vicuna_v1", "llama_2", "mpt", "vary_opt", "vary_qwen"}
     assert set(READS) | originals == set(TEMPLATES)
+
+
+def test_every_template_is_in_the_docs():
+    docs = (Path(__file__).parents[2] / "docs" / "templates.md").read_text().split("\n## ")[1]
+    assert re.findall(r"^\| `(\w+)` \|", docs, re.MULTILINE) == list(TEMPLATES)
 
 
 @pytest.mark.parametrize(

@@ -207,3 +207,23 @@ def test_pictures_are_images_arrays_or_local_paths(make_assistant, picture, tmp_
             processor.image_processor([wrong])
     with pytest.raises(ValueError, match="flat list of images"):
         processor.image_processor([3])
+
+
+def test_generation_stops_where_the_template_ends_an_answer(make_assistant):
+    """A ChatML model on a tokenizer with another EOS would otherwise go on and play the user."""
+    model, processor = make_assistant("qwen2")
+    stops = model.generation_config.eos_token_id
+    tokens = processor.tokenizer
+    assert set(stops) == {tokens.eos_token_id, tokens.convert_tokens_to_ids("<|im_end|>")}
+    model, processor = make_assistant("llama")
+    assert model.generation_config.eos_token_id == [processor.tokenizer.eos_token_id]
+
+
+def test_another_template_leaves_the_models_own_system_message(make_assistant):
+    _, processor = make_assistant("llama")
+    processor.system = "Be brief."
+    messages = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Noise."}]
+    own, named = processor.render(messages), processor.render(messages, template=processor.template)
+    assert own == named and "Be brief." in processor.tokenizer.decode(own.input_ids)
+    plain = processor.render(messages, template="plain")  # which has no place for it
+    assert "brief" not in processor.tokenizer.decode(plain.input_ids)
