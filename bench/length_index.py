@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,9 @@ def main() -> None:
         write_model(root / "model", arguments.tokenizer)
         for path in (*files, files[0]):
             command = ["data", "index", str(path), "--model", str(root / "model"), "--workers", str(arguments.workers)]
-            seconds, peak = run_watched([sys.executable, "-m", "mmchat.cli.main", *command], root / "cache")
+            seconds, cpu, peak = run_watched([sys.executable, "-m", "mmchat.cli.main", *command], root / "cache")
             print(
-                f"{path.name:12} {path.stat().st_size / 1e6:7.0f} MB  {seconds:6.1f} s  "
+                f"{path.name:12} {path.stat().st_size / 1e6:7.0f} MB  {seconds:6.1f} s ({cpu:6.1f} s of CPU)  "
                 f"{arguments.records / seconds:9,.0f} records/s  peak {peak / 2**30:.2f} GiB",
                 flush=True,
             )
@@ -99,9 +100,12 @@ def write_model(directory: Path, source: str) -> None:
     write_json(directory / "config.json", {"model_type": "mmchat"})
 
 
-def run_watched(command: list[str], cache: Path) -> tuple[float, int]:
-    """Seconds, and bytes: the sum of what each process of the tree held at its peak (shared pages count in each)."""
-    begun = time.perf_counter()
+def run_watched(command: list[str], cache: Path) -> tuple[float, float, int]:
+    """Seconds, seconds of CPU, and bytes at the peak.
+
+    The bytes are the sum of what each process of the tree held at its own peak; shared pages count in each.
+    """
+    begun, cpu_before = time.perf_counter(), children_cpu()
     process = subprocess.Popen(command, env={**os.environ, "MMCHAT_CACHE": str(cache)}, stdout=subprocess.DEVNULL)
     peaks: dict[int, int] = {}
     while process.poll() is None:
@@ -109,7 +113,12 @@ def run_watched(command: list[str], cache: Path) -> tuple[float, int]:
         time.sleep(WATCH_SECONDS)
     if process.returncode:
         sys.exit(process.returncode)
-    return time.perf_counter() - begun, sum(peaks.values())
+    return time.perf_counter() - begun, children_cpu() - cpu_before, sum(peaks.values())
+
+
+def children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def tree(pid: int) -> list[int]:

@@ -77,7 +77,7 @@ def run_index(arguments: argparse.Namespace) -> None:
     for name, settings in config.by_name().items():
         begun = time.perf_counter()
         source = open_source(settings.path, settings.image_root, settings.allow_http)
-        measure = Measure(processor, config.max_length, settings.template)
+        measure = Measure(processor, config.max_length, settings.template, settings.max_turns)
         path = index_path(source, measure)
         known = path.exists()
         index = length_index(source, measure, arguments.workers)
@@ -91,31 +91,41 @@ def run_index(arguments: argparse.Namespace) -> None:
 
 
 def _lengths_table(rows: list[tuple[str, Any, Path, float, bool]]) -> Any:
-    """One line per source: (name, LengthIndex, path, seconds, whether it was in the cache)."""
-    import numpy as np
+    """A column per source: (name, LengthIndex, path, seconds, whether it was in the cache)."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title="lengths", title_justify="left")
-    table.add_column("source")
-    for column in ("samples", "usable", "tokens", "median", "p95", "max", "supervised", "images", "patches"):
-        table.add_column(column, justify="right")
-    for column in ("index bytes", "seconds", "records/s"):
-        table.add_column(column, justify="right")
-    for name, index, path, seconds, _ in rows:
-        tokens = index.tokens[index.usable]
-        total = int(tokens.sum(dtype=np.int64))
-        median, p95, longest = np.percentile(tokens, [50, 95, 100]) if len(tokens) else (0, 0, 0)
-        sums = [int(column.sum(dtype=np.int64)) for column in (index.supervised, index.images, index.patches)]
-        table.add_row(
-            Text(name),
-            *(f"{n:,.0f}" for n in (len(index), len(tokens), total, median, p95, longest)),
-            f"{100 * sums[0] / max(total, 1):.1f} %",
-            *(f"{n:,}" for n in (*sums[1:], path.stat().st_size if path.exists() else 0)),
-            f"{seconds:.1f}",
-            f"{len(index) / seconds:,.0f}",
-        )
+    table.add_column("")
+    for name, *_ in rows:
+        table.add_column(Text(name, overflow="fold"), justify="right")
+    columns = [_facts(index, path, seconds) for _, index, path, seconds, _ in rows]
+    for fact in columns[0]:
+        table.add_row(fact, *(column[fact] for column in columns))
     return table
+
+
+def _facts(index: Any, path: Path, seconds: float) -> dict[str, str]:
+    import numpy as np
+
+    tokens = index.tokens[index.usable]
+    total = int(tokens.sum(dtype=np.int64))
+    median, p95, longest = np.percentile(tokens, [50, 95, 100]) if len(tokens) else (0, 0, 0)
+    supervised, images, patches = (int(c.sum(dtype=np.int64)) for c in (index.supervised, index.images, index.patches))
+    return {
+        "samples": f"{len(index):,}",
+        "usable": f"{len(tokens):,}",
+        "tokens": f"{total:,}",
+        "tokens, median": f"{median:,.0f}",
+        "tokens, 95 of 100": f"{p95:,.0f}",
+        "tokens, most": f"{longest:,.0f}",
+        "supervised": f"{100 * supervised / max(total, 1):.1f} %",
+        "images": f"{images:,}",
+        "patches": f"{patches:,}",
+        "bytes of the index": f"{path.stat().st_size if path.exists() else 0:,}",
+        "seconds": f"{seconds:.1f}",
+        "records/s": f"{len(index) / seconds:,.0f}",
+    }
 
 
 def _numbers(words: str) -> list[int]:

@@ -1,6 +1,7 @@
 """The mixture as a map-style dataset. Samples are encoded where they are needed: in the data workers."""
 
 import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def load_clean_index(path: Path, source: Source) -> np.ndarray:
             keep, digest = stored["keep"], stored["digest"].tobytes().decode()
     except FileNotFoundError:
         raise UserError(f"index {path} does not exist; make it with `mmchat data check {source.name}`") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"index {path} is none of `mmchat data check`: {error}") from None
     if digest != source.digest():
         raise UserError(f"index {path} was made of other data than {source.name} holds now; check it again")

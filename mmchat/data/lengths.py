@@ -7,6 +7,7 @@ that makes lengths: tokenizer, template, slots, towers.
 import contextlib
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mmchat.constants import IGNORE_INDEX
+from mmchat.conversation import get_template
 from mmchat.data import storage
 from mmchat.data.parallel import cut, map_chunks
-from mmchat.data.records import Record, Rejected
+from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
 
@@ -30,19 +32,23 @@ FORMAT = 1
 class Measure:
     """Measures one record as training will see it, with the model's own processor.
 
-    template: the source's own, None is the model's.
+    template, max_turns: the source's own; None is the model's template, and all turns.
     """
 
     processor: Any
     max_length: int | None = None
     template: str | None = None
+    max_turns: int | None = None
 
-    def __call__(self, record: Record) -> tuple[int, int, int]:
-        """Tokens with slots, supervised tokens, patches of all towers; UserError where it cannot be used."""
+    def __call__(self, record: Record) -> tuple[int, int, int, int]:
+        """Tokens with slots, supervised tokens, images, patches of all towers; UserError where it cannot be used."""
+        if self.max_turns is not None:
+            record = limit_turns(record, self.max_turns)
         rendered = self.processor.render(record.messages, max_length=self.max_length, template=self.template)
         # The first position of a row predicts nothing, so it is no loss term.
         supervised = len(rendered.labels) - 1 - rendered.labels[1:].count(IGNORE_INDEX)
-        return len(rendered.input_ids), supervised, len(record.pictures) * self._patches
+        images = len(record.pictures)
+        return len(rendered.input_ids), supervised, images, images * self._patches
 
     @cached_property
     def _patches(self) -> int:
@@ -51,8 +57,10 @@ class Measure:
     def key(self) -> str:
         """Tells whether two measures give the same numbers."""
         p = self.processor
-        parts = (p.tokenizer.backend_tokenizer.to_str(), p.template, p.system, p.slots, p.image_tokens)
-        return repr((*parts, p.image_processor.towers, p.chat_template, self.max_length, self.template))
+        tokenizer = (p.tokenizer.backend_tokenizer.to_str(), p.tokenizer.special_tokens_map, p.tokenizer.chat_template)
+        model = (p.system, p.slots, p.image_tokens, p.image_processor.towers)
+        template = get_template(self.template or p.template)
+        return repr((tokenizer, model, template, self.template is None, self.max_length, self.max_turns))
 
 
 @dataclass(frozen=True)
@@ -78,15 +86,14 @@ class _Work:
     source: Any
     measure: Measure
 
-    def __call__(self, chunk: range) -> np.ndarray:
+    def __call__(self, chunk: Sequence[int]) -> np.ndarray:
         rows = np.zeros((len(chunk), 4), np.uint32)
         for row, index in zip(rows, chunk, strict=True):
             record = self.source[index]
             if isinstance(record, Rejected):
                 continue
             with contextlib.suppress(UserError):  # `mmchat data check` tells which and why
-                tokens, supervised, patches = self.measure(record)
-                row[:] = tokens, supervised, len(record.pictures), patches
+                row[:] = self.measure(record)
         return rows
 
 
@@ -97,22 +104,48 @@ def index_path(source: Any, measure: Measure) -> Path:
 
 
 def length_index(source: Any, measure: Measure, workers: int | None = None) -> LengthIndex:
-    """The lengths of a `Source`, from the cache if they are there.
+    """The lengths of all records of a `Source`, from the cache if they are there.
+
+    Those that could not be used are measured again: a picture that was missing may be there by now.
 
     Raises:
-        UserError: the source cannot be read.
+        UserError: the source cannot be read, or none of its records can be used; tells why the first cannot.
     """
-    path = index_path(source, measure)
+    path, work = index_path(source, measure), _Work(source, measure)
+    columns = _known(path, len(source))
+    if columns is None:
+        columns = np.zeros((4, len(source)), np.uint32)
+        chunks: Sequence[Sequence[int]] = cut(len(source), CHUNK)
+    else:
+        unusable = np.flatnonzero(columns[0] == 0)
+        chunks = [unusable[part.start : part.stop].tolist() for part in cut(len(unusable), CHUNK)]
+    changed = False
+    for chunk, rows in map_chunks(work, chunks, f"lengths of {source.name}", workers) if chunks else ():
+        columns[:, chunk] = rows.T
+        changed |= bool(rows.any())
+    if not columns.any() and len(source):
+        record = source[0]
+        reason = record.reason if isinstance(record, Rejected) else _refusal(measure, record)
+        raise UserError(f"no record of {source.name} can be used; the first: {reason}")
+    if changed:
+        buffer = io.BytesIO()
+        np.save(buffer, columns)
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            write_bytes(path, buffer.getvalue())
+    return LengthIndex(*columns)
+
+
+def _known(path: Path, samples: int) -> np.ndarray | None:
     with contextlib.suppress(OSError, ValueError, EOFError):
         known = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if known.shape == (4, len(source)):
-            return LengthIndex(*known)
-    columns = np.zeros((4, len(source)), np.uint32)
-    work = _Work(source, measure)
-    for chunk, rows in map_chunks(work, cut(len(source), CHUNK), f"lengths of {source.name}", workers):
-        columns[:, chunk.start : chunk.stop] = rows.T
-    buffer = io.BytesIO()
-    np.save(buffer, columns)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_bytes(path, buffer.getvalue())
-    return LengthIndex(*columns)
+        if known.shape == (4, samples):
+            return known
+    return None
+
+
+def _refusal(measure: Measure, record: Record) -> str:
+    try:
+        measure(record)
+    except UserError as error:
+        return str(error)
+    return "it has no tokens"

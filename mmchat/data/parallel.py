@@ -12,6 +12,8 @@ from mmchat.errors import UserError
 from mmchat.progress import progress_bar
 
 Result = TypeVar("Result")
+Chunk = Sequence[int]
+"""Numbers of items."""
 SMALL = 4_000
 """Fewer items than this are done before other processes have started."""
 
@@ -22,11 +24,11 @@ def default_workers(items: int) -> int:
 
 
 def map_chunks(
-    work: Callable[[range], Result],
-    chunks: Sequence[range],
+    work: Callable[[Chunk], Result],
+    chunks: Sequence[Chunk],
     title: str,
     workers: int | None = None,
-) -> Iterator[tuple[range, Result]]:
+) -> Iterator[tuple[Chunk, Result]]:
     """`work` on every chunk, in order. At most a few results wait, so memory does not grow with the list.
 
     Args:
@@ -50,7 +52,7 @@ def cut(total: int, size: int) -> list[range]:
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _in_processes(work: Callable[[range], Result], chunks: Sequence[range], workers: int) -> Iterator[Result]:
+def _in_processes(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int) -> Iterator[Result]:
     # Spawned, not forked: the tokenizers library has threads, which a fork would leave hanging.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (work,))
     waiting: deque[Future] = deque()
@@ -69,13 +71,13 @@ def _in_processes(work: Callable[[range], Result], chunks: Sequence[range], work
         pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[range], Any] | None = None
+_work: Callable[[Chunk], Any] | None = None
 
 
-def _receive(work: Callable[[range], Any]) -> None:
+def _receive(work: Callable[[Chunk], Any]) -> None:
     global _work
     _work = work
 
 
-def _do(chunk: range) -> Any:
+def _do(chunk: Chunk) -> Any:
     return _work(chunk)

@@ -95,6 +95,8 @@ def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool
         slots = sum(turn.parts.count(None) for turn in turns)
         if slots != len(entries):
             fail(f"{slots} {IMAGE_PLACEHOLDER} in the human turns but {len(entries)} images", "slot_mismatch")
+        for text in (part for turn in turns for part in turn.parts if part and not part.isascii()):
+            check_encodable(text)
         if not any(turn.role == "assistant" for turn in turns):
             fail("has no gpt turn, so there is nothing to learn", "nothing_to_learn")
         pictures = tuple(refer(entry, str(image_root), allow_http) for entry in entries)
@@ -105,6 +107,15 @@ def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool
     extra = {key: value for key, value in item.items() if key not in {*used, "id"}}
     identity = item.get("id")
     return Record(str(where if identity is None else identity), pictures, messages, where, extra)
+
+
+def check_encodable(text: str) -> None:
+    """UserError where a text holds half a character (a lone surrogate), which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        problem = f"the text holds U+{ord(text[error.start]):04X} alone, half a character, at {error.start + 1}"
+        raise UserError(problem, kind="lone_surrogate") from None
 
 
 def limit_turns(record: Record, exchanges: int) -> Record:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,17 +81,15 @@ class ShardIndex:
 
     @classmethod
     def load(cls, data: bytes) -> "ShardIndex":
-        """Raises ValueError or OSError for what is no index."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            try:
+        """Raises ValueError for what is no index."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 extensions = stored["extensions"].tobytes().decode().split("\n")
-                names = ("bounds", "spans", "extension", "keys")
-                arrays = {name: stored[name] for name in names}
-                return cls(
-                    int(stored["size"]), **arrays, extensions=extensions, key_bytes=stored["key_bytes"].tobytes()
-                )
-            except KeyError as error:
-                raise ValueError(f"no index of a shard: {error}") from None
+                arrays = {name: stored[name] for name in ("bounds", "spans", "extension", "keys")}
+                key_bytes = stored["key_bytes"].tobytes()
+                return cls(int(stored["size"]), **arrays, extensions=extensions, key_bytes=key_bytes)
+        except (KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"no index of a shard: {error}") from None
 
 
 class TarTable:

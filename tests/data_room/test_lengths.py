@@ -29,15 +29,15 @@ def processor(assistant_dir):
     return load_processor(assistant_dir)
 
 
+def talk(*values, **more):
+    turns = [{"from": ("human", "gpt")[n % 2], "value": value} for n, value in enumerate(values)]
+    return {"conversations": turns, **more}
+
+
 @pytest.fixture
 def path(tmp_path, tiny_records):
     """Text, one picture, two pictures, two rounds; and one each of what cannot be used."""
     records = json.loads(tiny_records.read_text())
-
-    def talk(*values, **more):
-        turns = [{"from": ("human", "gpt")[n % 2], "value": value} for n, value in enumerate(values)]
-        return {"conversations": turns, **more}
-
     records += [
         talk("Q", "A", "And now? 😀", "中文, and\n\tmore."),
         talk("<image>", "gone", image="gone.png"),
@@ -96,15 +96,15 @@ def test_the_index_is_a_loop_over_render(path, processor, template):
 
 
 def test_other_processes_measure_the_same(path, processor, cache):
-    # More chunks than wait at once, so that their order is put to the test.
+    # More chunks than wait at once, and none like another, so that their order is put to the test.
     long = path.with_name("long.jsonl")
-    long.write_text(path.read_text() * 600)
+    long.write_text(path.read_text() + "".join(json.dumps(talk("Q", "a" * (n // 100))) + "\n" for n in range(6000)))
     source, measure = open_source(long), Measure(processor, MAX_LENGTH)
     alone = columns(length_index(source, measure, workers=0))
     index_path(source, measure).unlink()
     together = columns(length_index(source, measure, workers=2))
-    assert alone.shape == (4, 6000) and np.array_equal(alone, together)
-    assert np.array_equal(alone, np.tile(alone[:, :10], 600))
+    assert alone.shape == (4, 6010) and np.array_equal(alone, together)
+    assert len(np.unique(alone[0, 10::1000])) == 6
 
 
 def test_a_second_time_no_record_is_read(path, processor, assistant_dir, reads):
@@ -200,11 +200,45 @@ def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir,
     first = capsys.readouterr().out
     expected = slowly(open_source(path), processor, MAX_LENGTH)
     tokens = expected[0][expected[0] > 0]
-    (row,) = re.findall(r"│ .*all\.jsonl +│.*", first)
-    cells = [cell.strip() for cell in row.strip("│").split("│")][1:]
-    assert cells[:6] == [f"{n:,.0f}" for n in (10, 6, tokens.sum(), np.median(tokens), np.percentile(tokens, 95), 120)]
-    assert cells[6:9] == [f"{100 * expected[1].sum() / tokens.sum():.1f} %", "4", f"{expected[3].sum()}"]
+    facts = {cell[0]: cell[1] for cell in re.findall(r"│ ([a-z0-9, /]+?) +│ +(.+?) │", first)}
+    counts = (10, 6, tokens.sum(), np.median(tokens), np.percentile(tokens, 95), MAX_LENGTH)
+    names = ("samples", "usable", "tokens", "tokens, median", "tokens, 95 of 100", "tokens, most")
+    assert [facts[name] for name in names] == [f"{count:,.0f}" for count in counts]
+    assert facts["supervised"] == f"{100 * expected[1].sum() / tokens.sum():.1f} %"
+    assert (facts["images"], facts["patches"]) == ("4", f"{expected[3].sum()}")
     (kept,) = cache.iterdir()
-    assert cells[9] == str(kept.stat().st_size) and f"kept in {kept}" in first
+    assert facts["bytes of the index"] == str(kept.stat().st_size) and f"kept in {kept}" in first
     assert main(words) == 0
     assert f"found in {kept}" in capsys.readouterr().out
+
+
+def test_a_picture_that_arrives_later_is_seen(path, processor, picture):
+    source, measure = open_source(path), Measure(processor, MAX_LENGTH)
+    assert length_index(source, measure, workers=0).tokens[5] == 0
+    picture().save(path.parent / "gone.png")
+    assert length_index(source, measure, workers=0).tokens[5] > 0
+    (path.parent / "gone.png").unlink()
+    assert length_index(source, measure, workers=0).tokens[5] > 0  # now it is in the cache
+
+
+def test_what_no_record_survives_is_an_error(path, processor):
+    with pytest.raises(UserError, match=r"unknown conversation template 'chatlm'; did you mean 'chatml'"):
+        length_index(open_source(path), Measure(processor, MAX_LENGTH, "chatlm"), workers=0)
+    with pytest.raises(
+        UserError, match=r"no record of .*all\.jsonl can be used; the first: the tokenizer has no token"
+    ):
+        length_index(open_source(path), Measure(processor, MAX_LENGTH, "gemma"), workers=0)
+
+
+def test_only_the_turns_that_training_sees(path, processor):
+    source = open_source(path)
+    whole, first = (length_index(source, Measure(processor, MAX_LENGTH, None, n), workers=0) for n in (None, 1))
+    assert whole.tokens[4] > first.tokens[4] > 0 and whole.tokens[1] == first.tokens[1]
+
+
+def test_half_a_character_is_a_bad_record(tmp_path, processor):
+    lines = [json.dumps(talk("Q \ud83d", "A")), json.dumps(talk("Q \ud83d\ude00", "A"))]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = open_source(tmp_path / "a.jsonl")
+    assert "U+D83D alone, half a character, at 3" in source[0].reason
+    assert (length_index(source, Measure(processor, MAX_LENGTH), workers=0).tokens > 0).tolist() == [False, True]

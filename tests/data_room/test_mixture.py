@@ -157,9 +157,11 @@ def test_a_clean_index_is_bound_to_its_data(three):
         load_clean_index(three / "clean.npz", open_source(three / "c.jsonl"))
     with pytest.raises(UserError, match="does not exist; make it with `mmchat data check"):
         load_clean_index(three / "none.npz", source)
-    (three / "clean.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is none of `mmchat data check`"):
-        load_clean_index(three / "clean.npz", source)
+    whole = (three / "clean.npz").read_bytes()
+    for damaged in (b"nothing", b"", whole[: len(whole) // 2]):
+        (three / "clean.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="is none of `mmchat data check`"):
+            load_clean_index(three / "clean.npz", source)
 
 
 @pytest.mark.parametrize("values", [{"path": "a", "repeat": 2}, {"sources": {"b": {"path": "b", "weight": 1}}}])

@@ -261,9 +261,12 @@ def test_the_index_of_a_shard(tmp_path, items, cache):
     shard.write_bytes(data + b"\0" * 512)
     with pytest.raises(UserError, match="belongs to a shard of"):
         open_source(shard)
-    beside.write_bytes(b"PK damaged")
-    with pytest.raises(UserError, match=r"is damaged .*; delete it"):
-        open_source(shard)
+    whole = beside.read_bytes()
+    shard.write_bytes(data)
+    for damaged in (b"PK damaged", b"", whole[: len(whole) // 2], pickle.dumps([1])):
+        beside.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"is damaged .*; delete it"):
+            open_source(shard)
     beside.unlink()
     for cut in (
         512,

@@ -11,7 +11,7 @@ from mmchat.conversation.messages import is_data_dialect
 from mmchat.data.config import SourceConfig
 from mmchat.data.doctor.findings import Finding, is_error
 from mmchat.data.doctor.look import Look, digest, look
-from mmchat.data.doctor.text import answer_findings, order_problem, spelling_findings, token_pattern
+from mmchat.data.doctor.text import answer_findings, opening, order_problem, spelling_findings, token_pattern
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
 
@@ -57,7 +57,9 @@ class Examiner:
             refusals, tokens, supervised = self._conversation(record, turns)
             findings += refusals
         decoded = all(seen.digest is not None for seen in looks)
-        return Examined(findings, looks, content_digest(turns, looks) if decoded else None, tokens, supervised, len(turns))
+        return Examined(
+            findings, looks, content_digest(turns, looks) if decoded else None, tokens, supervised, len(turns)
+        )
 
     @cached_property
     def _tokens(self) -> re.Pattern[str]:
@@ -65,15 +67,15 @@ class Examiner:
 
     def _conversation(self, record: Record, turns: list[Turn]) -> tuple[list[Finding], int, int]:
         """Findings, tokens and supervised tokens of the words as the template writes them."""
-        problem = order_problem(turns, is_data_dialect(record.messages))
-        findings = answer_findings(turns)
+        first = opening(turns, self._alternates and is_data_dialect(record.messages))
+        problem = order_problem(turns, first)
+        findings = answer_findings(turns[first:])
         if self.processor is None:
             return [*findings, *([Finding("role_order", problem)] if problem else [])], 0, 0
         try:
             rendered = self.processor.render(record.messages, template=self.config.template)
         except UserError as error:
-            # An order that no alternating template takes; where this one does not alternate, it was not the order.
-            if problem and self._alternates:
+            if problem:
                 return [*findings, Finding("role_order", str(error))], 0, 0
             if any(finding.kind == "nothing_to_learn" for finding in findings):
                 return findings, 0, 0
@@ -89,12 +91,16 @@ class Examiner:
             cut = self.processor.render(record.messages, max_length=self.max_length, template=self.config.template).cut
         except UserError as error:
             return Finding("over_length", f"has {tokens:,} tokens: {error}")
-        return Finding("cut_text", f"has {tokens:,} tokens, max_length is {self.max_length:,}: the last {cut:,} are cut")
+        return Finding(
+            "cut_text", f"has {tokens:,} tokens, max_length is {self.max_length:,}: the last {cut:,} are cut"
+        )
 
     @property
     def _alternates(self) -> bool:
+        if self.processor is None:
+            return True
         template = get_template(self.config.template or self.processor.template)
-        return template.alternating or template.from_tokenizer
+        return template.alternating and not template.from_tokenizer
 
 
 def content_digest(turns: list[Turn], looks: list[Look]) -> tuple[int, int]:

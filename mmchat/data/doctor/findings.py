@@ -36,13 +36,15 @@ KINDS: dict[str, Kind] = {
     "not_fetched": Kind("error", "address not allowed", "The picture would have to be fetched (--allow-http)."),
     "undecodable_image": Kind("error", "undecodable image", "The bytes are no picture that we can read."),
     "truncated_image": Kind("error", "truncated image", "It begins like a picture, the rest is cut off or damaged."),
-    "decompression_bomb": Kind("error", "decompression bomb", "It claims more pixels than we decode; it was not."),
+    "decompression_bomb": Kind("error", "decompression bomb", "It claims more pixels than we accept; it was not decoded."),
     "slot_mismatch": Kind("error", "slots and images differ", "There are more or fewer <image> than pictures."),
     "role_order": Kind("error", "turns out of order", "An unknown speaker, or turns that no template can write."),
     "nothing_to_learn": Kind("error", "nothing to learn", "There is no answer, or none that may be trained on."),
     "empty_answers": Kind("error", "all answers empty", "Only the end of an answer would be learned."),
     "template_refusal": Kind("error", "refused by the template", "The model's template cannot write this record."),
-    "over_length": Kind("error", "over length", "Cut to the allowed length nothing could be learned, or an image breaks."),
+    "over_length": Kind(
+        "error", "over length", "Cut to the allowed length nothing could be learned, or an image breaks."
+    ),
     "leak": Kind("error", "leak of the evaluation set", "The evaluation set holds the same picture or conversation."),
     "exact_duplicate": Kind("error", "exact duplicate", "The same pictures and the same words as an earlier record."),
     "cut_text": Kind("warning", "cut to the length", "Its end is beyond the allowed length and will not be learned."),
@@ -51,7 +53,9 @@ KINDS: dict[str, Kind] = {
     "extreme_aspect": Kind("warning", "extreme aspect", "Squashed or cropped to a square, little of it is left."),
     "tiny_image": Kind("warning", "tiny image", "A side has hardly any pixels."),
     "huge_image": Kind("warning", "huge image", "Decoding it takes long and much memory in every epoch."),
-    "control_tokens": Kind("warning", "control tokens in text", "We encode them as text; other tools take them for real."),
+    "control_tokens": Kind(
+        "warning", "control tokens in text", "We encode them as text; other tools take them for real."
+    ),
     "replacement_character": Kind("warning", "replacement character", "U+FFFD: a character was lost in a conversion."),
     "mojibake": Kind("warning", "mojibake", "UTF-8 that was read in another encoding and saved so."),
     "near_leak": Kind("warning", "near the evaluation set", "A picture looks like one of the evaluation set."),

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base as Exif
 
-from mmchat.data.doctor.findings import Finding
 from mmchat.data.pictures import BytesPicture, DataUriPicture, Picture
 from mmchat.errors import UserError
 from mmchat.images import MAX_PIXELS, load_image
@@ -28,6 +27,7 @@ LEAST_STEPS, MOST_STEPS = 6, 58
 KEPT = 4096
 """Pictures whose looks a process remembers: files that many records share are decoded once."""
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")
 
 
@@ -101,7 +101,8 @@ def _why_undecodable(data: bytes) -> str:
     except Image.DecompressionBombError:
         return "decompression_bomb"
     except (OSError, SyntaxError, ValueError, EOFError):
-        return "undecodable_image"
+        begins = any(Image.OPEN[name][1](data[:16]) is True for name in _FORMATS if name in Image.OPEN)
+        return "truncated_image" if begins else "undecodable_image"
 
 
 def _turned(data: bytes) -> list[tuple[str, str]]:

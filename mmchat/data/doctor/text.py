@@ -31,16 +31,19 @@ def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)))
 
 
-def order_problem(turns: Sequence[Turn], data_dialect: bool) -> str | None:
-    """What templates that alternate would refuse (docs/templates.md); None where they can write the turns."""
-    roles = [turn.role for turn in turns]
-    first = 1 if roles[0] == "system" else 0
-    if "system" in roles[first:]:
-        return f"turn {roles.index('system', first)} is a system message, which may only be the first"
-    if data_dialect and roles[first : first + 1] == ["assistant"]:
-        first += 1  # LLaVA drops an opening answer, and so do we
+def opening(turns: Sequence[Turn], drops_answer: bool) -> int:
+    """At which turn the conversation begins: behind the system message, and behind an opening answer, which LLaVA
+    drops in its own dialect."""
+    first = 1 if turns[0].role == "system" else 0
+    return first + (drops_answer and [turn.role for turn in turns[first : first + 1]] == ["assistant"])
+
+
+def order_problem(turns: Sequence[Turn], first: int) -> str | None:
+    """What templates that alternate would refuse from turn `first` on (docs/templates.md); None: nothing."""
     before = None
-    for number, role in enumerate(roles[first:], first):
+    for number, (role, *_) in enumerate(turns[first:], first):
+        if role == "system":
+            return f"turn {number} is a system message, which may only be the first"
         if before not in FOLLOWS[role]:
             return f"turn {number} is the {role}'s {f'behind the {before}' if before else 'in the beginning'}"
         before = role
@@ -70,7 +73,9 @@ def spelling_findings(turns: Sequence[Turn], tokens: re.Pattern[str]) -> Iterato
     foreign = [text for text in texts if not text.isascii()]
     for text in foreign:
         if match := _SURROGATE.search(text):
-            yield Finding("lone_surrogate", f"the text holds U+{ord(match[0]):04X} alone: {_around(text, match.start())}")
+            yield Finding(
+                "lone_surrogate", f"the text holds U+{ord(match[0]):04X} alone: {_around(text, match.start())}"
+            )
             return  # there is no use in asking what else is wrong with it
     for text in foreign:
         if (at := text.find("\ufffd")) >= 0:

@@ -1,0 +1,55 @@
+"""Equal and nearly equal things among many, in memory and time that grow with their number only."""
+
+from itertools import combinations
+
+import numpy as np
+
+DISTANCE = 3
+"""Differing bits, of 64, up to which two pictures look alike."""
+LONGEST_RUN = 64
+"""Candidates compared per table; where more pictures share half of their bits, the earliest are enough."""
+
+_BLOCKS = ((0, 11), (11, 22), (22, 33), (33, 44), (44, 54), (54, 64))
+
+
+def first_equal(digests: np.ndarray) -> np.ndarray:
+    """uint64[n, 2] -> int64[n]: the number of the first row that is equal, often its own."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal rows stay in order
+    ordered = digests[order]
+    begins = np.ones(len(digests), bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.empty(len(digests), np.int64)
+    first[order] = order[begins][np.cumsum(begins) - 1]
+    return first
+
+
+def find_equal(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """uint64[n, 2], uint64[m, 2] -> int64[n]: the first row of `known` that is equal, -1 where there is none."""
+    first = first_equal(np.concatenate([known, digests]))[len(known) :]
+    return np.where(first < len(known), first, -1)
+
+
+def find_near(hashes: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """uint64[n, 2], uint64[m, 2], int64[n] -> int64[n]: the first of `known[:before]` that looks alike, or -1.
+
+    Alike are both hashes within DISTANCE bits. Three differing bits leave three of six blocks untouched, so alike
+    hashes are equal in one of the 20 choices of three blocks: about 32 bits, which few pictures share by chance
+    (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
+    """
+    found = np.full(len(hashes), len(known), np.int64)
+    for blocks in combinations(_BLOCKS, len(_BLOCKS) - DISTANCE):
+        mask = np.uint64(sum((1 << stop) - (1 << start) for start, stop in blocks))
+        keys = known[:, 0] & mask
+        order = np.argsort(keys, kind="stable")
+        wanted, ordered = hashes[:, 0] & mask, keys[order]
+        left = np.searchsorted(ordered, wanted, "left")
+        right = np.minimum(np.searchsorted(ordered, wanted, "right"), left + LONGEST_RUN)
+        active = np.flatnonzero(left < right)
+        while len(active):
+            candidates = order[left[active]]
+            steps = np.bitwise_count(hashes[active] ^ known[candidates]).max(axis=1)
+            alike = (steps <= DISTANCE) & (candidates < before[active])
+            found[active[alike]] = np.minimum(found[active[alike]], candidates[alike])
+            left[active] += 1
+            active = active[left[active] < right[active]]
+    return np.where(found < len(known), found, -1)
