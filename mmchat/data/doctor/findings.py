@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "not_fetched": Kind("error", "address not allowed", "The picture would have to be fetched (--allow-http)."),
     "undecodable_image": Kind("error", "undecodable image", "The bytes are no picture that we can read."),
     "truncated_image": Kind("error", "truncated image", "It begins like a picture, the rest is cut off or damaged."),
-    "decompression_bomb": Kind("error", "decompression bomb", "It claims more pixels than we accept; it was not decoded."),
+    "decompression_bomb": Kind("error", "decompression bomb", "It claims more pixels than we accept; not decoded."),
     "slot_mismatch": Kind("error", "slots and images differ", "There are more or fewer <image> than pictures."),
     "role_order": Kind("error", "turns out of order", "An unknown speaker, or turns that no template can write."),
     "nothing_to_learn": Kind("error", "nothing to learn", "There is no answer, or none that may be trained on."),
