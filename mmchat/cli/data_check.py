@@ -28,7 +28,7 @@ def add_commands(add) -> None:
         "mmchat data check data/quickstart/train.json --model runs/quickstart/model "
         "--against data/quickstart/heldout.json",
     )
-    check.epilog = f"{MEANING}\n{check.epilog}"
+    check.description = f"{check.description}\n\n{MEANING}"
     add_source_arguments(check)
     check.add_argument(
         "--against", metavar="EVAL", nargs="+", action="extend", default=[], help="evaluation sets that must not leak"

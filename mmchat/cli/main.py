@@ -31,7 +31,7 @@ def build_commands() -> dict[str, OneLineParser]:
 
 def help_text(commands: dict[str, OneLineParser]) -> str:
     summaries = {"train": "train as a YAML config says, through DeepSpeed's launcher"}
-    summaries |= {name: parser.description for name, parser in commands.items()}
+    summaries |= {name: parser.description.partition("\n")[0] for name, parser in commands.items()}
     lines = [f"  {name:10} {summary}" for name, summary in summaries.items()]
     return "usage: mmchat COMMAND ...\n\n" + "\n".join(lines) + "\n\n`mmchat COMMAND --help` tells more."
 

@@ -1,11 +1,12 @@
 """Work on a long list in chunks, on several processes, with progress; results come in order and one at a time."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from mmchat.errors import UserError
@@ -77,6 +78,13 @@ _work: Callable[[Chunk], Any] | None = None
 def _receive(work: Callable[[Chunk], Any]) -> None:
     global _work
     _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work, and hold its memory, for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _do(chunk: Chunk) -> Any:

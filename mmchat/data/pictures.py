@@ -50,7 +50,7 @@ class FilePicture(Picture):
     def resolve(self) -> str:
         """UserError where the path leaves the root."""
         if not storage.is_remote(self.root):
-            return str(resolve_inside(Path(self.root), self.path))
+            return str(_resolved(self.root, self.path))
         inside = posixpath.normpath(self.path)
         if "\0" in inside or inside.startswith(("/", "..")) or storage.is_remote(self.path):
             problem = f"image path {self.path!r} leaves the image root {self.root}; give a path below it"
@@ -163,8 +163,10 @@ def _file(root: str, path: str) -> FilePicture:
     try:
         found = _resolved(root, path)
         is_file = found.is_file()
-    except OSError as error:  # a name longer than the file system takes, a folder that may not be entered
-        raise UserError(f"image {path!r:.80} cannot be looked up: {error.strerror}", "missing_image") from None
+    except (OSError, UnicodeEncodeError) as error:
+        # a name longer than the file system takes, a folder that may not be entered, half a character
+        why = error.strerror if isinstance(error, OSError) else "no file can have this name"
+        raise UserError(f"image {path!r:.80} cannot be looked up: {why}", "missing_image") from None
     if not is_file:
         raise UserError(f"image {found} does not exist", kind="missing_image")
     return picture

@@ -146,7 +146,10 @@ def _read_layout(item: Mapping[str, Any]) -> tuple[set[str], list[dict[str, Any]
         key, messages = _caption(item, len(entries))
         return used | {key}, messages, entries
     key = conversation_keys[0]
-    turns = json.loads(item[key]) if isinstance(item[key], str) else item[key]
+    try:
+        turns = json.loads(item[key]) if isinstance(item[key], str) else item[key]
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f'"{key}" is a text that is no JSON: {error}', kind="invalid_json") from None
     if not isinstance(turns, list) or not turns:
         raise UserError(f'"{key}" must be a non-empty list of turns, found {turns!r:.80}')
     system = item.get("system") if key == "conversations" and isinstance(item.get("system"), str) else None

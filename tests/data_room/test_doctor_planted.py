@@ -18,7 +18,8 @@ from mmchat.data.records import Record
 from mmchat.data.sources import open_source
 from mmchat.files import read_json_lines
 from mmchat.model.directory import load_processor
-from tests.data_room.planting import FAULTS, LOOKALIKES, Planted, plant
+from tests.data_room.planted_kinds import FAULTS, LOOKALIKES
+from tests.data_room.planting import Planted, plant
 
 MAX_LENGTH = 300
 NEAR = {"near_duplicate", "near_leak"}

@@ -6,6 +6,8 @@ import numpy as np
 
 DISTANCE = 3
 """Differing bits, of 64, up to which two pictures look alike."""
+SHARE = 6
+"""And at most one of so many steps that either picture has: three of eight would be another drawing."""
 LONGEST_RUN = 64
 """Candidates compared per table; where more pictures share half of their bits, the earliest are enough."""
 
@@ -32,9 +34,9 @@ def find_equal(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
 def find_near(hashes: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.ndarray:
     """uint64[n, 2], uint64[m, 2], int64[n] -> int64[n]: the first of `known[:before]` that looks alike, or -1.
 
-    Alike are both hashes within DISTANCE bits. Three differing bits leave three of six blocks untouched, so alike
-    hashes are equal in one of the 20 choices of three blocks: about 32 bits, which few pictures share by chance
-    (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
+    Alike are both hashes within DISTANCE bits and one in SHARE. Three differing bits leave three of six blocks
+    untouched, so alike hashes are equal in one of the 20 choices of three blocks: about 32 bits, which few pictures
+    share by chance (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
     """
     found = np.full(len(hashes), len(known), np.int64)
     for blocks in combinations(_BLOCKS, len(_BLOCKS) - DISTANCE):
@@ -47,8 +49,10 @@ def find_near(hashes: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.n
         active = np.flatnonzero(left < right)
         while len(active):
             candidates = order[left[active]]
-            steps = np.bitwise_count(hashes[active] ^ known[candidates]).max(axis=1)
-            alike = (steps <= DISTANCE) & (candidates < before[active])
+            asked, held = hashes[active], known[candidates]
+            differing, steps = np.bitwise_count(asked ^ held), np.bitwise_count(asked | held)
+            near = (differing <= DISTANCE) & (differing * SHARE <= steps)
+            alike = near.all(axis=1) & (candidates < before[active])
             found[active[alike]] = np.minimum(found[active[alike]], candidates[alike])
             left[active] += 1
             active = active[left[active] < right[active]]

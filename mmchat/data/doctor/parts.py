@@ -25,7 +25,7 @@ class Facts:
     """Of n records and their p decoded pictures.
 
     sound: bool[n]. digest: uint64[n, 2], zeros where there is none. tokens, supervised, turns, images: uint32[n].
-    owner, place: uint32[p], whose picture it is, and its how manieth. picture_digest, hash: uint64[p, 2].
+    owner, place: uint32[p], whose picture it is, and which of the record's. picture_digest, hash: uint64[p, 2].
     size: uint32[p, 2], width and height.
     """
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation import get_template
 from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import load_clean_index
@@ -16,6 +17,8 @@ from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
 
 DEEPEST = 20
+EXCHANGE = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\na"}, {"from": "gpt", "value": "b"}]
+"""What every template can write."""
 LONGEST_TEXT = 10_000
 """Characters of one text that quarantine files repeat; a data URI has millions."""
 
@@ -66,9 +69,12 @@ class Subject:
 
 
 def open_subject(name: str, config: SourceConfig, processor: Any = None, max_length: int | None = None) -> Subject:
-    """Raises UserError: the source or its index cannot be opened, it is empty, or its template does not exist."""
+    """Raises UserError: the source or its index cannot be opened, it is empty, or its template does not exist or does
+    not fit the model's tokenizer (so that no record could be written)."""
     if config.template is not None:
         get_template(config.template)
+    if processor is not None:
+        processor.render(EXCHANGE, template=config.template)
     source = open_source(config.path, config.image_root, config.allow_http)
     numbers = range(len(source)) if config.index is None else load_clean_index(config.index, source)
     if not len(numbers):
