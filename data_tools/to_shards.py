@@ -44,6 +44,8 @@ def write_shards(source: Source, out: Path, per_shard: int) -> tuple[int, list[d
         raise UserError(f"{out} holds tar files already; name another folder")
     else:
         write_json(out / PLAN, plan)
+    for unfinished in out.glob(".*.tmp"):  # of a run that was killed
+        unfinished.unlink()
     starts = range(0, len(source), per_shard)
     left_out: list[dict[str, str]] = []
     with progress_bar(f"shards in {out}", len(source)) as bar:

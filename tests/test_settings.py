@@ -138,7 +138,8 @@ def leaves(schema: type, prefix: str = "") -> set[str]:
     found: set[str] = set()
     for item in fields(schema):
         inner: Any = next((t for t in (item.type, *get_args(item.type)) if is_dataclass(t)), None)
-        found |= leaves(inner, f"{prefix}{item.name}.") if inner else {prefix + item.name}
+        name = f"{prefix}{item.name}" + ".NAME" * str(item.type).startswith("dict[")
+        found |= leaves(inner, f"{name}.") if inner else {prefix + item.name}
     return found
 
 
