@@ -1,12 +1,15 @@
 """Libraries that chat on stderr are asked to keep to warnings; progress is ours to show."""
 
 import os
+import warnings
 
 
 def quiet_libraries() -> None:
     """Call before transformers or deepspeed are imported."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PEFT asks transformers for an attribute by its old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     import torch
 
     if not torch.cuda.is_available():

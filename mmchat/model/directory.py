@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
@@ -11,6 +12,8 @@ from mmchat.pretrained import load_strictly, save_verified
 
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
+ADAPTER_BASE = "base.json"
+"""Only directories of LoRA adapters have it (`mmchat.model.adapter`): which model directory they belong to."""
 
 
 def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
@@ -33,6 +36,10 @@ def _checked(source: str | Path, *needed: str) -> Path:
     directory = Path(source)
     if not directory.is_dir():
         raise UserError(f"model directory {directory} does not exist; make one with `mmchat init`, or train first")
+    if (directory / ADAPTER_BASE).exists():
+        raise UserError(
+            f"{directory} holds a LoRA adapter, not a whole model; `mmchat merge {directory} --out DIR` makes one"
+        )
     found = read_json(directory / "config.json").get("model_type")
     if found != "mmchat":
         raise UserError(f"{directory} holds a model of type {found!r}, expected an assistant (mmchat)")
@@ -47,10 +54,14 @@ def save_assistant(
     directory: Path,
 ) -> None:
     """Raises RuntimeError where the written model, read back, gives other logits for a made-up picture and text."""
-    probe = processor.probe().to(model.device)
 
-    @torch.no_grad()
     def logits(one: MMChatForConditionalGeneration) -> list[torch.Tensor]:
-        return [one(**probe).logits]
+        return [probe_logits(one, processor)]
 
     save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], logits, LOGITS_TOLERANCE)
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, processor: MMChatProcessor) -> torch.Tensor:
+    """Logits float[1, L, V] for a made-up picture and text, to compare an assistant with a copy of it."""
+    return model(**processor.probe().to(model.device)).logits

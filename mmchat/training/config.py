@@ -53,7 +53,10 @@ class RunConfig:
     )
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
-    trainable: Trainable = Field(description="module -> frozen | full | {mode, lr, weight_decay}")
+    trainable: Trainable = Field(
+        description="module -> frozen | full | lora, or {mode, lr, weight_decay} and, for lora, {rank, alpha, dropout, "
+        "targets}"
+    )
     optimizer: OptimizerConfig
     steps: int | None = Field(None, gt=0, description="optimizer steps; give this or epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
@@ -77,6 +80,8 @@ class RunConfig:
             raise ValueError("give exactly one of steps and epochs")
         if self.optimizer.name == "muon" and self.zero_stage:
             raise ValueError("optimizer muon needs whole matrices, which ZeRO cuts up; set zero_stage to 0")
+        if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
+            raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
         return self
 
 

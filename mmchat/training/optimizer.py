@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmchat.model.adapter import adapter_parameters
 from mmchat.training.config import OptimizerConfig
 from mmchat.training.trainability import ModuleGroup, optimizer_groups
 
@@ -28,9 +29,13 @@ def build_optimizer(model: nn.Module, groups: list[ModuleGroup], config: Optimiz
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """`id` of the weight of every linear layer but an output head: vocabularies do better with AdamW (Jordan)."""
+    """`id` of the weight of every linear layer but an output head: vocabularies do better with AdamW (Jordan).
+
+    LoRA's factors are no layers of their own; AdamW is what they were published with.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
+    return linear - adapter_parameters(model)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

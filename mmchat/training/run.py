@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from peft import PeftModel
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -16,11 +17,13 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines, write_text
+from mmchat.model.adapter import merge, save_adapter
 from mmchat.progress import progress_bar
 from mmchat.training import checkpoint, distributed
 from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
 from mmchat.training.engine import accumulation, build_engine
 from mmchat.training.loop import grouped, train_step, validate
+from mmchat.training.lora import add_adapters
 from mmchat.training.metrics import Meter, MetricsLog, plot_loss, write_environment
 from mmchat.training.objectives import OBJECTIVES, Objective
 from mmchat.training.trainability import GradientWatch, apply_rules, render_table
@@ -40,8 +43,10 @@ def run(config: RunConfig) -> None:
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return
-    torch.manual_seed(config.seed + distributed.rank())
     objective = OBJECTIVES[config.objective](config)
+    torch.manual_seed(config.seed)  # adapters begin alike on every rank
+    adapter = add_adapters(objective.model, config.trainable)
+    torch.manual_seed(config.seed + distributed.rank())
     groups = apply_rules(objective.model, config.trainable)
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
 
@@ -105,7 +110,7 @@ def run(config: RunConfig) -> None:
             if last or step % config.checkpoint.every == 0:
                 checkpoint.save(engine, config.run_dir / "checkpoints", step, config.checkpoint.keep)
             meter.resume()
-    finish(config, objective, quarantine, console)
+    finish(config, objective, adapter, quarantine, console)
 
 
 def open_run_dir(config: RunConfig) -> Path | str | None:
@@ -177,9 +182,16 @@ def validation_batches(config: RunConfig, objective: Objective, quarantine: Quar
     return one_pass
 
 
-def finish(config: RunConfig, objective: Objective, quarantine: Quarantine, console: Console) -> None:
+def finish(
+    config: RunConfig, objective: Objective, adapter: PeftModel | None, quarantine: Quarantine, console: Console
+) -> None:
     """Write the final model, draw the curve, say where everything is."""
     if distributed.rank() == 0:
+        if adapter is not None:
+            # Before model/, which says that the run is finished.
+            save_adapter(adapter, objective.processor, config.run_dir / "adapter", Path(config.model))
+            _, difference = merge(adapter, objective.processor)
+            console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
         objective.save(config.run_dir / "model")
         metrics = read_json_lines(config.run_dir / "metrics.jsonl")
         plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)
@@ -192,6 +204,8 @@ def finish(config: RunConfig, objective: Objective, quarantine: Quarantine, cons
             + f", {len(quarantine)} samples left out"
         )
         console.print(f"  model    {config.run_dir / 'model'}\n  metrics  {config.run_dir / 'metrics.jsonl'}")
+        if adapter is not None:
+            console.print(f"  adapter  {config.run_dir / 'adapter'}")
         console.print(f"  curve    {config.run_dir / 'loss.png'}")
         if len(quarantine):
             console.print(f"  left out {quarantine.path}")

@@ -7,31 +7,61 @@ no gradient must not be decayed by the optimizer.
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from rich.table import Table
 from torch import nn
 
 from mmchat.errors import UserError
+from mmchat.model.adapter import LoraShape, adapter_parameters
 from mmchat.settings import settings
 from mmchat.training.distributed import all_reduce
 from mmchat.vision import VisionTower
+
+LORA_RANK, LORA_DROPOUT = 128, 0.05
+"""LLaVA-1.5's own recipe (scripts/v1_5/finetune_lora.sh), whose alpha is twice the rank."""
 
 
 @settings
 class Rule:
     """How one module is trained."""
 
-    mode: Literal["frozen", "full"] = Field("full", description="frozen, or full: every parameter is trained")
+    mode: Literal["frozen", "full", "lora"] = Field(
+        "full", description="frozen; full: every parameter; lora: a low-rank update beside its linear layers"
+    )
     lr: float | None = Field(None, ge=0, description="peak learning rate; null takes optimizer.lr")
     weight_decay: float | None = Field(None, ge=0, description="null takes optimizer.weight_decay")
+    rank: int | None = Field(None, gt=0, description="lora: rank of an update; null: 128")
+    alpha: int | None = Field(None, gt=0, description="lora: an update is scaled by alpha / rank; null: twice the rank")
+    dropout: float | None = Field(None, ge=0, lt=1, description="lora: of what enters an update; null: 0.05")
+    targets: list[str] | None = Field(
+        None, min_length=1, description="lora: names of linear layers, or their endings; null: all but the LM head"
+    )
+
+    @model_validator(mode="after")
+    def _lora_keys_only_with_lora(self) -> "Rule":
+        keys = [key for key in ("rank", "alpha", "dropout", "targets") if getattr(self, key) is not None]
+        if keys and self.mode != "lora":
+            raise ValueError(f"{', '.join(keys)} belong to mode lora, but the mode is {self.mode}")
+        return self
+
+    @property
+    def lora_shape(self) -> LoraShape:
+        rank = self.rank or LORA_RANK
+        return LoraShape(rank, self.alpha or 2 * rank)
 
 
 def _spelled_out(rule: Any) -> Any:
-    return {"mode": rule} if isinstance(rule, str) else rule
+    if isinstance(rule, str):
+        return {"mode": rule}
+    known = [field.name for field in fields(Rule)]
+    if isinstance(rule, dict) and (unknown := [str(key) for key in rule if key not in known]):
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown key {unknown[0]!r}; the nearest is {near!r}, there are: {', '.join(known)}")
+    return rule
 
 
 Trainable = dict[str, Annotated[Rule, BeforeValidator(_spelled_out)]]
@@ -49,12 +79,8 @@ class ModuleGroup:
     idle: int
 
 
-def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
-    """Set `requires_grad` throughout and return the table, one group per rule.
-
-    Raises:
-        UserError: a rule names no module, a parameter has no rule, or nothing would be trained.
-    """
+def check_names(model: nn.Module, rules: dict[str, Rule]) -> None:
+    """Raises UserError for a rule that names no module."""
     # A parameter that hangs directly on the model (CLIP's logit_scale) is named like a module.
     top = [*(name for name, _ in model.named_children()), *(name for name, _ in model.named_parameters(recurse=False))]
     known = {*top, *(name for name, _ in model.named_modules())}
@@ -64,23 +90,43 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
             raise UserError(
                 f"trainable: the model has no module {name!r}; the nearest is {near[0]!r}, top level: {', '.join(top)}"
             )
-    idle = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, VisionTower)
-        for parameter in module.idle_parameters()
-    }
+
+
+def owner(name: str, rules: dict[str, Rule]) -> str | None:
+    """The rule that governs a module or parameter: the longest that is its name or the beginning of it."""
+    return max((rule for rule in rules if name == rule or name.startswith(f"{rule}.")), key=len, default=None)
+
+
+def idle_parameters(model: nn.Module) -> set[int]:
+    """`id` of the parameters that no forward uses."""
+    towers = [module for module in model.modules() if isinstance(module, VisionTower)]
+    return {id(parameter) for tower in towers for parameter in tower.idle_parameters()}
+
+
+def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
+    """Set `requires_grad` throughout and return the table, one group per rule.
+
+    Rules of mode lora need `mmchat.training.lora.add_adapters` first: what it added is what they train.
+
+    Raises:
+        UserError: a rule names no module, a parameter has no rule, or nothing would be trained.
+    """
+    check_names(model, rules)
+    idle, adapters = idle_parameters(model), adapter_parameters(model)
     groups = {name: ModuleGroup(name, rule, {}, {}, 0) for name, rule in rules.items()}
     for name, parameter in model.named_parameters():
-        owner = max((r for r in rules if name.startswith(f"{r}.") or name == r), key=len, default=None)
-        if owner is None:
-            raise UserError(f"trainable: no rule covers {name}; say frozen or full for {name.partition('.')[0]!r}")
+        governing = owner(name, rules)
+        if governing is None:
+            raise UserError(
+                f"trainable: no rule covers {name}; say frozen, full or lora for {name.partition('.')[0]!r}"
+            )
+        group = groups[governing]
         unused = id(parameter) in idle
-        trained = rules[owner].mode == "full" and not unused
-        parameter.requires_grad_(trained)
-        group = groups[owner]
-        (group.trained if trained else group.frozen)[name] = parameter
+        wanted = group.rule.mode == "full" or (group.rule.mode == "lora" and id(parameter) in adapters)
+        parameter.requires_grad_(wanted and not unused)
+        (group.trained if parameter.requires_grad else group.frozen)[name] = parameter
         group.idle += unused * parameter.numel()
+    assert all(group.trained for group in groups.values() if group.rule.mode == "lora")
     if not any(group.trained for group in groups.values()):
         raise UserError("trainable: every module is frozen, so there is nothing to train")
     return list(groups.values())
@@ -104,7 +150,8 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
     """The table that a run prints before its first step."""
     table = Table(title=f"What is trained (weights from {origin})", title_justify="left")
     for column in ("module", "mode", "trained", "frozen", "of these unused", "lr", "weight decay"):
-        table.add_column(column, justify="left" if column in ("module", "mode") else "right")
+        # Folded: on a narrow screen a name goes on below rather than lose its end.
+        table.add_column(column, justify="left" if column in ("module", "mode") else "right", overflow="fold")
     for group in groups:
         trained = sum(p.numel() for p in group.trained.values())
         frozen = sum(p.numel() for p in group.frozen.values())
@@ -112,7 +159,7 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
         table.add_row(
             group.name,
-            group.rule.mode,
+            _mode(group),
             f"{trained:,}" if trained else "-",
             f"{frozen:,}" if frozen else "-",
             f"{group.idle:,}" if group.idle else "-",
@@ -120,6 +167,13 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
             f"{decay:g}" if trained else "-",
         )
     return table
+
+
+def _mode(group: ModuleGroup) -> str:
+    if group.rule.mode != "lora":
+        return group.rule.mode
+    shape = group.rule.lora_shape
+    return f"lora r{shape.rank} a{shape.alpha}"
 
 
 class GradientWatch:

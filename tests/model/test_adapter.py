@@ -1,0 +1,165 @@
+"""A LoRA adapter's directory: PEFT's own format, opened strictly upon the model it was trained on, merged exactly."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmchat.errors import UserError
+from mmchat.model.adapter import LoraShape, add_adapter, load_adapter, merge, save_adapter
+from mmchat.model.directory import load_assistant, load_processor, probe_logits
+
+ATTENTION = "language_model.model.layers.{}.self_attn.{}_proj"
+LAYERS = {
+    ATTENTION.format(0, "q"): LoraShape(2, 4),
+    ATTENTION.format(1, "v"): LoraShape(2, 4),
+    "towers.0.backbone.encoder.layers.0.mlp.fc1": LoraShape(3, 3),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(assistant_dir, tmp_path_factory):
+    """(base, adapter directory, logits of the adapted model) after something like training."""
+    folder = tmp_path_factory.mktemp("adapter")
+    base = shutil.copytree(assistant_dir, folder / "base")
+    model, processor = load_assistant(base)
+    adapter = add_adapter(model, LAYERS, dropout=0.1)
+    model.projectors.requires_grad_(True)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(adapter, processor, folder / "run" / "adapter", base)
+    return base, folder / "run" / "adapter", probe_logits(adapter.eval(), processor)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of base and adapter, in the same places to each other."""
+    shutil.copytree(trained[0].parent, tmp_path / "copy")
+    return tmp_path / "copy" / "base", tmp_path / "copy" / "run" / "adapter"
+
+
+def test_plain_peft_opens_it(trained):
+    base, directory, logits = trained
+    model, processor = load_assistant(base)
+    model.load_state_dict(load_file(directory / "full.safetensors"), strict=False)
+    adapted = peft.PeftModel.from_pretrained(model, directory).eval()
+    torch.testing.assert_close(probe_logits(adapted, processor), logits, rtol=0, atol=0)
+    assert (probe_logits(load_assistant(base)[0], processor) - logits).abs().max() > 0.1
+    keys = set(load_file(directory / "adapter_model.safetensors"))
+    assert keys == {f"base_model.model.{name}.lora_{part}.weight" for name in LAYERS for part in "AB"}
+    assert set(load_file(directory / "full.safetensors")) == {
+        f"projectors.0.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
+
+
+def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
+    base, directory, logits = trained
+    merged, difference = merge(*load_adapter(directory))
+    processor = load_processor(base)
+    assert difference < 1e-4
+    torch.testing.assert_close(probe_logits(merged, processor), logits, rtol=0, atol=1e-4)
+    before, after = load_assistant(base)[0].state_dict(), merged.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    full = set(load_file(directory / "full.safetensors"))
+    assert changed == {*full, *(f"{name}.weight" for name in LAYERS)}
+    # By hand: W + alpha / rank * B @ A.
+    update = load_file(directory / "adapter_model.safetensors")
+    for name, shape in LAYERS.items():
+        a, b = (update[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+        expected = before[f"{name}.weight"] + shape.alpha / shape.rank * b @ a
+        torch.testing.assert_close(after[f"{name}.weight"], expected)
+
+
+def test_it_finds_its_base_from_where_it_is(copy):
+    base, directory = copy
+    stated = json.loads((directory / "base.json").read_text())
+    assert stated["model"] == "../../base"
+    load_adapter(directory)
+    moved = base.rename(base.with_name("elsewhere"))
+    with pytest.raises(UserError, match=r"base\.json names .*/base, which does not exist; .*--base"):
+        load_adapter(directory)
+    load_adapter(directory, moved)
+
+
+def test_another_base_is_refused(copy):
+    base, directory = copy
+    weights = load_file(base / "model.safetensors")
+    weights["language_model.model.norm.weight"][0] += 1e-3
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"are not those that .*adapter was trained on"):
+        load_adapter(directory)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "full.safetensors"])
+def test_weights_that_do_not_fit_are_refused(copy, name):
+    _, directory = copy
+    path = directory / name
+    whole = load_file(path)
+    key = sorted(whole)[0]
+    save_file({**whole, f"{key}.more": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=f"do not fit .*missing or left over are .*{key}.more"):
+        load_adapter(directory)
+    save_file({**whole, key: torch.zeros(5, 7)}, path)
+    with pytest.raises(UserError, match=r"do not fit .*base: "):
+        load_adapter(directory)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"the weights in .*{name} are damaged or cut off"):
+        load_adapter(directory)
+    path.unlink()
+    with pytest.raises(UserError, match=f"is no adapter directory that a run wrote: it has no {name}"):
+        load_adapter(directory)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "full.safetensors"])
+def test_a_weight_that_is_missing_is_noticed(copy, name):
+    """PEFT alone would go on with an update of zero, and torch with the base's projector."""
+    _, directory = copy
+    path = directory / name
+    weights = load_file(path)
+    gone = min(weights)
+    del weights[gone]
+    save_file(weights, path)
+    with pytest.raises(UserError, match=f"missing or left over are {gone}$"):
+        load_adapter(directory)
+
+
+def test_what_needs_a_whole_model_says_to_merge_first(trained):
+    _, directory, _ = trained
+    for opener in (load_assistant, load_processor):
+        with pytest.raises(UserError, match=r"holds a LoRA adapter, not a whole model; `mmchat merge .*adapter --out"):
+            opener(directory)
+
+
+def test_saving_notices_a_corrupted_adapter(trained, tmp_path, monkeypatch):
+    base, directory, _ = trained
+    adapter, processor = load_adapter(directory)
+    original = peft.PeftModel.save_pretrained
+
+    def corrupt(self, target, *args, **kwargs):
+        original(self, target, *args, **kwargs)
+        weights = load_file(target / "adapter_model.safetensors")
+        save_file({key: value * 1.01 for key, value in weights.items()}, target / "adapter_model.safetensors")
+
+    monkeypatch.setattr(peft.PeftModel, "save_pretrained", corrupt)
+    with pytest.raises(RuntimeError, match="differs from the one in memory"):
+        save_adapter(adapter, processor, tmp_path / "adapter", base)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_many_layers_that_peft_names_by_their_endings(make_assistant):
+    """From 20 names on PEFT keeps endings where no other layer has them; ours are still the ones adapted."""
+    model, _ = make_assistant(num_hidden_layers=7)
+    parts = ("gate_proj", "up_proj", "down_proj")
+    names = [f"language_model.model.layers.{layer}.mlp.{part}" for layer in range(7) for part in parts]
+    adapter = add_adapter(model, dict.fromkeys(names, LoraShape(2, 4)), 0.0)
+    assert adapter.peft_config["default"].target_modules == set(parts)
+    model, _ = make_assistant(num_hidden_layers=7)
+    adapter = add_adapter(model, dict.fromkeys(names[:-1], LoraShape(2, 4)), 0.0)
+    assert not isinstance(model.get_submodule(names[-1]), peft.tuners.lora.LoraLayer)

@@ -1,0 +1,161 @@
+"""LoRA rules of the trainability table: which layers they adapt, what is counted, what gets a gradient."""
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from mmchat.errors import UserError
+from mmchat.training.config import OptimizerConfig
+from mmchat.training.lora import add_adapters
+from mmchat.training.optimizer import build_optimizer
+from mmchat.training.trainability import GradientWatch, Trainable, apply_rules, optimizer_groups, render_table
+
+BLOCK = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def adapt(model, **rules):
+    rules = TypeAdapter(Trainable).validate_python({"towers": "frozen", "projectors": "full", **rules})
+    return add_adapters(model, rules), apply_rules(model, rules)
+
+
+def adapted_layers(groups, name):
+    trained = next(group for group in groups if group.name == name).trained
+    return {key.partition(".lora_")[0] for key in trained}
+
+
+def inputs_of(processor):
+    inputs = processor.probe()
+    return {**inputs, "labels": inputs["input_ids"]}
+
+
+def test_null_targets_are_all_linear_layers_but_the_head(make_assistant):
+    model, _ = make_assistant()
+    model_class = type(model)
+    _, groups = adapt(model, language_model={"mode": "lora", "rank": 2})
+    layers = [f"language_model.model.layers.{i}." for i in range(2)]
+    found = adapted_layers(groups, "language_model")
+    assert {name.rpartition(".")[2] for name in found} == BLOCK
+    assert len(found) == len(BLOCK) * 2 and all(name.startswith(tuple(layers)) for name in found)
+    assert type(model) is model_class
+
+
+def test_named_targets_a_tied_head_and_longer_rules(make_assistant):
+    model, _ = make_assistant("opt")  # whose head is tied to the words
+    rules = {
+        "language_model": {"mode": "lora", "rank": 2, "targets": ["q_proj", "self_attn.v_proj"]},
+        "language_model.model.decoder.layers.0": "frozen",
+        "language_model.model.decoder.embed_tokens": "full",
+    }
+    _, groups = adapt(model, **rules)
+    block = "language_model.model.decoder.layers.1.self_attn"
+    assert adapted_layers(groups, "language_model") == {f"{block}.q_proj", f"{block}.v_proj"}
+    assert model.language_model.lm_head.weight is model.get_input_embeddings().weight
+    assert model.get_input_embeddings().weight.requires_grad
+
+
+def test_a_tower_is_adapted_where_a_forward_goes(make_assistant):
+    model, _ = make_assistant()
+    _, groups = adapt(model, towers={"mode": "lora", "rank": 4, "dropout": 0}, language_model="frozen")
+    found = adapted_layers(groups, "towers")
+    # Feature layer -2 of three blocks: the last one is idle.
+    assert {name.split(".layers.")[1][0] for name in found} == {"0", "1"}
+    assert {name.rpartition(".")[2] for name in found} == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
+
+
+def test_counts_in_the_table(make_assistant):
+    model, _ = make_assistant()
+    whole = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    rule = {"mode": "lora", "rank": 4, "alpha": 6, "targets": ["q_proj", "v_proj"]}
+    _, groups = adapt(model, language_model=rule)
+    console = Console(width=140, record=True)
+    console.print(render_table(groups, 1e-3, 0.1, "somewhere"))
+    rows = [line for line in console.export_text().splitlines() if "language_model" in line]
+    added = 2 * (4 * (32 + 32) + 4 * (32 + 16))  # two blocks; q: 32 -> 32, v: 32 -> 16
+    assert "lora r4 a6" in rows[0]
+    assert f" {added:,} " in rows[0] and f" {whole['language_model']:,} " in rows[0]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == added + whole["projectors"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {"language_model": {"mode": "lora", "targets": ["q_porj"]}},
+            "no linear layer 'q_porj' to adapt; there are: q_p",
+        ),
+        ({"language_model": {"mode": "lora", "targets": ["q_proj", "lm_head"]}}, "no linear layer 'lm_head' to adapt"),
+        ({"language_model": {"mode": "lora", "targets": ["proj"]}}, "no linear layer 'proj' to adapt"),
+        ({"language_model": "frozen", "language_model.lm_head": "lora"}, "language_model.lm_head has no linear layer"),
+        ({"langauge_model": "lora"}, "no module 'langauge_model'; the nearest is 'language_model', top level: towers"),
+        (
+            {"language_model": {"mode": "lora", "dropout": 0.1}, "towers": "lora"},
+            "the lora rules want dropouts of 0.05, 0.1; PEFT keeps one",
+        ),
+    ],
+)
+def test_mistakes_say_what_there_is(make_assistant, rules, message):
+    with pytest.raises(UserError, match=message):
+        adapt(make_assistant()[0], **rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"mode": "full", "rank": 4}, "rank belong to mode lora, but the mode is full"),
+        ({"rank": 4, "targets": ["q_proj"]}, "rank, targets belong to mode lora"),
+        ({"mode": "lora", "rank": 0}, "greater than 0"),
+        ({"mode": "lora", "targets": []}, "at least 1 item"),
+        ({"mode": "lora", "dropout": 1}, "less than 1"),
+        ({"mode": "lora", "rnak": 4}, "unknown key 'rnak'; the nearest is 'rank', there are: mode, lr, "),
+        ("lore", "'frozen', 'full' or 'lora'"),
+    ],
+)
+def test_rules_that_contradict_themselves(rule, message):
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(Trainable).validate_python({"language_model": rule})
+
+
+def test_defaults_and_shapes_of_several_rules(make_assistant):
+    model, _ = make_assistant()
+    adapter, _ = adapt(model, language_model="lora", towers={"mode": "lora", "rank": 3, "alpha": 9})
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert {(m.r["default"], m.scaling["default"]) for n, m in layers.items() if n.startswith("lang")} == {(128, 2.0)}
+    assert {(m.r["default"], m.scaling["default"]) for n, m in layers.items() if n.startswith("tow")} == {(3, 3.0)}
+    assert adapter.peft_config["default"].lora_dropout == 0.05
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_three_steps_move_adapters_and_projector_and_nothing_else(make_assistant, optimizer):
+    model, processor = make_assistant()
+    rules = {"language_model": {"mode": "lora", "rank": 2, "lr": 5e-3}, "towers": {"mode": "lora", "rank": 2}}
+    _, groups = adapt(model, **rules)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    watch = GradientWatch(groups)
+    stepper = build_optimizer(model, groups, OptimizerConfig(name=optimizer, lr=1e-3, weight_decay=0.1))
+    for _ in range(3):
+        model.train()(**inputs_of(processor)).loss.backward()
+        stepper.step()
+        stepper.zero_grad()
+    assert watch.finish() == []
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for group in groups for name in group.trained}
+    assert all(".lora_" in name or name.startswith("projectors.") for name in changed)
+    if optimizer == "muon":  # the projector's matrices only
+        assert sum(len(group["params"]) for group in stepper.parts["muon"].param_groups) == 2
+
+
+def test_groups_for_the_optimizer(make_assistant):
+    rule = {"mode": "lora", "rank": 2, "lr": 5e-3, "weight_decay": 0.0}
+    _, groups = adapt(make_assistant()[0], language_model=rule)
+    found = optimizer_groups(groups, 1e-3, 0.1)
+    told = [(g["name"], g["lr"], g["weight_decay"], len(g["params"])) for g in found]
+    assert told == [("projectors", 1e-3, 0.1, 2), ("projectors", 1e-3, 0.0, 2), ("language_model", 5e-3, 0.0, 28)]
+
+
+def test_an_untrained_adapter_changes_nothing(make_assistant):
+    model, processor = make_assistant()
+    before = model(**processor.probe()).logits
+    adapt(model, language_model="lora", towers="lora")
+    torch.testing.assert_close(model.eval()(**processor.probe()).logits, before, rtol=0, atol=0)
