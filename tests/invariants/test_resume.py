@@ -24,6 +24,11 @@ def setup(request, tmp_path_factory, make_assistant):
     values = run_values(folder, folder / "model", mixture, steps=STEPS, checkpoint={"every": 3, "keep": 2})
     values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1}
     values["optimizer"]["name"] = request.param
+    if request.param == "adamw":
+        # Every way to be trained: adapters (with a dropout of their own), in full, not at all.
+        lora = {"mode": "lora", "rank": 4, "dropout": 0.1}
+        values["trainable"] = {"towers": lora, "projectors": "full", "language_model": lora}
+        values["trainable"]["language_model.model.embed_tokens"] = "frozen"
     values["validation"] = {"path": str(data), "every": 5, "max_samples": 6, "max_length": 400}
     config = write_config(folder / "run.yaml", **values)
     result = launch(config, "--run_dir", str(folder / "whole"))
@@ -56,8 +61,13 @@ def test_sigkill_then_resume_equals_the_uninterrupted_run(setup):
     assert steps(killed) == steps(folder / "whole"), f"killed at step {kill_at}"
     validations = [[row for row in metrics(run) if "validation_loss" in row] for run in (killed, folder / "whole")]
     assert validations[0] == validations[1]
-    whole, resumed = (load_file(run / "model" / "model.safetensors") for run in (folder / "whole", killed))
-    assert all((whole[key] == resumed[key]).all() for key in whole)
+    files = [
+        file.relative_to(killed) for part in ("model", "adapter") for file in (killed / part).glob("*.safetensors")
+    ]
+    assert len(files) == (3 if "lora" in config.read_text() else 1)
+    for file in files:
+        whole, resumed = load_file(folder / "whole" / file), load_file(killed / file)
+        assert whole.keys() == resumed.keys() and all((whole[key] == resumed[key]).all() for key in whole)
 
 
 def steps_so_far(run):
