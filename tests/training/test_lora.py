@@ -1,7 +1,12 @@
 """LoRA rules of the trainability table: which layers they adapt, what is counted, what gets a gradient."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
+from peft.tuners.lora import LoraLayer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
@@ -11,6 +16,7 @@ from mmchat.training.lora import add_adapters
 from mmchat.training.optimizer import build_optimizer
 from mmchat.training.trainability import GradientWatch, Trainable, apply_rules, optimizer_groups, render_table
 
+ROOT = Path(__file__).parents[2]
 BLOCK = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -19,9 +25,12 @@ def adapt(model, **rules):
     return add_adapters(model, rules), apply_rules(model, rules)
 
 
-def adapted_layers(groups, name):
-    trained = next(group for group in groups if group.name == name).trained
-    return {key.partition(".lora_")[0] for key in trained}
+def adapted_layers(model, groups):
+    """Names of the layers that have an update, each of which is trained."""
+    found = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    trained = {name for group in groups for name in group.trained if ".lora_" in name}
+    assert {name.partition(".lora_")[0] for name in trained} == found and len(trained) == 2 * len(found)
+    return found
 
 
 def inputs_of(processor):
@@ -34,7 +43,7 @@ def test_null_targets_are_all_linear_layers_but_the_head(make_assistant):
     model_class = type(model)
     _, groups = adapt(model, language_model={"mode": "lora", "rank": 2})
     layers = [f"language_model.model.layers.{i}." for i in range(2)]
-    found = adapted_layers(groups, "language_model")
+    found = adapted_layers(model, groups)
     assert {name.rpartition(".")[2] for name in found} == BLOCK
     assert len(found) == len(BLOCK) * 2 and all(name.startswith(tuple(layers)) for name in found)
     assert type(model) is model_class
@@ -49,7 +58,7 @@ def test_named_targets_a_tied_head_and_longer_rules(make_assistant):
     }
     _, groups = adapt(model, **rules)
     block = "language_model.model.decoder.layers.1.self_attn"
-    assert adapted_layers(groups, "language_model") == {f"{block}.q_proj", f"{block}.v_proj"}
+    assert adapted_layers(model, groups) == {f"{block}.q_proj", f"{block}.v_proj"}
     assert model.language_model.lm_head.weight is model.get_input_embeddings().weight
     assert model.get_input_embeddings().weight.requires_grad
 
@@ -57,7 +66,7 @@ def test_named_targets_a_tied_head_and_longer_rules(make_assistant):
 def test_a_tower_is_adapted_where_a_forward_goes(make_assistant):
     model, _ = make_assistant()
     _, groups = adapt(model, towers={"mode": "lora", "rank": 4, "dropout": 0}, language_model="frozen")
-    found = adapted_layers(groups, "towers")
+    found = adapted_layers(model, groups)
     # Feature layer -2 of three blocks: the last one is idle.
     assert {name.split(".layers.")[1][0] for name in found} == {"0", "1"}
     assert {name.rpartition(".")[2] for name in found} == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
@@ -159,3 +168,13 @@ def test_an_untrained_adapter_changes_nothing(make_assistant):
     before = model(**processor.probe()).logits
     adapt(model, language_model="lora", towers="lora")
     torch.testing.assert_close(model.eval()(**processor.probe()).logits, before, rtol=0, atol=0)
+
+
+def test_the_table_in_the_docs_works(make_assistant):
+    text = (ROOT / "docs" / "lora.md").read_text()
+    shown = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    model, _ = make_assistant()
+    _, groups = adapt(model, **shown["trainable"])
+    assert {name.rpartition(".")[2] for name in adapted_layers(model, groups)} == {"q_proj", "v_proj"}
+    rates = {group["name"]: group["lr"] for group in optimizer_groups(groups, 1.0, 0.0)}
+    assert rates == {"language_model": 2e-4, "projectors": 2e-5}
