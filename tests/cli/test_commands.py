@@ -58,7 +58,7 @@ def test_every_option_says_what_it_does_and_its_default(run, name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_are_accepted(name):
     """The words of each example fit its own parser."""
-    example = COMMANDS[name].epilog.removeprefix("example:\n  ").removeprefix(f"mmchat {name} ")
+    example = COMMANDS[name].epilog.rpartition("example:\n  ")[2].removeprefix(f"mmchat {name} ")
     words = [quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', example)]
     COMMANDS[name].parse_intermixed_args(words)
 
