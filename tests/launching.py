@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def launch_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
     launcher = Path(sys.executable).parent / "deepspeed"
     ports = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
     return [str(launcher), "--quiet", *ports, str(ROOT / "scripts" / "train.py"), str(config), *overrides]
+
+
+def torchrun_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    launcher = Path(sys.executable).parent / "torchrun"
+    ports = ["--nproc_per_node", str(ranks), "--master_port", str(free_port())]
+    return [str(launcher), *ports, str(ROOT / "scripts" / "train.py"), str(config), *overrides]
 
 
 def launch_environment(**changes: str) -> dict[str, str]:
@@ -42,15 +49,47 @@ def launch(config: Path, *overrides: str, ranks: int = 1, **environment: str) ->
     )
 
 
-def start(config: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen:
+def start(
+    config: Path, *overrides: str, ranks: int = 1, log: Path | None = None, command=launch_command
+) -> subprocess.Popen:
     """Start in a process group of its own, so that `kill_group` reaches the ranks as well."""
-    return subprocess.Popen(
-        launch_command(config, *overrides, ranks=ranks),
-        env=launch_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with Path(log or os.devnull).open("w") as output:
+        return subprocess.Popen(
+            command(config, *overrides, ranks=ranks),
+            env=launch_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
+    """Until metrics.jsonl holds so many training steps."""
+    path, deadline = run_dir / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or sum('"loss"' in line for line in path.read_text().splitlines()) < step:
+        assert process.poll() is None, f"the run ended before step {step}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def processes_of(word: str | Path) -> list[str]:
+    """Command lines of the living processes that name `word`; data workers have that of their rank."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        if str(word) in line:
+            found.append(line)
+    return found
+
+
+def wait_until_gone(word: str | Path, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while left := processes_of(word):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def kill_group(process: subprocess.Popen) -> None:

@@ -1,9 +1,12 @@
 """`deepspeed scripts/train.py CONFIG` and `mmchat train CONFIG`."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from mmchat.cli.errors import reporting
 from mmchat.cli.quiet import quiet_libraries
@@ -16,6 +19,11 @@ USAGE = """usage: deepspeed scripts/train.py CONFIG [--key value ...]
 Train as a YAML file says; any of its keys can be overridden, nested ones with a dot.
 
   example: deepspeed --num_accelerators 1 scripts/train.py configs/quickstart/sft.yaml --steps 20 --run_dir runs/try
+
+To stop: Ctrl-C, or SIGTERM to the launcher or to a rank. All ranks finish the step, save a checkpoint, say how to go
+on (--resume) and exit with 130 (Ctrl-C) or 143 (SIGTERM, or their launcher died); a second Ctrl-C ends at once.
+`mmchat train` and `deepspeed` pass the status on, `torchrun` makes 1 of it. Other statuses: 0 done; 2 a mistake in the
+config or data, a full disk, or a step that stability.on_nan or on_spike stops at.
 
 keys (type, default):
 """
@@ -63,9 +71,10 @@ def train_main(words: list[str] | None = None) -> None:
 
         distributed.start()
         try:
-            run(config)
+            status = run(config)
         finally:
             distributed.stop()
+        sys.exit(status)
 
 
 def launch_main(words: list[str]) -> int:
@@ -90,7 +99,34 @@ def launch_main(words: list[str]) -> int:
             chosen = ["--num_accelerators", "1"]
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *chosen]
         launcher += ["--master_port", str(free_port()), "--module", "mmchat.cli.train"]
-        return subprocess.run([*launcher, *words], check=False).returncode
+        return supervise([*launcher, *words])
+
+
+def supervise(command: list[str]) -> int:
+    """Run DeepSpeed's launcher where the terminal's Ctrl-C does not reach it, and hand signals to the ranks alone.
+
+    Told itself, the launcher would kill the ranks before they have saved, or forget them (`training.interruption`).
+    """
+    import psutil
+
+    from mmchat.training.interruption import LAUNCHED_BY, SIGNALS
+
+    environment = {**os.environ, LAUNCHED_BY: str(os.getpid())}
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        with suppress(psutil.NoSuchProcess):
+            ranks = [rank for launch in psutil.Process(process.pid).children() for rank in launch.children()]
+            for rank in ranks:
+                rank.send_signal(number)
+            if not ranks:
+                os.killpg(process.pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    status = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":

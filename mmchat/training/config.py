@@ -7,6 +7,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from mmchat.data.config import DataConfig
 from mmchat.settings import settings
+from mmchat.training.stability import StabilityConfig
 from mmchat.training.trainability import Trainable
 
 
@@ -71,6 +72,7 @@ class RunConfig:
     zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
     deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    stability: StabilityConfig = Field(default_factory=StabilityConfig)
     resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
     overfit_one_batch: bool = Field(False, description="train on the first batch again and again: loss must fall to 0")
 

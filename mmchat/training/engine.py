@@ -14,6 +14,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
 from mmchat.training.optimizer import build_optimizer
+from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import ModuleGroup
 
 
@@ -43,7 +44,7 @@ def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
         "train_batch_size": config.batch_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
-        # ZeRO clips and keeps the norm; without ZeRO DeepSpeed clips but forgets it, so `_clip_before_step` does both.
+        # ZeRO clips and keeps the norm; without ZeRO DeepSpeed clips but forgets it, so `_before_step` does both.
         "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,
         "zero_optimization": {"stage": config.zero_stage},
         # Weights stay fp32 and autocast rounds inside the forward; gradients must then travel as fp32, too.
@@ -87,14 +88,12 @@ def lr_factor(step: int, total: int, config: OptimizerConfig) -> float:
 
 
 def build_engine(
-    model: nn.Module, groups: list[ModuleGroup], config: RunConfig, total_steps: int, ranks: int
+    model: nn.Module, groups: list[ModuleGroup], config: RunConfig, total_steps: int, ranks: int, guard: StepGuard
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap a model whose `requires_grad` is already set."""
+    """Wrap a model whose `requires_grad` is already set. Before each step the optimizer asks `guard`."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     own = config.optimizer
     optimizer = build_optimizer(model, groups, own)
-    if config.zero_stage == 0:
-        optimizer.register_step_pre_hook(_clip_before_step(own.clip or math.inf))
     scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, own))
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -103,14 +102,24 @@ def build_engine(
         config=deepspeed_config(config, ranks),
         dist_init_required=False,
     )
+    optimizer.register_step_pre_hook(_before_step(engine, own.clip or math.inf, guard))
     return engine
 
 
-def _clip_before_step(max_norm: float) -> Callable[..., None]:
-    """Clip the averaged gradients, and leave their norm where `engine.get_global_grad_norm` looks for it."""
+def _before_step(engine: deepspeed.DeepSpeedEngine, max_norm: float, guard: StepGuard) -> Callable[..., None]:
+    """Give the gradients up if the guard objects: an optimizer passes over parameters without one, so that neither
+    they nor their moments change, while DeepSpeed and the schedule count the step.
+
+    Under ZeRO the norm is known and the gradient clipped by now. Without ZeRO this clips the averaged gradients and
+    leaves their norm where `engine.get_global_grad_norm` looks for it.
+    """
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        if not engine.zero_optimization():
+            optimizer._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        if not guard.passes(float(engine.optimizer._global_grad_norm)):
+            for parameter in parameters:
+                parameter.grad = None
 
     return hook

@@ -1,6 +1,6 @@
 """The loop: micro-batches in, optimizer steps out. It knows neither models nor files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import deepspeed
@@ -9,7 +9,9 @@ import torch
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
 from mmchat.training import distributed
+from mmchat.training.interruption import exit_status
 from mmchat.training.objectives import Objective
+from mmchat.training.stability import Incident, StepGuard
 
 
 @dataclass
@@ -17,7 +19,8 @@ class StepResult:
     """One optimizer step, summed over micro-batches and ranks.
 
     loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping.
-    rejected: samples of this step, on any rank, that could not be used.
+    rejected: samples of this step, on any rank, that could not be used. incident: what the guard found.
+    stop: the exit status with which all ranks shall stop after this step, or 0.
     """
 
     loss: float
@@ -26,10 +29,18 @@ class StepResult:
     tokens: int
     images: int
     rejected: list[Rejected]
+    incident: Incident | None
+    stop: int
 
 
-def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: list[Batch]) -> StepResult:
-    """Forward and backward over this rank's micro-batches, then one optimizer step.
+def train_step(
+    engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
+    batches: list[Batch],
+    guard: StepGuard,
+    stop_flags: Callable[[], list[int]],
+) -> StepResult:
+    """Forward and backward over this rank's micro-batches, then one optimizer step if the guard lets it pass.
 
     The gradient is that of (sum of losses) / (number of terms over all micro-batches and ranks), so it does
     not depend on how the step's samples are split. DeepSpeed averages over ranks, hence the factor `ranks`.
@@ -40,15 +51,26 @@ def train_step(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches:
     engine.train()  # models are opened, and left by a validation, in evaluation mode
     terms, tokens, left_out, *images = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
     loss_sum = torch.zeros((), dtype=torch.float64)
-    for batch, images_anywhere in zip(batches, images, strict=True):
+    for number, (batch, images_anywhere) in enumerate(zip(batches, images, strict=True), 1):
         loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere > 0)
         engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
-        engine.step()
         loss_sum += loss.detach().double().cpu()
-    total = distributed.all_reduce(loss_sum).item()
+        if number == len(batches):
+            # The optimizer's turn is next: the guard must know the loss by then, and signals ride along.
+            sums = torch.tensor([loss_sum.item(), *stop_flags()], dtype=torch.float64)
+            total, *flags = distributed.all_reduce(sums).tolist()
+            guard.begin(total / max(1, terms))
+        engine.step()
     grad_norm = float(engine.get_global_grad_norm())
+    if not engine.was_step_applied():
+        # Under ZeRO DeepSpeed itself leaves out a step whose gradient is not finite, and its schedule stands still.
+        guard.passes(grad_norm)
+        engine.lr_scheduler.step()
+    incident = guard.end(grad_norm)
     rejected = distributed.all_gather(rejected) if left_out else []
-    return StepResult(total / max(1, terms), grad_norm, terms, tokens, sum(images), rejected)
+    return StepResult(
+        total / max(1, terms), grad_norm, terms, tokens, sum(images), rejected, incident, exit_status(flags)
+    )
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """One training run from its config to its finished model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -22,27 +23,31 @@ from mmchat.progress import progress_bar
 from mmchat.training import checkpoint, distributed
 from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
 from mmchat.training.engine import accumulation, build_engine
-from mmchat.training.loop import grouped, train_step, validate
+from mmchat.training.interruption import StopSignals, ignore_stop_signals
+from mmchat.training.loop import StepResult, grouped, train_step, validate
 from mmchat.training.lora import add_adapters
 from mmchat.training.metrics import Meter, MetricsLog, plot_loss, write_environment
 from mmchat.training.objectives import OBJECTIVES, Objective
+from mmchat.training.stability import Incident, IncidentLog, StepGuard, told
 from mmchat.training.trainability import GradientWatch, apply_rules, render_table
 
 WATCHED_STEPS = 3
 """After so many steps the run says which trained tensors have received no gradient."""
 
 
-def run(config: RunConfig) -> None:
+def run(config: RunConfig) -> int:
     """Train as `config` says; every rank of the launcher calls this.
+
+    Returns the exit status: 0, or 130 or 143 where a signal stopped the run (`training.interruption`).
 
     Raises:
         UserError: anything about the config, data or run directory that the user can mend.
     """
     console = Console(stderr=True, quiet=distributed.rank() > 0, highlight=False, soft_wrap=True)
-    resume_from = open_run_dir(config)
+    resume_from = open_run_dir(config, console.print)
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
-        return
+        return 0
     objective = OBJECTIVES[config.objective](config)
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
@@ -55,10 +60,13 @@ def run(config: RunConfig) -> None:
     order = batch_order(config, mixture)
     total = config.steps or order.steps_in_total
     micro, rounds = accumulation(config, distributed.ranks())
-    engine = build_engine(objective.model, groups, config, total, distributed.ranks())
-    done = 0
+    guard = StepGuard(config.stability)
+    engine = build_engine(objective.model, groups, config, total, distributed.ranks(), guard)
+    done, owes_validation = 0, False
     if resume_from is not None:
-        done = checkpoint.load(engine, resume_from)
+        state = checkpoint.load(engine, resume_from)
+        done, owes_validation = state["step"], state["owes_validation"]
+        guard.restore(state["guard"])
         console.print(f"resumed after step {done} from {resume_from}")
     elif config.resume:
         console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
@@ -75,46 +83,71 @@ def run(config: RunConfig) -> None:
         batches = iter_one_batch(batches, rounds, total - done)
     held_out = validation_batches(config, objective, quarantine, micro)
     log = MetricsLog(config.run_dir / "metrics.jsonl", done) if distributed.rank() == 0 else None
+    incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if distributed.rank() == 0 else None
     watch = GradientWatch(groups) if done == 0 else None
     meter = Meter()
-    with progress_bar(config.run_dir.name, total, done, enabled=distributed.rank() == 0) as bar:
+
+    def validate_and_log(step: int) -> None:
+        loss = validate(engine, objective, held_out())
+        if log:
+            log.write(step=step, validation_loss=loss)
+
+    def save(step: int, owes_validation: bool = False) -> Path:
+        state = {"guard": guard.state(), "owes_validation": owes_validation}
+        return checkpoint.save(engine, config.run_dir / "checkpoints", step, config.checkpoint.keep, **state)
+
+    bar_of_steps = progress_bar(config.run_dir.name, total, done, enabled=distributed.rank() == 0)
+    with StopSignals() as signals, bar_of_steps as bar:
+        if owes_validation:
+            validate_and_log(done)
         for step, step_batches in enumerate(grouped(batches, rounds), done + 1):
             meter.data_ready()
             lr = engine.get_lr()[0]
-            result = train_step(engine, objective, step_batches)
+            result = train_step(engine, objective, step_batches, guard, signals.flags)
             for rejected in result.rejected:
                 quarantine.add(rejected)
             rates = meter.step_done(result.terms)
+            ids = []
+            if log or result.incident:
+                ids = _consumed(mixture, order.step(0 if config.overfit_one_batch else step - 1), result.rejected)
             if log:
                 log.write(
                     step=step,
-                    loss=result.loss,
-                    grad_norm=result.grad_norm,
+                    **_measured(result),
                     lr=lr,
                     epoch=round(order.epoch(step), 4),
                     terms=result.terms,
                     tokens=result.tokens,
                     images=result.images,
-                    ids=_consumed(mixture, order.step(0 if config.overfit_one_batch else step - 1), result.rejected),
+                    ids=ids,
                     **rates,
                 )
+            if result.incident:
+                if incidents:
+                    incidents.write(step, result.incident, ids)
+                _tell(config, step, result.incident, ids, console)
             bar.advance(note=_note(result.loss, rates, len(quarantine)))
             if watch and step == min(WATCHED_STEPS, total):
                 _report_missing_gradients(watch.finish(), console)
                 watch = None
             last = step == total
-            if held_out and (last or step % config.validation.every == 0):
-                loss = validate(engine, objective, held_out())
-                if log:
-                    log.write(step=step, validation_loss=loss)
+            due = held_out is not None and (last or step % config.validation.every == 0)
+            if result.stop:  # whoever sent the signal may not wait for long: validation can be made up for
+                _tell_how_to_go_on(config, result.stop, step, total, save(step, owes_validation=due), console)
+                return result.stop
+            if due:
+                validate_and_log(step)
             if last or step % config.checkpoint.every == 0:
-                checkpoint.save(engine, config.run_dir / "checkpoints", step, config.checkpoint.keep)
+                save(step)
             meter.resume()
     finish(config, objective, adapter, quarantine, console)
+    return 0
 
 
-def open_run_dir(config: RunConfig) -> Path | str | None:
+def open_run_dir(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
     """Claim the run directory: the checkpoint to resume from, "finished", or None for a fresh start.
+
+    `tell` is given a line for each damaged checkpoint.
 
     Raises:
         UserError: it holds another run, or this one with other settings.
@@ -136,7 +169,7 @@ def open_run_dir(config: RunConfig) -> Path | str | None:
         write_text(resolved, yaml.safe_dump(values, sort_keys=False))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         write_environment(directory / "environment.json", distributed.ranks(), device)
-    return checkpoint.latest(directory / "checkpoints") if config.resume else None
+    return checkpoint.newest(directory / "checkpoints", tell) if config.resume else None
 
 
 def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
@@ -154,6 +187,7 @@ def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: without it every pass draws a seed from the global one, on which dropout hangs.
         generator=torch.Generator(),
+        worker_init_fn=ignore_stop_signals,
     )
     return iter(loader)
 
@@ -196,12 +230,15 @@ def finish(
         metrics = read_json_lines(config.run_dir / "metrics.jsonl")
         plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)
         steps = [row for row in metrics if "loss" in row]
+        skipped = sum("skipped" in row for row in metrics)
         minutes = sum(row["seconds"] for row in steps) / 60
         held_out = [row["validation_loss"] for row in metrics if "validation_loss" in row]
         console.print(
-            f"done: {len(steps)} steps in {minutes:.1f} min, last loss {steps[-1]['loss']:.4f}"
+            f"done: {len(steps)} steps in {minutes:.1f} min"
+            + (f", last loss {steps[-1]['loss']:.4f}" if steps else "")
             + (f", validation loss {held_out[-1]:.4f}" if held_out else "")
             + f", {len(quarantine)} samples left out"
+            + (f", {skipped} steps skipped" if skipped else "")
         )
         console.print(f"  model    {config.run_dir / 'model'}\n  metrics  {config.run_dir / 'metrics.jsonl'}")
         if adapter is not None:
@@ -217,6 +254,34 @@ def _consumed(mixture: Mixture, numbers: list[int], rejected: list[Rejected]) ->
     left_out = {item.where for item in rejected}
     records = (mixture.find(number)[1] for number in numbers)
     return [record.id for record in records if record.where not in left_out]
+
+
+def _measured(result: StepResult) -> dict[str, Any]:
+    """Loss and norm of a step for metrics.jsonl, where whoever reads `loss` wants steps that count."""
+    if result.incident is None or result.incident.taken:
+        return {"loss": result.loss, "grad_norm": result.grad_norm}
+    return {"skipped": result.incident.reason}
+
+
+def _tell(config: RunConfig, step: int, incident: Incident, ids: list[str], console: Console) -> None:
+    """Raises UserError, on every rank alike, if the run stops here."""
+    message = told(step, incident, ids, config.run_dir / "incidents.jsonl")
+    if incident.action == "stop":
+        raise UserError(
+            f"{message}\n  look at them with `mmchat replay {config.run_dir} --step {step}`; then mend or remove what "
+            "is wrong, or leave such steps out with --stability.on_nan skip (or on_spike), and go on from the newest "
+            "checkpoint with --resume"
+        )
+    console.print(message, style="yellow", markup=False)
+
+
+def _tell_how_to_go_on(config: RunConfig, status: int, step: int, total: int, saved: Path, console: Console) -> None:
+    name = {130: "interrupted", 143: "told to end"}[status]
+    console.print(
+        f"{name}: stopped after step {step} of {total}, saved {saved}\n"
+        f"  go on with: mmchat train {config.run_dir / 'config.yaml'} --ranks {distributed.ranks()} --resume",
+        markup=False,
+    )
 
 
 def _report_missing_gradients(names: list[str], console: Console) -> None:

@@ -1,12 +1,22 @@
 """A run that was killed goes on as if nothing had happened."""
 
 import random
-import time
+import shutil
+import signal
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.launching import kill_group, launch, metrics, start, steps, write_config
+from tests.launching import (
+    kill_group,
+    launch,
+    metrics,
+    start,
+    steps,
+    wait_for_step,
+    wait_until_gone,
+    write_config,
+)
 from tests.training_fixtures import run_values, write_mixture, write_records
 
 STEPS = 14
@@ -45,33 +55,66 @@ def test_sigkill_then_resume_equals_the_uninterrupted_run(setup):
     folder, config = setup
     killed, kill_at = folder / "killed", random.randint(4, STEPS - 2)
     process = start(config, "--run_dir", str(killed))
-    deadline = time.monotonic() + 120
-    while not (killed / "metrics.jsonl").exists() or len(steps_so_far(killed)) < kill_at:
-        assert process.poll() is None, f"the run ended before step {kill_at}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_step(process, killed, kill_at)
     kill_group(process)
     assert not (killed / "model").exists()
 
     result = launch(config, "--run_dir", str(killed), "--resume")
     assert result.returncode == 0, f"killed at step {kill_at}:\n{result.stdout}"
     assert "resumed after step" in result.stdout
-    numbers = [row["step"] for row in metrics(killed) if "loss" in row]
-    assert numbers == list(range(1, STEPS + 1)), f"killed at step {kill_at}"
-    assert steps(killed) == steps(folder / "whole"), f"killed at step {kill_at}"
-    validations = [[row for row in metrics(run) if "validation_loss" in row] for run in (killed, folder / "whole")]
-    assert validations[0] == validations[1]
-    files = [
-        file.relative_to(killed) for part in ("model", "adapter") for file in (killed / part).glob("*.safetensors")
-    ]
-    assert len(files) == (3 if "lora" in config.read_text() else 1)
+    assert_same(killed, folder / "whole", f"killed at step {kill_at}")
+
+
+def assert_same(run, whole, when):
+    assert [row["step"] for row in steps(run)] == list(range(1, STEPS + 1)), when
+    assert steps(run) == steps(whole), when
+    validations = [[row for row in metrics(r) if "validation_loss" in row] for r in (run, whole)]
+    assert validations[0] == validations[1], when
+    files = [file.relative_to(run) for part in ("model", "adapter") for file in (run / part).glob("*.safetensors")]
+    assert len(files) == (3 if "lora" in (run / "config.yaml").read_text() else 1)
     for file in files:
-        whole, resumed = load_file(folder / "whole" / file), load_file(killed / file)
-        assert whole.keys() == resumed.keys() and all((whole[key] == resumed[key]).all() for key in whole)
+        weights, expected = load_file(run / file), load_file(whole / file)
+        assert weights.keys() == expected.keys() and all((expected[key] == weights[key]).all() for key in expected), when
 
 
-def steps_so_far(run):
-    return [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+@adamw
+def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(setup):
+    """It kills the runner alone: launch, ranks and data workers must find out by themselves."""
+    folder, config = setup
+    told, at = folder / "told", random.choice([4, 7, 9, STEPS - 5])  # after step 4 and 9 a validation is due
+    process = start(config, "--run_dir", str(told), log=folder / "told.log")
+    wait_for_step(process, told, at)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == -signal.SIGTERM
+    wait_until_gone(told)
+    stopped = len(steps(told))
+    said = (folder / "told.log").read_text()
+    assert f"told to end: stopped after step {stopped} of {STEPS}" in said
+    assert f"go on with: mmchat train {told / 'config.yaml'} --ranks 1 --resume" in said
+    assert (told / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"
+    assert "Traceback" not in said
+
+    # As it was left, for the test of a damaged checkpoint; there must be one before it.
+    shutil.copytree(told, folder / "damaged")
+    result = launch(told / "config.yaml", "--resume")
+    assert result.returncode == 0 and f"resumed after step {stopped}" in result.stdout, result.stdout
+    assert_same(told, folder / "whole", f"told to end after step {stopped}")
+    damage_the_newest_and_resume(folder, stopped)
+
+
+def damage_the_newest_and_resume(folder, stopped):
+    run = folder / "damaged"
+    newest = run / "checkpoints" / f"step-{stopped:08d}"
+    weights = newest / "mp_rank_00_model_states.pt"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    result = launch(run / "config.yaml", "--run_dir", str(run), "--resume")
+    assert result.returncode == 0, result.stdout
+    before = max(step for step in range(3, stopped, 3))
+    assert f"{newest} is damaged: {weights.name} holds other bytes than were written; trying" in result.stdout
+    assert f"resumed after step {before}" in result.stdout
+    assert_same(run, folder / "whole", f"went on from step {before}")
 
 
 @adamw
@@ -81,16 +124,6 @@ def test_dropout_is_at_work(setup):
     result = launch(config, "--run_dir", str(folder / "other-seed"), "--steps", str(STEPS), "--seed", "1")
     assert result.returncode == 0, result.stdout
     assert steps(folder / "other-seed")[0]["loss"] != steps(folder / "whole")[0]["loss"]
-
-
-def test_a_half_written_checkpoint_is_never_picked_up(tmp_path):
-    from mmchat.training.checkpoint import latest
-
-    checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "step-00000003").mkdir(parents=True)
-    (checkpoints / "latest").write_text("step-00000003")
-    (checkpoints / ".step-00000006.partial").mkdir()
-    assert latest(checkpoints).name == "step-00000003"
 
 
 @adamw

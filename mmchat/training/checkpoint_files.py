@@ -1,0 +1,105 @@
+"""The files of a checkpoint: written with sizes and checksums, verified before they are believed.
+
+The checksum is CRC-32, taken from the bytes on their way to the disk: it must find damage, not malice, and is
+three times as fast as SHA-256 (6.5 against 1.9 GiB/s on one core).
+"""
+
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from mmchat.errors import UserError
+from mmchat.files import read_json
+from mmchat.training import distributed
+
+MANIFEST = "manifest.json"
+CHUNK = 1 << 24
+
+
+class CheckpointWriter(TorchCheckpointEngine):
+    """Writes what DeepSpeed hands over and keeps the first failure for later.
+
+    A rank that raised in the middle of a save would leave the others waiting in a barrier.
+
+    written: file name -> [bytes, CRC-32]. asked: bytes of all tensors handed over, written or not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, list[int]] = {}
+        self.asked = 0
+        self.error: OSError | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.asked += tensor_bytes(state_dict)
+        if self.error is not None:
+            return
+        try:
+            raw = _Summed(path, "wb")
+            with io.BufferedWriter(raw, 1 << 20) as file:
+                torch.save(state_dict, file)
+            self.written[Path(path).name] = [raw.size, raw.checksum]
+        except OSError as error:
+            self.error = error
+        except RuntimeError:  # torch's zip writer hides what the file said
+            if raw.error is None:
+                raise
+            self.error = raw.error
+        if self.error is not None:
+            Path(path).unlink(missing_ok=True)  # room for what DeepSpeed writes beside it
+
+
+class _Summed(io.FileIO):
+    """A file that knows size and checksum of what was written to it, and its first failure."""
+
+    def __init__(self, path: str, mode: str) -> None:
+        super().__init__(path, mode)
+        self.size = self.checksum = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is not None:
+            raise self.error
+        try:
+            count = super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.checksum = zlib.crc32(memoryview(data)[:count], self.checksum)
+        self.size += count
+        return count
+
+
+def tensor_bytes(state: Any) -> int:
+    """Bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(tensor_bytes, inner))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None. All ranks call this: each reads a part of them."""
+    try:
+        expected = sorted(read_json(checkpoint / MANIFEST).items())
+    except UserError as error:
+        return str(error)
+    own = expected[distributed.rank() :: distributed.ranks()]
+    found = [problem for name, told in own if (problem := _differs(checkpoint / name, *told))]
+    return next(iter(distributed.all_gather(found)), None)
+
+
+def _differs(path: Path, size: int, checksum: int) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size:
+        return f"{path.name} holds {path.stat().st_size:,} bytes, {size:,} were written"
+    with path.open("rb") as file:
+        found = 0
+        while block := file.read(CHUNK):
+            found = zlib.crc32(block, found)
+    return None if found == checksum else f"{path.name} holds other bytes than were written"
