@@ -3,7 +3,7 @@
 import difflib
 import sys
 
-from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, report
+from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, replay, report
 from mmchat.cli.arguments import HelpFormatter, OneLineParser
 from mmchat.cli.errors import EXIT_USER_ERROR, reporting
 from mmchat.cli.quiet import quiet_libraries
@@ -24,7 +24,7 @@ def build_commands() -> dict[str, OneLineParser]:
         )
         return commands[name]
 
-    for module in (assemble, chat, caption, evaluate, data, data_check, merge, report):
+    for module in (assemble, chat, caption, evaluate, data, data_check, merge, report, replay):
         module.add_commands(add)
     return commands
 

@@ -1,0 +1,92 @@
+"""One step of a run again: which samples it held, how long they are, what the model makes of each."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mmchat.data.dataset import MixtureDataset, open_mixture
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Rejected
+from mmchat.errors import UserError
+from mmchat.settings import load_settings
+from mmchat.training.checkpoint_files import damage
+from mmchat.training.config import RunConfig
+from mmchat.training.objectives import AssistantObjective
+from mmchat.training.run import batch_order
+
+
+@dataclass
+class ReplayedSample:
+    """loss: mean over its supervised tokens. left_out: why the sample cannot be used, "" if it can."""
+
+    id: str
+    where: str
+    tokens: int = 0
+    supervised: int = 0
+    images: int = 0
+    loss: float = 0.0
+    left_out: str = ""
+
+
+@dataclass
+class Replay:
+    """weights: where they came from, in words. loss: over all supervised tokens of the step, as a run logs it."""
+
+    weights: str
+    samples: list[ReplayedSample]
+
+    @property
+    def loss(self) -> float:
+        total = sum(sample.loss * sample.supervised for sample in self.samples)
+        return total / max(1, sum(sample.supervised for sample in self.samples))
+
+
+@torch.no_grad()
+def replay(run_dir: Path, step: int) -> Replay:
+    """Rebuild the batch of `step` (from 1) and run each of its samples alone, without dropout.
+
+    The weights are those of the newest sound checkpoint before the step, or those that the run started from.
+
+    Raises:
+        UserError: no such run or step, or its model or data are not where they were.
+    """
+    config = load_settings(RunConfig, run_dir / "config.yaml", [])
+    if config.objective != "assistant":
+        raise UserError("replay shows losses per sample; objective contrastive has losses of whole batches only")
+    mixture = open_mixture(config.data, Quarantine(run_dir / "quarantine.jsonl", config.on_bad_sample, writes=False))
+    order = batch_order(config, mixture)
+    total = config.steps or order.steps_in_total
+    if not 1 <= step <= total:
+        raise UserError(f"{run_dir} has the steps 1 to {total}, found {step}")
+    objective = AssistantObjective(config)
+    weights = _load_nearest(objective.model, run_dir / "checkpoints", step, config.model)
+    dataset = MixtureDataset(mixture, objective.encode)
+    numbers = order.step(0 if config.overfit_one_batch else step - 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        return Replay(weights, [_one(objective, dataset, number) for number in numbers])
+
+
+def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: str) -> str:
+    number = re.compile(r"step-(\d{8})")
+    found = [path for path in checkpoints.glob("step-*") if (n := number.fullmatch(path.name)) and int(n[1]) < step]
+    for checkpoint in sorted(found, reverse=True):
+        if damage(checkpoint) is None:
+            # A file of the user's own run; DeepSpeed keeps more than tensors in it.
+            state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+            model.load_state_dict(state["module"])
+            done = int(checkpoint.name.removeprefix("step-"))
+            return f"{checkpoint}" + ("" if done == step - 1 else f" (after step {done}; the run was at {step - 1})")
+    return origin + ("" if step == 1 else f" (before the first step; the run was at {step - 1})")
+
+
+def _one(objective: AssistantObjective, dataset: MixtureDataset, number: int) -> ReplayedSample:
+    where = dataset.mixture.find(number)[1].where
+    sample = dataset[number]
+    if isinstance(sample, Rejected):
+        return ReplayedSample(str(sample.id), where, left_out=sample.reason)
+    batch = objective.collator([sample])
+    terms = objective.terms(batch)
+    loss = objective.loss_sum(objective.model, batch, images_anywhere=batch.images > 0).item()
+    return ReplayedSample(sample.id, where, batch.tokens, terms, batch.images, loss / max(1, terms))
