@@ -28,7 +28,8 @@ def save(engine: deepspeed.DeepSpeedEngine, directory: Path, step: int, keep: in
     """
     aside, final = directory / f".step-{step:08d}.partial", directory / f"step-{step:08d}"
     if distributed.rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
+        for unfinished in directory.glob(".step-*.partial"):  # of a run that was killed while it saved
+            shutil.rmtree(unfinished, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
     engine.checkpoint_engine = writer = CheckpointWriter()

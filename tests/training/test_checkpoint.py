@@ -90,6 +90,8 @@ def test_a_half_written_one_and_a_pointer_into_the_void(three):
     assert checkpoint.newest(three, said.append).name == "step-00000006"
     assert "step-00000007, which is not there" in said[0]
     assert checkpoint.newest(three / "nowhere", pytest.fail) is None
+    checkpoint.save(Engine(), three, 8, keep=2)
+    assert names(three) == ["latest", "step-00000006", "step-00000008"]
 
 
 @pytest.mark.parametrize("limit", [0, 5_000, 100_000, 160_900])
