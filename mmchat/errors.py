@@ -14,3 +14,7 @@ class UserError(ValueError):
     def __init__(self, message: str = "", kind: str = "") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class SharedError(UserError):
+    """One that every rank of a run raises alike, each knowing it of the others: rank 0 alone says it."""

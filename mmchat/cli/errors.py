@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmchat.errors import UserError
+from mmchat.errors import SharedError, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -18,7 +18,7 @@ def reporting(rank: int = 0) -> Iterator[None]:
     """Turn `UserError` and Ctrl-C into a message on stderr and an exit status.
 
     A mistake in a config is met by every rank. Ranks above 0 wait before they speak: if rank 0 has said it,
-    the launcher ends them meanwhile, and the user reads it once.
+    the launcher ends them meanwhile, and the user reads it once. Of a `SharedError` they never speak.
     """
     who = f"[rank {rank}] " if rank else ""
     try:
@@ -26,7 +26,8 @@ def reporting(rank: int = 0) -> Iterator[None]:
     except UserError as error:
         if rank:
             time.sleep(OTHER_RANKS_WAIT)
-        print(f"{who}error: {error}", file=sys.stderr, flush=True)
+        if not (rank and isinstance(error, SharedError)):
+            print(f"{who}error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print(f"{who}interrupted", file=sys.stderr, flush=True)

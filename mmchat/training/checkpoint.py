@@ -10,7 +10,7 @@ import deepspeed
 import numpy as np
 import torch
 
-from mmchat.errors import UserError
+from mmchat.errors import SharedError, UserError
 from mmchat.files import replace_directory, write_json, write_text
 from mmchat.training import distributed
 from mmchat.training.checkpoint_files import MANIFEST, CheckpointWriter, damage
@@ -24,7 +24,7 @@ def save(engine: deepspeed.DeepSpeedEngine, directory: Path, step: int, keep: in
     The position in the data is the step itself (`mmchat.data.order`). `state` comes back from `load`.
 
     Raises:
-        UserError: it could not be written, on all ranks alike; what was there before is intact.
+        SharedError: it could not be written; what was there before is intact.
     """
     aside, final = directory / f".step-{step:08d}.partial", directory / f"step-{step:08d}"
     if distributed.rank() == 0:
@@ -50,7 +50,7 @@ def save(engine: deepspeed.DeepSpeedEngine, directory: Path, step: int, keep: in
         if distributed.rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
         distributed.barrier()
-        raise UserError(_not_written(directory, step, errors[0], sum(asked for _, asked, _ in of_all_ranks)))
+        raise SharedError(_not_written(directory, step, errors[0], sum(asked for _, asked, _ in of_all_ranks)))
     return final
 
 
@@ -90,7 +90,7 @@ def newest(directory: Path, tell: Callable[[str], None]) -> Path | None:
     The search begins at the one that the pointer names. `tell` is given a line for each that is passed over.
 
     Raises:
-        UserError: there are checkpoints and all of them are damaged.
+        SharedError: there are checkpoints and all of them are damaged.
     """
     pointer = directory / POINTER
     if not pointer.exists():
@@ -104,7 +104,7 @@ def newest(directory: Path, tell: Callable[[str], None]) -> Path | None:
         if problem is None:
             return checkpoint
         tell(f"checkpoint {checkpoint} is damaged: {problem}" + (f"; trying {before.name}" if before else ""))
-    raise UserError(f"{directory} holds no undamaged checkpoint; name another run_dir to begin again")
+    raise SharedError(f"{directory} holds no undamaged checkpoint; name another run_dir to begin again")
 
 
 def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mmchat.data.dataset import Mixture, MixtureDataset, open_mixture
 from mmchat.data.order import BatchOrder, MicroBatchSampler
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
-from mmchat.errors import UserError
+from mmchat.errors import SharedError, UserError
 from mmchat.files import read_json_lines, write_text
 from mmchat.model.adapter import merge, save_adapter
 from mmchat.progress import progress_bar
@@ -264,10 +264,10 @@ def _measured(result: StepResult) -> dict[str, Any]:
 
 
 def _tell(config: RunConfig, step: int, incident: Incident, ids: list[str], console: Console) -> None:
-    """Raises UserError, on every rank alike, if the run stops here."""
+    """Raises SharedError if the run stops here."""
     message = told(step, incident, ids, config.run_dir / "incidents.jsonl")
     if incident.action == "stop":
-        raise UserError(
+        raise SharedError(
             f"{message}\n  look at them with `mmchat replay {config.run_dir} --step {step}`; then mend or remove what "
             "is wrong, or leave such steps out with --stability.on_nan skip (or on_spike), and go on from the newest "
             "checkpoint with --resume"

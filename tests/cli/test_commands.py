@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from mmchat.cli.errors import reporting
 from mmchat.cli.main import build_commands, main
-from mmchat.errors import UserError
+from mmchat.errors import SharedError, UserError
 from mmchat.inference import Generator
 
 
@@ -112,6 +113,22 @@ def test_a_defect_keeps_its_traceback(monkeypatch, image, tmp_path):
     monkeypatch.setattr("mmchat.inference.generator.load_assistant", broken)
     with pytest.raises(KeyError):
         main(["chat", str(tmp_path), "What?"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "kind", "said"),
+    [
+        (0, SharedError, "error: x\n"),
+        (1, SharedError, ""),
+        (0, UserError, "error: x\n"),
+        (1, UserError, "[rank 1] error: x\n"),
+    ],
+)
+def test_what_all_ranks_know_is_said_by_the_first(monkeypatch, capsys, rank, kind, said):
+    monkeypatch.setattr("mmchat.cli.errors.OTHER_RANKS_WAIT", 0)
+    with pytest.raises(SystemExit, match="2"), reporting(rank):
+        raise kind("x")
+    assert capsys.readouterr().err == said
 
 
 def test_ctrl_c(run, monkeypatch):
