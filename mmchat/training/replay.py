@@ -13,6 +13,7 @@ from mmchat.errors import UserError
 from mmchat.settings import load_settings
 from mmchat.training.checkpoint_files import damage
 from mmchat.training.config import RunConfig
+from mmchat.training.lora import add_adapters
 from mmchat.training.objectives import AssistantObjective
 from mmchat.training.run import batch_order
 
@@ -61,6 +62,8 @@ def replay(run_dir: Path, step: int) -> Replay:
     if not 1 <= step <= total:
         raise UserError(f"{run_dir} has the steps 1 to {total}, found {step}")
     objective = AssistantObjective(config)
+    add_adapters(objective.model, config.trainable)  # an update of zero until a checkpoint says otherwise
+    objective.model.eval()
     weights = _load_nearest(objective.model, run_dir / "checkpoints", step, config.model)
     dataset = MixtureDataset(mixture, objective.encode)
     numbers = order.step(0 if config.overfit_one_batch else step - 1)
@@ -73,8 +76,7 @@ def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: 
     found = [path for path in checkpoints.glob("step-*") if (n := number.fullmatch(path.name)) and int(n[1]) < step]
     for checkpoint in sorted(found, reverse=True):
         if damage(checkpoint) is None:
-            # A file of the user's own run; DeepSpeed keeps more than tensors in it.
-            state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+            state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
             model.load_state_dict(state["module"])
             done = int(checkpoint.name.removeprefix("step-"))
             return f"{checkpoint}" + ("" if done == step - 1 else f" (after step {done}; the run was at {step - 1})")

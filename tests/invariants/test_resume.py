@@ -7,6 +7,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
+from mmchat.training.replay import replay
 from tests.launching import (
     kill_group,
     launch,
@@ -59,7 +60,8 @@ def test_sigkill_and_a_damaged_checkpoint_then_resume_equals_the_uninterrupted_r
     wait_for_step(process, killed, kill_at)
     kill_group(process)
     assert not (killed / "model").exists()
-    damaged, before = sorted((killed / "checkpoints").glob("step-*"), reverse=True)
+    damaged = killed / "checkpoints" / (killed / "checkpoints" / "latest").read_text()
+    before = max(path for path in damaged.parent.glob("step-*") if path.name < damaged.name)
     flip_a_bit(damaged / "mp_rank_00_model_states.pt")
 
     result = launch(config, "--run_dir", str(killed), "--resume")
@@ -84,7 +86,8 @@ def assert_same(run, whole, when):
     assert len(files) == (3 if "mode: lora" in (run / "config.yaml").read_text() else 1)
     for file in files:
         weights, expected = load_file(run / file), load_file(whole / file)
-        assert weights.keys() == expected.keys() and all((expected[key] == weights[key]).all() for key in expected), when
+        assert weights.keys() == expected.keys(), when
+        assert all((expected[key] == weights[key]).all() for key in expected), when
 
 
 @adamw
@@ -103,6 +106,10 @@ def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(s
     assert f"go on with: mmchat train {told / 'config.yaml'} --ranks 1 --resume" in said
     assert (told / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"
     assert "Traceback" not in said
+    replayed, logged = replay(told, stopped + 1), steps(folder / "whole")[stopped]  # adapters as in the checkpoint
+    assert replayed.weights == str(told / "checkpoints" / f"step-{stopped:08d}")
+    assert [sample.id for sample in replayed.samples] == logged["ids"]
+    assert replayed.loss == pytest.approx(logged["loss"], rel=0.1)  # the run had dropout
 
     result = launch(told / "config.yaml", "--resume")
     assert result.returncode == 0 and f"resumed after step {stopped}" in result.stdout, result.stdout
