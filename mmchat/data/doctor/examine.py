@@ -52,10 +52,8 @@ class Examiner:
         looks = [look(picture) for picture in record.pictures]
         findings = [Finding(kind, what, at) for at, seen in enumerate(looks) for kind, what in seen.problems]
         findings += spelling_findings(turns, self._tokens)
-        tokens = supervised = 0
-        if not any(finding.kind == "lone_surrogate" for finding in findings):
-            refusals, tokens, supervised = self._conversation(record, turns)
-            findings += refusals
+        refusals, tokens, supervised = self._conversation(record, turns)
+        findings += refusals
         decoded = all(seen.digest is not None for seen in looks)
         return Examined(
             findings, looks, content_digest(turns, looks) if decoded else None, tokens, supervised, len(turns)
@@ -106,4 +104,4 @@ class Examiner:
 def content_digest(turns: list[Turn], looks: list[Look]) -> tuple[int, int]:
     """The same for records with the same pictures, byte for byte, and the same words from the same speakers."""
     content = repr(([seen.digest for seen in looks], [(turn.role, turn.parts, turn.train) for turn in turns]))
-    return digest(content.encode("utf-8", "surrogatepass"))
+    return digest(content.encode("utf-8"))

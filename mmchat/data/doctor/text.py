@@ -19,7 +19,6 @@ WELL_KNOWN_TOKENS = (
 )
 """Control tokens of Llama, Qwen, Gemma, Phi, LLaVA, Vary and their kin: typed into a text, some tool obeys them."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 60
 """Characters of a text that a reason quotes."""
 
@@ -71,12 +70,6 @@ def spelling_findings(turns: Sequence[Turn], tokens: re.Pattern[str]) -> Iterato
         named = ", ".join(dict.fromkeys(spelled))
         yield Finding("control_tokens", f"the text spells {named:.200}")
     foreign = [text for text in texts if not text.isascii()]
-    for text in foreign:
-        if match := _SURROGATE.search(text):
-            yield Finding(
-                "lone_surrogate", f"the text holds U+{ord(match[0]):04X} alone: {_around(text, match.start())}"
-            )
-            return  # there is no use in asking what else is wrong with it
     for text in foreign:
         if (at := text.find("\ufffd")) >= 0:
             yield Finding("replacement_character", f"the text holds U+FFFD: {_around(text, at)}")
