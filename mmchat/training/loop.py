@@ -19,12 +19,13 @@ class StepResult:
     """One optimizer step, summed over micro-batches and ranks.
 
     loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping.
-    rejected: samples of this step, on any rank, that could not be used. incident: what the guard found.
-    stop: the exit status with which all ranks shall stop after this step, or 0.
+    lr: of the optimizer's first group. rejected: samples of this step, on any rank, that could not be used.
+    incident: what the guard found. stop: the exit status with which all ranks shall stop after this step, or 0.
     """
 
     loss: float
     grad_norm: float
+    lr: float
     terms: int
     tokens: int
     images: int
@@ -45,6 +46,7 @@ def train_step(
     The gradient is that of (sum of losses) / (number of terms over all micro-batches and ranks), so it does
     not depend on how the step's samples are split. DeepSpeed averages over ranks, hence the factor `ranks`.
     """
+    lr = engine.get_lr()[0]
     rejected = [item for batch in batches for item in batch.rejected]
     counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), len(rejected)]
     counts += [batch.images for batch in batches]
@@ -69,7 +71,15 @@ def train_step(
     incident = guard.end(grad_norm)
     rejected = distributed.all_gather(rejected) if left_out else []
     return StepResult(
-        total / max(1, terms), grad_norm, terms, tokens, sum(images), rejected, incident, exit_status(flags)
+        loss=total / max(1, terms),
+        grad_norm=grad_norm,
+        lr=lr,
+        terms=terms,
+        tokens=tokens,
+        images=sum(images),
+        rejected=rejected,
+        incident=incident,
+        stop=exit_status(flags),
     )
 
 
@@ -83,9 +93,3 @@ def validate(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: I
         sums += torch.tensor([loss.double().item(), objective.terms(batch)], dtype=torch.float64)
     loss, terms = distributed.all_reduce(sums).tolist()
     return loss / max(1.0, terms)
-
-
-def grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """The micro-batches of one optimizer step at a time."""
-    while group := [batch for _, batch in zip(range(size), batches, strict=False)]:
-        yield group

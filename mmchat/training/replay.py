@@ -13,9 +13,9 @@ from mmchat.errors import UserError
 from mmchat.settings import load_settings
 from mmchat.training.checkpoint_files import damage
 from mmchat.training.config import RunConfig
+from mmchat.training.feed import batch_order
 from mmchat.training.lora import add_adapters
 from mmchat.training.objectives import AssistantObjective
-from mmchat.training.run import batch_order
 
 
 @dataclass

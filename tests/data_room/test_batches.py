@@ -16,8 +16,8 @@ from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant
 from mmchat.training.config import RunConfig
+from mmchat.training.feed import load_batches
 from mmchat.training.objectives import AssistantObjective
-from mmchat.training.run import load_batches
 from mmchat.vision import TowerSpec, normalise, preprocess
 from tests.data_room import storing
 from tests.training_fixtures import run_values, write_records

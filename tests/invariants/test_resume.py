@@ -13,7 +13,7 @@ from mmchat.model.directory import load_assistant, probe_logits
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.replay import replay
-from mmchat.training.run import open_run_dir
+from mmchat.training.run_dir import claim
 from tests.launching import (
     kill_group,
     launch,
@@ -137,7 +137,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(setup):
     folder, config = setup
 
     def opened(*words):
-        return open_run_dir(load_settings(RunConfig, config, ["--run_dir", str(folder / "whole"), *words]), print)
+        return claim(load_settings(RunConfig, config, ["--run_dir", str(folder / "whole"), *words]), print)
 
     assert opened("--resume") == "finished"
     with pytest.raises(UserError, match="already holds a run; add --resume"):

@@ -1,0 +1,97 @@
+"""What a run writes down and says while it goes: rank 0 keeps the files, every rank knows when the run must stop."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmchat.data.quarantine import Quarantine
+from mmchat.errors import SharedError
+from mmchat.training import distributed
+from mmchat.training.config import RunConfig
+from mmchat.training.feed import Feed
+from mmchat.training.loop import StepResult
+from mmchat.training.metrics import Meter, MetricsLog
+from mmchat.training.stability import IncidentLog, told
+
+
+class Journal:
+    """`metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl` and the lines on the terminal, from step `done` on."""
+
+    def __init__(self, config: RunConfig, feed: Feed, quarantine: Quarantine, console: Console, done: int) -> None:
+        self.config, self.feed, self.quarantine, self.console = config, feed, quarantine, console
+        self.meter = Meter()
+        first = distributed.rank() == 0
+        self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
+        self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
+        if len(feed.mixture.parts) > 1:
+            console.print(feed.mixture.table())
+        console.print(
+            f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
+            f"({feed.order.epoch(feed.total):.2f} epochs), {distributed.ranks()} rank(s) x {feed.rounds} x "
+            f"{feed.micro}, {config.precision}, ZeRO {config.zero_stage}"
+        )
+
+    def step(self, step: int, result: StepResult) -> str:
+        """Write a step down; returns a note for the progress bar.
+
+        Raises:
+            SharedError: something was wrong with the step, and the config says to stop then.
+        """
+        rates = self.meter.step_done(result.terms)
+        for rejected in result.rejected:
+            self.quarantine.add(rejected)
+        ids = self.feed.ids(step, result.rejected) if self._metrics or result.incident else []
+        if self._metrics:
+            self._metrics.write(
+                step=step,
+                **_measured(result),
+                lr=result.lr,
+                epoch=round(self.feed.order.epoch(step), 4),
+                terms=result.terms,
+                tokens=result.tokens,
+                images=result.images,
+                ids=ids,
+                **rates,
+            )
+        if result.incident:
+            if self._incidents:
+                self._incidents.write(step, result.incident, ids)
+            self._tell_incident(step, result, ids)
+        return _note(result.loss, rates, len(self.quarantine))
+
+    def validation(self, step: int, loss: float) -> None:
+        if self._metrics:
+            self._metrics.write(step=step, validation_loss=loss)
+
+    def stopped(self, status: int, step: int, saved: Path) -> None:
+        """Say how to go on after a signal."""
+        name = {130: "interrupted", 143: "told to end"}[status]
+        again = f"mmchat train {self.config.run_dir / 'config.yaml'} --ranks {distributed.ranks()} --resume"
+        self.console.print(
+            f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
+            markup=False,
+        )
+
+    def _tell_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
+        run_dir = self.config.run_dir
+        message = told(step, result.incident, ids, run_dir / "incidents.jsonl")
+        if result.incident.action == "stop":
+            raise SharedError(
+                f"{message}\n  look at them with `mmchat replay {run_dir} --step {step}`; then mend or remove what "
+                "is wrong, or leave such steps out with --stability.on_nan skip (or on_spike), and go on from the "
+                "newest checkpoint with --resume"
+            )
+        self.console.print(message, style="yellow", markup=False)
+
+
+def _measured(result: StepResult) -> dict[str, Any]:
+    """Loss and norm of a step for metrics.jsonl, where whoever reads `loss` wants steps that count."""
+    if result.incident is None or result.incident.taken:
+        return {"loss": result.loss, "grad_norm": result.grad_norm}
+    return {"skipped": result.incident.reason}
+
+
+def _note(loss: float, rates: dict[str, float], left_out: int) -> str:
+    note = f"loss {loss:.4f}  {rates['supervised_tokens_per_second']:.0f} terms/s  wait {rates['data_wait']:.0%}"
+    return note + (f"  {left_out} left out" if left_out else "")
