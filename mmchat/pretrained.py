@@ -11,11 +11,12 @@ from mmchat.errors import UserError
 from mmchat.files import replace_directory
 
 
-def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = ()) -> Any:
+def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (), dtype: str = "auto") -> Any:
     """A model with every weight that its config asks for, and none left over.
 
     Args:
         others: beginnings of keys that belong to another model in the same files.
+        dtype: of the weights in memory, as torch names it; auto: as they were written.
 
     Raises:
         UserError: no safetensors, damaged ones, or weights missing, left over or of another shape; lists them.
@@ -25,7 +26,11 @@ def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (
     try:
         # Weights of another shape are to stand in the report, and be refused below, rather than raise here.
         model, report = model_class.from_pretrained(
-            directory, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+            directory,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            dtype=dtype,
         )
     except SafetensorError as error:
         raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None

@@ -12,13 +12,13 @@ from tests.data_room import storing
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "house"]
 
 
-def write_records(folder: Path, count: int, text_only: bool = False) -> Path:
-    """`count` records of different lengths in `folder`/records.json with their pictures."""
+def write_records(folder: Path, count: int, pictures: int | None = None) -> Path:
+    """`count` records of different lengths in `folder`/records.json with their pictures, `pictures` of them each."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     records = []
     for number in range(count):
-        images = 0 if text_only or number % 3 == 0 else 1 + (number % 4 == 1)
+        images = (0 if number % 3 == 0 else 1 + (number % 4 == 1)) if pictures is None else pictures
         names = [f"{number}-{i}.png" for i in range(images)]
         for i, name in enumerate(names):
             pixels = np.random.default_rng([number, i]).integers(0, 256, (24, 31, 3), dtype=np.uint8)

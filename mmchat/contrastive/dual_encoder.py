@@ -91,8 +91,8 @@ class DualEncoder(PreTrainedModel):
         return self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), scale
 
 
-def load_clip(source: str | Path) -> DualEncoder:
-    """Open a dual encoder that mmchat saved.
+def load_clip(source: str | Path, dtype: str = "auto") -> DualEncoder:
+    """Open a dual encoder that mmchat saved; `dtype` as in `load_strictly`.
 
     Raises:
         UserError: the directory holds something else, or weights are missing or left over.
@@ -101,7 +101,7 @@ def load_clip(source: str | Path) -> DualEncoder:
     found = read_json(directory / "config.json").get("model_type")
     if found != DualEncoderConfig.model_type:
         raise UserError(f"{directory} holds a {found!r}, expected a dual encoder ({DualEncoderConfig.model_type})")
-    return load_strictly(DualEncoder, directory)
+    return load_strictly(DualEncoder, directory, dtype=dtype)
 
 
 def encode_caption(tokenizer: Any, caption: str, context_length: int) -> list[int]:

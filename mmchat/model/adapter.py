@@ -95,17 +95,18 @@ def save_adapter(adapter: PeftModel, processor: MMChatProcessor, directory: Path
         adapter,
         [beside],
         directory,
-        lambda path: load_adapter(path)[0],
+        lambda path: load_adapter(path, dtype="float32")[0],
         lambda model: [probe_logits(model, processor)],
         LOGITS_TOLERANCE,
     )
 
 
-def load_adapter(directory: Path, base: Path | None = None) -> tuple[PeftModel, MMChatProcessor]:
+def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto") -> tuple[PeftModel, MMChatProcessor]:
     """The adapted model (evaluation mode) and the base's processor.
 
     Args:
         base: the model directory that the adapter was trained on; None takes the place that it names.
+        dtype: of the base's weights in memory, as torch names it; auto: as they were written.
 
     Raises:
         UserError: a file is missing or damaged, the base is not there or is another, or weights do not fit.
@@ -120,7 +121,7 @@ def load_adapter(directory: Path, base: Path | None = None) -> tuple[PeftModel, 
         )
     if _fingerprint(base) != stated["sha256"]:
         raise UserError(f"the weights in {base} are not those that {directory} was trained on; name these with --base")
-    model, processor = load_assistant(base)
+    model, processor = load_assistant(base, dtype)
     full = _read(directory / FULL)
     adapter_names = set(_read(directory / PEFT_FILES[1]))
     try:

@@ -16,14 +16,17 @@ ADAPTER_BASE = "base.json"
 """Only directories of LoRA adapters have it (`mmchat.model.adapter`): which model directory they belong to."""
 
 
-def load_assistant(source: str | Path) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
+def load_assistant(source: str | Path, dtype: str = "auto") -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Model (evaluation mode) and processor of a directory that mmchat wrote.
+
+    Args:
+        dtype: of the weights in memory, as torch names it; auto: as they were written.
 
     Raises:
         UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
     """
     directory = _checked(source, "*.safetensors", "processor_config.json", "tokenizer.json")
-    model = load_strictly(MMChatForConditionalGeneration, directory)
+    model = load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype)
     return model.eval(), MMChatProcessor.from_pretrained(directory)
 
 

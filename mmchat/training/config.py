@@ -69,10 +69,21 @@ class RunConfig:
         "stop", description="skip: leave out, count and list in quarantine.jsonl"
     )
     workers: int = Field(1, ge=0, description="data workers per rank; 0 decodes in the training process")
-    zero_stage: Literal[0, 1, 2] = Field(0, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="DeepSpeed ZeRO: what the ranks share out. 1: moments, 2: and gradients, 3: and weights"
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="to the CPU's memory. optimizer: moments and weights it steps on (ZeRO 1 to 3), all: ZeRO 3"
+    )
+    activation_checkpointing: list[Literal["towers", "language_model"]] = Field(
+        default_factory=list, description="compute their blocks again in the backward rather than keep activations"
+    )
     deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     stability: StabilityConfig = Field(default_factory=StabilityConfig)
+    save_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the weights in model/; bf16 is half as large and rounds what was trained"
+    )
     resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
     overfit_one_batch: bool = Field(False, description="train on the first batch again and again: loss must fall to 0")
 
@@ -82,6 +93,11 @@ class RunConfig:
             raise ValueError("give exactly one of steps and epochs")
         if self.optimizer.name == "muon" and self.zero_stage:
             raise ValueError("optimizer muon needs whole matrices, which ZeRO cuts up; set zero_stage to 0")
+        needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(f"offload {self.offload} needs zero_stage {needed} or more, found {self.zero_stage}")
+        if self.objective == "contrastive" and "language_model" in self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: objective contrastive has no language_model, only towers")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
         return self

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
+from mmchat.training.norms import ModuleNorms
 from mmchat.training.optimizer import build_optimizer
 from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import ModuleGroup
@@ -46,7 +47,7 @@ def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": steps,
         # ZeRO clips and keeps the norm; without ZeRO DeepSpeed clips but forgets it, so `_before_step` does both.
         "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, **_offload(config.offload)},
         # Weights stay fp32 and autocast rounds inside the forward; gradients must then travel as fp32, too.
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "communication_data_type": "fp32",
@@ -62,6 +63,13 @@ def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
     if clash := sorted(stated & set(own)):
         raise UserError(f"{config.deepspeed}: {', '.join(clash)} are decided by the run config; remove them here")
     return _merge(derived, own)
+
+
+def _offload(what: str) -> dict[str, Any]:
+    """Pinned memory is what a GPU copies from without waiting; without a GPU there is none."""
+    where = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    parts = {"none": [], "optimizer": ["offload_optimizer"], "all": ["offload_optimizer", "offload_param"]}[what]
+    return dict.fromkeys(parts, where)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +96,15 @@ def lr_factor(step: int, total: int, config: OptimizerConfig) -> float:
 
 
 def build_engine(
-    model: nn.Module, groups: list[ModuleGroup], config: RunConfig, total_steps: int, ranks: int, guard: StepGuard
+    model: nn.Module,
+    groups: list[ModuleGroup],
+    config: RunConfig,
+    total_steps: int,
+    ranks: int,
+    guard: StepGuard,
+    norms: ModuleNorms,
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap a model whose `requires_grad` is already set. Before each step the optimizer asks `guard`."""
+    """Wrap a model whose `requires_grad` is already set. Before each step `guard` and `norms` see the gradients."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     own = config.optimizer
     optimizer = build_optimizer(model, groups, own)
@@ -102,22 +116,26 @@ def build_engine(
         config=deepspeed_config(config, ranks),
         dist_init_required=False,
     )
-    optimizer.register_step_pre_hook(_before_step(engine, own.clip or math.inf, guard))
+    optimizer.register_step_pre_hook(_before_step(engine, own.clip or math.inf, guard, norms))
     return engine
 
 
-def _before_step(engine: deepspeed.DeepSpeedEngine, max_norm: float, guard: StepGuard) -> Callable[..., None]:
+def _before_step(
+    engine: deepspeed.DeepSpeedEngine, max_norm: float, guard: StepGuard, norms: ModuleNorms
+) -> Callable[..., None]:
     """Give the gradients up if the guard objects: an optimizer passes over parameters without one, so that neither
     they nor their moments change, while DeepSpeed and the schedule count the step.
 
     Under ZeRO the norm is known and the gradient clipped by now. Without ZeRO this clips the averaged gradients and
-    leaves their norm where `engine.get_global_grad_norm` looks for it.
+    leaves their norm where `engine.get_global_grad_norm` looks for it. ZeRO 3 takes its steps in several pieces, and
+    the hook is called for each.
     """
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not engine.zero_optimization():
             optimizer._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        norms.measure(optimizer)
         if not guard.passes(float(engine.optimizer._global_grad_norm)):
             for parameter in parameters:
                 parameter.grad = None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from rich.console import Console
 
@@ -12,18 +13,27 @@ from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.metrics import plot_loss
 from mmchat.training.objectives import Objective
+from mmchat.training.opening import open_model
+from mmchat.training.partitions import fill, whole_state
 
 
 def finish(
     config: RunConfig, objective: Objective, adapter: PeftModel | None, quarantine: Quarantine, console: Console
 ) -> None:
     """Write the final model, draw the curve, say where everything is. All ranks call this; rank 0 does it."""
+    if config.zero_stage == 3:
+        state = whole_state(objective.model)
+        if distributed.rank() == 0:
+            objective, adapter = open_model(config)
+            fill(objective.model, state)
     if distributed.rank() == 0:
         if adapter is not None:
             # Before model/, which says that the run is finished.
             save_adapter(adapter, objective.processor, config.run_dir / "adapter", Path(config.model))
             _, difference = merge(adapter, objective.processor)
             console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
+        if config.save_precision == "bf16":
+            objective.model.to(torch.bfloat16)
         objective.save(config.run_dir / "model")
         metrics = read_json_lines(config.run_dir / "metrics.jsonl")
         plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)

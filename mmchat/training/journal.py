@@ -88,7 +88,7 @@ class Journal:
 def _measured(result: StepResult) -> dict[str, Any]:
     """Loss and norm of a step for metrics.jsonl, where whoever reads `loss` wants steps that count."""
     if result.incident is None or result.incident.taken:
-        return {"loss": result.loss, "grad_norm": result.grad_norm}
+        return {"loss": result.loss, "grad_norm": result.grad_norm, "grad_norms": result.grad_norms}
     return {"skipped": result.incident.reason}
 
 

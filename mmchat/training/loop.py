@@ -10,6 +10,7 @@ from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
 from mmchat.training import distributed
 from mmchat.training.interruption import exit_status
+from mmchat.training.norms import ModuleNorms
 from mmchat.training.objectives import Objective
 from mmchat.training.stability import Incident, StepGuard
 
@@ -18,13 +19,15 @@ from mmchat.training.stability import Incident, StepGuard
 class StepResult:
     """One optimizer step, summed over micro-batches and ranks.
 
-    loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping.
+    loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping;
+    grad_norms: of each module of the table.
     lr: of the optimizer's first group. rejected: samples of this step, on any rank, that could not be used.
     incident: what the guard found. stop: the exit status with which all ranks shall stop after this step, or 0.
     """
 
     loss: float
     grad_norm: float
+    grad_norms: dict[str, float]
     lr: float
     terms: int
     tokens: int
@@ -39,6 +42,7 @@ def train_step(
     objective: Objective,
     batches: list[Batch],
     guard: StepGuard,
+    norms: ModuleNorms,
     stop_flags: Callable[[], list[int]],
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one optimizer step if the guard lets it pass.
@@ -53,8 +57,10 @@ def train_step(
     engine.train()  # models are opened, and left by a validation, in evaluation mode
     terms, tokens, left_out, *images = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
     loss_sum = torch.zeros((), dtype=torch.float64)
-    for number, (batch, images_anywhere) in enumerate(zip(batches, images, strict=True), 1):
-        loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere > 0)
+    # ZeRO 3, and ZeRO 2 with offload, keep the last step's gradient of whatever a backward leaves out and add to it.
+    run_everything = engine.zero_optimization_stage() >= 2
+    for number, (batch, images_here) in enumerate(zip(batches, images, strict=True), 1):
+        loss = objective.loss_sum(engine, batch.to(engine.device), images_here > 0 or run_everything)
         engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double().cpu()
         if number == len(batches):
@@ -73,6 +79,7 @@ def train_step(
     return StepResult(
         loss=total / max(1, terms),
         grad_norm=grad_norm,
+        grad_norms=norms.finish(grad_norm),
         lr=lr,
         terms=terms,
         tokens=tokens,

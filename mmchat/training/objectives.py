@@ -22,6 +22,9 @@ from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.training.config import RunConfig
 from mmchat.vision import preprocess
 
+WEIGHTS = "float32"
+"""Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""
+
 
 class Objective(Protocol):
     model: nn.Module
@@ -45,7 +48,7 @@ class AssistantObjective:
     """Next-token loss over the supervised positions of conversations."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.model, self.processor = load_assistant(config.model)
+        self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS)
         self.max_length = config.data.max_length
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,
@@ -102,7 +105,7 @@ class ContrastiveObjective:
                 "objective contrastive compares every picture with every caption of one forward: run it on one rank "
                 "and without micro_batch_size (gathering over ranks and accumulation does not exist yet)"
             )
-        self.model = load_clip(config.model)
+        self.model = load_clip(config.model, dtype=WEIGHTS)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model)
         self.spec = self.model.towers[0].spec
         self.context_length = self.model.config.text_config.max_position_embeddings

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
@@ -15,8 +14,8 @@ from mmchat.training.finish import finish
 from mmchat.training.interruption import StopSignals
 from mmchat.training.journal import Journal
 from mmchat.training.loop import train_step, validate
-from mmchat.training.lora import add_adapters
-from mmchat.training.objectives import OBJECTIVES
+from mmchat.training.norms import ModuleNorms
+from mmchat.training.opening import open_model
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import GradientWatch, apply_rules, render_table
@@ -38,17 +37,15 @@ def run(config: RunConfig) -> int:
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    objective = OBJECTIVES[config.objective](config)
-    torch.manual_seed(config.seed)  # adapters begin alike on every rank
-    adapter = add_adapters(objective.model, config.trainable)
-    torch.manual_seed(config.seed + distributed.rank())
+    objective, adapter = open_model(config, in_parts=config.zero_stage == 3)
     groups = apply_rules(objective.model, config.trainable)
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
     feed = Feed(config, objective, quarantine)
     guard = StepGuard(config.stability)
-    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard)
+    norms = ModuleNorms(groups, sharded=config.zero_stage > 0)
+    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
     done, owes_validation = 0, False
     if resume_from is not None:
         state = checkpoint.load(engine, resume_from)
@@ -74,7 +71,7 @@ def run(config: RunConfig) -> int:
         journal.meter.resume()
         for step, batches in feed.steps(done):
             journal.meter.data_ready()
-            result = train_step(engine, objective, batches, guard, signals.flags)
+            result = train_step(engine, objective, batches, guard, norms, signals.flags)
             bar.advance(note=journal.step(step, result))
             last = step == feed.total
             if watch and step == min(WATCHED_STEPS, feed.total):

@@ -19,6 +19,7 @@ from mmchat.errors import UserError
 from mmchat.model.adapter import LoraShape, adapter_parameters
 from mmchat.settings import settings
 from mmchat.training.distributed import all_reduce
+from mmchat.training.partitions import whole_shape
 from mmchat.vision import VisionTower
 
 LORA_RANK, LORA_DROPOUT = 128, 0.05
@@ -125,7 +126,7 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
         wanted = group.rule.mode == "full" or (group.rule.mode == "lora" and id(parameter) in adapters)
         parameter.requires_grad_(wanted and not unused)
         (group.trained if parameter.requires_grad else group.frozen)[name] = parameter
-        group.idle += unused * parameter.numel()
+        group.idle += unused * whole_shape(parameter).numel()
     assert all(group.trained for group in groups.values() if group.rule.mode == "lora")
     if not any(group.trained for group in groups.values()):
         raise UserError("trainable: every module is frozen, so there is nothing to train")
@@ -138,8 +139,8 @@ def optimizer_groups(groups: list[ModuleGroup], lr: float, weight_decay: float) 
     for group in groups:
         rate = lr if group.rule.lr is None else group.rule.lr
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
-        matrices = [p for p in group.trained.values() if p.ndim >= 2]
-        vectors = [p for p in group.trained.values() if p.ndim < 2]
+        matrices = [p for p in group.trained.values() if len(whole_shape(p)) >= 2]
+        vectors = [p for p in group.trained.values() if len(whole_shape(p)) < 2]
         for parameters, value in ((matrices, decay), (vectors, 0.0)):
             if parameters:
                 found.append({"params": parameters, "lr": rate, "weight_decay": value, "name": group.name})
@@ -153,8 +154,8 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
         # Folded: on a narrow screen a name goes on below rather than lose its end.
         table.add_column(column, justify="left" if column in ("module", "mode") else "right", overflow="fold")
     for group in groups:
-        trained = sum(p.numel() for p in group.trained.values())
-        frozen = sum(p.numel() for p in group.frozen.values())
+        trained = sum(whole_shape(p).numel() for p in group.trained.values())
+        frozen = sum(whole_shape(p).numel() for p in group.frozen.values())
         rate = lr if group.rule.lr is None else group.rule.lr
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
         table.add_row(

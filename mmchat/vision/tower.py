@@ -5,15 +5,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from mmchat.vision.spec import TowerConfig, TowerSpec
 
 
 @dataclass
-class TowerOutput:
-    """patches: float[B, N, D], the selected layer's features; pooled: float[B, P] where it was asked for."""
+class TowerOutput(ModelOutput):
+    """patches: float[B, N, D], the selected layer's features; pooled: float[B, P] where it was asked for.
 
-    patches: torch.Tensor
+    A `ModelOutput`, so that DeepSpeed's ZeRO 3 finds the tensors in it.
+    """
+
+    patches: torch.Tensor | None = None
     pooled: torch.Tensor | None = None
 
 

@@ -112,7 +112,7 @@ def test_frozen_tensors_stay_bit_identical_and_missing_gradients_are_told(tmp_pa
     from safetensors.torch import load_file
 
     # No record has a picture, so the projector, though trained, can get no gradient.
-    data = write_records(tmp_path / "data", 8, text_only=True)
+    data = write_records(tmp_path / "data", 8, pictures=0)
     values = run_values(tmp_path, assistant_dir, data, batch_size=4)
     values["trainable"] = {"towers": "frozen", "projectors": "full", "language_model": "full"}
     result = launch(write_config(tmp_path / "run.yaml", **values))

@@ -1,0 +1,38 @@
+"""The model that a run trains: read from its directory, with adapters beside it where the table wants them."""
+
+import torch
+from peft import PeftModel
+from transformers.integrations import HfDeepSpeedConfig
+
+from mmchat.training import distributed
+from mmchat.training.config import RunConfig
+from mmchat.training.engine import deepspeed_config
+from mmchat.training.lora import add_adapters
+from mmchat.training.objectives import OBJECTIVES, Objective
+
+CHECKPOINTING = {"use_reentrant": False}
+"""The reentrant kind gives no gradient to blocks above a frozen embedding, whose inputs need none."""
+
+
+def open_model(config: RunConfig, in_parts: bool = False) -> tuple[Objective, PeftModel | None]:
+    """The objective with its model in full precision, and PEFT's handle where a rule says lora.
+
+    in_parts: as ZeRO 3 needs it. Rank 0 alone reads the files, one parameter at a time, and no rank ever holds more
+    than its part and the parameter at hand. All ranks call this then.
+    """
+    if in_parts:
+        # transformers looks whether such an object is alive, and builds and fills models by DeepSpeed's zero.Init then.
+        zero_init = HfDeepSpeedConfig(deepspeed_config(config, distributed.ranks()))
+        objective = OBJECTIVES[config.objective](config)
+        del zero_init
+    else:
+        objective = OBJECTIVES[config.objective](config)
+    torch.manual_seed(config.seed)  # adapters begin alike on every rank
+    adapter = add_adapters(objective.model, config.trainable)
+    torch.manual_seed(config.seed + distributed.rank())
+    if "towers" in config.activation_checkpointing:
+        for tower in objective.model.towers:
+            tower.backbone.activation_checkpointing_enable(CHECKPOINTING)
+    if "language_model" in config.activation_checkpointing:
+        objective.model.language_model.activation_checkpointing_enable(CHECKPOINTING)
+    return objective, adapter

@@ -1,0 +1,69 @@
+"""Started by the launcher, not by pytest: the gradients that our loop computes, case after case, in one set of ranks.
+
+    gradients_of_cases.py CONFIG CASES OUT
+
+CASES is a JSON object, name -> changed keys of the run config. For each, OUT/name.safetensors gets every parameter's
+whole gradient before each step, as `step/parameter`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+from safetensors.torch import save_file
+
+from mmchat.data.quarantine import Quarantine
+from mmchat.settings import load_settings
+from mmchat.training import distributed
+from mmchat.training.config import RunConfig
+from mmchat.training.engine import build_engine
+from mmchat.training.feed import Feed
+from mmchat.training.loop import train_step
+from mmchat.training.norms import ModuleNorms
+from mmchat.training.opening import open_model
+from mmchat.training.stability import StepGuard
+from mmchat.training.trainability import apply_rules
+
+
+class Recorder(StepGuard):
+    """Looks at the gradients where a guard does: after the last backward, before the optimizer."""
+
+    def __init__(self, config: RunConfig, model: torch.nn.Module) -> None:
+        super().__init__(config.stability)
+        self.sharded, self.model = config.zero_stage > 0, model
+        self.found: dict[str, torch.Tensor] = {}
+        self.step = 0
+
+    def begin(self, loss: float) -> None:
+        super().begin(loss)
+        self.step += 1
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                gradient = safe_get_full_grad(parameter) if self.sharded else parameter.grad
+                self.found[f"{self.step}/{name}"] = gradient.detach().float().cpu().clone()
+
+
+def record(config: RunConfig, out: Path) -> None:
+    objective, _ = open_model(config, in_parts=config.zero_stage == 3)
+    groups = apply_rules(objective.model, config.trainable)
+    feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
+    norms, recorder = ModuleNorms(groups, sharded=config.zero_stage > 0), Recorder(config, objective.model)
+    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), recorder, norms)
+    for _, batches in feed.steps(0):
+        result = train_step(engine, objective, batches, recorder, norms, lambda: [0, 0])
+        for name, norm in result.grad_norms.items():
+            recorder.found[f"{recorder.step}/norm of {name}"] = torch.tensor(norm)
+    if distributed.rank() == 0:
+        save_file(recorder.found, out)
+    engine.destroy()
+
+
+if __name__ == "__main__":
+    path, cases, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
+    distributed.start()
+    for name, changes in json.loads(cases.read_text()).items():
+        words = [word for key, value in changes.items() for word in (f"--{key}", json.dumps(value))]
+        record(load_settings(RunConfig, path, words), out / f"{name}.safetensors")
+    distributed.stop()

@@ -1,0 +1,67 @@
+"""Ranks that share out everything, one of them without pictures, train as one that has it all."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from mmchat.data.mixture import EpochPlan
+from mmchat.data.order import BatchOrder
+from tests.launching import launch, steps, write_config
+from tests.training_fixtures import run_values, write_records
+
+STEPS, BATCH, RECORDS = 6, 4, 24
+TEXT_ONLY_STEPS = (1, 2, 3, 4)
+"""In which every sample of the second rank has no picture (counted from 0)."""
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory, assistant_dir):
+    folder = tmp_path_factory.mktemp("losses")
+    path = write_records(folder / "data", RECORDS, pictures=1)
+    order = BatchOrder(EpochPlan((RECORDS,), (RECORDS,)), 0, BATCH)
+    records = json.loads(path.read_text())
+    for step in TEXT_ONLY_STEPS:
+        for number in order.micro_batches(step, BATCH // 2, rank=1, ranks=2)[0]:
+            del records[number]["image"]
+            turn = records[number]["conversations"][0]
+            turn["value"] = turn["value"].removeprefix("<image>\n")
+    path.write_text(json.dumps(records))
+    values = run_values(folder, assistant_dir, path, steps=STEPS, batch_size=BATCH)
+    config = write_config(folder / "run.yaml", **values)
+    return folder, config
+
+
+def trained(setup, name, *words, ranks=1):
+    folder, config = setup
+    result = launch(config, "--run_dir", str(folder / name), *words, ranks=ranks)
+    assert result.returncode == 0, result.stdout
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def alone(setup):
+    return trained(setup, "alone")
+
+
+def test_zero_3_with_a_text_only_rank_is_zero_0_on_one(setup, alone):
+    shared = trained(setup, "shared", "--zero_stage", "3", "--activation_checkpointing", '["language_model"]', ranks=2)
+    assert_same(shared, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["1"], ["2"], ["2", "--offload", "optimizer"], ["3", "--offload", "all"]])
+def test_so_are_the_others(setup, alone, words):
+    assert_same(trained(setup, " ".join(words), "--zero_stage", *words, ranks=2), alone)
+
+
+def assert_same(run, expected):
+    for row, reference in zip(steps(run), steps(expected), strict=True):
+        assert (row["ids"], row["terms"], row["images"]) == (reference["ids"], reference["terms"], reference["images"])
+        assert row["loss"] == pytest.approx(reference["loss"], abs=1e-4)
+    assert {row["images"] for row in steps(run)[1:5]} == {2} and steps(run)[0]["images"] == 4
+    weights, reference = (load_file(path / "model" / "model.safetensors") for path in (run, expected))
+    assert weights.keys() == reference.keys()
+    for name, tensor in reference.items():
+        # Adam divides by the gradient's own size, so rounding in a near-zero gradient shows in full.
+        assert (weights[name] - tensor).abs().max() < 5e-4, name
