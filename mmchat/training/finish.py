@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
@@ -12,28 +11,28 @@ from mmchat.model.adapter import merge, save_adapter
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.metrics import plot_loss
-from mmchat.training.objectives import Objective
-from mmchat.training.opening import open_model
+from mmchat.training.opening import Opened, open_model
 from mmchat.training.partitions import fill, whole_state
 
 
-def finish(
-    config: RunConfig, objective: Objective, adapter: PeftModel | None, quarantine: Quarantine, console: Console
-) -> None:
+def finish(config: RunConfig, opened: Opened, quarantine: Quarantine, console: Console) -> None:
     """Write the final model, draw the curve, say where everything is. All ranks call this; rank 0 does it."""
     if config.zero_stage == 3:
-        state = whole_state(objective.model)
+        state = whole_state(opened.objective.model)
         if distributed.rank() == 0:
-            objective, adapter = open_model(config)
-            fill(objective.model, state)
+            opened = open_model(config)
+            fill(opened.objective.model, state)
     if distributed.rank() == 0:
+        objective, adapter = opened.objective, opened.adapter
         if adapter is not None:
             # Before model/, which says that the run is finished.
             save_adapter(adapter, objective.processor, config.run_dir / "adapter", Path(config.model))
             _, difference = merge(adapter, objective.processor)
             console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
         if config.save_precision == "bf16":
-            objective.model.to(torch.bfloat16)
+            # Not `.to`: that would round rotary frequencies as well, which a model that is opened has in fp32.
+            for parameter in objective.model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
         objective.save(config.run_dir / "model")
         metrics = read_json_lines(config.run_dir / "metrics.jsonl")
         plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)

@@ -1,5 +1,7 @@
 """The model that a run trains: read from its directory, with adapters beside it where the table wants them."""
 
+from dataclasses import dataclass
+
 import torch
 from peft import PeftModel
 from transformers.integrations import HfDeepSpeedConfig
@@ -9,13 +11,23 @@ from mmchat.training.config import RunConfig
 from mmchat.training.engine import deepspeed_config
 from mmchat.training.lora import add_adapters
 from mmchat.training.objectives import OBJECTIVES, Objective
+from mmchat.training.trainability import ModuleGroup, apply_rules
 
 CHECKPOINTING = {"use_reentrant": False}
 """The reentrant kind gives no gradient to blocks above a frozen embedding, whose inputs need none."""
 
 
-def open_model(config: RunConfig, in_parts: bool = False) -> tuple[Objective, PeftModel | None]:
-    """The objective with its model in full precision, and PEFT's handle where a rule says lora.
+@dataclass
+class Opened:
+    """adapter: PEFT's handle on the objective's model, where a rule says lora. groups: the trainability table."""
+
+    objective: Objective
+    adapter: PeftModel | None
+    groups: list[ModuleGroup]
+
+
+def open_model(config: RunConfig, in_parts: bool = False) -> Opened:
+    """The model in full precision, ready to be trained as the table says.
 
     in_parts: as ZeRO 3 needs it. Rank 0 alone reads the files, one parameter at a time, and no rank ever holds more
     than its part and the parameter at hand. All ranks call this then.
@@ -35,4 +47,4 @@ def open_model(config: RunConfig, in_parts: bool = False) -> tuple[Objective, Pe
             tower.backbone.activation_checkpointing_enable(CHECKPOINTING)
     if "language_model" in config.activation_checkpointing:
         objective.model.language_model.activation_checkpointing_enable(CHECKPOINTING)
-    return objective, adapter
+    return Opened(objective, adapter, apply_rules(objective.model, config.trainable))

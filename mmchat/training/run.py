@@ -18,7 +18,7 @@ from mmchat.training.norms import ModuleNorms
 from mmchat.training.opening import open_model
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
-from mmchat.training.trainability import GradientWatch, apply_rules, render_table
+from mmchat.training.trainability import GradientWatch, render_table
 
 WATCHED_STEPS = 3
 """After so many steps the run says which trained tensors have received no gradient."""
@@ -37,8 +37,8 @@ def run(config: RunConfig) -> int:
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    objective, adapter = open_model(config, in_parts=config.zero_stage == 3)
-    groups = apply_rules(objective.model, config.trainable)
+    opened = open_model(config, in_parts=config.zero_stage == 3)
+    objective, groups = opened.objective, opened.groups
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
@@ -86,7 +86,7 @@ def run(config: RunConfig) -> int:
             if last or step % config.checkpoint.every == 0:
                 save(step)
             journal.meter.resume()
-    finish(config, objective, adapter, quarantine, console)
+    finish(config, opened, quarantine, console)
     return 0
 
 

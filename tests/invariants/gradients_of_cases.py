@@ -24,7 +24,6 @@ from mmchat.training.loop import train_step
 from mmchat.training.norms import ModuleNorms
 from mmchat.training.opening import open_model
 from mmchat.training.stability import StepGuard
-from mmchat.training.trainability import apply_rules
 
 
 class Recorder(StepGuard):
@@ -46,8 +45,8 @@ class Recorder(StepGuard):
 
 
 def record(config: RunConfig, out: Path) -> None:
-    objective, _ = open_model(config, in_parts=config.zero_stage == 3)
-    groups = apply_rules(objective.model, config.trainable)
+    opened = open_model(config, in_parts=config.zero_stage == 3)
+    objective, groups = opened.objective, opened.groups
     feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
     norms, recorder = ModuleNorms(groups, sharded=config.zero_stage > 0), Recorder(config, objective.model)
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), recorder, norms)
