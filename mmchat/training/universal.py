@@ -46,9 +46,12 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     with _converted(checkpoint) as folder:
         _, state = engine.load_checkpoint(str(folder), tag=checkpoint.name)
-    # Under ZeRO 3 DeepSpeed 0.19.8 gives all groups the first one's rate and decay.
+    # Under ZeRO 3 DeepSpeed 0.19.8 gives all groups the first one's rate and decay, and one counter of steps, which
+    # would then be counted once for each of them.
     for group, values, lr in zip(optimizer.param_groups, own, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(values, lr=lr)
+    for moments in optimizer.state.values():
+        moments["step"] = moments["step"].clone()
     return state
 
 
@@ -80,15 +83,17 @@ def _convert(checkpoint: Path, out: Path) -> None:
             if process:
                 process.kill()
         said.seek(0)
-        failures = distributed.all_gather([said.read().strip()] if process and process.returncode else [])
-    if failures:
+        lines = said.read().strip().splitlines()
+        failures = [(process.returncode, *lines[-1:])] if process and process.returncode else []
+    for status, *last_words in distributed.all_gather(failures):
         written = read_manifest(checkpoint)
-        size = sum(bytes_ for bytes_, _ in written.files.values())
+        size = sum(count for count, _ in written.files.values())
         raise SharedError(
-            f"{checkpoint}, written by {written.ranks} ranks, could not be converted for {distributed.ranks()}: "
-            f"{failures[0].splitlines()[-1]}. That takes about {2 * size / 1e6:,.1f} MB beside it for a while; "
-            f"{shutil.disk_usage(checkpoint).free / 1e6:,.1f} MB are free. The checkpoint is intact. Make room, or "
-            f"resume on {written.ranks} ranks"
+            f"{checkpoint} was written by {written.ranks} rank(s) and could not be converted for "
+            f"{distributed.ranks()}: the converter ended with status {status}, {' '.join(last_words)!r}. It takes "
+            f"about {2 * size / 1e6:,.1f} MB in {checkpoint.parent} for a while, and "
+            f"{shutil.disk_usage(checkpoint).free / 1e6:,.1f} MB are free. The checkpoint is intact: make room, or "
+            f"resume with {written.ranks} rank(s)"
         )
 
 
