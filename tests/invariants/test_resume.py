@@ -98,7 +98,7 @@ def assert_same(run, whole, when):
 
 @adamw
 def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(setup):
-    """It kills the runner alone: launch, ranks and data workers must find out by themselves, a save perhaps under way."""
+    """It kills the runner alone: launch, ranks and data workers must find out by themselves. Saves are asynchronous."""
     folder, config = setup
     told, at = folder / "told", random.choice([4, 7, 9, STEPS - 5])  # after step 4 and 9 a validation is due
     options = ["--run_dir", str(told), "--checkpoint.asynchronous", "true"]

@@ -32,29 +32,33 @@ def setup(request, tmp_path_factory, assistant_dir):
     return folder, config
 
 
-def case(optimizer, zero_stage, *ranks, slow=True):
+def case(optimizer, zero_stage, *ranks, offload="none", slow=True):
     marks = [pytest.mark.slow] if slow else []
-    name = f"{optimizer}-zero{zero_stage}-" + "-".join(map(str, ranks))
-    return pytest.param(optimizer, zero_stage, ranks, marks=marks, id=name)
+    name = f"{optimizer}-zero{zero_stage}-offload-{offload}-ranks-" + "-".join(map(str, ranks))
+    return pytest.param(optimizer, zero_stage, offload, ranks, marks=marks, id=name)
 
 
 @pytest.mark.parametrize(
-    ("setup", "zero_stage", "ranks"),
+    ("setup", "zero_stage", "offload", "ranks"),
     [
         case("adamw", 2, 1, 2, 1, slow=False),
         case("adamw", 0, 1, 2, 1),
         case("adamw", 1, 1, 2, 1),
         case("adamw", 2, 2, 1),
+        case("adamw", 2, 1, 2, 1, offload="optimizer"),
+        case("adamw", 3, 1, 2, 1),
+        case("adamw", 3, 2, 1),
+        case("adamw", 3, 1, 2, 1, offload="all"),
         case("muon", 0, 1, 2, 1),
     ],
     indirect=["setup"],
     scope="module",
 )
-def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(setup, zero_stage, ranks):
+def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(setup, zero_stage, offload, ranks):
     """A step of kill + 1 or more was begun after the save before last was complete."""
     folder, config = setup
-    run = folder / f"zero{zero_stage}-{'-'.join(map(str, ranks))}"
-    options = ["--run_dir", str(run), "--zero_stage", str(zero_stage)]
+    run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, ranks))}"
+    options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--offload", offload]
     kills = [random.randint(5, 7), random.randint(11, 12)][: len(ranks) - 1]
     for count, kill_at in zip(ranks, kills, strict=False):
         log = folder / f"{run.name}-{count}.log"
