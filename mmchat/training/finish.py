@@ -15,6 +15,7 @@ from mmchat.training.metrics import plot_loss
 from mmchat.training.objectives import Objective
 from mmchat.training.opening import open_model
 from mmchat.training.partitions import fill, whole_state
+from mmchat.training.trainability import apply_rules
 
 
 def finish(
@@ -25,6 +26,7 @@ def finish(
         state = whole_state(objective.model)
         if distributed.rank() == 0:
             objective, adapter = open_model(config)
+            apply_rules(objective.model, config.trainable)  # an adapter is saved with what was trained in full
             fill(objective.model, state)
     if distributed.rank() == 0:
         if adapter is not None:
