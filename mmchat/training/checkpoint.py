@@ -1,82 +1,172 @@
 """Checkpoints: written aside, renamed when complete, pointed at last. A half-written one is never picked up."""
 
-import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import deepspeed
-import numpy as np
 import torch
 
-from mmchat.errors import SharedError, UserError
+from mmchat.errors import SharedError
 from mmchat.files import replace_directory, write_json, write_text
 from mmchat.training import distributed
-from mmchat.training.checkpoint_files import MANIFEST, CheckpointWriter, damage
+from mmchat.training.checkpoint_files import (
+    MANIFEST,
+    CheckpointFiles,
+    Manifest,
+    damage,
+    read_manifest,
+    remove_leftovers,
+)
+from mmchat.training.config import CheckpointConfig
+from mmchat.training.random_state import random_state, restore_random_state, seed_all
+from mmchat.training.universal import load_converted, must_convert
 
 POINTER = "latest"
 
 
-def save(engine: deepspeed.DeepSpeedEngine, directory: Path, step: int, keep: int, **state: Any) -> Path:
-    """Model, optimizer, schedule and every rank's random state after `step` steps; all ranks call this.
+class CheckpointSaver:
+    """Writes a run's checkpoints, one at a time. All ranks make it, use it and leave its `with` alike.
 
-    The position in the data is the step itself (`mmchat.data.order`). `state` comes back from `load`.
-
-    Raises:
-        SharedError: it could not be written; what was there before is intact.
+    With `checkpoint.asynchronous` a save returns when the state is copied in memory; a thread on each rank writes it.
+    Its error comes up at the next save, or at the end of the `with`.
     """
-    aside, final = directory / f".step-{step:08d}.partial", directory / f"step-{step:08d}"
-    if distributed.rank() == 0:
-        for unfinished in directory.glob(".step-*.partial"):  # of a run that was killed while it saved
-            shutil.rmtree(unfinished, ignore_errors=True)
-        directory.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
-    engine.checkpoint_engine = writer = CheckpointWriter()
-    # DeepSpeed's own `latest` file is not replaced atomically, hence the pointer below.
-    try:
-        engine.save_checkpoint(str(directory), tag=aside.name, client_state={"step": step, **state}, save_latest=False)
-    except OSError as error:
-        # Under ZeRO rank 0 copies a script of DeepSpeed's as well; the others wait in the barrier behind that.
-        writer.error = writer.error or error
-        distributed.barrier()
-    writer.save(_random_state(), str(aside / f"random-rank-{distributed.rank()}.pt"))
-    of_all_ranks = distributed.all_gather([(writer.written, writer.asked, writer.error)])
-    errors = [error for *_, error in of_all_ranks if error]
-    if not errors:
-        manifest = {name: told for written, *_ in of_all_ranks for name, told in written.items()}
-        errors = distributed.all_gather(_complete(aside, final, manifest, keep) if distributed.rank() == 0 else [])
-    if errors:
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        directory: Path,
+        config: CheckpointConfig,
+        tell: Callable[[str], None],
+    ) -> None:
+        """`tell` is given the error of a save under which the run itself fell to another one."""
+        self._engine, self._directory, self._config, self._tell = engine, directory, config, tell
+        self._pending: Future[None] | None = None
+        # The threads talk over connections of their own: their words and the loop's come in no order.
+        self._group = distributed.background_group() if config.asynchronous else None
+
+    def save(self, step: int, at_once: bool = False, **state: Any) -> Path:
+        """Model, optimizer, schedule and every rank's random state after `step` steps; all ranks call this.
+
+        The position in the data is the step itself (`mmchat.data.order`). `state` comes back from `load`.
+        at_once: return when it is written, whatever the config says.
+
+        Raises:
+            SharedError: it, or the one before, could not be written; what was there before is intact.
+        """
+        self.wait()
+        later = self._config.asynchronous and not at_once
+        aside = self._directory / f".step-{step:08d}.partial"
+        final = self._directory / f"step-{step:08d}"
+        files = self._collect(aside, CheckpointFiles(later), {"step": step, **state})
+        if later:
+            self._pending = _in_background(partial(self._complete, files, aside, final, self._group))
+        else:
+            self._complete(files, aside, final)
+        return final
+
+    def wait(self) -> None:
+        """Until the save that is under way, if any, is complete.
+
+        Raises:
+            SharedError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> "CheckpointSaver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except SharedError as error:
+            if kind is None:
+                raise
+            self._tell(str(error))
+
+    def _collect(self, aside: Path, files: CheckpointFiles, state: dict[str, Any]) -> CheckpointFiles:
+        """Have DeepSpeed hand everything over to `files`."""
         if distributed.rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_leftovers(self._directory)
+            self._directory.mkdir(parents=True, exist_ok=True)
         distributed.barrier()
-        raise SharedError(_not_written(directory, step, errors[0], sum(asked for _, asked, _ in of_all_ranks)))
-    return final
+        self._engine.checkpoint_engine = files
+        # DeepSpeed's own `latest` file is not replaced atomically, hence our pointer.
+        try:
+            self._engine.save_checkpoint(str(self._directory), tag=aside.name, client_state=state, save_latest=False)
+        except OSError as error:
+            # Under ZeRO rank 0 copies a script of DeepSpeed's as well; the others wait in the barrier behind that.
+            files.error = files.error or error
+            distributed.barrier()
+        files.save(random_state(), str(aside / f"random-rank-{distributed.rank()}.pt"))
+        return files
+
+    def _complete(
+        self, files: CheckpointFiles, aside: Path, final: Path, group: distributed.Group | None = None
+    ) -> None:
+        """Write what is still in memory; if no rank failed, make `aside` the newest checkpoint."""
+        files.write_kept()
+        of_all_ranks = distributed.all_gather([(files.written, files.asked, files.error)], group)
+        problems = []
+        if distributed.rank() == 0:
+            manifest = Manifest(
+                distributed.ranks(),
+                self._engine.zero_optimization_stage(),
+                {name: told for written, *_ in of_all_ranks for name, told in written.items()},
+            )
+            error = next((error for *_, error in of_all_ranks if error), None)
+            error = error or _put_in_place(aside, final, manifest, self._config.keep)
+            if error:
+                shutil.rmtree(aside, ignore_errors=True)
+                problems = [_not_written(final, error, sum(asked for _, asked, _ in of_all_ranks))]
+        for problem in distributed.all_gather(problems, group):
+            raise SharedError(problem)
 
 
-def _complete(aside: Path, final: Path, manifest: dict[str, list[int]], keep: int) -> list[OSError]:
-    """Make the written folder the newest checkpoint, on rank 0; the error that prevented it, if any."""
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    """Unlike an executor's, the thread does not keep a rank alive that has crashed."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
+
+
+def _put_in_place(aside: Path, final: Path, manifest: Manifest, keep: int) -> OSError | None:
+    """Make the written folder the newest checkpoint, on rank 0; returns the error that prevented it."""
     directory = final.parent
     try:
-        write_json(aside / MANIFEST, manifest)
+        write_json(aside / MANIFEST, asdict(manifest))
         replace_directory(aside, final)
         write_text(directory / POINTER, final.name)
     except OSError as error:
-        return [error]
+        return error
     # Whatever is newer was damaged or given up when the run went on from an older one.
     there = sorted(directory.glob("step-*"))
     count = there.index(final) + 1
     for old in [*there[: max(0, count - keep)], *there[count:]]:
         shutil.rmtree(old)
-    return []
+    return None
 
 
-def _not_written(directory: Path, step: int, error: OSError, needed: int) -> str:
-    free = shutil.disk_usage(directory).free
-    kept = sorted(path.name for path in directory.glob("step-*"))
+def _not_written(final: Path, error: OSError, needed: int) -> str:
+    free = shutil.disk_usage(final.parent).free
+    kept = sorted(path.name for path in final.parent.glob("step-*"))
     missing = f", {(needed - free) / 1e6:,.1f} MB are missing" if needed > free else ""
     return (
-        f"the checkpoint of step {step} could not be written to {directory}: {error.strerror}. "
+        f"the checkpoint of step {int(final.name[5:])} could not be written to {final.parent}: {error.strerror}. "
         f"It takes about {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free{missing}. "
         "The unfinished one is removed; "
         + (f"{kept[-1]} is intact" if kept else "there is none before it")
@@ -107,40 +197,33 @@ def newest(directory: Path, tell: Callable[[str], None]) -> Path | None:
     raise SharedError(f"{directory} holds no undamaged checkpoint; name another run_dir to begin again")
 
 
-def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
+def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Restore everything that `save` wrote; returns its `state` with `step`, the number of steps done.
 
+    Where as many ranks wrote it, bit for bit; where it were others, up to rounding, and each rank's generators begin
+    anew at a function of (seed, step, rank). `tell` is given a line about that.
+
     Raises:
-        UserError: the checkpoint was written by another number of ranks.
+        SharedError: it was written under another ZeRO stage, or there is no room to convert it for other ranks.
     """
-    random_states = sorted(checkpoint.glob("random-rank-*.pt"))
-    if len(random_states) != distributed.ranks():
-        raise UserError(
-            f"{checkpoint} was written by {len(random_states)} ranks, this run has {distributed.ranks()}; "
-            "resume with the same number"
+    written = read_manifest(checkpoint)
+    if written.zero_stage != engine.zero_optimization_stage():
+        raise SharedError(
+            f"{checkpoint} was written under ZeRO {written.zero_stage}, this run uses ZeRO "
+            f"{engine.zero_optimization_stage()}; resume with zero_stage: {written.zero_stage}"
         )
-    loaded, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if loaded is None:
-        raise UserError(f"checkpoint {checkpoint} could not be read")
-    path = checkpoint / f"random-rank-{distributed.rank()}.pt"
-    _restore_random_state(torch.load(path, weights_only=True))
+    engine.checkpoint_engine = CheckpointFiles()
+    if must_convert(checkpoint):
+        state = load_converted(engine, checkpoint)
+    else:
+        _, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    if written.ranks == distributed.ranks():
+        path = checkpoint / f"random-rank-{distributed.rank()}.pt"
+        restore_random_state(torch.load(path, weights_only=True))
+    else:
+        seed_all(seed, state["step"], distributed.rank())
+        tell(
+            f"going on with {distributed.ranks()} rank(s) instead of {written.ranks}: the same up to rounding, "
+            "except that dropout, where there is any, draws other numbers"
+        )
     return state
-
-
-def _random_state() -> dict:
-    numpy_state = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
-        "python": random.getstate(),
-    }
-
-
-def _restore_random_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    random.setstate(state["python"])

@@ -43,6 +43,9 @@ class OptimizerConfig:
 class CheckpointConfig:
     every: int = Field(500, gt=0, description="steps between two checkpoints; one is written at the end too")
     keep: int = Field(2, gt=0, description="newest checkpoints kept")
+    asynchronous: bool = Field(
+        False, description="write in the background while training goes on; needs memory for a copy"
+    )
 
 
 @settings
@@ -114,8 +117,10 @@ TRAJECTORY = (
     "batch_size",
     "seed",
     "precision",
+    "zero_stage",
 )
-"""Keys that must be the same when a run is resumed: with another value it would be another run."""
+"""Keys that must be the same when a run is resumed: with another value it would be another run, or, of the ZeRO stage,
+its checkpoints could not be read."""
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

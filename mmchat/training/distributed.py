@@ -1,10 +1,12 @@
 """Ranks: who am I, and the few collectives that the loop itself needs. Works without a process group, too."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+Group = dist.ProcessGroup
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -62,10 +64,15 @@ def all_reduce(values: torch.Tensor, operation: str = "sum") -> torch.Tensor:
     return moved.cpu()
 
 
-def all_gather(items: list) -> list:
+def all_gather(items: list, group: Group | None = None) -> list:
     """The lists of all ranks, one after another, on every rank. For rare events: it pickles."""
     if ranks() == 1:
         return items
     found: list[list] = [[] for _ in range(ranks())]
-    dist.all_gather_object(found, items)
+    dist.all_gather_object(found, items, group)
     return [item for part in found for item in part]
+
+
+def background_group() -> Group | None:
+    """All ranks once more, on connections of their own: for collectives of one thread beside those of the loop."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1)) if ranks() > 1 else None

@@ -34,8 +34,10 @@ def accumulation(config: RunConfig, ranks: int) -> tuple[int, int]:
     return micro, config.batch_size // (micro * ranks)
 
 
-def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, ranks: int, load_universal: bool = False) -> dict[str, Any]:
     """What `deepspeed.initialize` gets; the user's own JSON, if named, is laid over it.
+
+    load_universal: the checkpoint to be loaded was converted for another number of ranks (`training.universal`).
 
     Raises:
         UserError: the user's JSON restates what this run's YAML decides.
@@ -54,6 +56,7 @@ def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
         # torch's AdamW runs everywhere; DeepSpeed's own CPU Adam would need a compiler.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": load_universal},
     }
     if config.deepspeed is None:
         return derived
@@ -103,6 +106,7 @@ def build_engine(
     ranks: int,
     guard: StepGuard,
     norms: ModuleNorms,
+    load_universal: bool = False,
 ) -> deepspeed.DeepSpeedEngine:
     """Wrap a model whose `requires_grad` is already set. Before each step `guard` and `norms` see the gradients."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -113,7 +117,7 @@ def build_engine(
         model=model,
         optimizer=optimizer,
         lr_scheduler=scheduler,
-        config=deepspeed_config(config, ranks),
+        config=deepspeed_config(config, ranks, load_universal),
         dist_init_required=False,
     )
     optimizer.register_step_pre_hook(_before_step(engine, own.clip or math.inf, guard, norms))

@@ -1,7 +1,5 @@
 """One training run from its config to its finished model."""
 
-from pathlib import Path
-
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
@@ -19,6 +17,7 @@ from mmchat.training.opening import open_model
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import GradientWatch, render_table
+from mmchat.training.universal import must_convert
 
 WATCHED_STEPS = 3
 """After so many steps the run says which trained tensors have received no gradient."""
@@ -45,10 +44,11 @@ def run(config: RunConfig) -> int:
     feed = Feed(config, objective, quarantine)
     guard = StepGuard(config.stability)
     norms = ModuleNorms(groups, sharded=config.zero_stage > 0)
-    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
+    convert = resume_from is not None and must_convert(resume_from)
+    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms, convert)
     done, owes_validation = 0, False
     if resume_from is not None:
-        state = checkpoint.load(engine, resume_from)
+        state = checkpoint.load(engine, resume_from, config.seed, console.print)
         done, owes_validation = state["step"], state["owes_validation"]
         guard.restore(state["guard"])
         console.print(f"resumed after step {done} from {resume_from}")
@@ -60,12 +60,9 @@ def run(config: RunConfig) -> int:
     def validate_and_log(step: int) -> None:
         journal.validation(step, validate(engine, objective, feed.held_out()))
 
-    def save(step: int, owes_validation: bool = False) -> Path:
-        state = {"guard": guard.state(), "owes_validation": owes_validation}
-        return checkpoint.save(engine, config.run_dir / "checkpoints", step, config.checkpoint.keep, **state)
-
     bar_of_steps = progress_bar(config.run_dir.name, feed.total, done, enabled=distributed.rank() == 0)
-    with StopSignals() as signals, bar_of_steps as bar:
+    saver = checkpoint.CheckpointSaver(engine, config.run_dir / "checkpoints", config.checkpoint, console.print)
+    with StopSignals() as signals, bar_of_steps as bar, saver:
         if owes_validation:
             validate_and_log(done)
         journal.meter.resume()
@@ -79,12 +76,13 @@ def run(config: RunConfig) -> int:
                 watch = None
             due = config.validation is not None and (last or step % config.validation.every == 0)
             if result.stop:  # whoever sent the signal may not wait for long: validation can be made up for
-                journal.stopped(result.stop, step, save(step, owes_validation=due))
+                saved = saver.save(step, at_once=True, guard=guard.state(), owes_validation=due)
+                journal.stopped(result.stop, step, saved)
                 return result.stop
             if due:
                 validate_and_log(step)
             if last or step % config.checkpoint.every == 0:
-                save(step)
+                saver.save(step, guard=guard.state(), owes_validation=False)
             journal.meter.resume()
     finish(config, opened, quarantine, console)
     return 0

@@ -98,10 +98,11 @@ def assert_same(run, whole, when):
 
 @adamw
 def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(setup):
-    """It kills the runner alone: launch, ranks and data workers must find out by themselves."""
+    """It kills the runner alone: launch, ranks and data workers must find out by themselves. Saves are asynchronous."""
     folder, config = setup
     told, at = folder / "told", random.choice([4, 7, 9, STEPS - 5])  # after step 4 and 9 a validation is due
-    process = start(config, "--run_dir", str(told), log=folder / "told.log")
+    options = ["--run_dir", str(told), "--checkpoint.asynchronous", "true"]
+    process = start(config, *options, log=folder / "told.log")
     wait_for_step(process, told, at)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == -signal.SIGTERM
@@ -144,3 +145,5 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(setup):
         opened()
     with pytest.raises(UserError, match=r"begun with other settings \(optimizer: .*0\.0005"):
         opened("--resume", "--optimizer.lr", "5e-4")
+    with pytest.raises(UserError, match=r"begun with other settings \(zero_stage: 0 -> 1"):
+        opened("--resume", "--zero_stage", "1")

@@ -1,0 +1,88 @@
+"""A run that is killed and goes on with another number of ranks stays the same run."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.launching import kill_group, launch, metrics, start, steps, wait_for_step, write_config
+from tests.training_fixtures import run_values, write_mixture
+
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def setup(request, tmp_path_factory, assistant_dir):
+    """Every way to be trained, with rates and decay by module, no dropout; uninterrupted on one rank without ZeRO."""
+    folder = tmp_path_factory.mktemp("world_size")
+    values = run_values(folder, assistant_dir, write_mixture(folder / "data", 21), steps=STEPS, micro_batch_size=2)
+    values["checkpoint"] = {"every": 2, "keep": 2, "asynchronous": True}
+    values["optimizer"]["name"] = request.param
+    values["trainable"] = {
+        "towers": {"mode": "lora", "rank": 4, "dropout": 0.0},
+        "projectors": {"mode": "full", "lr": 2e-3, "weight_decay": 0.3},
+        "language_model": "full",
+        "language_model.model.embed_tokens": "frozen",
+    }
+    config = write_config(folder / "run.yaml", **values)
+    result = launch(config, "--run_dir", str(folder / "whole"))
+    assert result.returncode == 0, result.stdout
+    return folder, config
+
+
+def case(optimizer, zero_stage, *ranks, offload="none", slow=True):
+    marks = [pytest.mark.slow] if slow else []
+    name = f"{optimizer}-zero{zero_stage}-offload-{offload}-ranks-" + "-".join(map(str, ranks))
+    return pytest.param(optimizer, zero_stage, offload, ranks, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(
+    ("setup", "zero_stage", "offload", "ranks"),
+    [
+        case("adamw", 2, 1, 2, 1, slow=False),
+        case("adamw", 0, 1, 2, 1),
+        case("adamw", 1, 1, 2, 1),
+        case("adamw", 2, 2, 1),
+        case("adamw", 2, 1, 2, 1, offload="optimizer"),
+        case("adamw", 3, 1, 2, 1),
+        case("adamw", 3, 2, 1),
+        case("adamw", 3, 1, 2, 1, offload="all"),
+        case("muon", 0, 1, 2, 1),
+    ],
+    indirect=["setup"],
+    scope="module",
+)
+def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(setup, zero_stage, offload, ranks):
+    """A step of kill + 1 or more was begun after the save before last was complete."""
+    folder, config = setup
+    run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, ranks))}"
+    options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--offload", offload]
+    kills = [random.randint(5, 7), random.randint(11, 12)][: len(ranks) - 1]
+    for count, kill_at in zip(ranks, kills, strict=False):
+        log = folder / f"{run.name}-{count}.log"
+        process = start(config, *options, "--resume", ranks=count, log=log)
+        wait_for_step(process, run, kill_at)
+        kill_group(process)
+    result = launch(config, *options, "--resume", ranks=ranks[-1])
+    when = f"killed at steps {kills}:\n{result.stdout}"
+    assert result.returncode == 0, when
+
+    logs = [(folder / f"{run.name}-{count}.log").read_text() for count in ranks[1:-1]] + [result.stdout]
+    for log, (before, now) in zip(logs, pairwise(ranks), strict=True):
+        assert f"going on with {now} rank(s) instead of {before}" in log and "resumed after step" in log, when
+    rows, expected = steps(run), steps(folder / "whole")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), when
+    assert consumed(run) == consumed(folder / "whole"), when
+    for row, same in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(same["loss"], abs=1e-4), when
+        assert (row["ids"], row["lr"], row["terms"]) == (same["ids"], same["lr"], same["terms"]), when
+    weights, same = (load_file(d / "model" / "model.safetensors") for d in (run, folder / "whole"))
+    assert max((weights[key] - same[key]).abs().max() for key in same) < 1e-4, when
+    assert not list((run / "checkpoints").glob(".step-*"))
+
+
+def consumed(run):
+    """How often each sample was learned from."""
+    return Counter(name for row in metrics(run) for name in row["ids"])
