@@ -84,6 +84,12 @@ class RunConfig:
     save_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the weights in model/; bf16 is half as large and rounds what was trained"
     )
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="where the metrics go besides metrics.jsonl: [tensorboard, wandb]"
+    )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="TFLOP/s that a rank could reach, which MFU is a share of; null: known or measured"
+    )
     resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
     overfit_one_batch: bool = Field(False, description="train on the first batch again and again: loss must fall to 0")
 

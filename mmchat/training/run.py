@@ -11,13 +11,17 @@ from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
 from mmchat.training.feed import Feed
 from mmchat.training.finish import finish
+from mmchat.training.flops import operations
 from mmchat.training.interruption import StopSignals
 from mmchat.training.journal import Journal
 from mmchat.training.loop import train_step, validate
+from mmchat.training.metrics import write_environment
 from mmchat.training.norms import ModuleNorms
 from mmchat.training.opening import open_model
+from mmchat.training.peak import find_peak
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
+from mmchat.training.trackers import check_installed
 from mmchat.training.trainability import GradientWatch, apply_rules, render_table
 
 WATCHED_STEPS = 3
@@ -32,14 +36,19 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: anything about the config, data or run directory that the user can mend.
     """
+    check_installed(config.trackers)
     console = Console(stderr=True, quiet=distributed.rank() > 0, highlight=False, soft_wrap=True)
     resume_from = claim(config, console.print)
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
+    peak = find_peak(config.precision, config.peak_tflops)
+    if distributed.rank() == 0:
+        write_environment(config.run_dir / "environment.json", peak)
     objective, adapter = open_model(config, in_parts=config.zero_stage == 3)
     groups = apply_rules(objective.model, config.trainable)
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
+    cost = operations(objective.model)
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
     feed = Feed(config, objective, quarantine)
@@ -54,7 +63,7 @@ def run(config: RunConfig) -> int:
         console.print(f"resumed after step {done} from {resume_from}")
     elif config.resume:
         console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
-    journal = Journal(config, feed, quarantine, console, done)
+    journal = Journal(config, feed, quarantine, console, peak, done)
     watch = GradientWatch(groups) if done == 0 else None
 
     def validate_and_log(step: int) -> None:
@@ -65,13 +74,13 @@ def run(config: RunConfig) -> int:
         return checkpoint.save(engine, config.run_dir / "checkpoints", step, config.checkpoint.keep, **state)
 
     bar_of_steps = progress_bar(config.run_dir.name, feed.total, done, enabled=distributed.rank() == 0)
-    with StopSignals() as signals, bar_of_steps as bar:
+    with journal, StopSignals() as signals, bar_of_steps as bar:
         if owes_validation:
             validate_and_log(done)
         journal.meter.resume()
         for step, batches in feed.steps(done):
             journal.meter.data_ready()
-            result = train_step(engine, objective, batches, guard, norms, signals.flags)
+            result = train_step(engine, objective, batches, guard, norms, signals.flags, cost)
             bar.advance(note=journal.step(step, result))
             last = step == feed.total
             if watch and step == min(WATCHED_STEPS, feed.total):
