@@ -46,14 +46,12 @@ def write_report(run: Path, earlier: Sequence[Path] = (), pictures: int = 24) ->
     """
     scored = (run / "scores.json").exists() and (run / "predictions.jsonl").exists()
     scores = read_json(run / "scores.json") if scored else {}
-    stages = [_stage(directory) for directory in (*earlier, run)]
     page = (
         _environment()
         .get_template("report.html.jinja")
         .render(
             name=run.name,
-            stages=stages,
-            figures=list(dict.fromkeys(name for stage in stages for name in stage["figures"])),
+            stages=[_stage(directory) for directory in (*earlier, run)],
             kinds=[_kind(name, scores) for name in scores if name.startswith("kind/") and name.count("/") == 1],
             overall=_kind("overall", scores) if scored else None,
             grid=_grid(read_json_lines(run / "predictions.jsonl"), pictures) if scored else [],

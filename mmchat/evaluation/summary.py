@@ -11,7 +11,7 @@ from mmchat.files import read_json_lines
 
 
 def summarise(run_dir: Path) -> dict[str, str]:
-    """Name -> figure, as people read it; a figure that the run does not know is left out.
+    """Name -> figure, as people read it; a dash where the run does not know.
 
     Tokens and images are divided by the time of the steps, without validations and checkpoints. MFU and data wait are
     logged over the last 20 steps each; their means are weighted by time, so in a very short run early steps weigh more.
@@ -36,7 +36,7 @@ def summarise(run_dir: Path) -> dict[str, str]:
         return sum(value * time for value, time in known) / sum(time for _, time in known) if known else None
 
     memory = max((row["memory"] for row in steps if "memory" in row), default=None)
-    figures = {
+    return {
         "steps": f"{len(losses):,}" + (f" and {skipped:,} skipped" if skipped else ""),
         "time": _duration(seconds),
         "last loss": _shown(losses[-1] if losses else None, "{:.4f}"),
@@ -50,7 +50,6 @@ def summarise(run_dir: Path) -> dict[str, str]:
         "peak memory": _shown(memory, "{:,.2f} GiB", 1 / 2**30),
         "samples left out": f"{len(read_lines_of(run_dir / 'quarantine.jsonl')):,}",
     }
-    return {name: figure for name, figure in figures.items() if figure}
 
 
 def summary_table(figures: dict[str, str]) -> Table:
@@ -78,4 +77,4 @@ def _duration(seconds: float) -> str:
 
 
 def _shown(value: float | None, form: str, scale: float = 1) -> str:
-    return "" if value is None else form.format(value * scale)
+    return "-" if value is None else form.format(value * scale)

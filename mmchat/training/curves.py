@@ -20,7 +20,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-SMOOTHING = 0.05
+SMOOTHING = 0.1
 """Weight of a new step in the running mean that is drawn over the single values."""
 STYLE = {
     "font.size": 9,
@@ -104,7 +104,8 @@ def _running_mean(values: list[float]) -> list[float]:
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bottom, top = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 6 * bottom else MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

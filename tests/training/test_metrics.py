@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from mmchat.errors import UserError
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.training import metrics, peak
 from mmchat.training.metrics import Meter, peak_memory, write_environment
@@ -137,11 +138,14 @@ def test_durations(tmp_path, seconds, shown):
     assert summarise(tmp_path)["time"] == shown
 
 
-def test_what_is_not_known_is_left_out_of_the_summary(tmp_path):
+def test_what_is_not_known_is_a_dash(tmp_path):
     write_rows(tmp_path, [row(1, 1.0, mfu=None)])
-    assert "MFU" not in summarise(tmp_path) and "validation loss" not in summarise(tmp_path)
+    figures = summarise(tmp_path)
+    assert (figures["MFU"], figures["validation loss"], figures["data wait"]) == ("-", "-", "10.0%")
     write_rows(tmp_path, [])
-    assert summarise(tmp_path) == {"steps": "0", "time": "0.0 s", "samples left out": "0"}
+    assert set(summarise(tmp_path).values()) == {"0", "0.0 s", "-"}
+    with pytest.raises(UserError, match=r"other/metrics.jsonl does not exist"):
+        summarise(tmp_path / "other")
 
 
 def test_the_table_reads_downwards():
