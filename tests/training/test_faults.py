@@ -43,6 +43,8 @@ def test_a_truncated_picture_is_left_out_counted_and_listed(broken_picture):
     # Nothing took its place: the one epoch shows every other id once, and r4's step is a sample short.
     seen = [identity for row in steps(folder / "run") for identity in row["ids"]]
     assert sorted(seen) == sorted(f"r{n}" for n in range(12) if n != 4)
+    page = (folder / "run" / "report.html").read_text()
+    assert "1 sample left out" in page and "4-0.png is broken or cut off" in page and "incident" not in page
 
 
 def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assistant_dir):
