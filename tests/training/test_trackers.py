@@ -43,9 +43,12 @@ def test_tensorboard_reads_back_each_step_once(config, tmp_path):
             tracker.log(step, scalars({"loss": loss, "tokens_per_second": 10.0 * step}))
         return tracker
 
-    log(0, 5, 1.0)  # killed: never closed
+    killed = log(0, 5, 1.0)  # never closed
+    folder = str(tmp_path / "run" / "tensorboard")
+    assert len(EventAccumulator(folder).Reload().Scalars("train/loss")) == 5
     log(3, 6, 2.0).close()
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    killed.close()
+    events = EventAccumulator(folder).Reload()
     assert set(events.Tags()["scalars"]) == {"train/loss", "speed/tokens_per_second"}
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
     assert len(events.Scalars("train/loss")) == 6
