@@ -72,7 +72,7 @@ mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/projector" >/dev/null
 
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 cat <<EOF
-  report    $RUN/report.html   (loss curves, scores, held-out pictures with answers)
+  report    $RUN/report.html   (curves, scores, held-out pictures with answers)
   scores    $RUN/scores.json
   model     $RUN/model
 

@@ -14,7 +14,9 @@ import yaml
 from mmchat.training.distributed import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-WALL_CLOCK = {"seconds", "supervised_tokens_per_second", "data_wait"}
+WALL_CLOCK = {
+    "seconds", "supervised_tokens_per_second", "tokens_per_second", "images_per_second", "mfu", "data_wait", "memory",
+}  # fmt: skip
 """Fields of metrics.jsonl that no two runs share."""
 
 

@@ -39,8 +39,18 @@ class Batch:
         return 0 if self.pixel_values is None else len(self.pixel_values[0])
 
     @property
+    def lengths(self) -> list[int]:
+        """Real tokens of each sample."""
+        return self.attention_mask.sum(dim=1).tolist() if self.ids else []
+
+    @property
     def tokens(self) -> int:
-        return int(self.attention_mask.sum()) if self.ids else 0
+        return sum(self.lengths)
+
+    @property
+    def positions(self) -> int:
+        """Tokens and padding."""
+        return self.input_ids.numel()
 
     @property
     def supervised(self) -> int:

@@ -2,19 +2,22 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.table import Table
 
-from mmchat.errors import UserError
 from mmchat.evaluation.questions import Result
+from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
 from mmchat.images import load_image
 
 PICTURE_SIDE = 128
 """Side of a picture in the report's grid, in pixels."""
+SHOWN_LINES = 20
+"""Most incidents, and most samples left out, that the report lists by name."""
 
 
 def score_table(result: Result) -> Table:
@@ -31,27 +34,29 @@ def score_table(result: Result) -> Table:
     return table
 
 
-def write_report(run: Path, stages: list[Path], pictures: int) -> Path:
-    """Write `run/report.html` from the stages' metrics and the run's scores and predictions.
+def write_report(run: Path, earlier: Sequence[Path] = (), pictures: int = 24) -> Path:
+    """Write `run/report.html`: what the run and the earlier stages did, and its scores and answers if it has any.
+
+    Args:
+        earlier: run directories of the stages before.
+        pictures: how many held-out pictures are shown with their answers.
 
     Raises:
-        UserError: a stage has no metrics, or the run was not evaluated.
+        UserError: a directory holds no run.
     """
-    for needed in (*(stage / "metrics.jsonl" for stage in stages), run / "scores.json", run / "predictions.jsonl"):
-        if not needed.exists():
-            raise UserError(f"{needed} does not exist; train first, then `mmchat eval CKPT FILE --out {run}`")
-    scores = read_json(run / "scores.json")
-    predictions = read_json_lines(run / "predictions.jsonl")
+    scored = (run / "scores.json").exists() and (run / "predictions.jsonl").exists()
+    scores = read_json(run / "scores.json") if scored else {}
     page = (
         _environment()
         .get_template("report.html.jinja")
         .render(
             name=run.name,
-            stages=[_stage(stage) for stage in stages],
+            stages=[_stage(directory) for directory in (*earlier, run)],
             kinds=[_kind(name, scores) for name in scores if name.startswith("kind/") and name.count("/") == 1],
-            overall=_kind("overall", scores),
-            grid=_grid(predictions, pictures),
+            overall=_kind("overall", scores) if scored else None,
+            grid=_grid(read_json_lines(run / "predictions.jsonl"), pictures) if scored else [],
             environment=read_json(run / "environment.json"),
+            shown=SHOWN_LINES,
         )
     )
     write_text(run / "report.html", page)
@@ -69,16 +74,14 @@ def _environment() -> Environment:
 
 
 def _stage(directory: Path) -> dict[str, Any]:
-    steps = read_json_lines(directory / "metrics.jsonl")
-    trained = [row for row in steps if "loss" in row]
-    held_out = [row["validation_loss"] for row in steps if "validation_loss" in row]
+    curves = directory / "curves.png"
     return {
         "name": directory.name,
-        "steps": len(trained),
-        "minutes": sum(row["seconds"] for row in trained) / 60,
-        "loss": trained[-1]["loss"],
-        "validation_loss": held_out[-1] if held_out else None,
-        "curve": _data_uri((directory / "loss.png").read_bytes(), "image/png"),
+        "figures": summarise(directory),
+        "curves": _data_uri(curves.read_bytes(), "image/png") if curves.exists() else None,
+        "config": (directory / "config.yaml").read_text(encoding="utf-8"),
+        "incidents": read_lines_of(directory / "incidents.jsonl"),
+        "left_out": read_lines_of(directory / "quarantine.jsonl"),
     }
 
 

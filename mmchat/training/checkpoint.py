@@ -15,6 +15,7 @@ import torch
 from mmchat.errors import SharedError
 from mmchat.files import replace_directory, write_json, write_text
 from mmchat.training import distributed
+from mmchat.training.average import WeightAverage
 from mmchat.training.checkpoint_files import (
     MANIFEST,
     CheckpointFiles,
@@ -43,9 +44,11 @@ class CheckpointSaver:
         directory: Path,
         config: CheckpointConfig,
         tell: Callable[[str], None],
+        average: WeightAverage | None = None,
     ) -> None:
         """`tell` is given the error of a save under which the run itself fell to another one."""
         self._engine, self._directory, self._config, self._tell = engine, directory, config, tell
+        self._average = average
         self._pending: Future[None] | None = None
         # The threads talk over connections of their own: their words and the loop's come in no order.
         self._group = distributed.background_group() if config.asynchronous else None
@@ -106,6 +109,8 @@ class CheckpointSaver:
             files.error = files.error or error
             distributed.barrier()
         files.save(random_state(), str(aside / f"random-rank-{distributed.rank()}.pt"))
+        if self._average:
+            self._average.save(files, aside)
         return files
 
     def _complete(

@@ -87,6 +87,15 @@ class RunConfig:
     save_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the weights in model/; bf16 is half as large and rounds what was trained"
     )
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        default_factory=list, description="where the metrics go besides metrics.jsonl: [tensorboard, wandb]"
+    )
+    peak_tflops: float | None = Field(
+        None, gt=0, description="TFLOP/s that a rank could reach, which MFU is a share of; null: known or measured"
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the trained weights, written to model-ema/ as well"
+    )
     resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
     overfit_one_batch: bool = Field(False, description="train on the first batch again and again: loss must fall to 0")
 
@@ -118,6 +127,7 @@ TRAJECTORY = (
     "seed",
     "precision",
     "zero_stage",
+    "ema",
 )
 """Keys that must be the same when a run is resumed: with another value it would be another run, or, of the ZeRO stage,
 its checkpoints could not be read."""

@@ -64,6 +64,15 @@ def all_reduce(values: torch.Tensor, operation: str = "sum") -> torch.Tensor:
     return moved.cpu()
 
 
+def concatenate(part: torch.Tensor) -> torch.Tensor:
+    """The ranks' equally long one-dimensional tensors, one after another, on every rank."""
+    if ranks() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(ranks())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
 def all_gather(items: list, group: Group | None = None) -> list:
     """The lists of all ranks, one after another, on every rank. For rare events: it pickles."""
     if ranks() == 1:

@@ -1,4 +1,4 @@
-"""The end of a run: its model written and read back, its curve, and where everything is."""
+"""The end of a run: its model written and read back, its curves and report, and where everything is."""
 
 from pathlib import Path
 
@@ -6,51 +6,63 @@ import torch
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
+from mmchat.evaluation.report import write_report
+from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.files import read_json_lines
 from mmchat.model.adapter import merge, save_adapter
 from mmchat.training import distributed
+from mmchat.training.average import WeightAverage
 from mmchat.training.config import RunConfig
-from mmchat.training.metrics import plot_loss
 from mmchat.training.opening import Opened, open_model
 from mmchat.training.partitions import fill, whole_state
 
 
-def finish(config: RunConfig, opened: Opened, quarantine: Quarantine, console: Console) -> None:
-    """Write the final model, draw the curve, say where everything is. All ranks call this; rank 0 does it."""
-    if config.zero_stage == 3:
-        state = whole_state(opened.objective.model)
-        if distributed.rank() == 0:
-            opened = open_model(config)
-            fill(opened.objective.model, state)
+def finish(
+    config: RunConfig, opened: Opened, average: WeightAverage | None, quarantine: Quarantine, console: Console
+) -> None:
+    """Write the final model, curves and report, say what came out and where it is. All ranks call this, rank 0 acts."""
+    in_parts = config.zero_stage == 3
+    state = whole_state(opened.objective.model) if in_parts or average else None
+    averaged = average.whole() if average else None
     if distributed.rank() == 0:
-        objective, adapter = opened.objective, opened.adapter
-        if adapter is not None:
-            # Before model/, which says that the run is finished.
-            save_adapter(adapter, objective.processor, config.run_dir / "adapter", Path(config.model))
-            _, difference = merge(adapter, objective.processor)
-            console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
-        if config.save_precision == "bf16":
-            # Not `.to`: that would round rotary frequencies as well, which a model that is opened has in fp32.
-            for parameter in objective.model.parameters():
-                parameter.data = parameter.data.to(torch.bfloat16)
-        objective.save(config.run_dir / "model")
-        metrics = read_json_lines(config.run_dir / "metrics.jsonl")
-        plot_loss(metrics, config.run_dir / "loss.png", config.run_dir.name)
-        steps = [row for row in metrics if "loss" in row]
-        skipped = sum("skipped" in row for row in metrics)
-        minutes = sum(row["seconds"] for row in steps) / 60
-        held_out = [row["validation_loss"] for row in metrics if "validation_loss" in row]
-        console.print(
-            f"done: {len(steps)} steps in {minutes:.1f} min"
-            + (f", last loss {steps[-1]['loss']:.4f}" if steps else "")
-            + (f", validation loss {held_out[-1]:.4f}" if held_out else "")
-            + f", {len(quarantine)} samples left out"
-            + (f", {skipped} steps skipped" if skipped else "")
-        )
-        console.print(f"  model    {config.run_dir / 'model'}\n  metrics  {config.run_dir / 'metrics.jsonl'}")
-        if adapter is not None:
-            console.print(f"  adapter  {config.run_dir / 'adapter'}")
-        console.print(f"  curve    {config.run_dir / 'loss.png'}")
-        if len(quarantine):
-            console.print(f"  left out {quarantine.path}")
+        # model/ comes last: it says that the run is finished.
+        if averaged is not None:
+            write_model(config, put_together(config, state | averaged), "-ema", console)
+        write_model(config, put_together(config, state) if in_parts else opened, "", console)
+        tell_results(config.run_dir, quarantine, console)
     distributed.barrier()
+
+
+def put_together(config: RunConfig, state: dict[str, torch.Tensor]) -> Opened:
+    """The run's model as a whole, with these weights."""
+    opened = open_model(config)
+    fill(opened.objective.model, state)
+    return opened
+
+
+def write_model(config: RunConfig, opened: Opened, suffix: str, console: Console) -> None:
+    """Write adapter/ where there is one, merge it, write model/; the weights may be rounded thereby."""
+    objective = opened.objective
+    if opened.adapter is not None:
+        save_adapter(opened.adapter, objective.processor, config.run_dir / f"adapter{suffix}", Path(config.model))
+        _, difference = merge(opened.adapter, objective.processor)
+        console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
+    if config.save_precision == "bf16":
+        # Not `.to`: that would round rotary frequencies as well, which a model that is opened has in fp32.
+        for parameter in objective.model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    objective.save(config.run_dir / f"model{suffix}")
+
+
+def tell_results(directory: Path, quarantine: Quarantine, console: Console) -> None:
+    """Draw the curves, write the report, print the summary and where things are."""
+    from mmchat.training.curves import draw_curves  # loads matplotlib
+
+    draw_curves(read_json_lines(directory / "metrics.jsonl"), directory / "curves.png", directory.name)
+    write_report(directory)
+    console.print("done", summary_table(summarise(directory)), sep="\n")
+    files = {"model": "model", "adapter": "adapter", "average": "model-ema", "metrics": "metrics.jsonl"}
+    files |= {"curves": "curves.png", "report": "report.html", "left out": quarantine.path.name}
+    for name, file in files.items():
+        if (directory / file).exists():
+            console.print(f"  {name:8} {directory / file}", markup=False)

@@ -12,17 +12,24 @@ from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
 from mmchat.training.loop import StepResult
 from mmchat.training.metrics import Meter, MetricsLog
+from mmchat.training.peak import Peak
 from mmchat.training.stability import IncidentLog, told
+from mmchat.training.trackers import open_trackers, scalars
 
 
 class Journal:
-    """`metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl` and the lines on the terminal, from step `done` on."""
+    """`metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl`, trackers and the lines on the terminal, from step `done`
+    on. A context: trackers want to be closed.
+    """
 
-    def __init__(self, config: RunConfig, feed: Feed, quarantine: Quarantine, console: Console, done: int) -> None:
+    def __init__(
+        self, config: RunConfig, feed: Feed, quarantine: Quarantine, console: Console, peak: Peak, done: int
+    ) -> None:
         self.config, self.feed, self.quarantine, self.console = config, feed, quarantine, console
-        self.meter = Meter()
+        self.meter = Meter(peak.flops)
         first = distributed.rank() == 0
         self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
+        self._trackers = open_trackers(config, done) if first else []
         self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
         if len(feed.mixture.parts) > 1:
             console.print(feed.mixture.table())
@@ -32,18 +39,25 @@ class Journal:
             f"{feed.micro}, {config.precision}, ZeRO {config.zero_stage}"
         )
 
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
     def step(self, step: int, result: StepResult) -> str:
         """Write a step down; returns a note for the progress bar.
 
         Raises:
             SharedError: something was wrong with the step, and the config says to stop then.
         """
-        rates = self.meter.step_done(result.terms)
+        rates = self.meter.step_done(result.terms, result.tokens, result.images, result.operations)
         for rejected in result.rejected:
             self.quarantine.add(rejected)
         ids = self.feed.ids(step, result.rejected) if self._metrics or result.incident else []
         if self._metrics:
-            self._metrics.write(
+            self._write(
                 step=step,
                 **_measured(result),
                 lr=result.lr,
@@ -51,7 +65,10 @@ class Journal:
                 terms=result.terms,
                 tokens=result.tokens,
                 images=result.images,
+                fill=round(result.tokens / result.positions, 4),
+                operations=result.operations,
                 ids=ids,
+                memory=result.memory,
                 **rates,
             )
         if result.incident:
@@ -62,7 +79,7 @@ class Journal:
 
     def validation(self, step: int, loss: float) -> None:
         if self._metrics:
-            self._metrics.write(step=step, validation_loss=loss)
+            self._write(step=step, validation_loss=loss)
 
     def stopped(self, status: int, step: int, saved: Path) -> None:
         """Say how to go on after a signal."""
@@ -72,6 +89,11 @@ class Journal:
             f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
             markup=False,
         )
+
+    def _write(self, **row: Any) -> None:
+        self._metrics.write(**row)
+        for tracker in self._trackers:
+            tracker.log(row["step"], scalars(row))
 
     def _tell_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
         run_dir = self.config.run_dir
@@ -87,11 +109,13 @@ class Journal:
 
 def _measured(result: StepResult) -> dict[str, Any]:
     """Loss and norm of a step for metrics.jsonl, where whoever reads `loss` wants steps that count."""
-    if result.incident is None or result.incident.taken:
+    if result.taken:
         return {"loss": result.loss, "grad_norm": result.grad_norm, "grad_norms": result.grad_norms}
     return {"skipped": result.incident.reason}
 
 
-def _note(loss: float, rates: dict[str, float], left_out: int) -> str:
-    note = f"loss {loss:.4f}  {rates['supervised_tokens_per_second']:.0f} terms/s  wait {rates['data_wait']:.0%}"
+def _note(loss: float, rates: dict[str, float | None], left_out: int) -> str:
+    note = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s"
+    note += "" if rates["mfu"] is None else f"  MFU {rates['mfu']:.0%}"
+    note += f"  wait {rates['data_wait']:.0%}"
     return note + (f"  {left_out} left out" if left_out else "")

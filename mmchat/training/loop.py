@@ -9,7 +9,9 @@ import torch
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
 from mmchat.training import distributed
+from mmchat.training.flops import Operations
 from mmchat.training.interruption import exit_status
+from mmchat.training.metrics import peak_memory
 from mmchat.training.norms import ModuleNorms
 from mmchat.training.objectives import Objective
 from mmchat.training.stability import Incident, StepGuard
@@ -23,6 +25,8 @@ class StepResult:
     grad_norms: of each module of the table.
     lr: of the optimizer's first group. rejected: samples of this step, on any rank, that could not be used.
     incident: what the guard found. stop: the exit status with which all ranks shall stop after this step, or 0.
+    positions: tokens and padding. operations: that the step needed, None where unknown. memory: the rank's that has
+    used most, in bytes at its peak so far.
     """
 
     loss: float
@@ -32,9 +36,16 @@ class StepResult:
     terms: int
     tokens: int
     images: int
+    positions: int
+    operations: int | None
+    memory: int
     rejected: list[Rejected]
     incident: Incident | None
     stop: int
+
+    @property
+    def taken(self) -> bool:
+        return self.incident is None or self.incident.taken
 
 
 def train_step(
@@ -44,18 +55,23 @@ def train_step(
     guard: StepGuard,
     norms: ModuleNorms,
     stop_flags: Callable[[], list[int]],
+    cost: Operations | None = None,
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one optimizer step if the guard lets it pass.
 
     The gradient is that of (sum of losses) / (number of terms over all micro-batches and ranks), so it does
     not depend on how the step's samples are split. DeepSpeed averages over ranks, hence the factor `ranks`.
+
+    cost: what samples of this model cost; None where it is not known.
     """
     lr = engine.get_lr()[0]
     rejected = [item for batch in batches for item in batch.rejected]
     counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), len(rejected)]
+    counts += [sum(b.positions for b in batches), sum(map(cost.of, batches)) if cost else 0]
     counts += [batch.images for batch in batches]
     engine.train()  # models are opened, and left by a validation, in evaluation mode
-    terms, tokens, left_out, *images = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
+    summed = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
+    terms, tokens, left_out, positions, operations, *images = summed
     loss_sum = torch.zeros((), dtype=torch.float64)
     # ZeRO 3, and ZeRO 2 with offload, keep the last step's gradient of whatever a backward leaves out and add to it.
     run_everything = engine.zero_optimization_stage() >= 2
@@ -64,9 +80,9 @@ def train_step(
         engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double().cpu()
         if number == len(batches):
-            # The optimizer's turn is next: the guard must know the loss by then, and signals ride along.
-            sums = torch.tensor([loss_sum.item(), *stop_flags()], dtype=torch.float64)
-            total, *flags = distributed.all_reduce(sums).tolist()
+            # The optimizer's turn is next: the guard must know the loss by then; signals and memory ride along.
+            sums = torch.tensor([loss_sum.item(), *stop_flags(), *_memory_of_ranks()], dtype=torch.float64)
+            total, interrupted, ended, *memory = distributed.all_reduce(sums).tolist()
             guard.begin(total / max(1, terms))
         engine.step()
     grad_norm = float(engine.get_global_grad_norm())
@@ -84,10 +100,20 @@ def train_step(
         terms=terms,
         tokens=tokens,
         images=sum(images),
+        positions=positions,
+        operations=operations if cost else None,
+        memory=int(max(memory)),
         rejected=rejected,
         incident=incident,
-        stop=exit_status(flags),
+        stop=exit_status([interrupted, ended]),
     )
+
+
+def _memory_of_ranks() -> list[int]:
+    """This rank's peak in its own place, so that a sum over ranks shows every rank's."""
+    places = [0] * distributed.ranks()
+    places[distributed.rank()] = peak_memory()
+    return places
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""What a run writes about itself: `metrics.jsonl`, `environment.json`, the loss curve."""
+"""What a run measures of itself: `metrics.jsonl` and `environment.json`."""
 
 import json
 import platform
+import resource
 import sys
 import time
 from collections import deque
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from mmchat.files import write_json, write_text
+from mmchat.training import distributed
+from mmchat.training.peak import Peak
 
 PACKAGES = ("mmchat", "torch", "transformers", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow")
 
@@ -38,68 +41,62 @@ def _step(line: str) -> float:
 
 
 class Meter:
-    """Rates over the last steps: supervised tokens per second, and the share of time spent waiting for data."""
+    """Rates over the last steps, of all ranks together, and the share of this rank's time spent waiting for data.
 
-    def __init__(self, window: int = 20) -> None:
-        self._steps: deque[tuple[float, float, int]] = deque(maxlen=window)
+    peak: FLOP/s that all ranks could reach together.
+    """
+
+    def __init__(self, peak: float, window: int = 20) -> None:
+        self._peak = peak
+        self._steps: deque[dict[str, float | None]] = deque(maxlen=window)
         self._start = self._ready = time.perf_counter()
 
     def data_ready(self) -> None:
         self._ready = time.perf_counter()
 
-    def step_done(self, supervised: int) -> dict[str, float]:
+    def step_done(self, terms: int, tokens: int, images: int, operations: int | None) -> dict[str, float | None]:
+        """The fields of metrics.jsonl that depend on the clock. `mfu` is None where the operations are not known."""
         now = time.perf_counter()
-        self._steps.append((now - self._start, self._ready - self._start, supervised))
+        times = {"seconds": now - self._start, "waited": self._ready - self._start}
+        self._steps.append({**times, "terms": terms, "tokens": tokens, "images": images, "operations": operations})
         self._start = now
-        seconds, waited, tokens = map(sum, zip(*self._steps, strict=True))
+        seconds = self._sum("seconds")
         return {
-            "seconds": round(self._steps[-1][0], 4),
-            "supervised_tokens_per_second": round(tokens / seconds, 1),
-            "data_wait": round(waited / seconds, 4),
+            "seconds": round(self._steps[-1]["seconds"], 4),
+            "supervised_tokens_per_second": round(self._sum("terms") / seconds, 1),
+            "tokens_per_second": round(self._sum("tokens") / seconds, 1),
+            "images_per_second": round(self._sum("images") / seconds, 2),
+            "mfu": None if operations is None else round(self._sum("operations") / seconds / self._peak, 4),
+            "data_wait": round(self._sum("waited") / seconds, 4),
         }
+
+    def _sum(self, name: str) -> float:
+        return sum(step[name] for step in self._steps)
 
     def resume(self) -> None:
         """Leave out what happened since the last step (validation, checkpoints)."""
         self._start = self._ready = time.perf_counter()
 
 
-def write_environment(path: Path, ranks: int, device: torch.device) -> None:
+def peak_memory() -> int:
+    """Bytes: the most that torch held on this rank's GPU, or without one the process's largest resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def write_environment(path: Path, peak: Peak) -> None:
     """Versions and hardware that the figures of this run belong to."""
-    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     environment = {
         "packages": {name: version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": cuda or f"cpu, {torch.get_num_threads()} threads",
-        "ranks": ranks,
+        "ranks": distributed.ranks(),
+        "peak_tflops_all_ranks": round(peak.flops / 1e12, 4),
+        "peak_source": peak.source,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(path, environment)
-
-
-def plot_loss(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Training loss with its running mean, and validation loss where there is one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    train = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
-    validation = [(row["step"], row["validation_loss"]) for row in metrics if "validation_loss" in row]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    if train:
-        steps, losses = zip(*train, strict=True)
-        mean, smooth = losses[0], []
-        for loss in losses:
-            mean += 0.05 * (loss - mean)
-            smooth.append(mean)
-        axes.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth, color="C0", label="training")
-    if validation:
-        axes.plot(*zip(*validation, strict=True), "o-", color="C3", markersize=3, label="validation")
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)

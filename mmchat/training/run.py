@@ -5,17 +5,22 @@ from rich.console import Console
 from mmchat.data.quarantine import Quarantine
 from mmchat.progress import progress_bar
 from mmchat.training import checkpoint, distributed
+from mmchat.training.average import WeightAverage
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
 from mmchat.training.feed import Feed
 from mmchat.training.finish import finish
+from mmchat.training.flops import operations
 from mmchat.training.interruption import StopSignals
 from mmchat.training.journal import Journal
 from mmchat.training.loop import train_step, validate
+from mmchat.training.metrics import write_environment
 from mmchat.training.norms import ModuleNorms
 from mmchat.training.opening import open_model
+from mmchat.training.peak import find_peak
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
+from mmchat.training.trackers import check_installed
 from mmchat.training.trainability import GradientWatch, render_table
 from mmchat.training.universal import must_convert
 
@@ -31,14 +36,19 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: anything about the config, data or run directory that the user can mend.
     """
+    check_installed(config.trackers)
     console = Console(stderr=True, quiet=distributed.rank() > 0, highlight=False, soft_wrap=True)
     resume_from = claim(config, console.print)
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
+    peak = find_peak(config.precision, config.peak_tflops)
+    if distributed.rank() == 0:
+        write_environment(config.run_dir / "environment.json", peak)
     opened = open_model(config, in_parts=config.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
+    cost = operations(objective.model)
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
     feed = Feed(config, objective, quarantine)
@@ -46,29 +56,35 @@ def run(config: RunConfig) -> int:
     norms = ModuleNorms(groups, sharded=config.zero_stage > 0)
     convert = resume_from is not None and must_convert(resume_from)
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms, convert)
+    average = WeightAverage(groups, config.ema) if config.ema else None
     done, owes_validation = 0, False
     if resume_from is not None:
         state = checkpoint.load(engine, resume_from, config.seed, console.print)
+        if average:
+            average.restore(resume_from)
         done, owes_validation = state["step"], state["owes_validation"]
         guard.restore(state["guard"])
         console.print(f"resumed after step {done} from {resume_from}")
     elif config.resume:
         console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
-    journal = Journal(config, feed, quarantine, console, done)
+    journal = Journal(config, feed, quarantine, console, peak, done)
     watch = GradientWatch(groups) if done == 0 else None
 
     def validate_and_log(step: int) -> None:
         journal.validation(step, validate(engine, objective, feed.held_out()))
 
     bar_of_steps = progress_bar(config.run_dir.name, feed.total, done, enabled=distributed.rank() == 0)
-    saver = checkpoint.CheckpointSaver(engine, config.run_dir / "checkpoints", config.checkpoint, console.print)
-    with StopSignals() as signals, bar_of_steps as bar, saver:
+    folder = config.run_dir / "checkpoints"
+    saver = checkpoint.CheckpointSaver(engine, folder, config.checkpoint, console.print, average)
+    with journal, StopSignals() as signals, bar_of_steps as bar, saver:
         if owes_validation:
             validate_and_log(done)
         journal.meter.resume()
         for step, batches in feed.steps(done):
             journal.meter.data_ready()
-            result = train_step(engine, objective, batches, guard, norms, signals.flags)
+            result = train_step(engine, objective, batches, guard, norms, signals.flags, cost)
+            if average and result.taken:
+                average.update(step)
             bar.advance(note=journal.step(step, result))
             last = step == feed.total
             if watch and step == min(WATCHED_STEPS, feed.total):
@@ -84,7 +100,7 @@ def run(config: RunConfig) -> int:
             if last or step % config.checkpoint.every == 0:
                 saver.save(step, guard=guard.state(), owes_validation=False)
             journal.meter.resume()
-    finish(config, opened, quarantine, console)
+    finish(config, opened, average, quarantine, console)
     return 0
 
 

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import yaml
 
 from mmchat.errors import UserError
 from mmchat.files import write_text
 from mmchat.training import checkpoint, distributed
 from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
-from mmchat.training.metrics import write_environment
 
 
 def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
@@ -36,6 +34,4 @@ def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
         return "finished"
     if distributed.rank() == 0:
         write_text(resolved, yaml.safe_dump(values, sort_keys=False))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        write_environment(directory / "environment.json", distributed.ranks(), device)
     return checkpoint.newest(directory / "checkpoints", tell) if config.resume else None

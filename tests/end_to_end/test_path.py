@@ -69,10 +69,22 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("stage", ["tower", "projector", "sft"])
 def test_every_stage_leaves_a_whole_run_directory(path, stage):
     names = {entry.name for entry in (path / stage).iterdir()}
-    assert names >= {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "model", "loss.png"}
+    assert names >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "curves.png",
+        "report.html",
+    }
     rows = [row for row in metrics(path / stage) if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["terms"] > 0 and row["grad_norm"] > 0 for row in rows)
+    positive = ("operations", "memory", "seconds", "tokens_per_second", "supervised_tokens_per_second", "mfu")
+    assert all(row[field] > 0 for row in rows for field in positive)
+    assert all(0 < row["fill"] <= 1 and row["mfu"] < 1 and 0 <= row["data_wait"] < 1 for row in rows)
+    assert (rows[0]["images_per_second"] > 0) == (rows[0]["images"] > 0)
 
 
 def test_sft_validates(path):
@@ -103,7 +115,14 @@ def test_every_held_out_picture_has_a_caption(path):
 def test_the_report_is_one_self_contained_page(path):
     page = (path / "sft" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 + 6
+    assert page.count("<summary>Config of ") == 3 and "MFU" in page and "peak memory" in page
     assert "http://" not in page and "https://" not in page
+
+
+def test_a_run_without_scores_has_a_page_of_its_own(path):
+    page = (path / "projector" / "report.html").read_text()
+    assert "Scores" not in page and "Held-out" not in page
+    assert page.count("data:image/png;base64,") == 1 and "run_dir:" in page and "MFU" in page
 
 
 def test_the_model_opens_with_transformers_alone(path):

@@ -57,7 +57,8 @@ def test_so_are_the_others(setup, alone, words):
 
 def assert_same(run, expected):
     for row, reference in zip(steps(run), steps(expected), strict=True):
-        assert (row["ids"], row["terms"], row["images"]) == (reference["ids"], reference["terms"], reference["images"])
+        for field in ("ids", "terms", "tokens", "images", "operations"):
+            assert row[field] == reference[field] and row[field], field
         assert row["loss"] == pytest.approx(reference["loss"], abs=1e-4)
     assert {row["images"] for row in steps(run)[1:5]} == {2} and steps(run)[0]["images"] == 4
     weights, reference = (load_file(path / "model" / "model.safetensors") for path in (run, expected))

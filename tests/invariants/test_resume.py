@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant, probe_logits
@@ -39,7 +40,7 @@ def setup(request, tmp_path_factory, make_assistant):
     data = write_records(folder / "heldout", 6)
     mixture = write_mixture(folder / "data", 21)
     values = run_values(folder, folder / "model", mixture, steps=STEPS, checkpoint={"every": 3, "keep": 2})
-    values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1}
+    values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1, "trackers": ["tensorboard"]}
     values["optimizer"]["name"] = request.param
     if request.param == "adamw":
         # Every way to be trained: adapters (with a dropout of their own), in full, not at all.
@@ -75,6 +76,9 @@ def test_sigkill_and_a_damaged_checkpoint_then_resume_equals_the_uninterrupted_r
     assert f"{damaged} is damaged: mp_rank_00_model_states.pt holds other bytes than were written" in result.stdout
     assert re.search(rf"resumed after step {int(before.name[5:])} from {before}$", result.stdout, re.MULTILINE)
     assert_same(killed, folder / "whole", f"killed at step {kill_at}")
+    events = EventAccumulator(str(killed / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert [event.step for event in events.Scalars("validation/loss")] == [5, 10, STEPS]
 
 
 def flip_a_bit(path):

@@ -26,6 +26,7 @@ def setup(request, tmp_path_factory, assistant_dir):
         "language_model": "full",
         "language_model.model.embed_tokens": "frozen",
     }
+    values["ema"] = 0.9
     config = write_config(folder / "run.yaml", **values)
     result = launch(config, "--run_dir", str(folder / "whole"))
     assert result.returncode == 0, result.stdout
@@ -78,8 +79,9 @@ def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(se
     for row, same in zip(rows, expected, strict=True):
         assert row["loss"] == pytest.approx(same["loss"], abs=1e-4), when
         assert (row["ids"], row["lr"], row["terms"]) == (same["ids"], same["lr"], same["terms"]), when
-    weights, same = (load_file(d / "model" / "model.safetensors") for d in (run, folder / "whole"))
-    assert max((weights[key] - same[key]).abs().max() for key in same) < 1e-4, when
+    for model in ("model", "model-ema"):
+        weights, same = (load_file(d / model / "model.safetensors") for d in (run, folder / "whole"))
+        assert max((weights[key] - same[key]).abs().max() for key in same) < 1e-4, when
     assert not list((run / "checkpoints").glob(".step-*"))
 
 

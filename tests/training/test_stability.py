@@ -163,7 +163,8 @@ def check_skipped(folder, result, name, rare):
     # The schedule went on: every step has the rate of its number.
     assert [row["lr"] for row in rows[:3]] == pytest.approx([5e-4, 1e-3, 1e-3])
     assert len({row["lr"] for row in rows[2:]}) == 4
-    assert "2 steps skipped" in result.stdout
+    assert "4 and 2 skipped" in result.stdout
+    assert "2 incidents" in (run / "report.html").read_text()
     trained = load_file(run / "model" / "model.safetensors")
     trained[name][rare] = 0.0
     assert all(torch.isfinite(tensor).all() for tensor in trained.values())

@@ -1,0 +1,80 @@
+"""A run in a dozen figures, from the files that it leaves; for the terminal and for the report."""
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mmchat.errors import UserError
+from mmchat.files import read_json_lines
+
+
+def summarise(run_dir: Path) -> dict[str, str]:
+    """Name -> figure, as people read it; a dash where the run does not know.
+
+    Tokens and images are divided by the time of the steps, without validations and checkpoints. MFU and data wait are
+    logged over the last 20 steps each; their means are weighted by time, so in a very short run early steps weigh more.
+
+    Raises:
+        UserError: the directory holds no metrics of a run.
+    """
+    if not (run_dir / "metrics.jsonl").exists():
+        raise UserError(f"{run_dir / 'metrics.jsonl'} does not exist: no run has begun there")
+    rows = read_json_lines(run_dir / "metrics.jsonl")
+    steps = [row for row in rows if "seconds" in row]
+    losses = [row["loss"] for row in steps if "loss" in row]
+    held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    skipped = len(steps) - len(losses)
+    seconds = sum(row["seconds"] for row in steps)
+
+    def rate(field: str) -> float | None:
+        return sum(row[field] for row in steps) / seconds if seconds else None
+
+    def mean(field: str) -> float | None:
+        known = [(row[field], row["seconds"]) for row in steps if row.get(field) is not None]
+        return sum(value * time for value, time in known) / sum(time for _, time in known) if known else None
+
+    memory = max((row["memory"] for row in steps if "memory" in row), default=None)
+    return {
+        "steps": f"{len(losses):,}" + (f" and {skipped:,} skipped" if skipped else ""),
+        "time": _duration(seconds),
+        "last loss": _shown(losses[-1] if losses else None, "{:.4f}"),
+        "validation loss": _shown(held_out[-1] if held_out else None, "{:.4f}"),
+        "supervised tokens/s": _shown(rate("terms"), "{:,.0f}"),
+        "tokens/s": _shown(rate("tokens"), "{:,.0f}"),
+        "images/s": _shown(rate("images"), "{:,.1f}"),
+        "MFU": _shown(mean("mfu"), "{:.1%}"),
+        "batch fill": _shown(mean("fill"), "{:.1%}"),
+        "data wait": _shown(mean("data_wait"), "{:.1%}"),
+        "peak memory": _shown(memory, "{:,.2f} GiB", 1 / 2**30),
+        "samples left out": f"{len(read_lines_of(run_dir / 'quarantine.jsonl')):,}",
+    }
+
+
+def summary_table(figures: dict[str, str]) -> Table:
+    """Two columns of names and figures, read downwards."""
+    table = Table(show_header=False, box=None, padding=(0, 4, 0, 0))
+    for justify in ("left", "right") * 2:
+        table.add_column(justify=justify)
+    cells = list(figures.items())
+    half = -(-len(cells) // 2)
+    for left, right in zip_longest(cells[:half], cells[half:], fillvalue=("", "")):
+        table.add_row(*left, *right)
+    return table
+
+
+def read_lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that exists only where there was something to write."""
+    return read_json_lines(path) if path.exists() else []
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{seconds / 60:.1f} min"
+
+
+def _shown(value: float | None, form: str, scale: float = 1) -> str:
+    return "-" if value is None else form.format(value * scale)

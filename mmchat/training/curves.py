@@ -1,0 +1,117 @@
+"""The curves of a run as one picture: what it learned, how fast it was, what it used, over optimizer steps."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import (
+    EngFormatter,
+    Formatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
+
+SMOOTHING = 0.1
+"""Weight of a new step in the running mean that is drawn over the single values."""
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 1.2,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3,
+}
+Rows = list[dict[str, Any]]
+
+
+def draw_curves(rows: Rows, path: Path, title: str) -> None:
+    """Write a PNG of what the rows of a metrics.jsonl hold; a panel without values says so."""
+    rows = [{**row, **{f"norm of {name}": norm for name, norm in row.get("grad_norms", {}).items()}} for row in rows]
+    modules = sorted({field for row in rows for field in row if field.startswith("norm of ")})
+    memory = [{**row, "memory": row["memory"] / 2**30} for row in rows if "memory" in row]
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(3, 2, figsize=(10, 9), layout="constrained")
+        figure.suptitle(title, fontsize=12)
+        loss, norm, tokens, images, shares, peak = panels.flat
+        _draw(loss, rows, "loss", "nats", {"loss": "training", "validation_loss": "validation"}, smooth={"loss"})
+        norms = {"grad_norm": "whole", **{field: field.removeprefix("norm of ") for field in modules}}
+        _draw(norm, rows, "gradient norm", "L2, before clipping", norms, smooth=norms)
+        for axes in (loss, norm):
+            _logarithmic(axes)
+        speeds = {"tokens_per_second": "all", "supervised_tokens_per_second": "supervised"}
+        _draw(tokens, rows, "tokens", "tokens/s, all ranks", speeds)
+        with_images = [row for row in rows if row.get("images")]
+        _draw(images, with_images, "images", "images/s, all ranks", {"images_per_second": "images"})
+        names = {"fill": "batch fill", "mfu": "MFU", "data_wait": "data wait"}
+        _draw(shares, rows, "utilisation", "share", names, smooth={"fill"})
+        _draw(peak, memory, "memory", "GiB, peak of the fullest rank", {"memory": "memory"})
+        for axes, formatter in ((tokens, EngFormatter(sep="")), (images, EngFormatter(sep="")), (peak, None)):
+            _from_zero(axes, formatter)
+        _from_zero(shares, PercentFormatter(1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def _draw(axes: Axes, rows: Rows, title: str, unit: str, fields: dict[str, str], smooth: Iterable[str] = ()) -> None:
+    """A line, named as `fields` say, for each field that any row holds; those in `smooth` as a running mean."""
+    axes.set(title=title, ylabel=unit, xlabel="optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    for number, (field, name) in enumerate(fields.items()):
+        found = [(row["step"], row[field]) for row in rows if row.get(field) is not None]
+        if not found:
+            continue
+        steps, values = map(list, zip(*found, strict=True))
+        if field in smooth:
+            axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
+            values = _running_mean(values)
+        axes.plot(steps, values, color=f"C{number}", label=name, marker="o" if len(steps) <= 40 else None)
+    names = axes.get_legend_handles_labels()[1]
+    if not names:
+        axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", alpha=0.5)
+        axes.tick_params(labelleft=False, labelbottom=False)
+    elif len(names) > 3:
+        axes.legend(ncols=2, frameon=True, framealpha=0.8, edgecolor="none")
+    elif len(names) > 1:  # beside the title, where no line can run
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(names))
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    """The plain mean at first, so that a short run does not lag behind its first step."""
+    mean, means = 0.0, []
+    for count, value in enumerate(values, 1):
+        mean += max(SMOOTHING, 1 / count) * (value - mean)
+        means.append(mean)
+    return means
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    bottom, top = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 6 * bottom else MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _from_zero(axes: Axes, formatter: Formatter | None) -> None:
+    top = max((max(line.get_ydata()) for line in axes.lines), default=0)
+    axes.set_ylim(0, 1.08 * top or 1)
+    if formatter:
+        axes.yaxis.set_major_formatter(formatter)

@@ -1,0 +1,70 @@
+"""The rate of matrix products that MFU is a share of: the device's own where it is known, else as measured."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from mmchat.training import distributed
+
+DENSE_BF16 = {
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+"""FLOP/s of bf16 matrix products without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper), by exact
+name: a part of a device (MIG) is named otherwise and has less."""
+
+MEASURED_SECONDS = 0.2
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Of the square matrices that are multiplied."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """flops: FLOP/s of all ranks together. source: where it comes from, for people."""
+
+    flops: float
+    source: str
+
+
+def find_peak(precision: str, stated_tflops: float | None) -> Peak:
+    """What this run could reach at most; all ranks call this at the same moment, because they share their cores.
+
+    stated_tflops: the config's own figure for one rank, in TFLOP/s.
+    """
+    ranks = distributed.ranks()
+    if stated_tflops is not None:
+        return Peak(stated_tflops * 1e12 * ranks, f"peak_tflops: {stated_tflops:g} x {ranks} rank(s)")
+    if torch.cuda.is_available() and precision == "bf16":
+        name = torch.cuda.get_device_name()
+        if name in DENSE_BF16:
+            return Peak(DENSE_BF16[name] * ranks, f"data sheet of {name}, dense bf16, x {ranks} rank(s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    distributed.barrier()
+    rate = matmul_rate(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32)
+    total = distributed.all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
+    side = SIDE[device]
+    return Peak(total, f"{side} x {side} matrix products in {precision}, measured at the start on {ranks} rank(s)")
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of this rank, the fastest of the products that fit into a fifth of a second."""
+    side = SIDE[device.type]
+    a = torch.linspace(-1, 1, side * side, device=device).view(side, side).to(dtype)
+    fastest, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        torch.mm(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - begin)
+    return 2 * side**3 / fastest

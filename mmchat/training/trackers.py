@@ -1,0 +1,118 @@
+"""TensorBoard and Weights & Biases: the numbers of metrics.jsonl where people are used to look at them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from mmchat.errors import UserError
+from mmchat.files import write_text
+from mmchat.training.config import RunConfig, as_dict
+
+TAGS = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "lr": "train/lr",
+    "epoch": "train/epoch",
+    "validation_loss": "validation/loss",
+    "terms": "batch/terms",
+    "tokens": "batch/tokens",
+    "images": "batch/images",
+    "fill": "batch/fill",
+    "seconds": "speed/seconds",
+    "supervised_tokens_per_second": "speed/supervised_tokens_per_second",
+    "tokens_per_second": "speed/tokens_per_second",
+    "images_per_second": "speed/images_per_second",
+    "mfu": "speed/mfu",
+    "data_wait": "speed/data_wait",
+    "memory": "memory/peak_bytes",
+}
+"""Field of metrics.jsonl -> name in a tracker; the norms of modules are `grad_norm/NAME`."""
+
+
+class Tracker(Protocol):
+    def log(self, step: int, scalars: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_installed(names: list[str]) -> None:
+    """Raises UserError for a tracker whose package is not there; nothing is loaded."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f'trackers: {name} is not installed; `pip install "mmchat[tracking]"` or leave it out')
+
+
+def open_trackers(config: RunConfig, done: int) -> list[Tracker]:
+    """For rank 0, from the step after `done` on: what was logged of later steps, before a resume, is not shown twice.
+
+    Raises:
+        UserError: Weights & Biases cannot begin a run.
+    """
+    return [OPEN[name](config, done) for name in config.trackers]
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """What a row of metrics.jsonl holds for a tracker."""
+    found = {tag: row[field] for field, tag in TAGS.items() if row.get(field) is not None}
+    return found | {f"grad_norm/{name}": norm for name, norm in row.get("grad_norms", {}).items()}
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run directory."""
+
+    def __init__(self, config: RunConfig, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=done + 1)
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()  # a killed run goes on from its checkpoint, and steps before that do not come again
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run in the project `mmchat`, files in `wandb/` of the run directory. WANDB_MODE, WANDB_ENTITY and their like
+    hold as everywhere.
+
+    A resumed run goes on under the same id. W&B refuses steps that it has already, so that of steps that are run again
+    the first values stay.
+    """
+
+    def __init__(self, config: RunConfig, done: int) -> None:
+        import wandb
+
+        folder = config.run_dir / "wandb"
+        try:
+            self._run = wandb.init(
+                dir=config.run_dir,
+                project="mmchat",
+                name=config.run_dir.name,
+                config=as_dict(config),
+                id=_stable_id(folder / "run-id"),
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"trackers: Weights & Biases cannot begin a run: {error}; log in (`wandb login`), set "
+                "WANDB_MODE=offline, or take wandb out of trackers"
+            ) from None
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        self._run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _stable_id(path: Path) -> str:
+    if not path.exists():
+        write_text(path, uuid4().hex)
+    return path.read_text(encoding="utf-8")
+
+
+OPEN = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}

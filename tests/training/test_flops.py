@@ -1,0 +1,192 @@
+"""The analytic count of a step's operations against what torch counts while it runs one."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig
+from mmchat.data.collate import Batch
+from mmchat.model.assembly import assemble
+from mmchat.training.flops import LANGUAGE_MODELS, causal_pairs, operations
+from mmchat.training.lora import add_adapters
+from mmchat.training.trainability import Rule, apply_rules
+from tests.conftest import CLIP_28, DATA
+
+FULL, FROZEN = Rule(), Rule(mode="frozen")
+LORA = Rule(mode="lora", rank=4)
+ALL_FULL = {"towers": FULL, "projectors": FULL, "language_model": FULL}
+ALL_FROZEN = dict.fromkeys(ALL_FULL, FROZEN)
+
+TABLES = {
+    "everything": ALL_FULL,
+    "projector only": {**ALL_FROZEN, "projectors": FULL},
+    "tower frozen": {**ALL_FULL, "towers": FROZEN},
+    "language model only": {**ALL_FROZEN, "language_model": FULL},
+    "embeddings frozen": {**ALL_FROZEN, "language_model": FULL, "language_model.model.embed_tokens": FROZEN},
+    "LM head only": {**ALL_FROZEN, "language_model.lm_head": FULL},
+    "second block only": {**ALL_FROZEN, "language_model.model.layers.1": FULL},
+    "LoRA everywhere": {"towers": LORA, "projectors": FULL, "language_model": LORA},
+    "LoRA alone": {**ALL_FROZEN, "language_model": LORA},
+    "LoRA in parts": {**ALL_FULL, "language_model": Rule(mode="lora", rank=3, targets=["q_proj", "down_proj"])},
+}
+
+
+def batch_of(model, *samples, supervised=5):
+    """Samples of (length, images), padded; the last positions of each are supervised."""
+    longest = max(length for length, _ in samples)
+    ids = torch.full((len(samples), longest), 3)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
+    for row, (length, images) in enumerate(samples):
+        ids[row, : images * model.image_tokens] = model.config.image_token_id
+        mask[row, :length] = 1
+        labels[row, length - supervised : length] = 7
+    images = sum(images for _, images in samples)
+    sides = [tower.spec.image_size for tower in model.towers]
+    pixels = [torch.randn(images, 3, side, side) for side in sides] if images else None
+    return Batch(ids, mask, labels, pixels, ids=[str(row) for row in range(len(samples))])
+
+
+def seen_by_torch(model, batch):
+    """Operations of a real step on one sample. Eager attention is ordinary matrix products, which torch can count."""
+    model.set_attn_implementation("eager")
+    keep = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (0, 1))
+    with FlopCounterMode(display=False) as counter:
+        pixels = batch.pixel_values
+        outputs = model(input_ids=batch.input_ids, pixel_values=pixels, logits_to_keep=keep, use_cache=False)
+        outputs.logits.logsumexp(-1).sum().backward()
+    return counter.get_total_flops()
+
+
+def expected_by_torch(model, batch):
+    """Our count, and the pairs that a mask hides, which eager attention computes all the same."""
+    counted, length = operations(model), batch.tokens
+    masked = sum(cost * (length**2 - causal_pairs(length, window)) for window, cost in counted.pair.items())
+    return counted.of(batch) + masked
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_whatever_is_trained(make_assistant, table):
+    model, _ = make_assistant()
+    add_adapters(model, TABLES[table])
+    apply_rules(model, TABLES[table])
+    batch = batch_of(model, (24, 1))
+    assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
+
+
+@pytest.mark.parametrize("fusion", ["channels", "sequence"])
+def test_two_towers_of_different_kinds(make_assistant, make_tower, fusion):
+    size = {"image_size": 32, "patch_size": 8}
+    conv = make_tower(family="conv_vit", layer=-1, backbone={**size, "stem_width": 8, "stem_depth": 2})
+    model, _ = make_assistant("opt", [make_tower(layer=-2, backbone=size), conv], "pixel_shuffle", fusion)
+    apply_rules(model, {**ALL_FULL, "towers.0": FROZEN})
+    batch = batch_of(model, (100, 2))
+    assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
+
+
+KINDS = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "gpt_neox": {},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
+    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
+    "qwen2": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "num_key_value_heads": 2,
+    },
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+}
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_every_kind_of_language_model(tmp_path, make_tower, kind):
+    config = tmp_path / "language.json"
+    config.write_text(json.dumps({"model_type": kind, **SHAPE, **KINDS[kind]}))
+    words = str(DATA / "tokenizers" / "llama_like_legacy_false")
+    model, _ = assemble(str(config), [make_tower(layer=-2)], "linear", "vicuna_v1", tokenizer=words)
+    apply_rules(model, ALL_FULL)
+    batch = batch_of(model.eval(), (24, 1))
+    assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
+    windows = {"mistral": {8}, "qwen2": {8, None}}
+    assert operations(model).pair.keys() == windows.get(kind, {None})
+
+
+def test_a_padded_batch_costs_what_its_samples_cost_alone(make_assistant):
+    model, _ = make_assistant("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1)
+    apply_rules(model, ALL_FULL)
+    samples = [(60, 2), (9, 0), (40, 1)]
+    counted = operations(model)
+    assert counted.of(batch_of(model, *samples)) == sum(counted.of(batch_of(model, one)) for one in samples)
+    assert counted.of(Batch(torch.zeros(1, 1), torch.zeros(1, 1), torch.full((1, 1), IGNORE_INDEX), None)) == 0
+
+
+@pytest.mark.parametrize(("length", "window"), [(1, None), (7, None), (7, 3), (3, 7), (7, 7), (2, 1)])
+def test_pairs_are_those_that_a_mask_shows(length, window):
+    at = torch.arange(length)
+    back = at[:, None] - at
+    shown = (back >= 0) & (back < (window or length))
+    assert causal_pairs(length, window) == shown.sum()
+
+
+@pytest.mark.parametrize("pool", ["max", "pooled"])
+def test_dual_encoder(make_tower, pool):
+    tower = make_tower(layer=-2)
+    text = {**SHAPE, "vocab_size": 100, "max_position_embeddings": 32}
+    model = DualEncoder(DualEncoderConfig([tower.config.to_dict()], text, 16, pool)).eval()
+    model.set_attn_implementation("eager")
+    apply_rules(model, dict.fromkeys([name for name, _ in model.named_children()] + ["logit_scale"], FULL))
+    for parameter in model.parameters():  # the pooled output uses blocks that are idle in an assistant
+        parameter.requires_grad_(pool == "pooled" or parameter.requires_grad)
+    ids, mask = torch.full((1, 12), 3), torch.ones(1, 12, dtype=torch.int64)
+    batch = Batch(ids, mask, torch.full_like(ids, IGNORE_INDEX), [torch.randn(1, 3, 28, 28)], ids=["a"])
+    with FlopCounterMode(display=False) as counter:
+        images, texts, scale = model(batch.pixel_values[0], ids, mask)
+        (scale * (images * texts)).sum().backward()
+    counted = operations(model)
+    masked = counted.pair[None] * (12**2 - causal_pairs(12, None))
+    assert counted.of(batch) + masked == counter.get_total_flops()
+
+
+def test_what_is_not_known_is_not_guessed(make_assistant, make_tower):
+    model, _ = make_assistant()
+    model.config.text_config.model_type = "mixtral"
+    assert operations(model) is None
+    assert operations(torch.nn.Linear(2, 2)) is None
+    model, _ = make_assistant(towers=[make_tower()])
+    model.towers[0] = torch.nn.Identity()
+    assert operations(model) is None
+
+
+def test_shapes_do_not_come_from_parameters(make_assistant):
+    """As ZeRO 3 leaves them."""
+    model, _ = make_assistant()
+    add_adapters(model, TABLES["LoRA everywhere"])
+    apply_rules(model, TABLES["LoRA everywhere"])
+    before = operations(model)
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    assert operations(model) == before
+
+
+def test_the_rule_of_thumb(make_assistant, language_json):
+    """6 operations a weight and token (Kaplan et al. 2020, arXiv:2001.08361), 2 of them forward."""
+    model, _ = make_assistant()
+    apply_rules(model, ALL_FULL)
+    blocks = model.language_model.model.layers
+    weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
+    counted = operations(model)
+    assert counted.token == 6 * weights
+    assert counted.supervised == 6 * model.get_output_embeddings().weight.numel()
+    assert (
+        replace(counted, pair={}).of(batch_of(model, (20, 0), supervised=4))
+        == 20 * 6 * weights + 4 * counted.supervised
+    )
+    assert counted.image > 6 * CLIP_28["hidden_size"] ** 2
