@@ -26,7 +26,7 @@ def finish(config: RunConfig, opened: Opened, quarantine: Quarantine, console: C
         objective, adapter = opened.objective, opened.adapter
         if adapter is not None:
             # Before model/, which says that the run is finished.
-            save_adapter(adapter, objective.processor, config.run_dir / "adapter", Path(config.model))
+            save_adapter(adapter, objective.processor, config.run_dir / "adapter", Path(config.model), config.fit)
             _, difference = merge(adapter, objective.processor)
             console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
         if config.save_precision == "bf16":
