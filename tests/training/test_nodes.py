@@ -65,12 +65,21 @@ def start_torchrun(config: Path, log: Path) -> list[subprocess.Popen]:
     return [start_node([*command, "--node_rank", node, TRAIN, config], log) for node in (0, 1)]
 
 
-def start_hostfile(config: Path, log: Path) -> list[subprocess.Popen]:
-    """`deepspeed` starts a launcher on each node through pdsh."""
+def with_hostfile(config: Path) -> list:
     hostfile = config.with_name("hostfile")
     hostfile.write_text("alpha slots=1\nbeta slots=1\n")
-    command = [BIN / "deepspeed", "--hostfile", hostfile, "--master_addr", "127.0.0.1", "--master_port", free_port()]
-    return [start_node([*command, TRAIN, config], log)]
+    return [BIN / "deepspeed", "--hostfile", hostfile, "--master_addr", "127.0.0.1", "--master_port", free_port()]
+
+
+def start_hostfile(config: Path, log: Path) -> list[subprocess.Popen]:
+    """`deepspeed` starts a launcher on each node through pdsh."""
+    return [start_node([*with_hostfile(config), TRAIN, config], log)]
+
+
+def start_without_ssh(config: Path, log: Path) -> list[subprocess.Popen]:
+    """`deepspeed` by hand on each node."""
+    command = [*with_hostfile(config), "--no_ssh", "--node_rank"]
+    return [start_node([*command, node, TRAIN, config], log) for node in (0, 1)]
 
 
 def start_slurm(config: Path, log: Path) -> list[subprocess.Popen]:
@@ -89,7 +98,8 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "start", [start_slurm, pytest.param(start_hostfile, marks=slow), pytest.param(start_torchrun, marks=slow)]
+    "start",
+    [start_slurm, *(pytest.param(way, marks=slow) for way in (start_hostfile, start_without_ssh, start_torchrun))],
 )
 def test_two_nodes_train_as_two_ranks_do(tmp_path, config, on_one_node, start):
     log = tmp_path / "log"
