@@ -124,7 +124,7 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
         )
     if _fingerprint(base) != stated["sha256"]:
         raise UserError(f"the weights in {base} are not those that {directory} was trained on; name these with --base")
-    model, processor = load_assistant(base, dtype, stated["fit"])
+    model, processor = load_assistant(base, dtype, fit=stated["fit"])
     full = _read(directory / FULL)
     adapter_names = set(_read(directory / PEFT_FILES[1]))
     try:
