@@ -13,8 +13,6 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from mmchat.cli.arguments import HelpFormatter, OneLineParser
 from mmchat.cli.errors import reporting
 from mmchat.data.records import Record, Rejected, stored_form
@@ -22,6 +20,7 @@ from mmchat.data.shards import INDEX_SUFFIX, index_shard
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json, read_json_lines, write_json, write_json_lines
+from mmchat.images import extension_of
 from mmchat.progress import progress_bar
 
 PLAN = "shards.plan"
@@ -44,7 +43,7 @@ def write_shards(source: Source, out: Path, per_shard: int) -> tuple[int, list[d
         raise UserError(f"{out} holds tar files already; name another folder")
     else:
         write_json(out / PLAN, plan)
-    for unfinished in out.glob(".*.tmp"):  # of a run that was killed
+    for unfinished in out.rglob(".*.tmp"):  # of a run that was killed
         unfinished.unlink()
     starts = range(0, len(source), per_shard)
     left_out: list[dict[str, str]] = []
@@ -90,15 +89,6 @@ def members_of(record: Record, key: str) -> Iterator[tuple[str, bytes]]:
         data = picture.read()
         place = f"{number}." if len(record.pictures) > 1 else ""
         yield f"{key}.{place}{extension_of(data, picture.name)}", data
-
-
-def extension_of(data: bytes, name: str) -> str:
-    """By what the bytes are, not by what the file was called. Raises UserError: they are no picture."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(image.format.lower(), image.format.lower())
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        raise UserError(f"image {name} is not in a format that Pillow can read") from None
 
 
 def unpack(source: Source, out: Path) -> tuple[int, list[dict[str, str]]]:

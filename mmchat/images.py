@@ -82,6 +82,20 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: s
         raise UserError(f"{name} is broken or cut off: {error}") from None
 
 
+def extension_of(data: bytes, name: str) -> str:
+    """What a file of these bytes is to be called (`jpg`, `png`, ...): by what they are, not by what it was called.
+
+    Raises:
+        UserError: they are no picture, or a decompression bomb; the message calls them `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = image.format.lower()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UserError(f"image {name} is not in a format that Pillow can read") from None
+    return {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(kind, kind)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would clip 16 bits to 8, turning all but the darkest shades white.

@@ -5,25 +5,22 @@ The text column holds a caption (or several), the_cauldron's `texts` [{user, ass
 LLaVA's {from, value} or the chat {role, content}.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from convert_readers.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, caption_record, pick_column
 from convert_readers.items import Found, Job, Skipped, Unusable, identity, plain, speaker, turns
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.images import extension_of
 
 ROWS = 16
 """Held at a time; a row of the_cauldron can hold several photographs."""
 
 TEXT_COLUMNS = ("conversations", "conversation", "messages", "texts", *CAPTION_COLUMNS)
-SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
@@ -166,7 +163,11 @@ def _written(job: Job, row: int, number: int, stored: Any) -> str:
         return data or stored.get("path") or ""
     if not isinstance(data, bytes):
         raise Unusable("no image", stored)
-    name = f"{job.out.stem}/{row // 10000:04d}/{row:08d}_{number}.{_suffix(data)}"
+    try:
+        extension = extension_of(data, str(number))
+    except UserError as error:
+        raise Unusable("broken image", str(error)) from None
+    name = f"{job.out.stem}/{row // 10000:04d}/{row:08d}_{number}.{extension}"
     path = job.image_root / name
     if path.is_file() and path.stat().st_size:  # an empty one was cut off by a power failure
         if path.read_bytes() != data:
@@ -177,13 +178,3 @@ def _written(job: Job, row: int, number: int, stored: Any) -> str:
     aside.write_bytes(data)
     aside.replace(path)
     return name
-
-
-def _suffix(data: bytes) -> str:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return SUFFIXES[image.format]
-    except KeyError as unknown:
-        raise Unusable("an image format that is not kept", str(unknown)) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unusable("broken image", str(error)) from None

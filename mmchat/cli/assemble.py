@@ -23,6 +23,9 @@ def add_commands(add) -> None:
     init.add_argument("--system", help="default system message, may be empty; not given: the template's own")
     init.add_argument("--layer", type=int, help="feature layer of every tower; not given: the tower's own setting")
     init.add_argument("--class-token", action="store_true", help="keep the class token among the features")
+    init.add_argument(
+        "--bare-slots", action="store_true", help="no <img> and </img> around a picture's slots, as in LLaVA-1.5"
+    )
     init.add_argument("--seed", type=int, default=0, help="of new weights")
     init.add_argument("--out", type=Path, required=True, help="directory to write")
     init.set_defaults(run=run_init)
@@ -47,6 +50,7 @@ def run_init(arguments: argparse.Namespace) -> None:
     claim(arguments.out)
     import torch
 
+    from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
     from mmchat.model.assembly import assemble
     from mmchat.model.directory import save_assistant
     from mmchat.vision import load_tower
@@ -63,6 +67,7 @@ def run_init(arguments: argparse.Namespace) -> None:
         arguments.template,
         system=arguments.system,
         tokenizer=arguments.tokenizer,
+        slots=SlotTokens(DEFAULT_SLOTS.pad) if arguments.bare_slots else None,
         fusion=arguments.fusion,
         seed=arguments.seed,
     )

@@ -39,7 +39,7 @@ def add_commands(add) -> None:
 def run_show(arguments: argparse.Namespace) -> None:
     if arguments.records and arguments.random:
         raise UserError("--records names the records, --random takes any: give one of them")
-    config, model = read_source_arguments(arguments)
+    config, model, fit = read_source_arguments(arguments)
     from rich.console import Console
 
     from mmchat.data.show import choose, examine, open_part
@@ -51,7 +51,7 @@ def run_show(arguments: argparse.Namespace) -> None:
         if arguments.only not in sources:
             raise UserError(f"there is no source {arguments.only!r}; there are {', '.join(sources)}")
         sources = {arguments.only: sources[arguments.only]}
-    processor = open_processor(model)
+    processor = open_processor(model, fit)
     samples = []
     for name, source in sources.items():
         part = open_part(name, source)
@@ -66,13 +66,13 @@ def run_show(arguments: argparse.Namespace) -> None:
 
 
 def run_index(arguments: argparse.Namespace) -> None:
-    config, model = read_source_arguments(arguments)
+    config, model, fit = read_source_arguments(arguments)
     from rich.console import Console
 
     from mmchat.data.lengths import Measure, index_path, length_index
     from mmchat.data.sources import open_source
 
-    processor = open_processor(model)
+    processor = open_processor(model, fit)
     rows = []
     for name, settings in config.by_name().items():
         begun = time.perf_counter()

@@ -41,7 +41,7 @@ def add_commands(add) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> None:
-    data, model = read_source_arguments(arguments)
+    data, model, fit = read_source_arguments(arguments)
     from rich.console import Console
 
     from mmchat.data.config import SourceConfig
@@ -55,7 +55,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     against = tuple(
         SourceConfig(path=path, image_root=root, allow_http=arguments.allow_http) for path in arguments.against
     )
-    processor = open_processor(model) if model else None
+    processor = open_processor(model, fit) if model else None
     answer = check(Question(data, out, against, processor, arguments.workers, arguments.examples))
     with told(out):
         reports = write_reports(answer)

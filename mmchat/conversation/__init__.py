@@ -13,11 +13,12 @@ from mmchat.conversation.jinja import to_jinja
 from mmchat.conversation.messages import Turn, merge_text_parts, parse_messages
 from mmchat.conversation.prompt import encode_prompt
 from mmchat.conversation.render import Rendered, render, stop_tokens
-from mmchat.conversation.segments import SlotTokens
+from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import TEMPLATES, get_template
 
 __all__ = [
+    "DEFAULT_SLOTS",
     "TEMPLATES",
     "Rendered",
     "SlotTokens",

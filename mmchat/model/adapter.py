@@ -20,6 +20,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json, write_json
 from mmchat.model.directory import ADAPTER_BASE, LOGITS_TOLERANCE, load_assistant, probe_logits
 from mmchat.pretrained import save_verified
+from mmchat.vision import Fit
 
 FULL = "full.safetensors"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -78,8 +79,10 @@ class _Beside:
         write_json(directory / ADAPTER_BASE, self.base)
 
 
-def save_adapter(adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: Path) -> None:
-    """Write what was trained on `base`, then open it upon `base` again and compare.
+def save_adapter(
+    adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: Path, fit: Fit | None = None
+) -> None:
+    """Write what was trained on `base`, with pictures by `fit`, then open it upon `base` again and compare.
 
     Raises:
         RuntimeError: what was read back gives other logits for a made-up picture and text.
@@ -90,7 +93,7 @@ def save_adapter(adapter: PeftModel, processor: MMChatProcessor, directory: Path
     full = {name: p.detach().cpu().clone() for name, p in trained if p.requires_grad and id(p) not in added}
     # Relative to the directory, so that the two can move together.
     place = Path(os.path.relpath(base.resolve(), directory.resolve())).as_posix()
-    beside = _Beside(full, {"model": place, "sha256": _fingerprint(base), "full": sorted(full)})
+    beside = _Beside(full, {"model": place, "sha256": _fingerprint(base), "full": sorted(full), "fit": fit})
     save_verified(
         adapter,
         [beside],
@@ -102,7 +105,7 @@ def save_adapter(adapter: PeftModel, processor: MMChatProcessor, directory: Path
 
 
 def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto") -> tuple[PeftModel, MMChatProcessor]:
-    """The adapted model (evaluation mode) and the base's processor.
+    """The adapted model (evaluation mode) and the base's processor, with pictures fitted as it was trained.
 
     Args:
         base: the model directory that the adapter was trained on; None takes the place that it names.
@@ -121,7 +124,7 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
         )
     if _fingerprint(base) != stated["sha256"]:
         raise UserError(f"the weights in {base} are not those that {directory} was trained on; name these with --base")
-    model, processor = load_assistant(base, dtype)
+    model, processor = load_assistant(base, dtype, fit=stated["fit"])
     full = _read(directory / FULL)
     adapter_names = set(_read(directory / PEFT_FILES[1]))
     try:

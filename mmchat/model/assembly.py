@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImageProcessor, MMChatProcessor
-from mmchat.conversation import SlotTokens, get_template, stop_tokens
+from mmchat.conversation import DEFAULT_SLOTS, SlotTokens, get_template, stop_tokens
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import open_pretrained
@@ -35,7 +35,7 @@ def assemble(
         slots: added to the tokenizer where it lacks them; their embeddings start as the mean of the others.
         seed: of every random weight.
     """
-    slots = slots or SlotTokens(pad="<imgpad>", start="<img>", end="</img>")
+    slots = slots or DEFAULT_SLOTS
     get_template(template)  # an unknown name is told before anything is loaded
     words, model_config = _language(language, tokenizer)
     words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)

@@ -9,6 +9,7 @@ from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import load_strictly, save_verified
+from mmchat.vision import Fit
 
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
@@ -16,23 +17,31 @@ ADAPTER_BASE = "base.json"
 """Only directories of LoRA adapters have it (`mmchat.model.adapter`): which model directory they belong to."""
 
 
-def load_assistant(source: str | Path, dtype: str = "auto") -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
+def load_assistant(
+    source: str | Path, dtype: str = "auto", fit: Fit | None = None
+) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Model (evaluation mode) and processor of a directory that mmchat wrote.
 
     Args:
         dtype: of the weights in memory, as torch names it; auto: as they were written.
+        fit: how both are to bring pictures to the towers' squares; None: as they were trained.
 
     Raises:
         UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
     """
     directory = _checked(source, "*.safetensors", "processor_config.json", "tokenizer.json")
     model = load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype)
-    return model.eval(), MMChatProcessor.from_pretrained(directory)
+    if fit is not None:
+        model.fit_by(fit)
+    return model.eval(), load_processor(source, fit)
 
 
-def load_processor(source: str | Path) -> MMChatProcessor:
+def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcessor:
     """Only the processor, without reading a weight. Raises UserError as `load_assistant`."""
-    return MMChatProcessor.from_pretrained(_checked(source, "processor_config.json", "tokenizer.json"))
+    processor = MMChatProcessor.from_pretrained(_checked(source, "processor_config.json", "tokenizer.json"))
+    if fit is not None:
+        processor.image_processor.fit_by(fit)
+    return processor
 
 
 def _checked(source: str | Path, *needed: str) -> Path:

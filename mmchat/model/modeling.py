@@ -9,7 +9,7 @@ from mmchat.errors import UserError
 from mmchat.model.config import MMChatConfig
 from mmchat.model.projectors import projector_kind, slots_per_image
 from mmchat.model.splice import check_slots, splice
-from mmchat.vision import TowerConfig, VisionTower, build_tower
+from mmchat.vision import Fit, TowerConfig, VisionTower, build_tower, refitted
 
 PixelValues = torch.Tensor | list[torch.Tensor]
 
@@ -45,6 +45,13 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for name, tower in zip(config.projectors, self.towers, strict=True)
         )
         self.post_init()
+
+    def fit_by(self, fit: Fit) -> None:
+        """Be a model that was trained on pictures fitted in this way; its processor is to be told the same."""
+        self.config.towers = [refitted(tower, fit) for tower in self.config.towers]
+        for tower, values in zip(self.towers, self.config.towers, strict=True):
+            tower.config = TowerConfig.from_dict(values)
+            tower.spec = tower.spec_of(tower.config)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

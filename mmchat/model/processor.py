@@ -21,7 +21,7 @@ from mmchat.conversation import (
 )
 from mmchat.errors import UserError
 from mmchat.images import load_image
-from mmchat.vision import TowerSpec, normalise, preprocess
+from mmchat.vision import Fit, TowerSpec, normalise, preprocess, refitted
 
 
 class MMChatImageProcessor(BaseImageProcessor):
@@ -39,6 +39,10 @@ class MMChatImageProcessor(BaseImageProcessor):
     @property
     def specs(self) -> list[TowerSpec]:
         return [TowerSpec.from_dict(tower) for tower in self.towers]
+
+    def fit_by(self, fit: Fit) -> None:
+        """Bring pictures to every tower's square in this way from now on (`mmchat.vision.spec.Preprocessing`)."""
+        self.towers = [refitted(tower, fit) for tower in self.towers]
 
     def pixels(self, image: Image.Image) -> list[np.ndarray]:
         """One picture for every tower: uint8[3, H, W] each, not normalised yet."""

@@ -9,6 +9,7 @@ from mmchat.data.config import DataConfig
 from mmchat.settings import settings
 from mmchat.training.stability import StabilityConfig
 from mmchat.training.trainability import Trainable
+from mmchat.vision import Fit
 
 
 @settings
@@ -52,6 +53,9 @@ class CheckpointConfig:
 class RunConfig:
     run_dir: Path = Field(description="where everything of this run goes; must not hold another run")
     model: str = Field(description="model directory to start from (mmchat init), or a stage's model/")
+    fit: Fit | None = Field(
+        None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
+    )
     objective: Literal["assistant", "contrastive"] = Field(
         "assistant", description="assistant: next token of the answers; contrastive: image-caption InfoNCE"
     )
@@ -112,11 +116,14 @@ class RunConfig:
             raise ValueError("activation_checkpointing: objective contrastive has no language_model, only towers")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
+        if self.objective != "assistant" and self.fit is not None:
+            raise ValueError(f"fit is for objective assistant; with {self.objective} the tower's own config says it")
         return self
 
 
 TRAJECTORY = (
     "model",
+    "fit",
     "objective",
     "data",
     "trainable",

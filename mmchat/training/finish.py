@@ -44,7 +44,8 @@ def write_model(config: RunConfig, opened: Opened, suffix: str, console: Console
     """Write adapter/ where there is one, merge it, write model/; the weights may be rounded thereby."""
     objective = opened.objective
     if opened.adapter is not None:
-        save_adapter(opened.adapter, objective.processor, config.run_dir / f"adapter{suffix}", Path(config.model))
+        place, base = config.run_dir / f"adapter{suffix}", Path(config.model)
+        save_adapter(opened.adapter, objective.processor, place, base, config.fit)
         _, difference = merge(opened.adapter, objective.processor)
         console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
     if config.save_precision == "bf16":

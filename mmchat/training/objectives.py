@@ -48,7 +48,7 @@ class AssistantObjective:
     """Next-token loss over the supervised positions of conversations."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS)
+        self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.fit)
         self.max_length = config.data.max_length
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,

@@ -7,9 +7,10 @@ are imported on first access.
 from importlib import import_module
 
 from mmchat.vision.preprocess import normalise, preprocess
-from mmchat.vision.spec import TowerConfig, TowerSpec
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
 
 __all__ = [
+    "Fit",
     "TowerConfig",
     "TowerOutput",
     "TowerSpec",
@@ -18,6 +19,7 @@ __all__ = [
     "load_tower",
     "normalise",
     "preprocess",
+    "refitted",
 ]
 
 _HOMES = {

@@ -1,7 +1,7 @@
 """What a tower is (`TowerConfig`, saved with the weights) and what it promises (`TowerSpec`). No torch."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mmchat.errors import UserError
 
@@ -9,7 +9,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
 
-FITS = ("squash", "pad", "shortest-edge-crop")
+Fit = Literal["squash", "pad", "shortest-edge-crop"]
+FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic")
 
 
@@ -83,3 +84,8 @@ class TowerConfig:
         values = dict(values)
         preprocessing = Preprocessing(**values.pop("preprocessing", {}))
         return cls(**values, preprocessing=preprocessing)
+
+
+def refitted(tower: dict[str, Any], fit: Fit) -> dict[str, Any]:
+    """The `to_dict()` of a `TowerConfig` or `TowerSpec` with another way to the square."""
+    return {**tower, "preprocessing": {**tower["preprocessing"], "fit": fit}}

@@ -96,6 +96,7 @@ def test_a_killed_run_goes_on(tmp_path, data, back):
     assert contents(killed) != contents(tmp_path / "whole")
     if not back:  # what a kill inside a write leaves
         (killed / ".00001.tar.index.npz.1.tmp").touch()
+        (killed / "skipped" / ".00002.jsonl.1.tmp").touch()
     else:  # a line that the kill cut
         with (killed / "records.jsonl.part").open("ab") as file:
             file.write(b'{"id": "cut')

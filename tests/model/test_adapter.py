@@ -77,6 +77,15 @@ def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
         torch.testing.assert_close(after[f"{name}.weight"], expected)
 
 
+def test_it_fits_pictures_as_it_was_trained_and_not_as_its_base(assistant_dir, tmp_path):
+    model, processor = load_assistant(assistant_dir, fit="squash")
+    adapter = add_adapter(model, LAYERS, dropout=0.0)
+    save_adapter(adapter, processor, tmp_path / "adapter", assistant_dir, "squash")
+    adapter, processor = load_adapter(tmp_path / "adapter")
+    assert [spec.preprocessing.fit for spec in processor.image_processor.specs] == ["squash"]
+    assert adapter.get_base_model().towers[0].spec == processor.image_processor.specs[0]
+
+
 def test_it_finds_its_base_from_where_it_is(copy):
     base, directory = copy
     stated = json.loads((directory / "base.json").read_text())

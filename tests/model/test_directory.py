@@ -5,14 +5,21 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmchat.errors import UserError
-from mmchat.model.directory import load_assistant, save_assistant
+from mmchat.inference import Generator
+from mmchat.model.directory import load_assistant, load_processor, save_assistant
+from mmchat.vision import load_tower, preprocess
+from mmchat.vision.spec import Preprocessing
+
+PAD, CROP = "pad", "shortest-edge-crop"
 
 
 @pytest.fixture
@@ -97,6 +104,20 @@ def test_saving_notices_a_corrupted_copy(make_assistant, tmp_path, monkeypatch):
     monkeypatch.setattr(type(model), "save_pretrained", poison)
     with pytest.raises(RuntimeError, match="differs from the one in memory by nan"):
         save_assistant(model, processor, target)
+
+
+def test_another_fit_is_saved_and_used_wherever_the_model_goes(assistant_dir, picture, tmp_path):
+    """A wide picture: padded it keeps its sides, cropped it does not; a tower taken from the model pads, too."""
+    wide = picture(width=60, height=20)
+    model, processor = load_assistant(assistant_dir, fit="pad")
+    save_assistant(model, processor, tmp_path / "model")
+    (spec,) = load_processor(tmp_path / "model").image_processor.specs
+    padded, cropped = (preprocess(wide, replace(spec, preprocessing=Preprocessing(fit=fit))) for fit in (PAD, CROP))
+    for generator, expected in ((Generator(tmp_path / "model"), padded), (Generator(assistant_dir), cropped)):
+        np.testing.assert_array_equal(generator.processor.image_processor.pixels(wide)[0], expected)
+    assert (padded != cropped).any()
+    assert load_tower(tmp_path / "model").config == model.towers[0].config
+    assert load_tower(tmp_path / "model").spec.preprocessing.fit == PAD
 
 
 def test_saving_replaces_and_keeps_the_mode(make_assistant, tmp_path):
