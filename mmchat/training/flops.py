@@ -7,7 +7,8 @@ the result needs is counted, however it is computed.
   attention's two products; not norms, activations, embeddings, rotary angles, the loss, the optimizer.
 - Real positions count, padding does not. A token attends to its own sample, in a language model to what came before
   it and within the layer's window (PaLM counts causal attention as if it were full).
-- The LM head runs at supervised positions. Towers run for the pictures that are there, up to the feature layer.
+- The LM head runs at supervised positions. Towers run for the pictures that are there, up to the feature layer; a
+  sample without pictures counts as if it had the same way back as the others.
 - Backward, a layer costs its forward again for the gradient of its weight, if that is trained, and once more for that
   of its input, if anything before the layer is trained. What is recomputed to save memory counts once.
 
