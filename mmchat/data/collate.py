@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.data.dataset import Sample
+from mmchat.data.dataset import Encoded, Sample
 from mmchat.data.records import Rejected
 from mmchat.vision import TowerSpec, normalise
 
@@ -17,7 +17,7 @@ class Batch:
 
     input_ids, attention_mask: int[B, L], padded on the right. labels: int[B, L], -100 where not supervised.
     pixel_values: per tower float32[images, 3, H, W]; None where the batch holds no image.
-    rejected: samples that should have been here, with the reason.
+    rejected: samples that should have been here, with the reason. cut: tokens that `max_length` took away.
     """
 
     input_ids: torch.Tensor
@@ -26,13 +26,14 @@ class Batch:
     pixel_values: list[torch.Tensor] | None
     ids: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    cut: int = 0
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
         pixels = self.pixel_values and [p.to(device, non_blocking=True) for p in self.pixel_values]
         tensors = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(*tensors, pixels, self.ids, self.rejected)
+        return Batch(*tensors, pixels, self.ids, self.rejected, self.cut)
 
     @property
     def images(self) -> int:
@@ -72,7 +73,8 @@ class Collator:
         for sample in samples:
             self._check_slots(sample)
         # A batch that lost all its samples still has a row, so that its rank takes part in the step.
-        rows = [sample.input_ids for sample in samples] or [[self.pad_id]]
+        encoded = [sample.encoded for sample in samples]
+        rows = [one.input_ids for one in encoded] or [[self.pad_id]]
         length = max(map(len, rows))
         input_ids = torch.full((len(rows), length), self.pad_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -82,21 +84,22 @@ class Collator:
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            labels=self._labels(samples, input_ids),
-            pixel_values=self._pixel_values(samples),
+            labels=self._labels(encoded, input_ids),
+            pixel_values=self._pixel_values(encoded),
             ids=[sample.id for sample in samples],
             rejected=[item for item in items if isinstance(item, Rejected)],
+            cut=sum(one.cut for one in encoded),
         )
 
-    def _labels(self, samples: list[Sample], like: torch.Tensor) -> torch.Tensor:
+    def _labels(self, encoded: list[Encoded], like: torch.Tensor) -> torch.Tensor:
         labels = torch.full_like(like, IGNORE_INDEX)
-        for row, sample in enumerate(samples):
-            if sample.labels is not None:
-                labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+        for row, one in enumerate(encoded):
+            if one.labels is not None:
+                labels[row, : len(one.labels)] = torch.tensor(one.labels)
         return labels
 
-    def _pixel_values(self, samples: list[Sample]) -> list[torch.Tensor] | None:
-        images = [pixels for sample in samples for pixels in sample.pixels]
+    def _pixel_values(self, encoded: list[Encoded]) -> list[torch.Tensor] | None:
+        images = [pixels for one in encoded for pixels in one.pixels]
         if not images:
             return None
         return [
@@ -107,9 +110,9 @@ class Collator:
     def _check_slots(self, sample: Sample) -> None:
         if self.slot_id is None:
             return
-        slots, features = sample.input_ids.count(self.slot_id), len(sample.pixels) * self.tokens_per_image
-        if slots != features:
+        slots, images = sample.encoded.input_ids.count(self.slot_id), len(sample.encoded.pixels)
+        if slots != images * self.tokens_per_image:
             raise ValueError(
-                f"sample {sample.id}: {slots} image slots but {len(sample.pixels)} images x "
-                f"{self.tokens_per_image} features = {features}"
+                f"sample {sample.id}: {slots} image slots but {images} images x {self.tokens_per_image} features = "
+                f"{images * self.tokens_per_image}"
             )

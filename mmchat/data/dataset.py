@@ -24,22 +24,30 @@ MANY = 20_000
 
 
 @dataclass
-class Sample:
-    """An encoded record.
+class Encoded:
+    """What an objective makes of a record.
 
     input_ids, labels: equally long lists; labels is None for an objective that has none.
-    pixels: per image, per tower, uint8[3, H, W].
+    pixels: per image, per tower, uint8[3, H, W]. cut: tokens that `max_length` took away.
     """
 
-    index: int
-    id: str
     input_ids: list[int]
     labels: list[int] | None
     pixels: list[list[np.ndarray]]
+    cut: int = 0
 
 
-Encode = Callable[[Record, list[Image.Image], str | None], tuple[list[int], list[int] | None, list[list[np.ndarray]]]]
-"""(record, its pictures, the template of its source) -> ids, labels, pixels."""
+@dataclass
+class Sample:
+    """An encoded record and which it is; `index` is its number in the mixture."""
+
+    index: int
+    id: str
+    encoded: Encoded
+
+
+Encode = Callable[[Record, list[Image.Image], str | None], Encoded]
+"""(record, its pictures, the template of its source, if it has one of its own)."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +119,10 @@ class MixtureDataset:
             return record
         try:
             images = [picture.open() for picture in record.pictures]
-            input_ids, labels, pixels = self.encode(record, images, part.config.template)
+            encoded = self.encode(record, images, part.config.template)
         except UserError as error:
             return Rejected(record.where, record.id, str(error))
-        return Sample(number, record.id, input_ids, labels, pixels)
+        return Sample(number, record.id, encoded)
 
 
 def open_mixture(config: DataConfig, quarantine: Quarantine, show_progress: bool = True) -> Mixture:

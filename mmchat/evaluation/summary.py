@@ -48,6 +48,7 @@ def summarise(run_dir: Path) -> dict[str, str]:
         "batch fill": _shown(mean("fill"), "{:.1%}"),
         "data wait": _shown(mean("data_wait"), "{:.1%}"),
         "peak memory": _shown(memory, "{:,.2f} GiB", 1 / 2**30),
+        "tokens cut": f"{sum(row.get('cut', 0) for row in steps):,}",
         "samples left out": f"{len(read_lines_of(run_dir / 'quarantine.jsonl')):,}",
     }
 

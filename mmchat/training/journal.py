@@ -65,6 +65,7 @@ class Journal:
                 terms=result.terms,
                 tokens=result.tokens,
                 images=result.images,
+                cut=result.cut,
                 fill=round(result.tokens / result.positions, 4),
                 operations=result.operations,
                 ids=ids,

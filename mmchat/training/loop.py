@@ -21,12 +21,15 @@ from mmchat.training.stability import Incident, StepGuard
 class StepResult:
     """One optimizer step, summed over micro-batches and ranks.
 
-    loss: mean over the step's terms (supervised tokens, or pairs). grad_norm: before clipping;
-    grad_norms: of each module of the table.
-    lr: of the optimizer's first group. rejected: samples of this step, on any rank, that could not be used.
-    incident: what the guard found. stop: the exit status with which all ranks shall stop after this step, or 0.
-    positions: tokens and padding. operations: that the step needed, None where unknown. memory: the rank's that has
-    used most, in bytes at its peak so far.
+    loss: mean over the step's terms (supervised tokens, or pairs).
+    grad_norm: before clipping; grad_norms: of each module of the table.
+    lr: of the optimizer's first group.
+    positions: tokens and padding. cut: tokens that `max_length` took away.
+    operations: that the step needed, None where unknown.
+    memory: the rank's that has used most, in bytes at its peak so far.
+    rejected: samples of this step, on any rank, that could not be used.
+    incident: what the guard found.
+    stop: the exit status with which all ranks shall stop after this step, or 0.
     """
 
     loss: float
@@ -37,6 +40,7 @@ class StepResult:
     tokens: int
     images: int
     positions: int
+    cut: int
     operations: int | None
     memory: int
     rejected: list[Rejected]
@@ -67,11 +71,12 @@ def train_step(
     lr = engine.get_lr()[0]
     rejected = [item for batch in batches for item in batch.rejected]
     counts = [sum(map(objective.terms, batches)), sum(b.tokens for b in batches), len(rejected)]
-    counts += [sum(b.positions for b in batches), sum(map(cost.of, batches)) if cost else 0]
+    counts += [sum(b.positions for b in batches), sum(b.cut for b in batches)]
+    counts += [sum(map(cost.of, batches)) if cost else 0]
     counts += [batch.images for batch in batches]
     engine.train()  # models are opened, and left by a validation, in evaluation mode
     summed = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
-    terms, tokens, left_out, positions, operations, *images = summed
+    terms, tokens, left_out, positions, cut, operations, *images = summed
     loss_sum = torch.zeros((), dtype=torch.float64)
     # ZeRO 3, and ZeRO 2 with offload, keep the last step's gradient of whatever a backward leaves out and add to it.
     run_everything = engine.zero_optimization_stage() >= 2
@@ -101,6 +106,7 @@ def train_step(
         tokens=tokens,
         images=sum(images),
         positions=positions,
+        cut=cut,
         operations=operations if cost else None,
         memory=int(max(memory)),
         rejected=rejected,

@@ -16,6 +16,7 @@ from mmchat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from mmchat.contrastive.dual_encoder import DualEncoder, encode_caption, load_clip, save_clip
 from mmchat.contrastive.objectives import info_nce
 from mmchat.data.collate import Batch, Collator
+from mmchat.data.dataset import Encoded
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant, save_assistant
@@ -30,9 +31,7 @@ class Objective(Protocol):
     model: nn.Module
     collator: Collator
 
-    def encode(
-        self, record: Record, images: list[Image.Image], template: str | None
-    ) -> tuple[list[int], list[int] | None, list]:
+    def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
         """Ids, labels and pixels of a record; `template` is its source's own, if it has one."""
 
     def terms(self, batch: Batch) -> int:
@@ -57,11 +56,10 @@ class AssistantObjective:
             tokens_per_image=self.processor.image_tokens,
         )
 
-    def encode(
-        self, record: Record, images: list[Image.Image], template: str | None
-    ) -> tuple[list[int], list[int] | None, list]:
+    def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
         rendered = self.processor.render(record.messages, max_length=self.max_length, template=template)
-        return rendered.input_ids, rendered.labels, [self.processor.image_processor.pixels(image) for image in images]
+        pixels = [self.processor.image_processor.pixels(image) for image in images]
+        return Encoded(rendered.input_ids, rendered.labels, pixels, rendered.cut)
 
     def terms(self, batch: Batch) -> int:
         return batch.supervised
@@ -112,14 +110,13 @@ class ContrastiveObjective:
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
 
-    def encode(
-        self, record: Record, images: list[Image.Image], template: str | None
-    ) -> tuple[list[int], list[int] | None, list]:
+    def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
         captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         if len(images) != 1 or len(captions) != 1:
             raise UserError(f"expected one image and one caption, found {len(images)} and {len(captions)}")
         caption = captions[0].replace(IMAGE_PLACEHOLDER, "").strip()
-        return encode_caption(self.tokenizer, caption, self.context_length), None, [[preprocess(images[0], self.spec)]]
+        ids = encode_caption(self.tokenizer, caption, self.context_length)
+        return Encoded(ids, None, [[preprocess(images[0], self.spec)]])
 
     def terms(self, batch: Batch) -> int:
         return batch.images

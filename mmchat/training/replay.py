@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from mmchat.data.dataset import MixtureDataset, open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
-from mmchat.training.checkpoint_files import damage
+from mmchat.training.checkpoint_files import damage, no_code_from_files, read_manifest
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import batch_order
 from mmchat.training.lora import add_adapters
@@ -76,11 +77,17 @@ def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: 
     found = [path for path in checkpoints.glob("step-*") if (n := number.fullmatch(path.name)) and int(n[1]) < step]
     for checkpoint in sorted(found, reverse=True):
         if damage(checkpoint) is None:
-            state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
-            model.load_state_dict(state["module"])
+            model.load_state_dict(_weights(checkpoint))
             done = int(checkpoint.name.removeprefix("step-"))
             return f"{checkpoint}" + ("" if done == step - 1 else f" (after step {done}; the run was at {step - 1})")
     return origin + ("" if step == 1 else f" (before the first step; the run was at {step - 1})")
+
+
+def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    with no_code_from_files():
+        if read_manifest(checkpoint).zero_stage == 3:  # every rank saved its part
+            return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu")["module"]
 
 
 def _one(objective: AssistantObjective, dataset: MixtureDataset, number: int) -> ReplayedSample:

@@ -22,7 +22,7 @@ import torch
 
 from mmchat.errors import SharedError
 from mmchat.training import distributed
-from mmchat.training.checkpoint_files import KNOWN_TYPES, read_manifest, remove_leftovers
+from mmchat.training.checkpoint_files import no_code_from_files, read_manifest, remove_leftovers
 
 
 def must_convert(checkpoint: Path) -> bool:
@@ -99,27 +99,25 @@ def _convert(checkpoint: Path, out: Path) -> None:
 
 def _start(checkpoint: Path, out: Path, said: IO[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", __name__, str(checkpoint), str(out)]
-    # DeepSpeed asks torch to run whatever code a file contains; this forbids it.
-    environment = {**os.environ, "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def main(checkpoint: str, out: str) -> None:
     """The converting process."""
     from deepspeed.checkpoint.ds_to_universal import main as convert
 
-    torch.serialization.add_safe_globals(KNOWN_TYPES)
-    convert(
-        Namespace(
-            input_folder=checkpoint,
-            output_folder=out,
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
+    with no_code_from_files():
+        convert(
+            Namespace(
+                input_folder=checkpoint,
+                output_folder=out,
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
         )
-    )
 
 
 if __name__ == "__main__":

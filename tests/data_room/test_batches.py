@@ -9,7 +9,7 @@ import torch
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
 from mmchat.data.config import DataConfig
-from mmchat.data.dataset import MixtureDataset, Sample, open_mixture
+from mmchat.data.dataset import Encoded, MixtureDataset, Sample, open_mixture
 from mmchat.data.order import BatchOrder, MicroBatchSampler
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
@@ -36,7 +36,7 @@ def sample(ids, images=0, name="a", labels=True, seed=0):
     rng = np.random.default_rng(seed)
     sizes = [(3, spec.image_size, spec.image_size) for spec in SPECS]
     pixels = [[rng.integers(0, 256, size, dtype=np.uint8) for size in sizes] for _ in range(images)]
-    return Sample(0, name, ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels)
+    return Sample(0, name, Encoded(ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels))
 
 
 def test_padding_labels_and_pictures(collate):
@@ -48,13 +48,13 @@ def test_padding_labels_and_pictures(collate):
     assert batch.labels.tolist() == [[no, 7, 7, 7, 7, 5], [no, 2, no, no, no, no], [no, 7, 7, no, no, no]]
     assert (batch.ids, batch.images, batch.tokens, batch.supervised) == (["a", "c", "b"], 3, 11, 8)
     for tower, spec in enumerate(SPECS):
-        pictures = [*long.pixels, *short.pixels]
+        pictures = [*long.encoded.pixels, *short.encoded.pixels]
         expected = normalise(np.stack([picture[tower] for picture in pictures]), spec)
         assert torch.equal(batch.pixel_values[tower], torch.from_numpy(expected))
 
 
 def test_the_first_position_of_a_row_predicts_nothing(collate):
-    assert collate([Sample(0, "a", [1, 2, 3], [1, 2, 3], [])]).supervised == 2
+    assert collate([Sample(0, "a", Encoded([1, 2, 3], [1, 2, 3], []))]).supervised == 2
 
 
 def test_without_pictures_or_labels(collate):
@@ -109,7 +109,7 @@ def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
     assert [type(answer) for answer in answers] == [Rejected, Sample, Rejected, Sample]
     assert answers[0] == Rejected(f"{tiny_records}:record 1", "text", "too long")
     assert "1.png is not in a format" in answers[2].reason
-    assert len(answers[3].pixels) == 2
+    assert len(answers[3].encoded.pixels) == 2
     assert answers[3].index == 3
 
 
@@ -155,7 +155,8 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
 
     def encode(record, images, template):
         rendered = processor.render(record.messages, template=template)
-        return rendered.input_ids, rendered.labels, [processor.image_processor.pixels(image) for image in images]
+        pixels = [processor.image_processor.pixels(image) for image in images]
+        return Encoded(rendered.input_ids, rendered.labels, pixels)
 
     mixture = mixture_of(tiny_records, tmp_path)
     dataset = MixtureDataset(mixture, encode)
@@ -169,6 +170,6 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
             sample = dataset[index]
             pictures = [picture.open() for picture in mixture.find(index)[1].pictures]
             pixels = processor.image_processor(pictures) if pictures else {}
-            ids, labels = torch.tensor([sample.input_ids]), torch.tensor([sample.labels])
+            ids, labels = torch.tensor([sample.encoded.input_ids]), torch.tensor([sample.encoded.labels])
             alone += model(ids, labels=labels, **pixels).loss * (labels[:, 1:] != IGNORE_INDEX).sum()
     torch.testing.assert_close(together, alone / batch.supervised, atol=1e-5, rtol=0)

@@ -47,6 +47,23 @@ def test_a_truncated_picture_is_left_out_counted_and_listed(broken_picture):
     assert "1 sample left out" in page and "4-0.png is broken or cut off" in page and "incident" not in page
 
 
+def test_a_sample_a_hundred_times_as_long_is_cut_and_that_is_told(tmp_path, assistant_dir):
+    data = write_records(tmp_path / "data", 12)
+    records = json.loads(data.read_text())
+    records[5]["conversations"][1]["value"] = "one two three " * 2500
+    data.write_text(json.dumps(records))
+    values = run_values(tmp_path, assistant_dir, data, steps=3, batch_size=4, micro_batch_size=2)
+    result = launch(write_config(tmp_path / "run.yaml", **values), ranks=2)
+    assert result.returncode == 0, result.stdout
+    rows = steps(tmp_path / "run")
+    [long] = [row for row in rows if "r5" in row["ids"]]
+    others = max(row["tokens"] for row in rows if row is not long)  # of four samples
+    assert long["cut"] > 100 * others / 4 and 400 < long["tokens"] < others + 400
+    assert [row["cut"] for row in rows if row is not long] == [0, 0]
+    assert sorted(name for row in rows for name in row["ids"]) == sorted(f"r{n}" for n in range(12))
+    assert re.search(rf"tokens cut +{long['cut']:,}", result.stdout)
+
+
 def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assistant_dir):
     data = write_records(tmp_path / "data", 12)
     for picture in (tmp_path / "data").glob("*.png"):

@@ -128,6 +128,7 @@ def test_the_summary_of_a_run(tmp_path):
         "batch fill": "50.0%",
         "data wait": "10.0%",
         "peak memory": "1.50 GiB",
+        "tokens cut": "0",
         "samples left out": "1",
     }
 
