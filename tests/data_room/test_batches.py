@@ -98,7 +98,7 @@ def dataset(tiny_records, tmp_path):
     def encode(record, images, template):
         if record.id == "text":
             raise UserError("too long")
-        return [1, 2], None, [[preprocess(image, SPECS[0])] for image in images]
+        return Encoded([1, 2], None, [[preprocess(image, SPECS[0])] for image in images])
 
     return MixtureDataset(mixture_of(tiny_records, tmp_path), encode)
 
