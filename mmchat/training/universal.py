@@ -77,7 +77,7 @@ def _convert(checkpoint: Path, out: Path) -> None:
     with tempfile.TemporaryFile("w+") as said:
         process = _start(checkpoint, out, said) if distributed.rank() == 0 else None
         try:
-            while not distributed.all_reduce(torch.tensor([process is not None and process.poll() is not None])).item():
+            while not _on_any_rank(process is not None and process.poll() is not None):
                 time.sleep(0.2)
         finally:
             if process:
@@ -95,6 +95,10 @@ def _convert(checkpoint: Path, out: Path) -> None:
             f"{shutil.disk_usage(checkpoint).free / 1e6:,.1f} MB are free. The checkpoint is intact: make room, or "
             f"resume with {written.ranks} rank(s)"
         )
+
+
+def _on_any_rank(true: bool) -> bool:
+    return distributed.all_reduce(torch.tensor([int(true)])).item() > 0
 
 
 def _start(checkpoint: Path, out: Path, said: IO[str]) -> subprocess.Popen:

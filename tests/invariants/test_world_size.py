@@ -56,7 +56,7 @@ def case(optimizer, zero_stage, *ranks, offload="none", slow=True):
     scope="module",
 )
 def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(setup, zero_stage, offload, ranks):
-    """A step of kill + 1 or more was begun after the save before last was complete."""
+    """Each kill comes when the ranks of then have begun two saves, the first of which is complete by then."""
     folder, config = setup
     run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, ranks))}"
     options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--offload", offload]
