@@ -1,5 +1,6 @@
 """What a run writes down and says while it goes: rank 0 keeps the files, every rank knows when the run must stop."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,11 @@ class Journal:
             self._write(step=step, validation_loss=loss)
 
     def stopped(self, status: int, step: int, saved: Path) -> None:
-        """Say how to go on after a signal."""
+        """Say how to go on after a signal. All ranks call this."""
         name = {130: "interrupted", 143: "told to end"}[status]
         again = f"mmchat train {self.config.run_dir / 'config.yaml'} --ranks {distributed.ranks()} --resume"
+        if len(set(distributed.all_gather([socket.gethostname()]))) > 1:
+            again = "the same launch, and --resume"
         self.console.print(
             f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
             markup=False,
