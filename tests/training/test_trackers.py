@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import pytest
 
@@ -91,7 +92,9 @@ def test_wandb_offline_goes_on_under_one_id(config, tmp_path, monkeypatch):
         tracker.close()
     assert ids[0] == ids[1] == (tmp_path / "run" / "wandb" / "run-id").read_text()
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    parts = [history(path) for path in files]
+    deadline = time.monotonic() + 20  # offline, W&B's own process may write the file after `finish` has returned
+    while not all(parts := [history(path) for path in files]) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert [[row["_step"] for row in part] for part in parts] == [[1, 2], [3, 4]]
     for first, second in parts:
         assert first.items() >= scalars(ROW).items()
