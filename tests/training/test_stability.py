@@ -83,6 +83,7 @@ def test_incidents_of_steps_that_are_run_again_are_dropped(tmp_path):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_refused_step_changes_neither_weights_nor_moments(name):
     from mmchat.training.engine import _before_step
+    from mmchat.training.norms import ModuleNorms
     from mmchat.training.optimizer import build_optimizer
     from mmchat.training.trainability import Rule, apply_rules
 
@@ -98,7 +99,7 @@ def test_a_refused_step_changes_neither_weights_nor_moments(name):
         def zero_optimization(self):
             return False
 
-    optimizer.register_step_pre_hook(_before_step(Engine(), 1.0, guard))
+    optimizer.register_step_pre_hook(_before_step(Engine(), 1.0, guard, ModuleNorms(groups, sharded=False)))
 
     def step(scale):
         optimizer.zero_grad()
