@@ -71,7 +71,9 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
 
 
 def _draw(axes: Axes, rows: Rows, title: str, unit: str, fields: dict[str, str], smooth: Iterable[str] = ()) -> None:
-    """A line, named as `fields` say, for each field that any row holds; those in `smooth` as a running mean."""
+    """A line, named as `fields` say, for each field that any row holds; those in `smooth` as a running mean, the
+    first of them over its single values.
+    """
     axes.set(title=title, ylabel=unit, xlabel="optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     for number, (field, name) in enumerate(fields.items()):
@@ -80,7 +82,8 @@ def _draw(axes: Axes, rows: Rows, title: str, unit: str, fields: dict[str, str],
             continue
         steps, values = map(list, zip(*found, strict=True))
         if field in smooth:
-            axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
+            if number == 0:
+                axes.plot(steps, values, color="C0", alpha=0.25, linewidth=0.8)
             values = _running_mean(values)
         axes.plot(steps, values, color=f"C{number}", label=name, marker="o" if len(steps) <= 40 else None)
     names = axes.get_legend_handles_labels()[1]
@@ -88,7 +91,7 @@ def _draw(axes: Axes, rows: Rows, title: str, unit: str, fields: dict[str, str],
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", alpha=0.5)
         axes.tick_params(labelleft=False, labelbottom=False)
     elif len(names) > 3:
-        axes.legend(ncols=2, frameon=True, framealpha=0.8, edgecolor="none")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     elif len(names) > 1:  # beside the title, where no line can run
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(names))
 
