@@ -66,8 +66,10 @@ class AssistantObjective:
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
         pixel_values, dummies = batch.pixel_values, 0
-        if pixel_values is None and images_anywhere:
-            # Another rank has images: run the same modules here, into no slot, with a gradient of zero.
+        text_trains = any(parameter.requires_grad for parameter in self.model.language_model.parameters())
+        if pixel_values is None and (images_anywhere or not text_trains):
+            # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
+            # run the same modules here, into no slot, with a gradient of zero.
             sizes = [spec.image_size for spec in self.collator.specs]
             pixel_values = [torch.zeros(1, 3, size, size, device=batch.input_ids.device) for size in sizes]
             dummies = 1

@@ -81,5 +81,5 @@ def test_no_rank_holds_a_full_copy_under_zero_3(tmp_path, make_assistant):
     )
     assert result.returncode == 0, result.stdout
     highest, kept = zip(*(map(int, (tmp_path / str(rank)).read_text().split()) for rank in range(2)), strict=True)
-    assert max(highest) < 0.75 * whole, (highest, whole)
+    assert max(highest) < 0.6 * whole, (highest, whole)
     assert sum(kept) > 0.95 * whole, (kept, whole)  # otherwise the weights were not seen
