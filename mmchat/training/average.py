@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mmchat.training import distributed
-from mmchat.training.checkpoint_files import CheckpointFiles, read_manifest
+from mmchat.training.checkpoints.files import CheckpointFiles, read_manifest
 from mmchat.training.partitions import whole_shape
 from mmchat.training.trainability import ModuleGroup
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
-from mmchat.training.norms import ModuleNorms
+from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.optimizer import build_optimizer
 from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import ModuleGroup
@@ -37,7 +37,7 @@ def accumulation(config: RunConfig, ranks: int) -> tuple[int, int]:
 def deepspeed_config(config: RunConfig, ranks: int, load_universal: bool = False) -> dict[str, Any]:
     """What `deepspeed.initialize` gets; the user's own JSON, if named, is laid over it.
 
-    load_universal: the checkpoint to be loaded was converted for another number of ranks (`training.universal`).
+    load_universal: the checkpoint to be loaded was converted for another number of ranks (`checkpoints.universal`).
 
     Raises:
         UserError: the user's JSON restates what this run's YAML decides.

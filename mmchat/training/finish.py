@@ -57,7 +57,7 @@ def write_model(config: RunConfig, opened: Opened, suffix: str, console: Console
 
 def tell_results(directory: Path, quarantine: Quarantine, console: Console) -> None:
     """Draw the curves, write the report, print the summary and where things are."""
-    from mmchat.training.curves import draw_curves  # loads matplotlib
+    from mmchat.training.meters.curves import draw_curves  # loads matplotlib
 
     draw_curves(read_json_lines(directory / "metrics.jsonl"), directory / "curves.png", directory.name)
     write_report(directory)

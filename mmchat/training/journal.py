@@ -12,10 +12,10 @@ from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
 from mmchat.training.loop import StepResult
-from mmchat.training.metrics import Meter, MetricsLog
-from mmchat.training.peak import Peak
+from mmchat.training.meters.metrics import Meter, MetricsLog
+from mmchat.training.meters.peak import Peak
+from mmchat.training.meters.trackers import open_trackers, scalars
 from mmchat.training.stability import IncidentLog, told
-from mmchat.training.trackers import open_trackers, scalars
 
 
 class Journal:

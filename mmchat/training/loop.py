@@ -9,10 +9,10 @@ import torch
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
 from mmchat.training import distributed
-from mmchat.training.flops import Operations
 from mmchat.training.interruption import exit_status
-from mmchat.training.metrics import peak_memory
-from mmchat.training.norms import ModuleNorms
+from mmchat.training.meters.flops import Operations
+from mmchat.training.meters.metrics import peak_memory
+from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.objectives import Objective
 from mmchat.training.stability import Incident, StepGuard
 

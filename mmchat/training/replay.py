@@ -12,7 +12,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
-from mmchat.training.checkpoint_files import damage, no_code_from_files, read_manifest
+from mmchat.training.checkpoints.files import damage, no_code_from_files, read_manifest
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import batch_order
 from mmchat.training.lora import add_adapters

@@ -4,25 +4,26 @@ from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.progress import progress_bar
-from mmchat.training import checkpoint, distributed
+from mmchat.training import distributed
 from mmchat.training.average import WeightAverage
+from mmchat.training.checkpoints import checkpoint
+from mmchat.training.checkpoints.universal import must_convert
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
 from mmchat.training.feed import Feed
 from mmchat.training.finish import finish
-from mmchat.training.flops import operations
 from mmchat.training.interruption import StopSignals
 from mmchat.training.journal import Journal
 from mmchat.training.loop import train_step, validate
-from mmchat.training.metrics import write_environment
-from mmchat.training.norms import ModuleNorms
+from mmchat.training.meters.flops import operations
+from mmchat.training.meters.metrics import write_environment
+from mmchat.training.meters.norms import ModuleNorms
+from mmchat.training.meters.peak import find_peak
+from mmchat.training.meters.trackers import check_installed
 from mmchat.training.opening import open_model
-from mmchat.training.peak import find_peak
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
-from mmchat.training.trackers import check_installed
 from mmchat.training.trainability import GradientWatch, render_table
-from mmchat.training.universal import must_convert
 
 WATCHED_STEPS = 3
 """After so many steps the run says which trained tensors have received no gradient."""

@@ -7,7 +7,8 @@ import yaml
 
 from mmchat.errors import UserError
 from mmchat.files import write_text
-from mmchat.training import checkpoint, distributed
+from mmchat.training import distributed
+from mmchat.training.checkpoints import checkpoint
 from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
 
 

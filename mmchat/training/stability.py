@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mmchat.settings import settings
-from mmchat.training.metrics import MetricsLog
+from mmchat.training.meters.metrics import MetricsLog
 
 WINDOW = 50
 """Steps taken last, with whose medians a step is compared."""

@@ -21,7 +21,7 @@ from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
 from mmchat.training.feed import Feed
 from mmchat.training.loop import train_step
-from mmchat.training.norms import ModuleNorms
+from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.opening import open_model
 from mmchat.training.stability import StepGuard
 

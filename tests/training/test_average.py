@@ -6,7 +6,7 @@ from torch import nn
 
 from mmchat.training import distributed
 from mmchat.training.average import FILE, WeightAverage
-from mmchat.training.checkpoint_files import CheckpointFiles
+from mmchat.training.checkpoints.files import CheckpointFiles
 from mmchat.training.trainability import ModuleGroup, Rule
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from mmchat.errors import SharedError, UserError
-from mmchat.training import checkpoint
-from mmchat.training.checkpoint import CheckpointSaver
-from mmchat.training.checkpoint_files import MANIFEST, CheckpointFiles, _Summed, damage, read_manifest, snapshot
+from mmchat.training.checkpoints import checkpoint
+from mmchat.training.checkpoints.checkpoint import CheckpointSaver
+from mmchat.training.checkpoints.files import MANIFEST, CheckpointFiles, _Summed, damage, read_manifest, snapshot
+from mmchat.training.checkpoints.random_state import random_state, restore_random_state, seed_all
+from mmchat.training.checkpoints.universal import load_converted
 from mmchat.training.config import CheckpointConfig
-from mmchat.training.random_state import random_state, restore_random_state, seed_all
-from mmchat.training.universal import load_converted
 from tests.launching import launch, write_config
 from tests.training_fixtures import run_values, write_records
 

@@ -12,8 +12,8 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig
 from mmchat.data.collate import Batch
 from mmchat.model.assembly import assemble
-from mmchat.training.flops import LANGUAGE_MODELS, causal_pairs, operations
 from mmchat.training.lora import add_adapters
+from mmchat.training.meters.flops import LANGUAGE_MODELS, causal_pairs, operations
 from mmchat.training.trainability import Rule, apply_rules
 from tests.conftest import CLIP_28, DATA
 

@@ -8,9 +8,9 @@ import torch
 
 from mmchat.errors import UserError
 from mmchat.evaluation.summary import summarise, summary_table
-from mmchat.training import metrics, peak
-from mmchat.training.metrics import Meter, peak_memory, write_environment
-from mmchat.training.peak import DENSE_BF16, Peak, find_peak, matmul_rate
+from mmchat.training.meters import metrics, peak
+from mmchat.training.meters.metrics import Meter, peak_memory, write_environment
+from mmchat.training.meters.peak import DENSE_BF16, Peak, find_peak, matmul_rate
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from mmchat.files import write_json, write_text
 from mmchat.training import distributed
-from mmchat.training.peak import Peak
+from mmchat.training.meters.peak import Peak
 
 PACKAGES = ("mmchat", "torch", "transformers", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow")
 

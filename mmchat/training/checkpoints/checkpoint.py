@@ -16,7 +16,7 @@ from mmchat.errors import SharedError
 from mmchat.files import replace_directory, write_json, write_text
 from mmchat.training import distributed
 from mmchat.training.average import WeightAverage
-from mmchat.training.checkpoint_files import (
+from mmchat.training.checkpoints.files import (
     MANIFEST,
     CheckpointFiles,
     Manifest,
@@ -24,9 +24,9 @@ from mmchat.training.checkpoint_files import (
     read_manifest,
     remove_leftovers,
 )
+from mmchat.training.checkpoints.random_state import random_state, restore_random_state, seed_all
+from mmchat.training.checkpoints.universal import load_converted, must_convert
 from mmchat.training.config import CheckpointConfig
-from mmchat.training.random_state import random_state, restore_random_state, seed_all
-from mmchat.training.universal import load_converted, must_convert
 
 POINTER = "latest"
 

@@ -22,7 +22,7 @@ import torch
 
 from mmchat.errors import SharedError
 from mmchat.training import distributed
-from mmchat.training.checkpoint_files import no_code_from_files, read_manifest, remove_leftovers
+from mmchat.training.checkpoints.files import no_code_from_files, read_manifest, remove_leftovers
 
 
 def must_convert(checkpoint: Path) -> bool:
