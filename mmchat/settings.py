@@ -7,7 +7,7 @@ sentences that name the file, the key and the nearest valid one.
 import difflib
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -82,7 +82,7 @@ def describe(schema: type) -> list[tuple[tuple[str, ...], str, str, str]]:
     rows = []
     for item in fields(schema):
         info = schema.__pydantic_fields__[item.name]
-        nested = next((t for t in (item.type, *get_args(item.type)) if is_dataclass(t)), None)
+        nested = next((t for t in map(_plain, (item.type, *get_args(item.type))) if is_dataclass(t)), None)
         if nested is not None:
             named = ("NAME",) if get_origin(item.type) is dict else ()
             rows += [((item.name, *named, *path), *rest) for path, *rest in describe(nested)]
@@ -91,6 +91,10 @@ def describe(schema: type) -> list[tuple[tuple[str, ...], str, str, str]]:
         kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
         rows.append(((item.name,), kind, default, info.description or ""))
     return rows
+
+
+def _plain(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _default(item: Any, info: Any) -> str:

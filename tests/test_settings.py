@@ -2,7 +2,7 @@
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import Field
@@ -137,7 +137,9 @@ def test_files_that_are_no_config(tmp_path):
 def leaves(schema: type, prefix: str = "") -> set[str]:
     found: set[str] = set()
     for item in fields(schema):
-        inner: Any = next((t for t in (item.type, *get_args(item.type)) if is_dataclass(t)), None)
+        kinds = [item.type, *get_args(item.type)]
+        kinds += [kind.__origin__ for kind in kinds if get_origin(kind) is Annotated]
+        inner: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
         name = f"{prefix}{item.name}" + ".NAME" * str(item.type).startswith("dict[")
         found |= leaves(inner, f"{name}.") if inner else {prefix + item.name}
     return found

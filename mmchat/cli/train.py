@@ -36,7 +36,7 @@ def help_text() -> str:
     width = max(len(key) for key, *_ in rows)
     lines = []
     for key, kind, default, meaning in rows:
-        kind = kind.replace("mmchat.training.trainability.", "").replace("pathlib.", "")
+        kind = kind.replace("pathlib.", "")
         lines.append(f"  --{key:{width}} {meaning}  [{kind}; {default}]")
     return USAGE + "\n".join(lines)
 

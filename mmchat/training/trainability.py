@@ -31,7 +31,7 @@ class Rule:
     """How one module is trained."""
 
     mode: Literal["frozen", "full", "lora"] = Field(
-        "full", description="frozen; full: every parameter; lora: a low-rank update beside its linear layers"
+        "full", description="full: every parameter; lora: an update beside its linear layers; `NAME: MODE` says it, too"
     )
     lr: float | None = Field(None, ge=0, description="peak learning rate; null takes optimizer.lr")
     weight_decay: float | None = Field(None, ge=0, description="null takes optimizer.weight_decay")
