@@ -54,7 +54,8 @@ def setup(request, tmp_path_factory, make_assistant):
     return folder, config
 
 
-both = pytest.mark.parametrize("setup", ["adamw", "muon"], indirect=True, scope="module")
+muon = pytest.param("muon", marks=pytest.mark.slow)
+both = pytest.mark.parametrize("setup", ["adamw", muon], indirect=True, scope="module")
 adamw = pytest.mark.parametrize("setup", ["adamw"], indirect=True, scope="module")
 
 

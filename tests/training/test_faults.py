@@ -99,6 +99,7 @@ def test_a_contrastive_step_without_a_usable_pair_changes_nothing(tmp_path, make
     assert before.keys() == after.keys() and all((before[key] == after[key]).all() for key in before)
 
 
+@pytest.mark.slow
 def test_it_runs_where_there_is_no_compiler(tmp_path, assistant_dir):
     """No c++, no ninja: DeepSpeed must not try to build anything. Both ZeRO and two ranks."""
     tools = tmp_path / "bin"

@@ -94,12 +94,12 @@ def start_slurm(config: Path, log: Path) -> list[subprocess.Popen]:
     return [start_node(["bash", ROOT / "scripts" / "train.sbatch", config], log, **told)]
 
 
-slow = pytest.mark.slow
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     "start",
-    [start_slurm, *(pytest.param(way, marks=slow) for way in (start_hostfile, start_without_ssh, start_torchrun))],
+    [start_slurm, start_hostfile, start_without_ssh, start_torchrun],
 )
 def test_two_nodes_train_as_two_ranks_do(tmp_path, config, on_one_node, start):
     log = tmp_path / "log"
@@ -112,7 +112,6 @@ def test_two_nodes_train_as_two_ranks_do(tmp_path, config, on_one_node, start):
     assert (run / "model" / "config.json").exists()
 
 
-@slow
 def test_the_time_limit_of_slurm_saves_and_requeues(tmp_path, long_config):
     """Slurm signals every process of a step, and not the script: the ranks here, below the shell and srun."""
     log = tmp_path / "log"
@@ -128,7 +127,6 @@ def test_the_time_limit_of_slurm_saves_and_requeues(tmp_path, long_config):
     assert "scontrol requeue 1" in log.read_text()
 
 
-@slow
 @pytest.mark.parametrize("node", [0, 1])
 def test_sigterm_to_the_torchrun_of_one_node_stops_both(tmp_path, long_config, node):
     log = tmp_path / "log"
@@ -140,7 +138,6 @@ def test_sigterm_to_the_torchrun_of_one_node_stops_both(tmp_path, long_config, n
     check_saved(tmp_path, log)
 
 
-@slow
 def test_sigterm_to_a_rank_stops_all_nodes_of_a_hostfile(tmp_path, long_config):
     """Not `deepspeed` itself is told: it would end every DeepSpeed run of this user on these nodes, by their name."""
     log = tmp_path / "log"
