@@ -216,9 +216,10 @@ class _Window:
                 raise self.broken(error.msg.removesuffix(" at")) from None
             except RecursionError:
                 raise UserError(f"{self.path}: a record near byte {self.offset()} is nested too deeply") from None
-            if self.text[end : end + 1] not in _AFTER and self._more():
+            after, length = self.text[end : end + 1], end - self.position
+            if after not in _AFTER and self._more():
                 continue  # a number may go on in the next block
-            self.position = end
+            self.position += length  # not `end`: at the end of the file `_more` has still moved the text
             return
 
     def _more(self) -> bool:

@@ -162,6 +162,17 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 40])
+def test_a_break_behind_a_whole_value_is_told_with_its_line(tmp_path, monkeypatch, block):
+    """A lost brace: the string before the colon is a value of its own, and the file ends before anything fits."""
+    from mmchat.data import text_files
+
+    monkeypatch.setattr(text_files, "BLOCK", block)
+    (tmp_path / "a.json").write_text('[\n  [],\n    "": null\n  }\n]\n')
+    with pytest.raises(UserError, match=r"a\.json:3: invalid JSON: Expecting ',' delimiter"):
+        text_files.JsonTable(str(tmp_path / "a.json"))
+
+
 @settings(deadline=None, max_examples=150)
 @given(values=st.lists(JSON, max_size=8), indent=st.sampled_from([None, 0, 2]), ascii_=st.booleans(), data=st.data())
 def test_arrays_are_cut_where_json_cuts_them(tmp_path_factory, values, indent, ascii_, data):

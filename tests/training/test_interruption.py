@@ -91,7 +91,7 @@ def test_losing_the_launcher_counts_as_being_told_to_end(tmp_path):
     """The rank's parent, a stand-in for a launcher, dies; the same rank without a launcher goes on."""
     code = (
         "import os, time\nfrom pathlib import Path\nfrom mmchat.training.interruption import StopSignals\n"
-        "signals = StopSignals()\nprint(signals.flags(), flush=True)\nparent = os.getppid()\n"
+        "signals = StopSignals()\nparent = os.getppid()\nprint(signals.flags(), flush=True)\n"
         "while os.getppid() == parent: time.sleep(.01)\nprint(signals.flags(), flush=True)"
     )
     for rank, flags in (("0", "[0, 1]"), (None, "[0, 0]")):
