@@ -1,6 +1,7 @@
-"""A list of samples becomes one padded batch of tensors, on the CPU."""
+"""A list of samples becomes one batch of tensors, padded or packed, on the CPU."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ class Batch:
     input_ids, attention_mask: int[B, L], padded on the right. labels: int[B, L], -100 where not supervised.
     pixel_values: per tower float32[images, 3, H, W]; None where the batch holds no image.
     rejected: samples that should have been here, with the reason. cut: tokens that `max_length` took away.
+    packed: how long the samples are that lie one behind another in the only row; None where each has a row.
     """
 
     input_ids: torch.Tensor
@@ -27,13 +29,14 @@ class Batch:
     ids: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     cut: int = 0
+    packed: list[int] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
         pixels = self.pixel_values and [p.to(device, non_blocking=True) for p in self.pixel_values]
         tensors = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(*tensors, pixels, self.ids, self.rejected, self.cut)
+        return Batch(*tensors, pixels, self.ids, self.rejected, self.cut, self.packed)
 
     @property
     def images(self) -> int:
@@ -42,7 +45,9 @@ class Batch:
     @property
     def lengths(self) -> list[int]:
         """Real tokens of each sample."""
-        return self.attention_mask.sum(dim=1).tolist() if self.ids else []
+        if not self.ids:
+            return []
+        return self.attention_mask.sum(dim=1).tolist() if self.packed is None else self.packed
 
     @property
     def tokens(self) -> int:
@@ -55,18 +60,22 @@ class Batch:
 
     @property
     def supervised(self) -> int:
-        """Positions whose loss counts; the first of a row predicts nothing."""
+        """Positions whose loss counts; nothing predicts the first of a row."""
         return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 @dataclass
 class Collator:
-    """specs: the towers', in order. slot_id: the slot token, None where sequences hold no slots."""
+    """specs: the towers', in order. slot_id: the slot token, None where sequences hold no slots.
+
+    packs: samples share one row instead of having a padded one each.
+    """
 
     pad_id: int
     specs: list[TowerSpec]
     slot_id: int | None = None
     tokens_per_image: int = 0
+    packs: bool = False
 
     def __call__(self, items: list[Sample | Rejected]) -> Batch:
         samples = [item for item in items if isinstance(item, Sample)]
@@ -74,29 +83,27 @@ class Collator:
             self._check_slots(sample)
         # A batch that lost all its samples still has a row, so that its rank takes part in the step.
         encoded = [sample.encoded for sample in samples]
-        rows = [one.input_ids for one in encoded] or [[self.pad_id]]
-        length = max(map(len, rows))
-        input_ids = torch.full((len(rows), length), self.pad_id)
+        rows = [(one.input_ids, _targets(one)) for one in encoded] or [([self.pad_id], [IGNORE_INDEX])]
+        lengths = [len(ids) for ids, _ in rows]
+        if self.packs:
+            rows = [tuple(list(chain(*parts)) for parts in zip(*rows, strict=True))]
+        input_ids = torch.full((len(rows), max(len(ids) for ids, _ in rows)), self.pad_id)
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
         attention_mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(rows):
+        for row, (ids, targets) in enumerate(rows):
             input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(targets)
             attention_mask[row, : len(ids)] = 1
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            labels=self._labels(encoded, input_ids),
+            labels=labels,
             pixel_values=self._pixel_values(encoded),
             ids=[sample.id for sample in samples],
             rejected=[item for item in items if isinstance(item, Rejected)],
             cut=sum(one.cut for one in encoded),
+            packed=lengths if self.packs else None,
         )
-
-    def _labels(self, encoded: list[Encoded], like: torch.Tensor) -> torch.Tensor:
-        labels = torch.full_like(like, IGNORE_INDEX)
-        for row, one in enumerate(encoded):
-            if one.labels is not None:
-                labels[row, : len(one.labels)] = torch.tensor(one.labels)
-        return labels
 
     def _pixel_values(self, encoded: list[Encoded]) -> list[torch.Tensor] | None:
         images = [pixels for one in encoded for pixels in one.pixels]
@@ -116,3 +123,10 @@ class Collator:
                 f"sample {sample.id}: {slots} image slots but {images} images x {self.tokens_per_image} features = "
                 f"{images * self.tokens_per_image}"
             )
+
+
+def _targets(encoded: Encoded) -> list[int]:
+    """Labels but for the first: what comes before a sample, be it another one, predicts nothing of it."""
+    if encoded.labels is None:
+        return [IGNORE_INDEX] * len(encoded.input_ids)
+    return [IGNORE_INDEX, *encoded.labels[1:]]

@@ -18,6 +18,7 @@ import numpy as np
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import get_template
 from mmchat.data import storage
+from mmchat.data.dataset import Mixture
 from mmchat.data.parallel import cut, map_chunks
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
@@ -133,6 +134,16 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             write_bytes(path, buffer.getvalue())
     return LengthIndex(*columns)
+
+
+def mixture_sizes(mixture: Mixture, processor: Any, max_length: int | None) -> np.ndarray:
+    """int64[samples, 2]: tokens and pictures of every sample of a mixture, by number. Raises as `length_index`."""
+    sizes = []
+    for part in mixture.parts:
+        measure = Measure(processor, max_length, part.config.template, part.config.max_turns)
+        index = length_index(part.source, measure)
+        sizes.append(np.stack([index.tokens, index.images], axis=1)[part.usable])
+    return np.concatenate(sizes).astype(np.int64)
 
 
 def _known(path: Path, samples: int) -> np.ndarray | None:

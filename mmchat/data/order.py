@@ -5,7 +5,7 @@ The stream of samples is epoch after epoch, each in the order of its `EpochPlan`
 micro-batch; so a checkpoint needs to remember only the step, and resume reads no skipped sample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmchat.data.mixture import EpochPlan
@@ -13,7 +13,7 @@ from mmchat.data.mixture import EpochPlan
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Cuts the stream into optimizer steps, micro-batches and ranks.
+    """Cuts the stream into optimizer steps.
 
     total_samples: where the stream ends (samples x epochs), or None for a run bounded by steps; the last
     step of a run bounded by epochs may be smaller.
@@ -41,27 +41,9 @@ class BatchOrder:
         size = self.plan.samples
         return [int(self.plan.order(self.seed, position // size)[position % size]) for position in range(start, end)]
 
-    def micro_batches(self, step: int, micro_batch_size: int, rank: int, ranks: int) -> list[list[int]]:
-        """This rank's micro-batches of one step; equally many on every rank, some perhaps empty at the end."""
-        indices = self.step(step)
-        per_round = micro_batch_size * ranks
-        rounds = self.batch_size // per_round
-        starts = [i * per_round + rank * micro_batch_size for i in range(rounds)]
-        return [indices[start : start + micro_batch_size] for start in starts]
 
-
-class MicroBatchSampler:
-    """The batch sampler of a `DataLoader`: micro-batch after micro-batch from `first_step` to `last_step`."""
-
-    def __init__(
-        self, order: BatchOrder, micro_batch_size: int, rank: int, ranks: int, first_step: int, last_step: int
-    ) -> None:
-        self.order, self.micro_batch_size, self.rank, self.ranks = order, micro_batch_size, rank, ranks
-        self.first_step, self.last_step = first_step, last_step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.last_step):
-            yield from self.order.micro_batches(step, self.micro_batch_size, self.rank, self.ranks)
-
-    def __len__(self) -> int:
-        return (self.last_step - self.first_step) * (self.order.batch_size // (self.micro_batch_size * self.ranks))
+def micro_batches(numbers: Sequence[int], size: int, rank: int, ranks: int) -> list[list[int]]:
+    """This rank's micro-batches of `size` samples; equally many on every rank, the last perhaps smaller or empty."""
+    per_round = size * ranks
+    starts = range(rank * size, -(-len(numbers) // per_round) * per_round, per_round)
+    return [list(numbers[start : start + size]) for start in starts]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from mmchat.data.config import DataConfig
+from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
 from mmchat.training.stability import StabilityConfig
 from mmchat.training.trainability import Trainable
@@ -70,6 +71,9 @@ class RunConfig:
     epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
     batch_size: int = Field(gt=0, description="samples per optimizer step, over all ranks and accumulation")
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
+    packing: PackingConfig | None = Field(
+        None, description="forward whole samples in rows without padding; null: pad. The steps hold the same samples"
+    )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast over fp32 weights")
     seed: int = Field(0, ge=0, description="of the order of samples and of dropout")
     on_bad_sample: Literal["stop", "skip"] = Field(
@@ -116,6 +120,10 @@ class RunConfig:
             raise ValueError("activation_checkpointing: objective contrastive has no language_model, only towers")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
+        if self.packing is not None and self.micro_batch_size is not None:
+            raise ValueError("with packing, packing.tokens says how much a forward takes; leave out micro_batch_size")
+        if self.packing is not None and self.objective != "assistant":
+            raise ValueError(f"packing is for objective assistant, found {self.objective}")
         if self.objective != "assistant" and self.fit is not None:
             raise ValueError(f"fit is for objective assistant; with {self.objective} the tower's own config says it")
         return self

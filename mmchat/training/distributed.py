@@ -1,11 +1,16 @@
 """Ranks: who am I, and the few collectives that the loop itself needs. Works without a process group, too."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from mmchat.errors import SharedError, UserError
+
+Result = TypeVar("Result")
 Group = dist.ProcessGroup
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -80,6 +85,24 @@ def all_gather(items: list, group: Group | None = None) -> list:
     found: list[list] = [[] for _ in range(ranks())]
     dist.all_gather_object(found, items, group)
     return [item for part in found for item in part]
+
+
+def from_first(work: Callable[[], Result]) -> Result:
+    """What `work` gives on rank 0, on every rank. For rare events: it pickles.
+
+    Raises:
+        SharedError: `work` ended with a UserError.
+    """
+    answers: list[Result | UserError] = []
+    if rank() == 0:
+        try:
+            answers = [work()]
+        except UserError as error:
+            answers = [error]
+    (answer,) = all_gather(answers)
+    if isinstance(answer, UserError):
+        raise SharedError(str(answer))
+    return answer
 
 
 def background_group() -> Group | None:

@@ -42,9 +42,11 @@ def deepspeed_config(config: RunConfig, ranks: int, load_universal: bool = False
     Raises:
         UserError: the user's JSON restates what this run's YAML decides.
     """
-    micro, steps = accumulation(config, ranks)
+    # How many forwards a packed step takes varies. `train_step` tells DeepSpeed which is the last; what it is told here
+    # only has to agree with itself then.
+    micro, steps = (1, 1) if config.packing else accumulation(config, ranks)
     derived = {
-        "train_batch_size": config.batch_size,
+        "train_batch_size": micro * steps * ranks,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
         # ZeRO clips and keeps the norm; without ZeRO DeepSpeed clips but forgets it, so `_before_step` does both.

@@ -1,28 +1,29 @@
 """What a run feeds on: its mixture, cut into optimizer steps, micro-batches and this rank's share of them."""
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
+from itertools import islice, repeat
 
 import torch
 from torch.utils.data import DataLoader
 
 from mmchat.data.collate import Batch
 from mmchat.data.dataset import Mixture, MixtureDataset, open_mixture
-from mmchat.data.order import BatchOrder, MicroBatchSampler
+from mmchat.data.order import BatchOrder
+from mmchat.data.parallel import cut
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
-from mmchat.training.engine import accumulation
 from mmchat.training.interruption import ignore_stop_signals
 from mmchat.training.objectives import Objective
+from mmchat.training.sharing import sharing
 
 
 class Feed:
-    """total: optimizer steps of the whole run. micro, rounds: samples and number of this rank's micro-batches in each.
+    """total: optimizer steps of the whole run. share: says how a step's samples become this rank's micro-batches.
 
     Raises:
-        UserError: data that cannot be used, or a batch that cannot be shared out evenly.
+        UserError: data that cannot be used, or samples that cannot be shared out as the config says.
     """
 
     def __init__(self, config: RunConfig, objective: Objective, quarantine: Quarantine) -> None:
@@ -31,24 +32,25 @@ class Feed:
         self.mixture = open_mixture(config.data, quarantine, show_progress=shows)
         self.order = batch_order(config, self.mixture)
         self.total = config.steps or self.order.steps_in_total
-        self.micro, self.rounds = accumulation(config, distributed.ranks())
-        self._held_out = config.validation and open_mixture(config.validation, quarantine, show_progress=shows)
+        self.share = sharing(config, config.data, self.mixture, objective)
+        if config.validation:
+            self._held_out = open_mixture(config.validation, quarantine, show_progress=shows)
+            self._share_held_out = sharing(config, config.validation, self._held_out, objective)
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number (from 1) and micro-batches of every step after the first `done`."""
-        first, last = (0, 1) if self._repeats else (done, self.total)
-        sampler = MicroBatchSampler(self.order, self.micro, distributed.rank(), distributed.ranks(), first, last)
-        groups = _grouped(load_batches(self.mixture, self.objective, sampler, self.config.workers), self.rounds)
+        steps = range(1) if self._repeats else range(done, self.total)
+        numbers = (micro_batch for step in steps for micro_batch in self.share(self.order.step(step)))
+        batches = load_batches(self.mixture, self.objective, numbers, self.config.workers)
+        groups = (list(islice(batches, len(self.share(self.order.step(step))))) for step in steps)
         return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
 
     def held_out(self) -> Iterator[Batch]:
         """One pass over the validation records, in file order; equally many batches on every rank, the last perhaps
         empty."""
-        ranks, rank = distributed.ranks(), distributed.rank()
-        rounds = -(-len(self._held_out) // (self.micro * ranks))
-        starts = [(i * ranks + rank) * self.micro for i in range(rounds)]
-        lists = [list(range(start, min(start + self.micro, len(self._held_out)))) for start in starts]
-        return load_batches(self._held_out, self.objective, lists, self.config.workers)
+        stretches = cut(len(self._held_out), self.config.batch_size)
+        numbers = (micro_batch for stretch in stretches for micro_batch in self._share_held_out(stretch))
+        return load_batches(self._held_out, self.objective, numbers, self.config.workers)
 
     def ids(self, step: int, rejected: list[Rejected]) -> list[str]:
         """Ids of the step's samples in global order, without those that could not be used."""
@@ -81,9 +83,3 @@ def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[
         worker_init_fn=ignore_stop_signals,
     )
     return iter(loader)
-
-
-def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """The micro-batches of one optimizer step at a time."""
-    while group := [batch for _, batch in zip(range(size), batches, strict=False)]:
-        yield group

@@ -36,8 +36,8 @@ class Journal:
             console.print(feed.mixture.table())
         console.print(
             f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
-            f"({feed.order.epoch(feed.total):.2f} epochs), {distributed.ranks()} rank(s) x {feed.rounds} x "
-            f"{feed.micro}, {config.precision}, ZeRO {config.zero_stage}"
+            f"({feed.order.epoch(feed.total):.2f} epochs), {distributed.ranks()} rank(s) x "
+            f"{feed.share}, {config.precision}, ZeRO {config.zero_stage}"
         )
 
     def __enter__(self) -> "Journal":

@@ -81,10 +81,12 @@ def train_step(
     # ZeRO 3, and ZeRO 2 with offload, keep the last step's gradient of whatever a backward leaves out and add to it.
     run_everything = engine.zero_optimization_stage() >= 2
     for number, (batch, images_here) in enumerate(zip(batches, images, strict=True), 1):
+        last = number == len(batches)
+        engine.set_gradient_accumulation_boundary(last)
         loss = objective.loss_sum(engine, batch.to(engine.device), images_here > 0 or run_everything)
         engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double().cpu()
-        if number == len(batches):
+        if last:
             # The optimizer's turn is next: the guard must know the loss by then; signals and memory ride along.
             sums = torch.tensor([loss_sum.item(), *stop_flags(), *_memory_of_ranks()], dtype=torch.float64)
             total, interrupted, ended, *memory = distributed.all_reduce(sums).tolist()

@@ -20,6 +20,7 @@ from mmchat.data.dataset import Encoded
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant, save_assistant
+from mmchat.model.packed_attention import enable_packing, packed_inputs
 from mmchat.training.config import RunConfig
 from mmchat.vision import preprocess
 
@@ -54,7 +55,10 @@ class AssistantObjective:
             specs=self.processor.image_processor.specs,
             slot_id=self.model.config.image_token_id,
             tokens_per_image=self.processor.image_tokens,
+            packs=config.packing is not None,
         )
+        if self.collator.packs:
+            enable_packing(self.model.language_model)
 
     def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
         rendered = self.processor.render(record.messages, max_length=self.max_length, template=template)
@@ -75,14 +79,18 @@ class AssistantObjective:
             dummies = 1
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
+        if batch.packed is None:
+            attention = {"attention_mask": batch.attention_mask}
+        else:
+            attention = packed_inputs(batch.packed, batch.input_ids.device)
         logits = module(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
             pixel_values=pixel_values,
             dummy_images=dummies,
             # Only positions that predict something supervised reach the head: bool[B, L] -> float[n, V].
             logits_to_keep=F.pad(supervised, (0, 1)),
             use_cache=False,
+            **attention,
         ).logits
         return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
 

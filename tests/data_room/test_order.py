@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmchat.data.mixture import EpochPlan
-from mmchat.data.order import BatchOrder, MicroBatchSampler
+from mmchat.data.order import BatchOrder, micro_batches
 
 PORTABLE = ([5, 0, 6, 1, 7, 2, 4, 3], [2, 0, 4, 1, 7, 5, 3, 6])
 
@@ -47,7 +47,7 @@ def test_epochs_and_seeds_differ():
 def test_any_split_joins_to_the_same_step(data, samples, seed, step):
     micro, ranks, rounds = (data.draw(st.integers(1, 4)) for _ in range(3))
     order = BatchOrder(one(samples), seed, batch_size=micro * ranks * rounds)
-    per_rank = [order.micro_batches(step, micro, rank, ranks) for rank in range(ranks)]
+    per_rank = [micro_batches(order.step(step), micro, rank, ranks) for rank in range(ranks)]
     assert {len(batches) for batches in per_rank} == {rounds}
     assert {len(batch) for batches in per_rank for batch in batches} == {micro}
     joined = [i for round_ in zip(*per_rank, strict=True) for batch in round_ for i in batch]
@@ -56,25 +56,14 @@ def test_any_split_joins_to_the_same_step(data, samples, seed, step):
 
 @settings(deadline=None)
 @given(samples=st.integers(1, 20), epochs=st.integers(1, 3), rounds=st.integers(1, 3), ranks=st.integers(1, 3))
-def test_the_last_step_of_an_epoch_run_is_smaller(samples, epochs, rounds, ranks):
+def test_the_last_step_of_an_epoch_run_is_smaller_and_takes_no_more_rounds_than_needed(samples, epochs, rounds, ranks):
     order = BatchOrder(one(samples), 0, batch_size=2 * ranks * rounds, total_samples=samples * epochs)
     steps = [order.step(step) for step in range(order.steps_in_total)]
     assert sum(map(len, steps)) == samples * epochs
     assert all(steps)
-    last = order.steps_in_total - 1
-    per_rank = [order.micro_batches(last, 2, rank, ranks) for rank in range(ranks)]
-    assert {len(batches) for batches in per_rank} == {rounds}
-    assert sorted(i for batches in per_rank for batch in batches for i in batch) == sorted(steps[last])
-
-
-@settings(deadline=None)
-@given(order=orders, first=st.integers(0, 5), more=st.integers(1, 5))
-def test_resume_is_a_suffix(order, first, more):
-    last = first + more
-    whole = list(MicroBatchSampler(order, 1, 0, 1, 0, last))
-    resumed = MicroBatchSampler(order, 1, 0, 1, first, last)
-    assert list(resumed) == whole[first * order.batch_size :]
-    assert len(resumed) == more * order.batch_size == len(list(resumed))
+    per_rank = [micro_batches(steps[-1], 2, rank, ranks) for rank in range(ranks)]
+    assert {len(batches) for batches in per_rank} == {-(-len(steps[-1]) // (2 * ranks))}
+    assert sorted(i for batches in per_rank for batch in batches for i in batch) == sorted(steps[-1])
 
 
 def test_epochs_as_a_fraction():

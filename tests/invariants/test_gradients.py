@@ -30,14 +30,25 @@ def case(stage: int, micro: int, again: bool = False, offload: str = "none") -> 
     return {"zero_stage": stage, "micro_batch_size": micro, "activation_checkpointing": parts, "offload": offload}
 
 
+def packed(stage: int, tokens: int | None = None, images: int | None = None, **others) -> dict:
+    return case(stage, 1, **others) | {"micro_batch_size": None, "packing": {"tokens": tokens, "images": images}}
+
+
+SMALL, LONGEST = 203, 145
+"""Budgets of a row: steps take from two to six rounds; the longest sample fills a row to the last token."""
 COVERING = {
-    1: [case(0, 8), case(0, 2, again=True), case(3, 1)],
-    2: [case(0, 4), case(1, 2, again=True), case(2, 1), case(2, 1, offload="optimizer"), case(3, 1, again=True)],
+    1: [case(0, 8), case(0, 2, again=True), case(3, 1), packed(0), packed(2, LONGEST)],
+    2: [
+        *(case(0, 4), case(1, 2, again=True), case(2, 1), case(2, 1, offload="optimizer"), case(3, 1, again=True)),
+        *(packed(1, SMALL, 2), packed(3, SMALL)),
+    ],
 }
 """Ranks -> what is looked at always; `--slow` looks at every combination."""
 OFFLOADED = [case(stage, 1, offload=what) for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "all"))]
+PACKED = [packed(*chosen, again=again) for *chosen, again in product(range(4), (None, SMALL), (None, 2), (False, True))]
+PACKED += [packed(stage, SMALL, offload=what) for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "all"))]
 WHOLE = {
-    ranks: [case(*chosen) for chosen in product(range(4), micro, (False, True))] + OFFLOADED
+    ranks: [case(*chosen) for chosen in product(range(4), micro, (False, True))] + OFFLOADED + PACKED
     for ranks, micro in ((1, (8, 4, 2, 1)), (2, (4, 2, 1)))
 }
 

@@ -11,13 +11,15 @@ from tests.launching import kill_group, launch, metrics, start, steps, wait_for_
 from tests.training_fixtures import run_values, write_mixture
 
 STEPS = 14
+PAIRS = ["--micro_batch_size", "2"]
+"""What a forward takes where samples are padded."""
 
 
 @pytest.fixture(scope="module")
 def setup(request, tmp_path_factory, assistant_dir):
     """Every way to be trained, with rates and decay by module, no dropout; uninterrupted on one rank without ZeRO."""
     folder = tmp_path_factory.mktemp("world_size")
-    values = run_values(folder, assistant_dir, write_mixture(folder / "data", 21), steps=STEPS, micro_batch_size=2)
+    values = run_values(folder, assistant_dir, write_mixture(folder / "data", 21), steps=STEPS)
     values["checkpoint"] = {"every": 2, "keep": 2, "asynchronous": True}
     values["optimizer"]["name"] = request.param
     values["trainable"] = {
@@ -28,21 +30,26 @@ def setup(request, tmp_path_factory, assistant_dir):
     }
     values["ema"] = 0.9
     config = write_config(folder / "run.yaml", **values)
-    result = launch(config, "--run_dir", str(folder / "whole"))
+    result = launch(config, "--run_dir", str(folder / "whole"), *PAIRS)
     assert result.returncode == 0, result.stdout
     return folder, config
 
 
-def case(optimizer, zero_stage, *ranks, offload="none", slow=True):
+def case(optimizer, zero_stage, *ranks, offload="none", packed=None, slow=True):
+    """packed: the budget of a row each time the run is started, None where it pads."""
     marks = [pytest.mark.slow] if slow else []
     name = f"{optimizer}-zero{zero_stage}-offload-{offload}-ranks-" + "-".join(map(str, ranks))
-    return pytest.param(optimizer, zero_stage, offload, ranks, marks=marks, id=name)
+    name += f"-packed-{'-'.join(map(str, packed))}" if packed else ""
+    return pytest.param(optimizer, zero_stage, offload, ranks, packed or [None] * len(ranks), marks=marks, id=name)
 
 
 @pytest.mark.parametrize(
-    ("setup", "zero_stage", "offload", "ranks"),
+    ("setup", "zero_stage", "offload", "ranks", "packed"),
     [
-        case("adamw", 2, 1, 2, 1, slow=False),
+        case("adamw", 2, 1, 2, 1, packed=(None, 203, 400), slow=False),
+        case("adamw", 2, 1, 2, 1),
+        case("adamw", 0, 2, 1, 2, packed=(203, None, 300)),
+        case("adamw", 3, 2, 1, 2, packed=(203, 400, None)),
         case("adamw", 0, 1, 2, 1),
         case("adamw", 1, 1, 2, 1),
         case("adamw", 2, 2, 1),
@@ -55,18 +62,21 @@ def case(optimizer, zero_stage, *ranks, offload="none", slow=True):
     indirect=["setup"],
     scope="module",
 )
-def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(setup, zero_stage, offload, ranks):
+def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(
+    setup, zero_stage, offload, ranks, packed
+):
     """Each kill comes when the ranks of then have begun two saves, the first of which is complete by then."""
     folder, config = setup
-    run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, ranks))}"
+    run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, [*ranks, *packed]))}"
     options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--offload", offload]
     kills = [random.randint(5, 7), random.randint(11, 12)][: len(ranks) - 1]
-    for count, kill_at in zip(ranks, kills, strict=False):
+    starts = [[*options, "--resume", *(["--packing.tokens", str(row)] if row else PAIRS)] for row in packed]
+    for count, words, kill_at in zip(ranks, starts, kills, strict=False):
         log = folder / f"{run.name}-{count}.log"
-        process = start(config, *options, "--resume", ranks=count, log=log)
+        process = start(config, *words, ranks=count, log=log)
         wait_for_step(process, run, kill_at)
         kill_group(process)
-    result = launch(config, *options, "--resume", ranks=ranks[-1])
+    result = launch(config, *starts[-1], ranks=ranks[-1])
     when = f"killed at steps {kills}:\n{result.stdout}"
     assert result.returncode == 0, when
 

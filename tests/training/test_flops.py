@@ -16,6 +16,7 @@ from mmchat.training.lora import add_adapters
 from mmchat.training.meters.flops import LANGUAGE_MODELS, causal_pairs, operations
 from mmchat.training.trainability import Rule, apply_rules
 from tests.conftest import CLIP_28, DATA
+from tests.language_kinds import KINDS, SHAPE
 
 FULL, FROZEN = Rule(), Rule(mode="frozen")
 LORA = Rule(mode="lora", rank=4)
@@ -86,24 +87,6 @@ def test_two_towers_of_different_kinds(make_assistant, make_tower, fusion):
     apply_rules(model, {**ALL_FULL, "towers.0": FROZEN})
     batch = batch_of(model, (100, 2))
     assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
-
-
-KINDS = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "gpt_neox": {},
-    "llama": {"num_key_value_heads": 2},
-    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
-    "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
-    "qwen2": {
-        "layer_types": ["sliding_attention", "full_attention"],
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "num_key_value_heads": 2,
-    },
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
-}
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.mark.parametrize("kind", LANGUAGE_MODELS)

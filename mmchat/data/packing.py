@@ -1,0 +1,63 @@
+"""Packing: a step's samples, one behind another, in rows without padding.
+
+A step holds the same samples packed or not, so packing is no part of the order: losses, schedule, epochs and resume are
+those of the padded run. Only how a step is shared out over ranks and forwards differs, and that is a pure function of
+its samples' lengths.
+"""
+
+import math
+
+import numpy as np
+from pydantic import Field
+
+from mmchat.settings import settings
+
+
+@settings
+class PackingConfig:
+    tokens: int | None = Field(None, gt=0, description="most tokens of one forward; null: data.max_length")
+    images: int | None = Field(None, gt=0, description="most pictures of one forward; null: no limit")
+
+
+def pack(sizes: np.ndarray, budget: np.ndarray, ranks: int) -> list[list[list[int]]]:
+    """Rows by [round][rank], each a list of places in `sizes`; some are empty where samples are few.
+
+    Longest first, a sample goes where the fewest tokens are, so that all rows take about as long (longest processing
+    time first, Graham 1969). If one then fits nowhere, all go where the most tokens are that leave room (best fit
+    decreasing, which wastes least), and if that fails too, there is another round.
+
+    Args:
+        sizes: int[samples, 2], tokens and pictures, each of which fits into an empty row.
+        budget: float[2], the most tokens and pictures of a row.
+    """
+    assert (sizes <= budget).all(), "a sample that fits into no row"
+    rounds = max(1, math.ceil((sizes.sum(axis=0) / budget).max() / ranks))
+    while True:
+        for emptiest_first in (True, False):
+            rows = _filled(sizes, budget, rounds * ranks, emptiest_first)
+            if rows is not None:
+                return _dealt(rows, sizes[:, 0], ranks)
+        rounds += 1
+
+
+def _filled(sizes: np.ndarray, budget: np.ndarray, count: int, emptiest_first: bool) -> list[list[int]] | None:
+    """So many rows, or None where they have no room for a sample."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    held = np.zeros((count, 2), np.int64)
+    for place in np.argsort(-sizes[:, 0], kind="stable"):
+        have_room = np.flatnonzero((held + sizes[place] <= budget).all(axis=1))
+        if not len(have_room):
+            return None
+        tokens = held[have_room, 0]
+        row = have_room[tokens.argmin() if emptiest_first else tokens.argmax()]
+        held[row] += sizes[place]
+        rows[row].append(int(place))
+    return rows
+
+
+def _dealt(rows: list[list[int]], tokens: np.ndarray, ranks: int) -> list[list[list[int]]]:
+    """Rows of like length form a round, at whose end ranks may wait for each other; the longest goes to the first rank
+    and the last one in turn. Within a row samples keep their order."""
+    rows = sorted(map(sorted, rows), key=lambda row: -tokens[row].sum())
+    rounds = [rows[start : start + ranks] for start in range(0, len(rows), ranks)]
+    return [dealt[:: -1 if number % 2 else 1] for number, dealt in enumerate(rounds)]

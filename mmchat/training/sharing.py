@@ -1,0 +1,67 @@
+"""How the samples of a step, or of a stretch of the held-out records, are shared out over ranks and forwards."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmchat.data.config import DataConfig
+from mmchat.data.dataset import Mixture
+from mmchat.data.lengths import mixture_sizes
+from mmchat.data.order import micro_batches
+from mmchat.data.packing import pack
+from mmchat.errors import SharedError
+from mmchat.training import distributed
+from mmchat.training.config import RunConfig
+from mmchat.training.engine import accumulation
+from mmchat.training.objectives import Objective
+
+
+class Padded:
+    """Equally many samples in every forward, as they come. Called with sample numbers, gives this rank's micro-batches.
+
+    Raises:
+        UserError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._size, self._rounds = accumulation(config, distributed.ranks())
+
+    def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
+        return micro_batches(numbers, self._size, distributed.rank(), distributed.ranks())
+
+    def __str__(self) -> str:
+        return f"{self._rounds} x {self._size}"
+
+
+class Packed:
+    """Rows of like length within a budget. Called with sample numbers, gives this rank's rows.
+
+    Raises:
+        SharedError: a sample is larger than a row, or lengths could not be measured.
+    """
+
+    def __init__(self, config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective) -> None:
+        self._tokens = config.packing.tokens or data.max_length
+        self._budget = np.array([self._tokens, config.packing.images or math.inf])
+        # From rank 0, because all ranks must plan alike, even if a file appears while they look.
+        self._sizes = distributed.from_first(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
+        if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
+            record = mixture.find(int(too_large[0]))[1]
+            tokens, images = self._sizes[too_large[0]]
+            raise SharedError(
+                f"{len(too_large)} sample(s) fit into no row: {record.where} (id {record.id}) has {tokens} tokens and "
+                f"{images} image(s), but packing.tokens is {self._tokens} and packing.images {config.packing.images}; "
+                "allow more, or cut samples with max_length"
+            )
+
+    def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
+        rounds = pack(self._sizes[numbers], self._budget, distributed.ranks())
+        return [[numbers[place] for place in rows[distributed.rank()]] for rows in rounds]
+
+    def __str__(self) -> str:
+        return f"rows of at most {self._tokens:,} tokens"
+
+
+def sharing(config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective) -> Padded | Packed:
+    return Packed(config, data, mixture, objective) if config.packing else Padded(config)

@@ -1,0 +1,94 @@
+"""Packing is a pure plan: every sample once, budgets kept, the same on every machine, ranks alike."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.data.collate import Collator
+from mmchat.data.dataset import Encoded, Sample
+from mmchat.data.packing import pack
+from mmchat.data.records import Rejected
+
+TOKENS, IMAGES = 64, 4
+samples = st.lists(st.tuples(st.integers(0, TOKENS), st.integers(0, IMAGES)), max_size=60)
+ranks = st.integers(1, 5)
+
+
+def plan(sizes, tokens=TOKENS, images=IMAGES, ranks=1):
+    return pack(np.array(sizes, np.int64).reshape(-1, 2), np.array([tokens, images]), ranks)
+
+
+def tokens_of(row, sizes):
+    return sum(sizes[place][0] for place in row)
+
+
+@settings(deadline=None)
+@given(sizes=samples, ranks=ranks, images=st.sampled_from([IMAGES, math.inf]))
+def test_every_sample_once_in_rows_within_budget_equally_many_on_every_rank(sizes, ranks, images):
+    rounds = plan(sizes, images=images, ranks=ranks)
+    assert {len(rows) for rows in rounds} == {ranks}
+    assert sorted(place for rows in rounds for row in rows for place in row) == list(range(len(sizes)))
+    for row in (row for rows in rounds for row in rows):
+        assert tokens_of(row, sizes) <= TOKENS and sum(sizes[place][1] for place in row) <= images
+        assert row == sorted(row)
+    assert rounds == plan(sizes, images=images, ranks=ranks)
+
+
+@settings(deadline=None)
+@given(sizes=samples, ranks=ranks)
+def test_no_round_is_there_in_vain(sizes, ranks):
+    """Best fit decreasing by the book, which opens a row when it needs one, needs no fewer."""
+    rows: list[int] = []
+    for tokens, _ in sorted(sizes, reverse=True):
+        room = [place for place, held in enumerate(rows) if held + tokens <= TOKENS]
+        if room:
+            rows[max(room, key=rows.__getitem__)] += tokens
+        else:
+            rows.append(tokens)
+    assert len(plan(sizes, images=math.inf, ranks=ranks)) <= max(1, math.ceil(len(rows) / ranks))
+
+
+@settings(deadline=None)
+@given(sizes=samples, ranks=ranks)
+def test_where_there_is_room_ranks_differ_by_no_more_than_the_longest_sample(sizes, ranks):
+    (rows,) = plan(sizes, tokens=60 * TOKENS, images=math.inf, ranks=ranks)
+    loads = [tokens_of(row, sizes) for row in rows]
+    assert max(loads) - min(loads) <= max((tokens for tokens, _ in sizes), default=0)
+
+
+def test_a_tight_budget_is_filled_by_best_fit():
+    """Emptiest first has 5 + 2 and 4 + 3, and no room for the other 2."""
+    sizes = [(5, 0), (4, 0), (3, 0), (2, 0), (2, 0)]
+    ((first,), (second,)) = plan(sizes, tokens=8, ranks=1)
+    assert {tokens_of(first, sizes), tokens_of(second, sizes)} == {8}
+
+
+def test_the_plan_is_portable():
+    sizes = [(30, 1), (12, 0), (64, 2), (7, 0), (41, 1), (22, 1), (9, 0), (35, 1)]
+    assert plan(sizes, ranks=2) == [[[2], [1, 3, 7]], [[4, 6], [0, 5]]]
+
+
+def sample(name, ids, labels=None):
+    return Sample(0, name, Encoded(ids, labels, []))
+
+
+def test_a_packed_batch_has_one_row_and_counts_samples():
+    no = IGNORE_INDEX
+    items = [sample("a", [1, 2, 3], [1, 2, 3]), Rejected("x:record 1", "x", "bad"), sample("b", [4, 5], [no, 5])]
+    batch = Collator(pad_id=9, specs=[], packs=True)(items)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5]]
+    assert batch.labels.tolist() == [[no, 2, 3, no, 5]]  # "a" says nothing about the first token of "b"
+    assert (batch.packed, batch.lengths, batch.ids) == ([3, 2], [3, 2], ["a", "b"])
+    assert (batch.tokens, batch.positions, batch.supervised) == (5, 5, 3)
+    padded = Collator(pad_id=9, specs=[])(items)
+    assert (padded.lengths, padded.supervised, padded.packed) == ([3, 2], 3, None)
+
+
+@pytest.mark.parametrize("items", [[], [Rejected("x:record 1", "x", "bad")]])
+def test_a_row_without_samples_still_lets_its_rank_take_part(items):
+    batch = Collator(pad_id=9, specs=[], packs=True)(items)
+    assert (batch.input_ids.tolist(), batch.packed, batch.lengths, batch.supervised) == ([[9]], [1], [], 0)
