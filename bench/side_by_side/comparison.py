@@ -46,6 +46,8 @@ def _round(a: Measured, b: Measured, peak: float) -> dict[str, float]:
     return {
         "speed_ratio": seconds_a / seconds_b,
         "cpu_seconds_ratio": _sum(steps_a, "cpu_seconds") / _sum(steps_b, "cpu_seconds"),
+        "kernel_share_a": _sum(steps_a, "kernel_seconds") / _sum(steps_a, "cpu_seconds"),
+        "kernel_share_b": _sum(steps_b, "kernel_seconds") / _sum(steps_b, "cpu_seconds"),
         "memory_ratio": b["memory"] / a["memory"],
         "tokens_per_second_a": tokens / seconds_a,
         "tokens_per_second_b": tokens / seconds_b,

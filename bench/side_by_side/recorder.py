@@ -1,6 +1,7 @@
 """Watches one variant from inside its process: what each step took and gave, and the memory of all of them."""
 
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Recorder:
     def __init__(self) -> None:
         self._cuda = torch.cuda.is_available()
         self._resident_before = psutil.Process().memory_info().rss
-        self._now, self._cpu, self._workers = 0.0, 0.0, 0
+        self._clocks, self._workers = _clocks(), 0
         self.steps: list[dict[str, Any]] = []
 
     def begin(self) -> None:
@@ -29,17 +30,17 @@ class Recorder:
             torch.cuda.reset_peak_memory_stats()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back (man 5 proc)
-        self._now, self._cpu = time.perf_counter(), time.process_time()
+        self._clocks = _clocks()
 
     def step(self, **given: Any) -> None:
         """A step is done; `given`: its loss and gradient norms, and what else the variant knows of it."""
         if self._cuda:
             torch.cuda.synchronize()
-        seconds, cpu_seconds = time.perf_counter() - self._now, time.process_time() - self._cpu
-        self.steps.append({"seconds": seconds, "cpu_seconds": cpu_seconds, **given})
+        now = _clocks()
+        self.steps.append({**{name: now[name] - before for name, before in self._clocks.items()}, **given})
         workers = sum(child.memory_full_info().uss for child in psutil.Process().children())
         self._workers = max(self._workers, workers)
-        self._now, self._cpu = time.perf_counter(), time.process_time()
+        self._clocks = _clocks()
 
     def result(self) -> dict[str, Any]:
         return {
@@ -49,6 +50,13 @@ class Recorder:
             "threads": torch.get_num_threads(),
             "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(SHOWN)},
         }
+
+
+def _clocks() -> dict[str, float]:
+    """Seconds: of the wall, of CPU by this process without its children, and of these in the kernel (page faults)."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"seconds": time.perf_counter(), "cpu_seconds": cpu, "kernel_seconds": usage.ru_stime}
 
 
 SHOWN = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_", "PYTORCH_")

@@ -17,14 +17,15 @@ def measured(seconds, memory, **changes):
     """Warm steps that take ten times as long, then two that count."""
     step = {"loss": 2.0, "grad_norm": 5.0, "grad_norms": {"projectors": 3.0, "language_model": 4.0}}
     step |= {"tokens": 100, "positions": 125, "operations": 30, **changes}
-    steps = [step | {"seconds": 10 * seconds, "cpu_seconds": 0.0}] * WARM
-    steps += [step | {"seconds": s, "cpu_seconds": 1.0} for s in (seconds, 3 * seconds)]
+    steps = [step | {"seconds": 10 * seconds, "cpu_seconds": 0.0, "kernel_seconds": 0.0}] * WARM
+    steps += [step | {"seconds": s, "cpu_seconds": 1.0, "kernel_seconds": 0.25} for s in (seconds, 3 * seconds)]
     return {"steps": steps, "memory": memory, "memory_of_workers": 0, "peak": 60.0}
 
 
 def test_ratios_are_of_what_is_measured_after_the_warm_steps():
     (one,) = figures([(measured(1.0, 8), measured(0.5, 4))])
     assert one["speed_ratio"] == 2 and one["memory_ratio"] == 0.5 and one["cpu_seconds_ratio"] == 1
+    assert one["kernel_share_a"] == one["kernel_share_b"] == 0.25
     assert (one["tokens_per_second_a"], one["tokens_per_second_b"]) == (50, 100)
     assert (one["mfu_a"], one["mfu_b"]) == (0.25, 0.5)  # 60 operations in 4 s and in 2 s, of 60 a second
     assert one["fill_b"] == 0.8 and one["loss_difference"] == 0
