@@ -30,12 +30,9 @@ from mmchat.cli.quiet import quiet_libraries
 from mmchat.files import write_json
 
 HERE = Path(__file__).resolve().parent
-TUNED = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:"
-    "glibc.malloc.trim_threshold=34359738368"
-}
-ENVIRONMENTS = {"default": ({}, {}), "tuned": (TUNED, TUNED), "out-of-the-box": ({}, TUNED)}
-"""What is added to the environment of A and of B; out of the box B is what its launcher makes it."""
+KEEPING = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
+ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": KEEPING}}
+"""What is added to the environment of both."""
 
 
 def main() -> None:
@@ -99,10 +96,9 @@ class Bench:
 
     def round(self, number: int) -> tuple[Measured, Measured]:
         """Measurements of A and then of B."""
-        added_a, added_b = ENVIRONMENTS[self.arguments.environment]
-        steps = WARM + self.arguments.steps
-        a = self.run(self.arguments.a, added_a, steps, "bf16")
-        b = self.run("ours", added_b, steps, "bf16")
+        added, steps = ENVIRONMENTS[self.arguments.environment], WARM + self.arguments.steps
+        a = self.run(self.arguments.a, added, steps, "bf16")
+        b = self.run("ours", added, steps, "bf16")
         say(f"round {number}: {summary(figures([(a, b)]))}")
         return a, b
 

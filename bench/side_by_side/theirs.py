@@ -1,5 +1,6 @@
 """Variant A: transformers' LlavaForConditionalGeneration and its Trainer, as its examples use them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,18 @@ class Watch(TrainerCallback):
         self.recorder.begin()
 
     def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
-        if not self.recorder.steps:
-            self.norms = norms_of_modules(model)
+        # Only the first step is compared by module; looking at all gradients takes time.
+        self.norms = {} if self.recorder.steps else norms_of_modules(model)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.recorder.step()
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "loss" in logs:
-            self.recorder.steps[-1] |= {"loss": logs["loss"], "grad_norm": logs["grad_norm"], "grad_norms": self.norms}
+            # The whole norm is from before clipping; those of modules were taken after it.
+            whole = math.hypot(*self.norms.values())
+            norms = {name: norm / whole * logs["grad_norm"] for name, norm in self.norms.items()}
+            self.recorder.steps[-1] |= {"loss": logs["loss"], "grad_norm": logs["grad_norm"], "grad_norms": norms}
 
 
 def norms_of_modules(model: torch.nn.Module) -> dict[str, float]:
