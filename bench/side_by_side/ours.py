@@ -5,9 +5,9 @@ from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
 from mmchat.training.feed import Feed
-from mmchat.training.flops import operations
 from mmchat.training.loop import train_step
-from mmchat.training.norms import ModuleNorms
+from mmchat.training.meters.flops import operations
+from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.opening import open_model
 from mmchat.training.stability import StepGuard
 from side_by_side.recorder import Recorder

@@ -12,7 +12,7 @@ WAYS_OF_A = ("trainer", "logits_to_keep", "loop")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("variant", choices=[*WAYS_OF_A, "ours"])
     parser.add_argument("workload", type=Path)
     parser.add_argument("out", type=Path)
@@ -22,7 +22,7 @@ def main() -> None:
     # Both variants import both sides, so that memory is counted from the same start.
     from mmchat.training import distributed
     from mmchat.training.config import RunConfig
-    from mmchat.training.peak import find_peak
+    from mmchat.training.meters.peak import find_peak
     from side_by_side import ours, theirs
     from side_by_side.recorder import Recorder
 

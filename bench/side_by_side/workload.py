@@ -14,14 +14,14 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mmchat.data.dataset import MixtureDataset, Sample
+from mmchat.data.dataset import MixtureDataset
 from mmchat.data.quarantine import Quarantine
 from mmchat.model.assembly import assemble
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
 from mmchat.training.objectives import AssistantObjective
-from mmchat.vision import TowerConfig, build_tower, normalise
+from mmchat.vision import TowerConfig, build_tower
 from side_by_side.shapes import Shape
 
 SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
@@ -126,11 +126,9 @@ def write_samples(folder: Path, steps: int) -> None:
     feed = Feed(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
     encoded = MixtureDataset(feed.mixture, objective.encode)
     numbers = [number for step in range(steps) for number in feed.order.step(step)]
-    (spec,) = objective.collator.specs
 
-    def as_theirs(sample: Sample) -> dict[str, torch.Tensor]:
-        pixels = normalise(np.stack([pixels for (pixels,) in sample.pixels]), spec)
-        ids, labels = torch.tensor(sample.input_ids), torch.tensor(sample.labels)
-        return {"input_ids": ids, "labels": labels, "pixel_values": torch.from_numpy(pixels)[0]}
+    def as_theirs(number: int) -> dict[str, torch.Tensor]:
+        alone = objective.collator([encoded[number]])
+        return {"input_ids": alone.input_ids[0], "labels": alone.labels[0], "pixel_values": alone.pixel_values[0][0]}
 
-    torch.save([as_theirs(encoded[number]) for number in numbers], folder / "samples.pt")
+    torch.save([as_theirs(number) for number in numbers], folder / "samples.pt")
