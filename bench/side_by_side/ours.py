@@ -1,0 +1,35 @@
+"""Variant B: a run of mmchat without its files, from config to optimizer step by the modules that a run is made of."""
+
+from mmchat.data.quarantine import Quarantine
+from mmchat.training import distributed
+from mmchat.training.config import RunConfig
+from mmchat.training.engine import build_engine
+from mmchat.training.feed import Feed
+from mmchat.training.loop import train_step
+from mmchat.training.meters.flops import operations
+from mmchat.training.meters.norms import ModuleNorms
+from mmchat.training.opening import open_model
+from mmchat.training.stability import StepGuard
+from side_by_side.recorder import Recorder
+
+
+def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
+    opened = open_model(config)
+    objective, groups = opened.objective, opened.groups
+    feed = Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True))
+    guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
+    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
+    cost = operations(objective.model)
+    recorder.begin()
+    for step, batches in feed.steps(0):
+        result = train_step(engine, objective, batches, guard, norms, lambda: [0, 0], cost)
+        recorder.step(
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            grad_norms=result.grad_norms,
+            tokens=result.tokens,
+            positions=result.positions,
+            operations=result.operations,
+        )
+        if step == steps:
+            break

@@ -1,0 +1,66 @@
+"""Sizes of models: what they are named after, and what transformers' configs are told."""
+
+from dataclasses import dataclass
+from typing import Any
+
+CLIP_B_16 = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 256,
+    "patch_size": 16,
+}
+CLIP_L_14_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+# Without dropout, which OPT has by default: two programs that draw different noise could not be compared.
+OPT_125M = {"model_type": "opt", "vocab_size": 50272, "dropout": 0.0, "tie_word_embeddings": True}
+
+
+def _llama(width: int, inner: int, layers: int, heads: int, groups: int, words: int, tied: bool) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "vocab_size": words,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 2048,
+    }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Arguments of transformers' configs, named after the model whose shape it is."""
+
+    language: dict[str, Any]
+    tower: dict[str, Any]
+    named_after: str
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPES = {
+    "0.1b": Shape(OPT_125M, CLIP_B_16, "OPT-125M, CLIP ViT-B/16 at 256"),
+    "0.1b-smollm": Shape(_llama(576, 1536, 30, 9, 3, 49152, tied=True), CLIP_B_16, "SmolLM-135M, CLIP ViT-B/16 at 256"),
+    "1b": Shape(
+        _llama(2048, 5632, 22, 32, 4, 32000, tied=False), CLIP_L_14_336, "TinyLlama-1.1B, CLIP ViT-L/14 at 336"
+    ),
+    "3b": Shape(_llama(3072, 8192, 28, 24, 8, 128256, tied=True), CLIP_L_14_336, "Llama-3.2-3B, CLIP ViT-L/14 at 336"),
+    "7b": Shape(
+        _llama(4096, 11008, 32, 32, 32, 32000, tied=False), CLIP_L_14_336, "LLaVA-1.5-7B (Vicuna, CLIP ViT-L/14 at 336)"
+    ),
+    "tiny": Shape(
+        # Spread wide, so that gradients are large enough to be clipped.
+        _llama(32, 64, 2, 4, 2, 200, tied=False) | {"initializer_range": 0.5},
+        {**TINY, "intermediate_size": 64, "image_size": 28, "patch_size": 7},
+        "nothing; for the program's own test",
+    ),
+}

@@ -1,0 +1,44 @@
+"""One variant in a process of its own: trains on a workload and writes what was measured as JSON."""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+from mmchat.cli.quiet import quiet_libraries
+from mmchat.files import write_json
+from mmchat.settings import load_settings
+
+WAYS_OF_A = ("trainer", "logits_to_keep", "loop")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("variant", choices=[*WAYS_OF_A, "ours"])
+    parser.add_argument("workload", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    arguments, overrides = parser.parse_known_args()
+    quiet_libraries()
+    # Both variants import both sides, so that memory is counted from the same start.
+    from mmchat.training import distributed
+    from mmchat.training.config import RunConfig
+    from mmchat.training.meters.peak import find_peak
+    from side_by_side import ours, theirs
+    from side_by_side.recorder import Recorder
+
+    config = load_settings(RunConfig, arguments.workload / "run.yaml", overrides)
+    if arguments.variant == "ours":
+        distributed.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
+    peak = find_peak(config.precision, config.peak_tflops)
+    recorder = Recorder()
+    if arguments.variant == "ours":
+        ours.train(config, arguments.steps, recorder)
+    else:
+        theirs.train(config, arguments.workload / "samples.pt", arguments.steps, arguments.variant, recorder)
+    packages = {name: version(name) for name in ("mmchat", "torch", "transformers", "deepspeed")}
+    write_json(arguments.out, {**recorder.result(), "peak": peak.flops, "peak_source": peak.source, **packages})
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

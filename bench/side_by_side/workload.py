@@ -1,0 +1,134 @@
+"""What both variants train on: a model with random weights, conversations with pictures, and the same samples encoded.
+
+Text is as long as in conversations about pictures: lognormal, 40 to 600 tokens, 197 on average, 57 % supervised. A
+word is one token, so that a length can be asked for.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mmchat.data.dataset import MixtureDataset
+from mmchat.data.quarantine import Quarantine
+from mmchat.model.assembly import assemble
+from mmchat.settings import load_settings
+from mmchat.training.config import RunConfig
+from mmchat.training.feed import Feed
+from mmchat.training.objectives import AssistantObjective
+from mmchat.vision import TowerConfig, build_tower
+from side_by_side.shapes import Shape
+
+SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
+SPECIAL = ["<unk>", "<s>", "</s>"]
+PICTURE = (640, 480)
+FRAME = 5
+"""Tokens of a conversation's text that are neither question nor answer: <s>, the roles, the places of a picture."""
+SHORTEST, LONGEST, MEAN, SIGMA, SUPERVISED = 40, 600, 197, 0.7, 0.57
+AHEAD = 4
+"""Steps of data behind the last one, so that the data worker does not run out of work before the measured steps end."""
+
+TRAINABLE = {
+    "sft": {"towers": "frozen", "projectors": "full", "language_model": "full"},
+    "pretrain": {"towers": "frozen", "projectors": "full", "language_model": "frozen"},
+}
+
+
+def write_workload(
+    folder: Path, shape: Shape, stage: str, batch: int, steps: int, seed: int, checkpointing: bool = False
+) -> None:
+    """`model/`, `records.json` with its pictures, `run.yaml` for ours, and `samples.pt` for theirs.
+
+    samples.pt: the samples of `steps` steps in our run's order, each input_ids and labels int64[L] and pixel_values
+    float32[3, H, W].
+    """
+    write_tokenizer(folder / "tokenizer", shape.language["vocab_size"] - SLOT_TOKENS)
+    write_model(folder, shape)
+    write_records(folder, (steps + AHEAD) * batch, shape.language["vocab_size"], seed)
+    write_config(folder / "run.yaml", stage, batch, steps + AHEAD, seed, checkpointing)
+    write_samples(folder, steps)
+
+
+def write_tokenizer(folder: Path, words: int) -> None:
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *map(_word, range(words - len(SPECIAL)))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.save_pretrained(folder)
+
+
+def _word(number: int) -> str:
+    return f"w{number}"
+
+
+def write_model(folder: Path, shape: Shape) -> None:
+    language = folder / "language.json"
+    language.write_text(json.dumps(shape.language))
+    tower = build_tower(TowerConfig("clip_vit", shape.tower, layer=-2))
+    tokenizer = str(folder / "tokenizer")
+    model, processor = assemble(str(language), [tower], "mlp2x_gelu", "vicuna_v1", system="", tokenizer=tokenizer)
+    model.save_pretrained(folder / "model", max_shard_size="1TB")
+    processor.save_pretrained(folder / "model")
+
+
+def write_records(folder: Path, count: int, vocabulary: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = text_lengths(count, rng)
+    words = vocabulary - SLOT_TOKENS - len(SPECIAL)
+
+    def text(tokens: int) -> str:
+        return " ".join(map(_word, rng.integers(0, words, tokens)))
+
+    records = []
+    for number, length in enumerate(lengths):
+        answer = round(SUPERVISED * length)
+        question = text(length - answer - FRAME)
+        turns = [("human", f"<image>\n{question}"), ("gpt", text(answer - 1))]  # </s> is supervised, too
+        name = f"{number:05}.jpg"
+        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(folder / name)
+        records.append({"id": name, "image": name, "conversations": [{"from": who, "value": v} for who, v in turns]})
+    (folder / "records.json").write_text(json.dumps(records))
+
+
+def text_lengths(count: int, rng: np.random.Generator) -> list[int]:
+    """Tokens of text of each conversation."""
+    drawn = rng.lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, count)
+    return np.clip(np.round(drawn), SHORTEST, LONGEST).astype(int).tolist()
+
+
+def write_config(path: Path, stage: str, batch: int, steps: int, seed: int, checkpointing: bool) -> None:
+    values = {
+        "run_dir": str(path.parent / "run"),
+        "model": str(path.parent / "model"),
+        "data": {"path": str(path.parent / "records.json")},
+        "trainable": TRAINABLE[stage],
+        # What HF's Trainer does unless told otherwise, but for the schedule.
+        "optimizer": {"lr": 5e-5, "schedule": "constant", "warmup": 0},
+        "steps": steps,
+        "batch_size": batch,
+        "seed": seed,
+        "activation_checkpointing": ["language_model"] if checkpointing else [],
+    }
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def write_samples(folder: Path, steps: int) -> None:
+    config = load_settings(RunConfig, folder / "run.yaml", [])
+    objective = AssistantObjective(config)
+    feed = Feed(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
+    encoded = MixtureDataset(feed.mixture, objective.encode)
+    numbers = [number for step in range(steps) for number in feed.order.step(step)]
+
+    def as_theirs(number: int) -> dict[str, torch.Tensor]:
+        alone = objective.collator([encoded[number]])
+        return {"input_ids": alone.input_ids[0], "labels": alone.labels[0], "pixel_values": alone.pixel_values[0][0]}
+
+    torch.save([as_theirs(number) for number in numbers], folder / "samples.pt")

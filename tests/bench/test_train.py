@@ -1,0 +1,91 @@
+"""The side-by-side measurement: what it computes of measurements, and the whole program on a tiny shape."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from side_by_side.comparison import WARM, agree, disagreement, figures, medians
+from side_by_side.workload import LONGEST, SHORTEST, text_lengths
+
+BENCH = Path(__file__).parents[2] / "bench" / "train.py"
+
+
+def measured(seconds, memory, **changes):
+    """Warm steps that take ten times as long, then two that count."""
+    step = {"loss": 2.0, "grad_norm": 5.0, "grad_norms": {"projectors": 3.0, "language_model": 4.0}}
+    step |= {"tokens": 100, "positions": 125, "operations": 30, **changes}
+    steps = [step | {"seconds": 10 * seconds, "cpu_seconds": 0.0, "kernel_seconds": 0.0}] * WARM
+    steps += [step | {"seconds": s, "cpu_seconds": 1.0, "kernel_seconds": 0.25} for s in (seconds, 3 * seconds)]
+    return {"steps": steps, "memory": memory, "memory_of_workers": 0, "peak": 60.0}
+
+
+def test_ratios_are_of_what_is_measured_after_the_warm_steps():
+    (one,) = figures([(measured(1.0, 8), measured(0.5, 4))])
+    assert one["speed_ratio"] == 2 and one["memory_ratio"] == 0.5 and one["cpu_seconds_ratio"] == 1
+    assert one["kernel_share_a"] == one["kernel_share_b"] == 0.25
+    assert (one["tokens_per_second_a"], one["tokens_per_second_b"]) == (50, 100)
+    assert (one["mfu_a"], one["mfu_b"]) == (0.25, 0.5)  # 60 operations in 4 s and in 2 s, of 60 a second
+    assert one["fill_b"] == 0.8 and one["loss_difference"] == 0
+
+
+def test_a_round_that_was_disturbed_does_not_move_the_median():
+    quiet, disturbed = (measured(1.0, 8), measured(0.5, 4)), (measured(1.0, 8), measured(5.0, 4))
+    assert medians(figures([quiet, disturbed, quiet]))["speed_ratio"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "agreed"),
+    [
+        ({}, True),
+        ({"loss": 2.0001}, True),
+        ({"loss": 2.001}, False),
+        ({"grad_norm": 5.001}, True),
+        ({"grad_norm": 5.01}, False),
+        ({"grad_norms": {"projectors": 3.01, "language_model": 4.0}}, False),
+    ],
+    ids=str,
+)
+def test_agreement(changes, agreed):
+    assert agree(disagreement(measured(1.0, 8), measured(1.0, 8, **changes))) == agreed
+
+
+def test_other_modules_trained_is_no_agreement():
+    with pytest.raises(ValueError, match="but B projectors"):
+        disagreement(measured(1.0, 8), measured(1.0, 8, grad_norms={"projectors": 5.0}))
+
+
+def test_lengths_are_those_that_the_readme_states():
+    lengths = np.array(text_lengths(20_000, np.random.default_rng(0)))
+    assert lengths.min() == SHORTEST and lengths.max() == LONGEST
+    assert abs(lengths.mean() - 197) < 8
+    padded = [max(batch) + 256 for batch in lengths.reshape(-1, 8)]
+    assert abs((lengths.mean() + 256) / np.mean(padded) - 0.67) < 0.02
+
+
+def run_tiny(out, *words):
+    command = [sys.executable, str(BENCH), "--shape", "tiny", "--batch", "4", "--rounds", "1", "--steps", "2"]
+    return subprocess.run([*command, "--out", str(out), *words], capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--stage", "pretrain", "--a", "logits_to_keep"), ("--a", "loop")], ids=str)
+def test_the_whole_program(tmp_path, words):
+    done = run_tiny(tmp_path / "out.json", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("tiny ") and "x the real tokens/s of A" in done.stdout
+    written = json.loads((tmp_path / "out.json").read_text())
+    a, b = written["rounds"][0]
+    assert len(a["steps"]) == len(b["steps"]) == WARM + 2
+    # The same samples in the same steps: in bf16 the losses of all steps stay together.
+    assert written["median"]["loss_difference"] < 2e-3
+    assert {step["loss"] for step in a["steps"]} != {a["steps"][0]["loss"]}
+
+
+@pytest.mark.slow
+def test_variants_that_compute_something_else_are_refused(tmp_path):
+    done = run_tiny(tmp_path / "out.json", "--", "--data.max_length", "60")
+    assert done.returncode == 1 and "do not compute the same" in done.stderr, done.stdout + done.stderr
+    assert not (tmp_path / "out.json").exists()
