@@ -21,9 +21,13 @@ WALL_CLOCK = {
 
 
 def launch_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    return deepspeed_command(ROOT / "scripts" / "train.py", config, *overrides, ranks=ranks)
+
+
+def deepspeed_command(script: Path, *words: Path | str, ranks: int = 1) -> list[str]:
     launcher = Path(sys.executable).parent / "deepspeed"
     ports = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return [str(launcher), "--quiet", *ports, str(ROOT / "scripts" / "train.py"), str(config), *overrides]
+    return [str(launcher), "--quiet", *ports, str(script), *map(str, words)]
 
 
 def torchrun_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
@@ -39,9 +43,19 @@ def launch_environment(**changes: str) -> dict[str, str]:
 
 
 def launch(config: Path, *overrides: str, ranks: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run to the end; the result's stdout holds stderr as well."""
+    """Train to the end; the result's stdout holds stderr as well."""
+    return run_to_end(launch_command(config, *overrides, ranks=ranks), **environment)
+
+
+def run_ranks(script: Path, *words: Path | str, ranks: int, **environment: str) -> None:
+    """A test's own script on so many ranks, which must succeed."""
+    result = run_to_end(deepspeed_command(script, *words, ranks=ranks), PYTHONPATH=str(ROOT), **environment)
+    assert result.returncode == 0, result.stdout
+
+
+def run_to_end(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        launch_command(config, *overrides, ranks=ranks),
+        command,
         env=launch_environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

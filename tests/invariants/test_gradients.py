@@ -1,8 +1,6 @@
 """The same data gives the same gradient, however a step is split, shared out and recomputed."""
 
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -14,10 +12,9 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.model.directory import load_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import free_port
 from mmchat.training.feed import Feed
 from mmchat.training.objectives import AssistantObjective
-from tests.launching import ROOT, launch_environment, write_config
+from tests.launching import ROOT, run_ranks, write_config
 from tests.training_fixtures import run_values, write_mixture
 
 BATCH, STEPS = 8, 3
@@ -92,17 +89,8 @@ def reference(setup) -> dict[str, torch.Tensor]:
 def gradients(out: Path, config: Path, ranks: int, cases: list[dict]) -> dict[str, dict[str, torch.Tensor]]:
     named = {", ".join(f"{key} {value}" for key, value in case.items()): case for case in cases}
     (out / "cases.json").write_text(json.dumps(named))
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--quiet", "--num_accelerators", str(ranks)]
-    words = [ROOT / "tests" / "invariants" / "gradients_of_cases.py", config, out / "cases.json", out]
-    result = subprocess.run(
-        [*launcher, "--master_port", str(free_port()), *map(str, words)],
-        env=launch_environment(PYTHONPATH=str(ROOT)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
+    script = ROOT / "tests" / "invariants" / "gradients_of_cases.py"
+    run_ranks(script, config, out / "cases.json", out, ranks=ranks)
     return {name: load_file(out / f"{name}.safetensors") for name in named}
 
 

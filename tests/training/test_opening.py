@@ -1,9 +1,5 @@
 """A model is opened in full precision; under ZeRO 3 no rank ever holds all of it, and what comes out is whole."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,9 +7,8 @@ from safetensors.torch import load_file
 from mmchat.model.directory import load_assistant, probe_logits, save_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import free_port
 from mmchat.training.opening import open_model
-from tests.launching import ROOT, launch, launch_environment, steps, write_config
+from tests.launching import ROOT, launch, run_ranks, steps, write_config
 from tests.training_fixtures import run_values, write_records
 
 LORA = {"towers": "frozen", "projectors": "full", "language_model": {"mode": "lora", "rank": 4, "dropout": 0.0}}
@@ -68,18 +63,9 @@ def test_no_rank_holds_a_full_copy_under_zero_3(tmp_path, make_assistant):
     save_assistant(model, processor, tmp_path / "model")
     values = run_values(tmp_path, tmp_path / "model", write_records(tmp_path / "data", 8), zero_stage=3)
     config = write_config(tmp_path / "run.yaml", **values)
-    words = [ROOT / "tests" / "training" / "memory_of_opening.py", config, tmp_path]
-    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--quiet", "--num_accelerators", "2"]
-    result = subprocess.run(
-        [*launcher, "--master_port", str(free_port()), *map(str, words)],
-        # A fixed threshold: large blocks go back when they are freed, instead of leaving holes between others.
-        env=launch_environment(PYTHONPATH=str(ROOT), MALLOC_MMAP_THRESHOLD_="65536"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
+    script = ROOT / "tests" / "training" / "memory_of_opening.py"
+    # A fixed threshold: large blocks go back when they are freed, instead of leaving holes between others.
+    run_ranks(script, config, tmp_path, ranks=2, MALLOC_MMAP_THRESHOLD_="65536")
     highest, kept = zip(*(map(int, (tmp_path / str(rank)).read_text().split()) for rank in range(2)), strict=True)
     assert max(highest) < 0.6 * whole, (highest, whole)
     assert sum(kept) > 0.95 * whole, (kept, whole)  # otherwise the weights were not seen
