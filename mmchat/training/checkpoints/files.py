@@ -4,6 +4,7 @@ The checksum is CRC-32, taken from the bytes on their way to the disk: it must f
 three times as fast as SHA-256 (6.5 against 1.9 GiB/s on one core).
 """
 
+import copyreg
 import io
 import os
 import shutil
@@ -30,6 +31,8 @@ CHUNK = 1 << 24
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 KNOWN_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed writes beside tensors and plain values. torch's unpickler makes these and runs nothing else."""
+# Python 3.11.0 to 3.11.3 would pickle an enum's member as a call of getattr, which torch's unpickler refuses.
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 class CheckpointFiles(TorchCheckpointEngine):
