@@ -67,6 +67,12 @@ def deepspeed_config(config: RunConfig, ranks: int, load_universal: bool = False
     stated |= {"gradient_clipping", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"}
     if clash := sorted(stated & set(own)):
         raise UserError(f"{config.deepspeed}: {', '.join(clash)} are decided by the run config; remove them here")
+    stage = own.get("zero_optimization", {}).get("stage", config.zero_stage)
+    if stage != config.zero_stage:
+        raise UserError(
+            f"{config.deepspeed}: zero_optimization.stage is {stage}, but the run config's zero_stage is "
+            f"{config.zero_stage}; say zero_stage: {stage} there"
+        )
     return _merge(derived, own)
 
 

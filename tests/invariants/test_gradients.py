@@ -31,21 +31,24 @@ def packed(stage: int, tokens: int | None = None, images: int | None = None, **o
     return case(stage, 1, **others) | {"micro_batch_size": None, "packing": {"tokens": tokens, "images": images}}
 
 
+IN_PIECES = {"deepspeed": "small.json"}
+"""A user's own DeepSpeed JSON: sizes so small that a model of this size is reduced and stepped in many pieces."""
 SMALL, LONGEST = 203, 145
 """Budgets of a row: steps take from two to six rounds; the longest sample fills a row to the last token."""
 COVERING = {
     1: [case(0, 8), case(0, 2, again=True), case(3, 1), packed(0), packed(2, LONGEST)],
     2: [
         *(case(0, 4), case(1, 2, again=True), case(2, 1), case(2, 1, offload="optimizer"), case(3, 1, again=True)),
-        *(packed(1, SMALL, 2), packed(3, SMALL)),
+        *(packed(1, SMALL, 2), packed(3, SMALL) | IN_PIECES),
     ],
 }
 """Ranks -> what is looked at always; `--slow` looks at every combination."""
+PIECES = [case(stage, 1) | IN_PIECES for stage in (1, 2, 3)] + [case(3, 2, offload="all") | IN_PIECES]
 OFFLOADED = [case(stage, 1, offload=what) for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "all"))]
 PACKED = [packed(*chosen, again=again) for *chosen, again in product(range(4), (None, SMALL), (None, 2), (False, True))]
 PACKED += [packed(stage, SMALL, offload=what) for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "all"))]
 WHOLE = {
-    ranks: [case(*chosen) for chosen in product(range(4), micro, (False, True))] + OFFLOADED + PACKED
+    ranks: [case(*chosen) for chosen in product(range(4), micro, (False, True))] + OFFLOADED + PIECES + PACKED
     for ranks, micro in ((1, (8, 4, 2, 1)), (2, (4, 2, 1)))
 }
 
@@ -88,6 +91,10 @@ def reference(setup) -> dict[str, torch.Tensor]:
 
 def gradients(out: Path, config: Path, ranks: int, cases: list[dict]) -> dict[str, dict[str, torch.Tensor]]:
     named = {", ".join(f"{key} {value}" for key, value in case.items()): case for case in cases}
+    sizes = {"sub_group_size": 9000, "reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 100}
+    (out / "small.json").write_text(json.dumps({"zero_optimization": sizes}))
+    found = {"deepspeed": str(out / "small.json")}
+    named = {name: case | found if "deepspeed" in case else case for name, case in named.items()}
     (out / "cases.json").write_text(json.dumps(named))
     script = ROOT / "tests" / "invariants" / "gradients_of_cases.py"
     run_ranks(script, config, out / "cases.json", out, ranks=ranks)
