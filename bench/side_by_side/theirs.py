@@ -22,15 +22,9 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.files import read_json
 from mmchat.training.config import RunConfig
 from mmchat.training.opening import CHECKPOINTING
+from side_by_side.names import our_name
 from side_by_side.recorder import Recorder
 
-OUR_NAME_OF = {
-    "model.vision_tower.": "towers.0.backbone.",
-    "model.multi_modal_projector.linear_1.": "projectors.0.0.",
-    "model.multi_modal_projector.linear_2.": "projectors.0.2.",
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
 MODULES = {"projectors": ("model.multi_modal_projector.",), "language_model": ("model.language_model.", "lm_head.")}
 """Our name of a module -> how their names of its parameters begin."""
 
@@ -58,15 +52,10 @@ def open_llava(folder: Path, trainable: dict[str, Any]) -> LlavaForConditionalGe
     weights = load_file(folder / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[_our_name(name)])
+            parameter.copy_(weights[our_name(name)])
             frozen = {module for module, rule in trainable.items() if rule.mode == "frozen"}
-            parameter.requires_grad_(_our_name(name).partition(".")[0] not in frozen)
+            parameter.requires_grad_(our_name(name).partition(".")[0] not in frozen)
     return model
-
-
-def _our_name(theirs: str) -> str:
-    prefix = next(prefix for prefix in OUR_NAME_OF if theirs.startswith(prefix))
-    return OUR_NAME_OF[prefix] + theirs.removeprefix(prefix)
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """What a run feeds on: its mixture, cut into optimizer steps, micro-batches and this rank's share of them."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, repeat
 
@@ -39,11 +40,22 @@ class Feed:
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number (from 1) and micro-batches of every step after the first `done`."""
-        steps = range(1) if self._repeats else range(done, self.total)
-        numbers = (micro_batch for step in steps for micro_batch in self.share(self.order.step(step)))
-        batches = load_batches(self.mixture, self.objective, numbers, self.config.workers)
-        groups = (list(islice(batches, len(self.share(self.order.step(step))))) for step in steps)
+        groups = self._groups(range(1) if self._repeats else range(done, self.total))
         return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
+
+    def _groups(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
+        """The micro-batches of each step, whose number may differ."""
+        counts: deque[int] = deque()  # of the steps that the loader has begun: workers are ahead
+
+        def numbers() -> Iterator[list[int]]:
+            for step in steps:
+                micro_batches = self.share(self.order.step(step))
+                counts.append(len(micro_batches))
+                yield from micro_batches
+
+        batches = load_batches(self.mixture, self.objective, numbers(), self.config.workers)
+        for first in batches:
+            yield [first, *islice(batches, counts.popleft() - 1)]
 
     def held_out(self) -> Iterator[Batch]:
         """One pass over the validation records, in file order; equally many batches on every rank, the last perhaps

@@ -70,8 +70,7 @@ class AssistantObjective:
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
         pixel_values, dummies = batch.pixel_values, 0
-        text_trains = any(parameter.requires_grad for parameter in self.model.language_model.parameters())
-        if pixel_values is None and (images_anywhere or not text_trains):
+        if pixel_values is None and (images_anywhere or not self._text_trains()):
             # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
             # run the same modules here, into no slot, with a gradient of zero.
             sizes = [spec.image_size for spec in self.collator.specs]
@@ -93,6 +92,9 @@ class AssistantObjective:
             **attention,
         ).logits
         return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+
+    def _text_trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.language_model.parameters())
 
     def save(self, directory: Path) -> None:
         save_assistant(self.model, self.processor, directory)

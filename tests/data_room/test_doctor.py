@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,25 +14,9 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
 from mmchat.model.directory import load_processor
-from tests.data_room.doctoring import OUTPUTS, ask, command, kinds, record, scene, ten_records
+from tests.data_room.doctoring import OUTPUTS, ask, kinds, record, scene
 from tests.data_room.planted_kinds import png_claiming
 from tests.data_room.storing import write_jsonl, write_parquet, write_tar
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def records(tmp_path) -> Path:
-    return ten_records(tmp_path)
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*words) -> (exit status, stdout, stderr)"""
-    return lambda *words: command(capsys, *words)
 
 
 def test_what_is_written(run, records, tmp_path):

@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,11 +18,6 @@ from mmchat.images import load_image
 from tests.data_room.doctoring import ask, record, scene
 from tests.data_room.planted_kinds import png_claiming
 from tests.data_room.storing import write_jsonl
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -39,11 +39,6 @@ def measuring(processor):
     return lambda messages: len(processor.render(messages).input_ids)
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-
-
 def found_in(out: Path) -> set[tuple[int, str]]:
     found = set()
     for name in ("quarantine.jsonl", "warnings.jsonl"):

@@ -8,23 +8,12 @@ import pytest
 from mmchat.data.doctor.report import write_reports
 from mmchat.data.doctor.run import check
 from mmchat.files import read_json_lines
-from tests.data_room.doctoring import ask, command, record, scene
+from tests.data_room.doctoring import ask, record, scene
 from tests.demo.browser import CHROMEDRIVER, CHROMIUM, browsing, requested
 
 HOSTILE = (
     "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> {{ 1 }} [bold red]x[/]"
 )
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*words) -> (exit status, stdout, stderr)"""
-    return lambda *words: command(capsys, *words)
 
 
 @pytest.fixture

@@ -14,25 +14,8 @@ from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.doctor import run as doctor
 from mmchat.data.doctor.report import write_reports
 from mmchat.data.doctor.run import Question, check
-from tests.data_room.doctoring import OUTPUTS, ask, command, record, ten_records
+from tests.data_room.doctoring import OUTPUTS, ask, record
 from tests.data_room.storing import write_jsonl
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def records(tmp_path) -> Path:
-    return ten_records(tmp_path)
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*words) -> (exit status, stdout, stderr)"""
-    return lambda *words: command(capsys, *words)
-
 
 KILLED = """
 import os, signal, sys

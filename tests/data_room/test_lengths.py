@@ -18,10 +18,10 @@ MAX_LENGTH = 120
 COLUMNS = ("tokens", "supervised", "images", "patches")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "lengths"
+@pytest.fixture
+def cache(cache):
+    """Where length indexes lie."""
+    return cache / "lengths"
 
 
 @pytest.fixture

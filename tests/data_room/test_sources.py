@@ -19,12 +19,6 @@ from tests.data_room import storing
 from tests.training_fixtures import write_records as write_training_records
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def items(tmp_path):
     """Twelve records with 0, 1 or 2 pictures in tmp_path/data."""

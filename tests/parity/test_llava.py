@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from side_by_side.names import our_name
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mmchat.model.config import MMChatConfig
@@ -26,18 +27,6 @@ TEXT = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": False,
 }
-OUR_NAME_OF = {
-    "model.vision_tower.": "towers.0.backbone.",
-    "model.multi_modal_projector.linear_1.": "projectors.0.0.",
-    "model.multi_modal_projector.linear_2.": "projectors.0.2.",
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-
-
-def our_name(theirs):
-    prefix = next(prefix for prefix in OUR_NAME_OF if theirs.startswith(prefix))
-    return OUR_NAME_OF[prefix] + theirs.removeprefix(prefix)
 
 
 @pytest.fixture(scope="module")
