@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
+from mmchat.training.frozen import round_frozen
 from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.optimizer import build_optimizer
 from mmchat.training.stability import StepGuard
@@ -118,6 +120,8 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """Wrap a model whose `requires_grad` is already set. Before each step `guard` and `norms` see the gradients."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if config.precision == "bf16" and config.zero_stage < 3:
+        round_frozen(model, Path(config.model))
     own = config.optimizer
     optimizer = build_optimizer(model, groups, own)
     scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, own))

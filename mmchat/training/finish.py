@@ -13,6 +13,7 @@ from mmchat.model.adapter import merge, save_adapter
 from mmchat.training import distributed
 from mmchat.training.average import WeightAverage
 from mmchat.training.config import RunConfig
+from mmchat.training.frozen import restore_frozen
 from mmchat.training.opening import Opened, open_model
 from mmchat.training.partitions import fill, whole_state
 
@@ -22,6 +23,9 @@ def finish(
 ) -> None:
     """Write the final model, curves and report, say what came out and where it is. All ranks call this, rank 0 acts."""
     in_parts = config.zero_stage == 3
+    if distributed.rank() == 0 and not in_parts:
+        # There is room in the CPU's memory; beside what trains a large model there may be none.
+        restore_frozen(opened.objective.model.cpu(), Path(config.model))
     state = whole_state(opened.objective.model) if in_parts or average else None
     averaged = average.whole() if average else None
     if distributed.rank() == 0:

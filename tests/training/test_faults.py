@@ -134,11 +134,14 @@ def test_frozen_tensors_stay_bit_identical_and_missing_gradients_are_told(tmp_pa
 
     # No record has a picture, so the projector, though trained, can get no gradient.
     data = write_records(tmp_path / "data", 8, pictures=0)
-    values = run_values(tmp_path, assistant_dir, data, batch_size=4)
+    values = run_values(tmp_path, assistant_dir, data, batch_size=4, precision="bf16")
     values["trainable"] = {"towers": "frozen", "projectors": "full", "language_model": "full"}
+    values["trainable"]["language_model.model.layers.0.mlp"] = "frozen"
     result = launch(write_config(tmp_path / "run.yaml", **values))
     assert result.returncode == 0, result.stdout
     assert "no gradient in the first 3 steps for projectors.0" in result.stdout
     before = load_file(assistant_dir / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    assert all((before[k] == after[k]).all() for k in before if k.startswith("towers."))
+    frozen = [name for name in before if name.startswith(("towers.", "language_model.model.layers.0.mlp."))]
+    assert all((before[name] == after[name]).all() for name in frozen)
+    assert not (before["language_model.lm_head.weight"] == after["language_model.lm_head.weight"]).all()
