@@ -27,7 +27,10 @@ def enable_packing(language_model: nn.Module) -> None:
     kind = language_model.config.model_type
     if kind not in PACKABLE:
         known = ", ".join(sorted(PACKABLE))
-        raise UserError(f"packing was shown to keep samples apart in {known}, but not in {kind}; leave packing out")
+        raise UserError(
+            f"packing was shown to keep samples apart in {known}, but not in {kind}; set packing.padded: true, which "
+            "pads samples of like length together"
+        )
     language_model.set_attn_implementation(PACKED_SDPA)
 
 

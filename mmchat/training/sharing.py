@@ -9,7 +9,7 @@ from mmchat.data.config import DataConfig
 from mmchat.data.dataset import Mixture
 from mmchat.data.lengths import mixture_sizes
 from mmchat.data.order import micro_batches
-from mmchat.data.packing import pack
+from mmchat.data.packing import group, pack
 from mmchat.errors import SharedError
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
@@ -35,13 +35,14 @@ class Padded:
 
 
 class Packed:
-    """Rows of like length within a budget. Called with sample numbers, gives this rank's rows.
+    """Forwards within a budget and of like size. Called with sample numbers, gives this rank's forwards.
 
     Raises:
-        SharedError: a sample is larger than a row, or lengths could not be measured.
+        SharedError: a sample is larger than a forward may be, or lengths could not be measured.
     """
 
     def __init__(self, config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective) -> None:
+        self._plan = group if config.packing.padded else pack
         self._tokens = config.packing.tokens or data.max_length
         self._budget = np.array([self._tokens, config.packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while they look.
@@ -50,17 +51,18 @@ class Packed:
             record = mixture.find(int(too_large[0]))[1]
             tokens, images = self._sizes[too_large[0]]
             raise SharedError(
-                f"{len(too_large)} sample(s) fit into no row: {record.where} (id {record.id}) has {tokens} tokens and "
-                f"{images} image(s), but packing.tokens is {self._tokens} and packing.images {config.packing.images}; "
-                "allow more, or cut samples with max_length"
+                f"{len(too_large)} sample(s) fit into no forward: {record.where} (id {record.id}) has {tokens} tokens "
+                f"and {images} image(s), but packing.tokens is {self._tokens} and packing.images "
+                f"{config.packing.images}; allow more, or cut samples with max_length"
             )
 
     def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
-        rounds = pack(self._sizes[numbers], self._budget, distributed.ranks())
+        rounds = self._plan(self._sizes[numbers], self._budget, distributed.ranks())
         return [[numbers[place] for place in rows[distributed.rank()]] for rows in rounds]
 
     def __str__(self) -> str:
-        return f"rows of at most {self._tokens:,} tokens"
+        what = "samples of like length, padded to" if self._plan is group else "rows of"
+        return f"{what} at most {self._tokens:,} tokens"
 
 
 def sharing(config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective) -> Padded | Packed:

@@ -1,6 +1,7 @@
 """Packing is a pure plan: every sample once, budgets kept, the same on every machine, ranks alike."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
 from mmchat.data.dataset import Encoded, Sample
-from mmchat.data.packing import pack
+from mmchat.data.packing import group, pack
 from mmchat.data.records import Rejected
 
 TOKENS, IMAGES = 64, 4
@@ -18,24 +19,29 @@ samples = st.lists(st.tuples(st.integers(0, TOKENS), st.integers(0, IMAGES)), ma
 ranks = st.integers(1, 5)
 
 
-def plan(sizes, tokens=TOKENS, images=IMAGES, ranks=1):
-    return pack(np.array(sizes, np.int64).reshape(-1, 2), np.array([tokens, images]), ranks)
+def plan(sizes, tokens=TOKENS, images=IMAGES, ranks=1, how=pack):
+    return how(np.array(sizes, np.int64).reshape(-1, 2), np.array([tokens, images]), ranks)
 
 
 def tokens_of(row, sizes):
     return sum(sizes[place][0] for place in row)
 
 
+def padded_tokens_of(row, sizes):
+    return len(row) * max((sizes[place][0] for place in row), default=0)
+
+
 @settings(deadline=None)
 @given(sizes=samples, ranks=ranks, images=st.sampled_from([IMAGES, math.inf]))
-def test_every_sample_once_in_rows_within_budget_equally_many_on_every_rank(sizes, ranks, images):
-    rounds = plan(sizes, images=images, ranks=ranks)
+@pytest.mark.parametrize(("how", "tokens_of"), [(pack, tokens_of), (group, padded_tokens_of)])
+def test_every_sample_once_in_rows_within_budget_equally_many_on_every_rank(how, tokens_of, sizes, ranks, images):
+    rounds = plan(sizes, images=images, ranks=ranks, how=how)
     assert {len(rows) for rows in rounds} == {ranks}
     assert sorted(place for rows in rounds for row in rows for place in row) == list(range(len(sizes)))
     for row in (row for rows in rounds for row in rows):
         assert tokens_of(row, sizes) <= TOKENS and sum(sizes[place][1] for place in row) <= images
         assert row == sorted(row)
-    assert rounds == plan(sizes, images=images, ranks=ranks)
+    assert rounds == plan(sizes, images=images, ranks=ranks, how=how)
 
 
 @settings(deadline=None)
@@ -70,6 +76,33 @@ def test_a_tight_budget_is_filled_by_best_fit():
 def test_the_plan_is_portable():
     sizes = [(30, 1), (12, 0), (64, 2), (7, 0), (41, 1), (22, 1), (9, 0), (35, 1)]
     assert plan(sizes, ranks=2) == [[[2], [1, 3, 7]], [[4, 6], [0, 5]]]
+
+
+few = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), min_size=1, max_size=7)
+
+
+@settings(deadline=None)
+@given(sizes=few, ranks=st.integers(1, 3))
+def test_padded_forwards_are_as_few_as_can_be_and_their_largest_as_small(sizes, ranks):
+    """Against every way to cut the samples, from the longest down, into stretches."""
+    tokens, images = 16, 3
+    rounds = plan(sizes, tokens, images, ranks, how=group)
+    sizes_down = sorted(sizes, key=lambda size: -size[0])
+    ways = []
+    for cuts in product([False, True], repeat=len(sizes) - 1):
+        ends = [*(at + 1 for at, cut in enumerate(cuts) if cut), len(sizes)]
+        stretches = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        largest = max(padded_tokens_of(stretch, sizes_down) for stretch in stretches)
+        pictures = max(sum(sizes_down[place][1] for place in stretch) for stretch in stretches)
+        if largest <= tokens and pictures <= images:
+            ways.append((math.ceil(len(stretches) / ranks), largest))
+    found = max(padded_tokens_of(row, sizes) for rows in rounds for row in rows)
+    assert (len(rounds), found) == min(ways)
+
+
+def test_samples_of_like_length_share_a_padded_forward():
+    sizes = [(9, 0), (3, 0), (8, 0), (3, 0), (2, 0), (9, 0)]
+    assert plan(sizes, tokens=27, ranks=1, how=group) == [[[0, 2, 5]], [[1, 3, 4]]]
 
 
 def sample(name, ids, labels=None):

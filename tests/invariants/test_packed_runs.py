@@ -21,15 +21,21 @@ def setup(tmp_path_factory, assistant_dir):
     return folder, config
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_losses_and_norms_are_those_of_padding(setup, ranks, zero_stage):
+ROWS, GROUPS = "rows of at most 203 tokens", "samples of like length, padded to at most 203 tokens"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "zero_stage", "forwards"),
+    [*((ranks, stage, ROWS) for ranks in (1, 2) for stage in range(4)), (2, 3, GROUPS)],
+)
+def test_losses_and_norms_are_those_of_padding(setup, ranks, zero_stage, forwards):
     folder, config = setup
-    run = folder / f"{ranks}-{zero_stage}"
+    run = folder / f"{ranks}-{zero_stage}-{forwards == GROUPS}"
     options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--packing.tokens", "203"]
+    options += ["--packing.padded"] if forwards == GROUPS else []
     result = launch(config, *options, ranks=ranks)
     assert result.returncode == 0, result.stdout
-    assert f"{ranks} rank(s) x rows of at most 203 tokens" in result.stdout
+    assert f"{ranks} rank(s) x {forwards}" in result.stdout
     for row, padded in zip(metrics(run), metrics(folder / "padded"), strict=True):
         assert row.get("validation_loss") == pytest.approx(padded.get("validation_loss"), abs=1e-5)
     for row, padded in zip(steps(run), steps(folder / "padded"), strict=True):

@@ -59,7 +59,7 @@ def test_every_kind_keeps_samples_apart(language_model):
 
 def test_other_kinds_are_refused():
     config = AutoConfig.for_model("gemma2", vocab_size=9, head_dim=8, num_key_value_heads=2, pad_token_id=0, **SHAPE)
-    with pytest.raises(UserError, match=r"in gpt2, gpt_neox, .*, qwen3, but not in gemma2"):
+    with pytest.raises(UserError, match=r"in gpt2, gpt_neox, .*, qwen3, but not in gemma2; set packing.padded: true"):
         enable_packing(AutoModelForCausalLM.from_config(config))
 
 

@@ -39,6 +39,16 @@ def test_a_step_holds_the_same_samples_packed_or_not(feed):
         assert all(row.positions <= 203 for row in rows)
 
 
+def test_padded_forwards_hold_samples_of_like_length(feed):
+    padded, grouped = feed(), feed(packing={"tokens": 300, "padded": True})
+    assert str(grouped.share) == "samples of like length, padded to at most 300 tokens"
+    for (_, [batch]), (_, forwards) in zip(padded.steps(0), grouped.steps(0), strict=True):
+        assert sorted(batch.ids) == sorted(name for one in forwards for name in one.ids)
+        assert batch.supervised == sum(one.supervised for one in forwards)
+        assert all(one.packed is None and one.positions <= 300 for one in forwards)
+        assert batch.tokens <= sum(one.positions for one in forwards) < batch.positions
+
+
 def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
     validation = {"path": str(write_records(tmp_path / "heldout", 9)), "max_length": 300, "every": 2}
     packed = feed(packing={}, validation=validation, batch_size=4)
@@ -52,11 +62,12 @@ def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
     ("packing", "fault"),
     [
         ({"tokens": 144}, "has 145 tokens and 2 image(s), but packing.tokens is 144 and packing.images None"),
+        ({"tokens": 144, "padded": True}, "has 145 tokens and 2 image(s), but packing.tokens is 144"),
         ({"images": 1}, "has 131 tokens and 2 image(s), but packing.tokens is 400 and packing.images 1"),
     ],
 )
-def test_a_sample_that_fits_into_no_row_is_named(feed, packing, fault):
-    with pytest.raises(SharedError, match=r"fit into no row: \S+:\w+ \d+ \(id r\d+\) " + re.escape(fault)):
+def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):
+    with pytest.raises(SharedError, match=r"fit into no forward: \S+:\w+ \d+ \(id r\d+\) " + re.escape(fault)):
         feed(packing=packing)
 
 
