@@ -20,8 +20,8 @@ from transformers import (
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.files import read_json
+from mmchat.training.activation_checkpointing import CHECKPOINTING
 from mmchat.training.config import RunConfig
-from mmchat.training.opening import CHECKPOINTING
 from side_by_side.names import our_name
 from side_by_side.recorder import Recorder
 
@@ -120,7 +120,7 @@ def train(config: RunConfig, samples: Path, steps: int, how: str, recorder: Reco
     encoded = torch.load(samples)[: steps * config.batch_size]
     model = open_llava(Path(config.model), config.trainable)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(CHECKPOINTING)
+        model.gradient_checkpointing_enable(CHECKPOINTING["all"])
     if how == "loop":
         train_by_loop(model, encoded, config, recorder)
         return

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
+from mmchat.training.activation_checkpointing import Recomputed
 from mmchat.training.stability import StabilityConfig
 from mmchat.training.trainability import Trainable
 from mmchat.vision import Fit
@@ -72,7 +73,7 @@ class RunConfig:
     batch_size: int = Field(gt=0, description="samples per optimizer step, over all ranks and accumulation")
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
     packing: PackingConfig | None = Field(
-        None, description="forward whole samples in rows without padding; null: pad. The steps hold the same samples"
+        None, description="how much one forward takes, without padding; null: pad. The steps hold the same samples"
     )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast over fp32 weights")
     seed: int = Field(0, ge=0, description="of the order of samples and of dropout")
@@ -86,8 +87,10 @@ class RunConfig:
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="to the CPU's memory. optimizer: moments and weights it steps on (ZeRO 1 to 3), all: ZeRO 3"
     )
-    activation_checkpointing: list[Literal["towers", "language_model"]] = Field(
-        default_factory=list, description="compute their blocks again in the backward rather than keep activations"
+    activation_checkpointing: dict[Literal["towers", "language_model"], Recomputed] = Field(
+        default_factory=dict,
+        description="part -> what its blocks compute again in the backward rather than keep. all; selective: all but "
+        "matrix products and attention. A list of parts means all",
     )
     deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -106,6 +109,11 @@ class RunConfig:
     )
     resume: bool = Field(False, description="go on from the newest checkpoint in run_dir")
     overfit_one_batch: bool = Field(False, description="train on the first batch again and again: loss must fall to 0")
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _all_of_what_is_listed(cls, parts: Any) -> Any:
+        return dict.fromkeys(parts, "all") if isinstance(parts, list) else parts
 
     @model_validator(mode="after")
     def _bounded(self) -> "RunConfig":

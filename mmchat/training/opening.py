@@ -7,14 +7,12 @@ from peft import PeftModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from mmchat.training import distributed
+from mmchat.training.activation_checkpointing import CHECKPOINTING
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import deepspeed_config
 from mmchat.training.lora import add_adapters
 from mmchat.training.objectives import OBJECTIVES, Objective
 from mmchat.training.trainability import ModuleGroup, apply_rules
-
-CHECKPOINTING = {"use_reentrant": False}
-"""The reentrant kind gives no gradient to blocks above a frozen embedding, whose inputs need none."""
 
 
 @dataclass
@@ -42,9 +40,8 @@ def open_model(config: RunConfig, in_parts: bool = False) -> Opened:
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + distributed.rank())
-    if "towers" in config.activation_checkpointing:
-        for tower in objective.model.towers:
-            tower.backbone.activation_checkpointing_enable(CHECKPOINTING)
-    if "language_model" in config.activation_checkpointing:
-        objective.model.language_model.activation_checkpointing_enable(CHECKPOINTING)
+    for part, recomputed in config.activation_checkpointing.items():
+        towers = [tower.backbone for tower in objective.model.towers]
+        for module in towers if part == "towers" else [objective.model.language_model]:
+            module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
     return Opened(objective, adapter, apply_rules(objective.model, config.trainable))

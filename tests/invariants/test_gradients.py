@@ -22,8 +22,8 @@ TOLERANCE = 1e-5
 """Largest difference of a gradient, relative to the largest entry of the same parameter's gradient."""
 
 
-def case(stage: int, micro: int, again: bool = False, offload: str = "none") -> dict:
-    parts = ["towers", "language_model"] if again else []
+def case(stage: int, micro: int, again: str = "", offload: str = "none") -> dict:
+    parts = dict.fromkeys(["towers", "language_model"], again) if again else {}
     return {"zero_stage": stage, "micro_batch_size": micro, "activation_checkpointing": parts, "offload": offload}
 
 
@@ -31,24 +31,30 @@ def packed(stage: int, tokens: int | None = None, images: int | None = None, **o
     return case(stage, 1, **others) | {"micro_batch_size": None, "packing": {"tokens": tokens, "images": images}}
 
 
+def grouped(stage: int, tokens: int) -> dict:
+    return case(stage, 1) | {"micro_batch_size": None, "packing": {"tokens": tokens, "padded": True}}
+
+
 IN_PIECES = {"deepspeed": "small.json"}
 """A user's own DeepSpeed JSON: sizes so small that a model of this size is reduced and stepped in many pieces."""
 SMALL, LONGEST = 203, 145
 """Budgets of a row: steps take from two to six rounds; the longest sample fills a row to the last token."""
 COVERING = {
-    1: [case(0, 8), case(0, 2, again=True), case(3, 1), packed(0), packed(2, LONGEST)],
+    1: [case(0, 8), case(0, 2, again="selective"), case(3, 1, again="selective"), packed(0), packed(2, LONGEST)],
     2: [
-        *(case(0, 4), case(1, 2, again=True), case(2, 1), case(2, 1, offload="optimizer"), case(3, 1, again=True)),
-        *(packed(1, SMALL, 2), packed(3, SMALL) | IN_PIECES),
+        *(case(0, 4), case(1, 2, again="all"), case(2, 1), case(2, 1, offload="optimizer"), case(3, 1, again="all")),
+        *(packed(1, SMALL, 2), packed(3, SMALL) | IN_PIECES, grouped(2, SMALL)),
     ],
 }
 """Ranks -> what is looked at always; `--slow` looks at every combination."""
+SELECTIVE = [case(stage, 2, again="selective") for stage in range(4)]
 PIECES = [case(stage, 1) | IN_PIECES for stage in (1, 2, 3)] + [case(3, 2, offload="all") | IN_PIECES]
 OFFLOADED = [case(stage, 1, offload=what) for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "all"))]
-PACKED = [packed(*chosen, again=again) for *chosen, again in product(range(4), (None, SMALL), (None, 2), (False, True))]
+PACKED = [packed(*chosen, again=again) for *chosen, again in product(range(4), (None, SMALL), (None, 2), ("", "all"))]
+PACKED += [grouped(stage, SMALL) for stage in range(4)]
 PACKED += [packed(stage, SMALL, offload=what) for stage, what in ((1, "optimizer"), (2, "optimizer"), (3, "all"))]
 WHOLE = {
-    ranks: [case(*chosen) for chosen in product(range(4), micro, (False, True))] + OFFLOADED + PIECES + PACKED
+    ranks: [case(*chosen) for chosen in product(range(4), micro, ("", "all"))] + SELECTIVE + OFFLOADED + PIECES + PACKED
     for ranks, micro in ((1, (8, 4, 2, 1)), (2, (4, 2, 1)))
 }
 
