@@ -75,7 +75,7 @@ class RunConfig:
     packing: PackingConfig | None = Field(
         None, description="how much one forward takes, without padding; null: pad. The steps hold the same samples"
     )
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast over fp32 weights")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast; what is trained stays fp32")
     seed: int = Field(0, ge=0, description="of the order of samples and of dropout")
     on_bad_sample: Literal["stop", "skip"] = Field(
         "stop", description="skip: leave out, count and list in quarantine.jsonl"
