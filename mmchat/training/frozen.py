@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from mmchat.errors import UserError
+
 ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
 """Not norms, which compute in fp32, nor embeddings, whose output nothing rounds. Conv1D is GPT-2's linear layer."""
 
@@ -27,7 +29,11 @@ def round_frozen(model: nn.Module, directory: Path) -> None:
 
 
 def restore_frozen(model: nn.Module, directory: Path) -> None:
-    """Undo `round_frozen`: read the originals, one at a time, in fp32."""
+    """Undo `round_frozen`: read the originals, one at a time, in fp32.
+
+    Raises:
+        UserError: the directory no longer holds the weights that were rounded.
+    """
     rounded = {
         _name_in_file(name): parameter
         for name, parameter in _rounded_anyway(model).items()
@@ -35,9 +41,14 @@ def restore_frozen(model: nn.Module, directory: Path) -> None:
     }
     for name, file in _stored(directory):
         if name in rounded:
-            parameter = rounded.pop(name)
-            parameter.data = file.get_tensor(name).to(parameter.device, torch.float32)
-    assert not rounded
+            original = file.get_tensor(name).to(rounded[name].device, torch.float32)
+            if torch.equal(original.to(torch.bfloat16), rounded[name]):
+                rounded.pop(name).data = original
+    if rounded:
+        raise UserError(
+            f"{directory} no longer holds the frozen weights that this run started from: {min(rounded)} and "
+            f"{len(rounded) - 1} more are missing or others; put them back, then go on with --resume"
+        )
 
 
 def _rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:

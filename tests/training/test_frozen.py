@@ -6,8 +6,10 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmchat.errors import UserError
 from mmchat.model.assembly import assemble
 from mmchat.model.directory import save_assistant
 from mmchat.training.frozen import restore_frozen, round_frozen
@@ -119,6 +121,19 @@ def test_the_originals_come_back(assistant, kind, language_model):
     restore_frozen(model, directory)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32 and torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("change", ["gone", "others"])
+def test_originals_that_are_no_longer_there_are_missed(assistant, change):
+    model, directory = assistant("llama", PROJECTORS)
+    round_frozen(model, directory)
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    if change == "others":
+        save_file(weights | {"language_model.lm_head.weight": weights["language_model.lm_head.weight"] + 1}, path)
+    with pytest.raises(UserError, match=r"no longer holds the frozen weights .* language_model.lm_head.weight and"):
+        restore_frozen(model, directory)
 
 
 def test_a_weight_that_the_directory_does_not_have_by_its_name_stays(assistant):
