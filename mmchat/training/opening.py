@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from transformers.integrations import HfDeepSpeedConfig
 
+from mmchat.model.attention import use_fast_attention
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import deepspeed_config
@@ -42,6 +43,8 @@ def open_model(config: RunConfig, in_parts: bool = False) -> Opened:
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + distributed.rank())
+    for tower in objective.model.towers:
+        use_fast_attention(tower.backbone)
     if "towers" in config.activation_checkpointing:
         for tower in objective.model.towers:
             tower.backbone.activation_checkpointing_enable(CHECKPOINTING)

@@ -17,7 +17,7 @@ def build_optimizer(model: nn.Module, groups: list[ModuleGroup], config: Optimiz
     """The optimizer that the config names, over everything that the table trains."""
     wanted = optimizer_groups(groups, config.lr, config.weight_decay)
     if config.name == "adamw":
-        return torch.optim.AdamW(wanted, lr=config.lr, betas=config.betas, eps=config.eps)
+        return torch.optim.AdamW(wanted, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     inner = hidden_matrices(model)
     for_muon, for_adamw = [], []
     for group in wanted:
@@ -52,7 +52,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 for_muon, lr=config.lr, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
             )
         if for_adamw:
-            self.parts["adamw"] = torch.optim.AdamW(for_adamw, lr=config.lr, betas=config.betas, eps=config.eps)
+            self.parts["adamw"] = torch.optim.AdamW(for_adamw, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         # The groups are the parts' own dictionaries: a schedule that sets a rate here sets it there.
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
