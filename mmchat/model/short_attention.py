@@ -41,8 +41,8 @@ def short_attention(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Weights in bf16 do not add up to one, and where attention is even they all err the same way. So their sums are
-    kept, and divided by."""
+    """Weights in bf16 do not add up to one. What they lack would weigh the whole of what values have in common, beside
+    which the gradient of a score may be small; so their sums are kept and divided by, and that gradient is centred."""
 
     @staticmethod
     def forward(ctx, query, key, value, lengths, scale, causal, window):

@@ -1,8 +1,8 @@
 """Cross-entropy of many logits without a copy of them in full precision.
 
-At a vocabulary of 50,000 to 250,000 words logits are a step's largest tensors, and torch keeps them three times: as they
-are, in fp32, and as their gradient. Here they are there once. A few rows at a time are looked at in fp32, and in the
-backward their gradient takes their own place.
+At a vocabulary of 50,000 to 250,000 words logits are a step's largest tensors, and torch keeps them three times: as
+they are, in fp32, and as their gradient. Here they are there once. A few rows at a time are looked at in fp32, and in
+the backward their gradient takes their own place.
 """
 
 import torch

@@ -19,8 +19,8 @@ from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
 from mmchat.data.records import Record
 from mmchat.errors import UserError
-from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.model.attention import enable_packing, packed_inputs
+from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.training.config import RunConfig
 from mmchat.training.cross_entropy import cross_entropy_sum
 from mmchat.vision import preprocess
