@@ -1,4 +1,4 @@
-"""How long a sample must be for torch's attention to be faster than mmchat's on a CPU, in bf16 (model/short_attention.py).
+"""How long samples must be for torch's attention to be faster than ours (model/short_attention.py) on a CPU in bf16.
 
     python bench/attention.py
     OMP_NUM_THREADS=1 python bench/attention.py --heads 32 --groups 8 --width 128
