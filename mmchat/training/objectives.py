@@ -19,9 +19,10 @@ from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
 from mmchat.data.records import Record
 from mmchat.errors import UserError
+from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import load_assistant, save_assistant
-from mmchat.model.packed_attention import enable_packing, packed_inputs
 from mmchat.training.config import RunConfig
+from mmchat.training.cross_entropy import cross_entropy_sum
 from mmchat.vision import preprocess
 
 WEIGHTS = "float32"
@@ -91,7 +92,7 @@ class AssistantObjective:
             use_cache=False,
             **attention,
         ).logits
-        return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        return cross_entropy_sum(logits, targets[supervised])
 
     def _text_trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.language_model.parameters())

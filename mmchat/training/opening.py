@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from transformers.integrations import HfDeepSpeedConfig
 
+from mmchat.model.attention import use_fast_attention
 from mmchat.training import distributed
 from mmchat.training.activation_checkpointing import CHECKPOINTING
 from mmchat.training.config import RunConfig
@@ -40,8 +41,10 @@ def open_model(config: RunConfig, in_parts: bool = False) -> Opened:
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + distributed.rank())
+    backbones = [tower.backbone for tower in objective.model.towers]
+    for backbone in backbones:
+        use_fast_attention(backbone)
     for part, recomputed in config.activation_checkpointing.items():
-        towers = [tower.backbone for tower in objective.model.towers]
-        for module in towers if part == "towers" else [objective.model.language_model]:
+        for module in backbones if part == "towers" else [objective.model.language_model]:
             module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
     return Opened(objective, adapter, apply_rules(objective.model, config.trainable))

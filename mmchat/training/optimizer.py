@@ -17,7 +17,7 @@ def build_optimizer(model: nn.Module, groups: list[ModuleGroup], config: Optimiz
     """The optimizer that the config names, over everything that the table trains."""
     wanted = optimizer_groups(groups, config.lr, config.weight_decay)
     if config.name == "adamw":
-        return torch.optim.AdamW(wanted, lr=config.lr, betas=config.betas, eps=config.eps)
+        return _adamw(wanted, config)
     inner = hidden_matrices(model)
     for_muon, for_adamw = [], []
     for group in wanted:
@@ -26,6 +26,11 @@ def build_optimizer(model: nn.Module, groups: list[ModuleGroup], config: Optimiz
         for_muon += [{**group, "params": matrices}] if matrices else []
         for_adamw += [{**group, "params": others}] if others else []
     return MuonWithAdamW(for_muon, for_adamw, config)
+
+
+def _adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused: one pass over the weights instead of a dozen."""
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
@@ -52,7 +57,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 for_muon, lr=config.lr, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
             )
         if for_adamw:
-            self.parts["adamw"] = torch.optim.AdamW(for_adamw, lr=config.lr, betas=config.betas, eps=config.eps)
+            self.parts["adamw"] = _adamw(for_adamw, config)
         # The groups are the parts' own dictionaries: a schedule that sets a rate here sets it there.
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 

@@ -55,7 +55,7 @@ def test_muon_steps_inner_matrices_as_torch_does_and_adamw_the_rest():
         {"params": vectors, "weight_decay": 0.0},
         {"params": [twin.head.weight], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+    adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
     frozen = model.frozen.weight.clone()
     for seed in range(3):
         step(model, optimizer, seed)

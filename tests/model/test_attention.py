@@ -9,7 +9,7 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
 from mmchat.data.dataset import Encoded, Sample
 from mmchat.errors import UserError
-from mmchat.model.packed_attention import PACKABLE, enable_packing, packed_inputs
+from mmchat.model.attention import PACKABLE, enable_packing, packed_inputs
 from tests.language_kinds import KINDS, SHAPE
 
 CPU = torch.device("cpu")

@@ -1,0 +1,72 @@
+"""How long samples must be for torch's attention to be faster than ours (model/short_attention.py) on a CPU in bf16.
+
+    python bench/attention.py
+    OMP_NUM_THREADS=1 python bench/attention.py --heads 32 --groups 8 --width 128
+
+Forward and backward of one causal sample, ours and torch's in turn; the median ratio, by CPU time, so that other
+programs disturb less. Errors are those of the gradient of the queries, relative, against fp32.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+
+from mmchat.model.short_attention import LONGEST, short_attention
+
+LENGTHS = (64, 128, 257, 400, 600, 800, 1024, 1400, 2000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--groups", type=int, default=12, help="heads of keys and values")
+    parser.add_argument("--width", type=int, default=64, help="of a head")
+    parser.add_argument("--times", type=int, default=15)
+    asked = parser.parse_args()
+    print(f"{torch.get_num_threads()} thread(s); ours is used up to {LONGEST} tokens")
+    print(f"{'tokens':>7} {'torch ms':>9} {'ours ms':>8} {'ratio':>6} {'torch errs':>11} {'ours errs':>10}")
+    for length in LENGTHS:
+        states, gradient = draw(length, asked.heads, asked.groups, asked.width)
+        exact = of_query(by_torch, [one.detach().float().requires_grad_() for one in states], gradient.float())
+        errors = [relative(of_query(way, states, gradient), exact) for way in (by_torch, ours)]
+        pairs = [[1000 * seconds(way, states, gradient) for way in (by_torch, ours)] for _ in range(asked.times)]
+        theirs, mine = (median(column) for column in zip(*pairs, strict=True))
+        ratio = median(one / other for one, other in pairs)
+        print(f"{length:7} {theirs:9.2f} {mine:8.2f} {ratio:6.2f} {errors[0]:11.4f} {errors[1]:10.4f}")
+
+
+def draw(length: int, heads: int, groups: int, width: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    torch.manual_seed(0)
+    sizes = (heads, groups, groups, heads)
+    *states, gradient = (torch.randn(1, length, size, width).bfloat16().transpose(1, 2) for size in sizes)
+    return [one.requires_grad_() for one in states], gradient
+
+
+def by_torch(*states: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(*states, is_causal=True, enable_gqa=True)
+
+
+def ours(*states: torch.Tensor) -> torch.Tensor:
+    scale = states[0].shape[3] ** -0.5
+    return short_attention(*states, [states[0].shape[2]], scale, causal=True).transpose(1, 2)
+
+
+def of_query(way, states: list[torch.Tensor], gradient: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(way(*states), states, gradient)[0]
+
+
+def seconds(way, states: list[torch.Tensor], gradient: torch.Tensor) -> float:
+    begun = time.process_time()
+    of_query(way, states, gradient)
+    return (time.process_time() - begun) / torch.get_num_threads()
+
+
+def relative(found: torch.Tensor, true: torch.Tensor) -> float:
+    return ((found.float() - true).norm() / true.norm()).item()
+
+
+if __name__ == "__main__":
+    main()
