@@ -23,7 +23,7 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
     feed = Feed(config, objective, quarantine)
     if config.feature_cache:
-        open_features(config, objective, feed, quarantine, StopSignals(), Console(stderr=True))
+        open_features(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
     guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
     move_towers(config, objective, "cpu")

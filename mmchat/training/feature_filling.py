@@ -1,5 +1,6 @@
 """Ranks that go through pictures together and run towers on them: the work of `training.feature_cache`."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Together:
             SharedError: a UserError on any rank, or an item that cannot be used under the policy "stop". (Under "skip"
                 the step that comes to it leaves it out, as it does without a cache.)
         """
-        parts = micro_batches(range(len(dataset)), size, distributed.rank(), distributed.ranks())
+        share = math.ceil(len(dataset) / distributed.ranks())
+        parts = micro_batches(range(len(dataset)), min(size, share), distributed.rank(), distributed.ranks())
         loader = DataLoader(
             dataset,
             batch_sampler=parts,
