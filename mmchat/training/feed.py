@@ -45,8 +45,7 @@ class Feed:
 
     def samples(self) -> list[tuple[Mixture, Sequence[int]]]:
         """Numbers of all samples that this run ever takes, by mixture: of the training's, and of the validation's."""
-        steps = range(1 if self._repeats else self.total)
-        taken = [(self.mixture, sorted({number for step in steps for number in self.order.step(step)}))]
+        taken = [(self.mixture, self.order.taken(1 if self._repeats else self.total))]
         return taken + ([(self._held_out, range(len(self._held_out)))] if self.config.validation else [])
 
     def _groups(self, steps: Iterable[int]) -> Iterator[list[Batch]]:

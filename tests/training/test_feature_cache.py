@@ -60,10 +60,10 @@ class Run:
 
 @pytest.fixture
 def make_run(tmp_path, assistant_dir):
-    """make_run(**changes of the config): upon 24 records, with a cache."""
-    data = write_records(tmp_path / "data", 24)
+    """make_run(model, data, **changes of the config): upon 24 records unless told, with a cache."""
+    records = write_records(tmp_path / "data", 24)
 
-    def make(model=assistant_dir, **changes):
+    def make(model=assistant_dir, data=records, **changes):
         return Run(tmp_path, model, data, **({"feature_cache": str(tmp_path / "cache")} | changes))
 
     return make
@@ -164,6 +164,13 @@ def test_only_pictures_that_the_run_takes_are_computed(tmp_path, make_run):
     assert f": {len(taken)} pictures, 0 of them there" in run.said
     batches = list(run.feed.held_out())
     assert [batch.images for batch in batches] == [2, 2] and batches[0].pixel_values is None
+
+
+def test_text_alone_needs_no_features(tmp_path, make_run):
+    run = make_run(data=write_records(tmp_path / "text", 9, pictures=0))
+    assert run.fill() == 0 and run.said.endswith(": 0 pictures, 0 of them there\n")
+    [batch] = next(run.feed.steps(0))[1]
+    assert batch.tower_features is None and run.gradients(batch)[0] > 0
 
 
 def other_tower(changes):
