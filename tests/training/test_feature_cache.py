@@ -124,7 +124,6 @@ def test_in_bf16_the_difference_is_that_of_another_batch(make_run):
     other = without.gradients(replace(like, pixel_values=None, tower_features=[alone]))
     loss, of_gradients = differences(cached.gradients(batch), expected)
     other_loss, of_others = differences(other, expected)
-    print(loss, max(of_gradients), other_loss, max(of_others))
     assert loss <= max(1e-6, 2 * other_loss)
     assert max(of_gradients) <= max(1e-6, 2 * max(of_others))
 
@@ -132,6 +131,7 @@ def test_in_bf16_the_difference_is_that_of_another_batch(make_run):
 def test_a_micro_batch_of_text_alone_runs_the_projectors(make_run):
     run = make_run()
     run.fill()
+    run.objective.model.towers[0].register_forward_pre_hook(never_run)
     batch = run.objective.collator([])
     _, gradients = run.gradients(batch)
     of_projectors = [gradient for name, gradient in gradients.items() if name.startswith("projectors")]
@@ -231,6 +231,20 @@ def test_damaged_shards_are_computed_anew(make_run):
     run.fill()
     assert f"{shards[0]} was damaged" in run.said and "; 1 to compute" in run.said
     assert not shards[0].exists()
+
+
+def test_a_tower_whose_features_are_there_does_not_run_for_another(tmp_path, make_assistant, make_tower, make_run):
+    """As where a run was killed between the shards of two towers."""
+    model = model_with(tmp_path, make_assistant, make_tower, "two towers")
+    first, second = make_run(model), make_run(model)
+    first.fill()
+    there, gone = (store.folder for store in first.objective.features.stores)
+    for shard in gone.glob("*.shard"):
+        shard.unlink()
+    second.objective.model.towers[0].register_forward_pre_hook(never_run)
+    second.fill()
+    assert len(list(there.glob("*.shard"))) == len(list(gone.glob("*.shard"))) == 1
+    assert [len(store) for store in second.objective.features.stores] == [len(first.objective.features.stores[0])] * 2
 
 
 class StopAfter(StopSignals):
