@@ -86,19 +86,19 @@ def check_packed(folder, name):
         assert row["grad_norm"] == pytest.approx(like["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("zero_stage", ["0", "3"])
-def test_a_run_is_resumed_with_and_without_a_cache(setup, zero_stage):
+@pytest.mark.parametrize(("zero_stage", "begins_with_it"), [("0", False), ("3", True)])
+def test_a_run_is_resumed_with_and_without_a_cache(setup, zero_stage, begins_with_it):
     folder, _ = setup
-    stage = ["--zero_stage", zero_stage]
-    cache = ["--feature_cache", str(folder / "cache-resumed")]
-    for name, first, then in ((f"to-{zero_stage}", stage, stage + cache), (f"from-{zero_stage}", stage + cache, stage)):
-        run(setup, name, *first)
-        # As if it had been killed after step 3.
-        (folder / name / "checkpoints" / "latest").write_text("step-00000003")
-        (folder / name / "model").rename(folder / name / "finished-before")
-        said = run(setup, name, *then, "--resume")
-        assert "resumed after step 3" in said
-        check(folder, name)
+    name, stage = f"resumed-{zero_stage}", ["--zero_stage", zero_stage]
+    first, then = [], ["--feature_cache", str(folder / f"cache-{name}")]
+    if begins_with_it:
+        first, then = then, first
+    run(setup, name, *stage, *first)
+    # As if it had been killed after step 3.
+    (folder / name / "checkpoints" / "latest").write_text("step-00000003")
+    (folder / name / "model").rename(folder / name / "finished-before")
+    assert "resumed after step 3" in run(setup, name, *stage, *then, "--resume")
+    check(folder, name)
 
 
 def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
