@@ -96,7 +96,7 @@ def _problem_of(work: Callable[..., None], *arguments: Any) -> str | None:
 
 def _agree(problem: str | None, *counts: int) -> list[int]:
     """The counts, summed over the ranks. Raises SharedError where one of them has a problem."""
-    problems, *sums = distributed.all_reduce(torch.tensor([problem is not None, *counts])).tolist()
+    problems, *sums = distributed.all_reduce(torch.tensor([int(problem is not None), *counts])).tolist()
     if problems:
         raise SharedError(distributed.all_gather([problem] if problem else [])[0])
     return sums
