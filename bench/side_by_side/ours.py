@@ -1,10 +1,14 @@
 """Variant B: a run of mmchat without its files, from config to optimizer step by the modules that a run is made of."""
 
+from rich.console import Console
+
 from mmchat.data.quarantine import Quarantine
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
+from mmchat.training.feature_cache import move_towers, open_features
 from mmchat.training.feed import Feed
+from mmchat.training.interruption import StopSignals
 from mmchat.training.loop import train_step
 from mmchat.training.meters.flops import operations
 from mmchat.training.meters.norms import ModuleNorms
@@ -16,10 +20,14 @@ from side_by_side.recorder import Recorder
 def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     opened = open_model(config)
     objective, groups = opened.objective, opened.groups
-    feed = Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True))
+    quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
+    feed = Feed(config, objective, quarantine)
+    if config.feature_cache:
+        open_features(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
     guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
-    cost = operations(objective.model)
+    move_towers(config, objective, "cpu")
+    cost = operations(objective.model, towers_run=objective.features is None)
     recorder.begin()
     for step, batches in feed.steps(0):
         result = train_step(engine, objective, batches, guard, norms, lambda: [0, 0], cost)

@@ -1,6 +1,6 @@
 """A list of samples becomes one batch of tensors, padded or packed, on the CPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.dataset import Encoded, Sample
+from mmchat.data.feature_store import DTYPES
 from mmchat.data.records import Rejected
 from mmchat.vision import TowerSpec, normalise
 
@@ -20,6 +21,7 @@ class Batch:
     pixel_values: per tower float32[images, 3, H, W]; None where the batch holds no image.
     rejected: samples that should have been here, with the reason. cut: tokens that `max_length` took away.
     packed: how long the samples are that lie one behind another in the only row; None where each has a row.
+    tower_features: per tower [images, tokens, width], instead of pixel values; None where the towers run.
     """
 
     input_ids: torch.Tensor
@@ -30,17 +32,28 @@ class Batch:
     rejected: list[Rejected] = field(default_factory=list)
     cut: int = 0
     packed: list[int] | None = None
+    tower_features: list[torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        pixels = self.pixel_values and [p.to(device, non_blocking=True) for p in self.pixel_values]
-        tensors = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(*tensors, pixels, self.ids, self.rejected, self.cut, self.packed)
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=moved(self.input_ids),
+            attention_mask=moved(self.attention_mask),
+            labels=moved(self.labels),
+            pixel_values=self.pixel_values and list(map(moved, self.pixel_values)),
+            tower_features=self.tower_features and list(map(moved, self.tower_features)),
+        )
 
     @property
     def images(self) -> int:
-        return 0 if self.pixel_values is None else len(self.pixel_values[0])
+        seen = self.pixel_values or self.tower_features
+        return 0 if seen is None else len(seen[0])
 
     @property
     def lengths(self) -> list[int]:
@@ -98,31 +111,40 @@ class Collator:
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,
-            pixel_values=self._pixel_values(encoded),
+            pixel_values=pixel_values([pixels for one in encoded for pixels in one.pixels], self.specs),
             ids=[sample.id for sample in samples],
             rejected=[item for item in items if isinstance(item, Rejected)],
             cut=sum(one.cut for one in encoded),
             packed=lengths if self.packs else None,
+            tower_features=_tower_features([features for one in encoded for features in one.features or ()]),
         )
-
-    def _pixel_values(self, encoded: list[Encoded]) -> list[torch.Tensor] | None:
-        images = [pixels for one in encoded for pixels in one.pixels]
-        if not images:
-            return None
-        return [
-            torch.from_numpy(normalise(np.stack([pixels[tower] for pixels in images]), spec))
-            for tower, spec in enumerate(self.specs)
-        ]
 
     def _check_slots(self, sample: Sample) -> None:
         if self.slot_id is None:
             return
-        slots, images = sample.encoded.input_ids.count(self.slot_id), len(sample.encoded.pixels)
+        slots, images = sample.encoded.input_ids.count(self.slot_id), sample.encoded.images
         if slots != images * self.tokens_per_image:
             raise ValueError(
                 f"sample {sample.id}: {slots} image slots but {images} images x {self.tokens_per_image} features = "
                 f"{images * self.tokens_per_image}"
             )
+
+
+def pixel_values(images: list[list[np.ndarray]], specs: list[TowerSpec]) -> list[torch.Tensor] | None:
+    """What the towers take: per image and tower uint8[3, H, W] -> per tower float32[images, 3, H, W]."""
+    if not images:
+        return None
+    return [
+        torch.from_numpy(normalise(np.stack([pixels[tower] for pixels in images]), spec))
+        for tower, spec in enumerate(specs)
+    ]
+
+
+def _tower_features(images: list[list[np.ndarray]]) -> list[torch.Tensor] | None:
+    if not images:
+        return None
+    per_tower = (torch.from_numpy(np.stack(features)) for features in zip(*images, strict=True))
+    return [tensor.view(torch.bfloat16) if images[0][0].dtype == DTYPES["bf16"] else tensor for tensor in per_tower]
 
 
 def _targets(encoded: Encoded) -> list[int]:

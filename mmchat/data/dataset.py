@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 from rich.table import Table
 
 from mmchat.data.config import DataConfig, SourceConfig
+from mmchat.data.feature_store import PictureFeatures
 from mmchat.data.mixture import EpochPlan, epoch_counts
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Record, Rejected, limit_turns
@@ -29,12 +30,18 @@ class Encoded:
 
     input_ids, labels: equally long lists; labels is None for an objective that has none.
     pixels: per image, per tower, uint8[3, H, W]. cut: tokens that `max_length` took away.
+    features: instead of pixels, per image, per tower, what the tower makes of them; None where the towers run.
     """
 
     input_ids: list[int]
     labels: list[int] | None
     pixels: list[list[np.ndarray]]
     cut: int = 0
+    features: list[list[np.ndarray]] | None = None
+
+    @property
+    def images(self) -> int:
+        return len(self.pixels if self.features is None else self.features)
 
 
 @dataclass
@@ -105,10 +112,12 @@ class MixtureDataset:
     """Sample number -> `Sample`, or `Rejected` where the record turns out unusable.
 
     Nothing takes a rejected sample's place; the batch is one smaller and the loop is told.
+
+    features: where those of the pictures are read; pictures are not decoded then, and `encode` gets none.
     """
 
-    def __init__(self, mixture: Mixture, encode: Encode) -> None:
-        self.mixture, self.encode = mixture, encode
+    def __init__(self, mixture: Mixture, encode: Encode, features: PictureFeatures | None = None) -> None:
+        self.mixture, self.encode, self.features = mixture, encode, features
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -118,10 +127,14 @@ class MixtureDataset:
         if isinstance(record, Rejected):
             return record
         try:
-            images = [picture.open() for picture in record.pictures]
-            encoded = self.encode(record, images, part.config.template)
+            if self.features is None:
+                images = [picture.open() for picture in record.pictures]
+                encoded = self.encode(record, images, part.config.template)
+            else:
+                features = [self.features.of(picture) for picture in record.pictures]
+                encoded = replace(self.encode(record, [], part.config.template), features=features)
         except UserError as error:
-            return Rejected(record.where, record.id, str(error))
+            return Rejected(record.where, record.id, str(error), error.kind)
         return Sample(number, record.id, encoded)
 
 

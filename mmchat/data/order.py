@@ -8,6 +8,8 @@ micro-batch; so a checkpoint needs to remember only the step, and resume reads n
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mmchat.data.mixture import EpochPlan
 
 
@@ -34,12 +36,20 @@ class BatchOrder:
 
     def step(self, step: int) -> list[int]:
         """Numbers of the samples of one optimizer step."""
-        start = step * self.batch_size
-        end = start + self.batch_size
-        if self.total_samples is not None:
-            end = min(end, self.total_samples)
+        start, end = step * self.batch_size, self._end(step + 1)
         size = self.plan.samples
         return [int(self.plan.order(self.seed, position // size)[position % size]) for position in range(start, end)]
+
+    def taken(self, steps: int) -> np.ndarray:
+        """int64: numbers of the samples of the first `steps` steps, each once, in ascending order."""
+        end, size = self._end(steps), self.plan.samples
+        epochs = [self.plan.order(self.seed, start // size)[: end - start] for start in range(0, end, size)]
+        return np.unique(np.concatenate(epochs))
+
+    def _end(self, steps: int) -> int:
+        """Position in the stream after so many steps."""
+        end = steps * self.batch_size
+        return end if self.total_samples is None else min(end, self.total_samples)
 
 
 def micro_batches(numbers: Sequence[int], size: int, rank: int, ranks: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from mmchat.data.feature_store import NO_FEATURES
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 
@@ -27,7 +28,9 @@ class Quarantine:
         return len(self._seen)
 
     def add(self, rejected: Rejected) -> None:
-        """Raises UserError under the policy "stop"."""
+        """Raises UserError under the policy "stop", and always where the record is not to blame."""
+        if rejected.kind == NO_FEATURES:
+            raise UserError(f"{rejected.where}: {rejected.reason}")
         if self.policy == "stop":
             raise UserError(
                 f"{rejected.where}: {rejected.reason}\n"

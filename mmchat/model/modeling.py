@@ -77,10 +77,12 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         per_tower = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         if len(per_tower) != len(self.towers):
             raise ValueError(f"pixel values for {len(per_tower)} towers, but the model has {len(self.towers)}")
-        projected = [
-            projector(run_tower(tower, pixels))
-            for tower, projector, pixels in zip(self.towers, self.projectors, per_tower, strict=True)
-        ]
+        return self.project([run_tower(tower, pixels) for tower, pixels in zip(self.towers, per_tower, strict=True)])
+
+    def project(self, tower_features: list[torch.Tensor]) -> torch.Tensor:
+        """The same from what the towers gave, float[images, N, width of the tower] for each."""
+        pairs = zip(self.projectors, tower_features, strict=True)
+        projected = [projector(features) for projector, features in pairs]
         return torch.cat(projected, dim=-1 if self.config.fusion == "channels" else 1)
 
     def forward(
@@ -88,6 +90,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: PixelValues | None = None,
+        tower_features: list[torch.Tensor] | None = None,
         image_features: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -101,10 +104,11 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: int[B, L] with the slots already expanded.
             attention_mask: int[B, L], 0 where padded, on either side.
             pixel_values: float[images, 3, H, W] (or a list, one per tower), images in reading order.
+            tower_features: per tower float[images, N, width], instead of pixels: what it gave for them.
             image_features: the result of `get_image_features`, where the caller has it already.
             inputs_embeds: float[B, L, D] instead of `input_ids`, features already spliced in.
             labels: int[B, L], -100 where not supervised; the language model shifts them by one.
-            dummy_images: how many pictures at the end of `pixel_values` fill no slot. A rank without images
+            dummy_images: how many pictures at the end fill no slot. A rank without images
                 passes one, so that every rank runs the same modules and the projector's gradient is zero, not absent.
 
         Raises:
@@ -112,11 +116,12 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            if pixel_values is not None and image_features is None:
+            seen = tower_features if pixel_values is None else pixel_values
+            if seen is not None and image_features is None:
                 if input_ids.device.type == "cpu":
-                    images = len(pixel_values if isinstance(pixel_values, torch.Tensor) else pixel_values[0])
+                    images = len(seen if isinstance(seen, torch.Tensor) else seen[0])
                     check_slots(input_ids, self.config.image_token_id, images - dummy_images, self.image_tokens)
-                image_features = self.get_image_features(pixel_values)
+                image_features = self.project(seen) if pixel_values is None else self.get_image_features(seen)
             if image_features is not None:
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)

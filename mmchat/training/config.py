@@ -75,6 +75,11 @@ class RunConfig:
     packing: PackingConfig | None = Field(
         None, description="how much one forward takes, without padding; null: pad. The steps hold the same samples"
     )
+    feature_cache: Path | None = Field(
+        None,
+        description="folder where features of frozen towers are kept, computed once before the first step; null: the "
+        "towers run in every step",
+    )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast; what is trained stays fp32")
     seed: int = Field(0, ge=0, description="of the order of samples and of dropout")
     on_bad_sample: Literal["stop", "skip"] = Field(
@@ -132,6 +137,8 @@ class RunConfig:
             raise ValueError("with packing, packing.tokens says how much a forward takes; leave out micro_batch_size")
         if self.packing is not None and self.objective != "assistant":
             raise ValueError(f"packing is for objective assistant, found {self.objective}")
+        if self.feature_cache is not None and self.objective != "assistant":
+            raise ValueError(f"feature_cache is for objective assistant, found {self.objective}")
         if self.objective != "assistant" and self.fit is not None:
             raise ValueError(f"fit is for objective assistant; with {self.objective} the tower's own config says it")
         return self

@@ -1,7 +1,7 @@
 """What a run feeds on: its mixture, cut into optimizer steps, micro-batches and this rank's share of them."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
 
 import torch
@@ -42,6 +42,11 @@ class Feed:
         """Number (from 1) and micro-batches of every step after the first `done`."""
         groups = self._groups(range(1) if self._repeats else range(done, self.total))
         return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
+
+    def samples(self) -> list[tuple[Mixture, Sequence[int]]]:
+        """Numbers of all samples that this run ever takes, by mixture: of the training's, and of the validation's."""
+        taken = [(self.mixture, self.order.taken(1 if self._repeats else self.total))]
+        return taken + ([(self._held_out, range(len(self._held_out)))] if self.config.validation else [])
 
     def _groups(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
         """The micro-batches of each step, whose number may differ."""
@@ -84,7 +89,7 @@ def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
 def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates."""
     loader = DataLoader(
-        MixtureDataset(mixture, objective.encode),
+        MixtureDataset(mixture, objective.encode, objective.features),
         batch_sampler=sampler,
         collate_fn=objective.collator,
         num_workers=workers,

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Rejected
 from mmchat.errors import SharedError
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
@@ -79,16 +80,17 @@ class Journal:
             self._tell_incident(step, result, ids)
         return _note(result.loss, rates, len(self.quarantine))
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, rejected: list[Rejected]) -> None:
+        """Write a validation down. Raises UserError for records that could not be used, as the policy says."""
+        for item in rejected:
+            self.quarantine.add(item)
         if self._metrics:
             self._write(step=step, validation_loss=loss)
 
     def stopped(self, status: int, step: int, saved: Path) -> None:
         """Say how to go on after a signal. All ranks call this."""
         name = {130: "interrupted", 143: "told to end"}[status]
-        again = f"mmchat train {self.config.run_dir / 'config.yaml'} --ranks {distributed.ranks()} --resume"
-        if len(set(distributed.all_gather([socket.gethostname()]))) > 1:
-            again = "the same launch, and --resume"
+        again = way_on(self.config.run_dir)
         self.console.print(
             f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
             markup=False,
@@ -109,6 +111,13 @@ class Journal:
                 "newest checkpoint with --resume"
             )
         self.console.print(message, style="yellow", markup=False)
+
+
+def way_on(run_dir: Path) -> str:
+    """How to go on with a run that was stopped. All ranks call this."""
+    if len(set(distributed.all_gather([socket.gethostname()]))) > 1:
+        return "the same launch, and --resume"
+    return f"mmchat train {run_dir / 'config.yaml'} --ranks {distributed.ranks()} --resume"
 
 
 def _measured(result: StepResult) -> dict[str, Any]:

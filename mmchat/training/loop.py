@@ -125,12 +125,17 @@ def _memory_of_ranks() -> list[int]:
 
 
 @torch.no_grad()
-def validate(engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: Iterator[Batch]) -> float:
-    """Mean loss per term over a validation set of which every rank holds equally many batches."""
+def validate(
+    engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: Iterator[Batch]
+) -> tuple[float, list[Rejected]]:
+    """Mean loss per term over a validation set of which every rank holds equally many batches; and its samples, on any
+    rank, that could not be used."""
     engine.eval()
+    rejected: list[Rejected] = []
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere=True)
         sums += torch.tensor([loss.double().item(), objective.terms(batch)], dtype=torch.float64)
+        rejected += batch.rejected
     loss, terms = distributed.all_reduce(sums).tolist()
-    return loss / max(1.0, terms)
+    return loss / max(1.0, terms), distributed.all_gather(rejected)

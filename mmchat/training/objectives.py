@@ -17,6 +17,7 @@ from mmchat.contrastive.dual_encoder import DualEncoder, encode_caption, load_cl
 from mmchat.contrastive.objectives import info_nce
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
+from mmchat.data.feature_store import PictureFeatures
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
@@ -32,6 +33,8 @@ WEIGHTS = "float32"
 class Objective(Protocol):
     model: nn.Module
     collator: Collator
+    features: PictureFeatures | None
+    """Where the towers' features are read from; None where the towers run."""
 
     def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
         """Ids, labels and pixels of a record; `template` is its source's own, if it has one."""
@@ -51,6 +54,7 @@ class AssistantObjective:
     def __init__(self, config: RunConfig) -> None:
         self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.fit)
         self.max_length = config.data.max_length
+        self.features: PictureFeatures | None = None
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,
             specs=self.processor.image_processor.specs,
@@ -70,13 +74,11 @@ class AssistantObjective:
         return batch.supervised
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
-        pixel_values, dummies = batch.pixel_values, 0
-        if pixel_values is None and (images_anywhere or not self._text_trains()):
+        pictures, dummies = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features}, 0
+        if not batch.images and (images_anywhere or not self._text_trains()):
             # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
             # run the same modules here, into no slot, with a gradient of zero.
-            sizes = [spec.image_size for spec in self.collator.specs]
-            pixel_values = [torch.zeros(1, 3, size, size, device=batch.input_ids.device) for size in sizes]
-            dummies = 1
+            pictures, dummies = self._dummy_picture(batch.input_ids.device), 1
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         if batch.packed is None:
@@ -85,7 +87,7 @@ class AssistantObjective:
             attention = packed_inputs(batch.packed, batch.input_ids.device)
         logits = module(
             input_ids=batch.input_ids,
-            pixel_values=pixel_values,
+            **pictures,
             dummy_images=dummies,
             # Only positions that predict something supervised reach the head: bool[B, L] -> float[n, V].
             logits_to_keep=F.pad(supervised, (0, 1)),
@@ -93,6 +95,13 @@ class AssistantObjective:
             **attention,
         ).logits
         return cross_entropy_sum(logits, targets[supervised])
+
+    def _dummy_picture(self, device: torch.device) -> dict[str, list[torch.Tensor]]:
+        specs = self.collator.specs
+        if self.features is None:
+            sizes = [(1, 3, spec.image_size, spec.image_size) for spec in specs]
+            return {"pixel_values": [torch.zeros(size, device=device) for size in sizes]}
+        return {"tower_features": [torch.zeros(1, spec.tokens, spec.dim, device=device) for spec in specs]}
 
     def _text_trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.language_model.parameters())
@@ -105,6 +114,7 @@ class ContrastiveObjective:
     """InfoNCE between pictures and their captions, within one micro-batch on one rank."""
 
     model: DualEncoder
+    features = None
 
     def __init__(self, config: RunConfig) -> None:
         from transformers import AutoTokenizer

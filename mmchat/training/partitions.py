@@ -3,6 +3,8 @@
 What the rest of the code asks of a parameter that may be in parts, in one place.
 """
 
+from contextlib import AbstractContextManager
+
 import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
@@ -14,6 +16,12 @@ from mmchat.training import distributed
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """Its shape, in parts or not."""
     return parameter.ds_shape if is_zero_param(parameter) else parameter.shape
+
+
+def gathered(module: nn.Module) -> AbstractContextManager:
+    """Inside a `with`, every rank holds all of the module's parameters; they are not to be changed."""
+    parts = [parameter for parameter in module.parameters() if is_zero_param(parameter)]
+    return deepspeed.zero.GatheredParameters(parts, enabled=bool(parts))
 
 
 def whole_state(model: nn.Module) -> dict[str, torch.Tensor] | None:

@@ -10,6 +10,7 @@ from mmchat.training.checkpoints import checkpoint
 from mmchat.training.checkpoints.universal import must_convert
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import build_engine
+from mmchat.training.feature_cache import move_towers, open_features
 from mmchat.training.feed import Feed
 from mmchat.training.finish import finish
 from mmchat.training.interruption import StopSignals
@@ -49,14 +50,18 @@ def run(config: RunConfig) -> int:
     opened = open_model(config, in_parts=config.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
-    cost = operations(objective.model)
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
     feed = Feed(config, objective, quarantine)
+    signals = StopSignals()
+    if config.feature_cache and (status := open_features(config, objective, feed, quarantine, signals, console)):
+        return status
+    cost = operations(objective.model, towers_run=objective.features is None)
     guard = StepGuard(config.stability)
     norms = ModuleNorms(groups, sharded=config.zero_stage > 0)
     convert = resume_from is not None and must_convert(resume_from)
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms, convert)
+    move_towers(config, objective, "cpu")
     average = WeightAverage(groups, config.ema) if config.ema else None
     done, owes_validation = 0, False
     if resume_from is not None:
@@ -72,12 +77,12 @@ def run(config: RunConfig) -> int:
     watch = GradientWatch(groups) if done == 0 else None
 
     def validate_and_log(step: int) -> None:
-        journal.validation(step, validate(engine, objective, feed.held_out()))
+        journal.validation(step, *validate(engine, objective, feed.held_out()))
 
     bar_of_steps = progress_bar(config.run_dir.name, feed.total, done, enabled=distributed.rank() == 0)
     folder = config.run_dir / "checkpoints"
     saver = checkpoint.CheckpointSaver(engine, folder, config.checkpoint, console.print, average)
-    with journal, StopSignals() as signals, bar_of_steps as bar, saver:
+    with journal, signals, bar_of_steps as bar, saver:
         if owes_validation:
             validate_and_log(done)
         journal.meter.resume()
@@ -101,6 +106,7 @@ def run(config: RunConfig) -> int:
             if last or step % config.checkpoint.every == 0:
                 saver.save(step, guard=guard.state(), owes_validation=False)
             journal.meter.resume()
+    move_towers(config, objective, engine.device)
     finish(config, opened, average, quarantine, console)
     return 0
 

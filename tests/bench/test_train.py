@@ -85,6 +85,14 @@ def test_the_whole_program(tmp_path, words):
 
 
 @pytest.mark.slow
+def test_b_with_a_feature_cache(tmp_path):
+    done = run_tiny(tmp_path / "out.json", "--", "--feature_cache", str(tmp_path / "features"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "features").glob("*/*.shard"))) == 2  # in fp32 and in bf16
+    assert json.loads((tmp_path / "out.json").read_text())["median"]["loss_difference"] < 2e-3
+
+
+@pytest.mark.slow
 def test_variants_that_compute_something_else_are_refused(tmp_path):
     done = run_tiny(tmp_path / "out.json", "--", "--data.max_length", "60")
     assert done.returncode == 1 and "do not compute the same" in done.stderr, done.stdout + done.stderr

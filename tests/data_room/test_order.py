@@ -66,6 +66,14 @@ def test_the_last_step_of_an_epoch_run_is_smaller_and_takes_no_more_rounds_than_
     assert sorted(i for batches in per_rank for batch in batches for i in batch) == sorted(steps[-1])
 
 
+@settings(deadline=None)
+@given(steps=st.integers(1, 9), batch_size=st.integers(1, 7), total=st.none() | st.integers(1, 40))
+def test_the_samples_that_are_taken_are_those_of_the_steps(steps, batch_size, total):
+    order = BatchOrder(EpochPlan((5, 9), (10, 4)), 3, batch_size, total)
+    of_steps = {number for step in range(steps) for number in order.step(step)}
+    assert order.taken(steps).tolist() == sorted(of_steps)
+
+
 def test_epochs_as_a_fraction():
     order = BatchOrder(one(10), seed=0, batch_size=4)
     assert order.steps_in_total is None

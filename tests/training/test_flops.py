@@ -52,20 +52,26 @@ def batch_of(model, *samples, supervised=5):
     return Batch(ids, mask, labels, pixels, ids=[str(row) for row in range(len(samples))])
 
 
+def with_features(model, batch):
+    """The same with random features instead of pixels."""
+    shapes = [(batch.images, tower.spec.tokens, tower.spec.dim) for tower in model.towers]
+    return replace(batch, pixel_values=None, tower_features=list(map(torch.randn, shapes)))
+
+
 def seen_by_torch(model, batch):
     """Operations of a real step on one sample. Eager attention is ordinary matrix products, which torch can count."""
     model.set_attn_implementation("eager")
     keep = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (0, 1))
     with FlopCounterMode(display=False) as counter:
-        pixels = batch.pixel_values
-        outputs = model(input_ids=batch.input_ids, pixel_values=pixels, logits_to_keep=keep, use_cache=False)
+        pictures = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features}
+        outputs = model(input_ids=batch.input_ids, **pictures, logits_to_keep=keep, use_cache=False)
         outputs.logits.logsumexp(-1).sum().backward()
     return counter.get_total_flops()
 
 
 def expected_by_torch(model, batch):
     """Our count, and the pairs that a mask hides, which eager attention computes all the same."""
-    counted, length = operations(model), batch.tokens
+    counted, length = operations(model, towers_run=batch.tower_features is None), batch.tokens
     masked = sum(cost * (length**2 - causal_pairs(length, window)) for window, cost in counted.pair.items())
     return counted.of(batch) + masked
 
@@ -77,6 +83,15 @@ def test_whatever_is_trained(make_assistant, table):
     apply_rules(model, TABLES[table])
     batch = batch_of(model, (24, 1))
     assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
+
+
+@pytest.mark.parametrize("table", ["tower frozen", "projector only"])
+def test_features_that_are_read_cost_nothing(make_assistant, table):
+    model, _ = make_assistant()
+    apply_rules(model, TABLES[table])
+    batch = batch_of(model, (40, 2))
+    read = with_features(model, batch)
+    assert expected_by_torch(model, read) == seen_by_torch(model, read) < seen_by_torch(model, batch)
 
 
 @pytest.mark.parametrize("fusion", ["channels", "sequence"])

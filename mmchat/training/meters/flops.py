@@ -64,8 +64,10 @@ def causal_pairs(length: int, window: int | None) -> int:
     return most * (most + 1) // 2 + (length - most) * most
 
 
-def operations(model: nn.Module) -> Operations | None:
+def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
     """What steps of `model` cost, given what is trained (`requires_grad`); None for a kind that is not known here.
+
+    towers_run: False where an assistant's towers do not, because their features are read.
 
     Shapes come from modules and configs, because ZeRO 3 leaves parameters empty.
     """
@@ -74,16 +76,16 @@ def operations(model: nn.Module) -> Operations | None:
         return None
     if isinstance(model, DualEncoder):
         return _dual_encoder(model)
-    return _assistant(model) if model.config.text_config.model_type in LANGUAGE_MODELS else None
+    return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
 
 
-def _assistant(model: MMChatForConditionalGeneration) -> Operations:
+def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Operations:
     image, below = 0, False
     slots = slots_per_tower([tower.spec for tower in model.towers], model.config.projectors)
     for tower, projector, count in zip(model.towers, model.projectors, slots, strict=True):
         per_image, trained = _tower(tower, _blocks_to_feature(tower))
         per_slot, trained = _passed(projector, trained)
-        image += per_image + count * per_slot
+        image += towers_run * per_image + count * per_slot
         below |= trained
     decoder, config = model.language_model.base_model, model.config.text_config
     (blocks,) = (m for m in decoder.modules() if isinstance(m, nn.ModuleList))

@@ -1,0 +1,25 @@
+"""Started by a test that kills it: fills the feature cache of a run, a few pictures at a time and slowly.
+
+filling_slowly.py CONFIG
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from mmchat.data.quarantine import Quarantine
+from mmchat.settings import load_settings
+from mmchat.training.config import RunConfig
+from mmchat.training.feature_cache import open_features
+from mmchat.training.feed import Feed
+from mmchat.training.interruption import StopSignals
+from mmchat.training.opening import open_model
+
+config = load_settings(RunConfig, Path(sys.argv[1]), [])
+objective = open_model(config).objective
+quarantine = Quarantine(config.run_dir / "quarantine.jsonl", "stop")
+feed = Feed(config, objective, quarantine)
+objective.model.towers[0].register_forward_pre_hook(lambda *_: time.sleep(0.3))
+open_features(config, objective, feed, quarantine, StopSignals(), Console(stderr=True), shard_bytes=1)
