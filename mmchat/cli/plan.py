@@ -6,8 +6,8 @@ from pathlib import Path
 
 EXIT_CANNOT_RUN = 1
 
-MEANING = """Reads config, texts and the model's shapes; no weight, and no picture but those shown. Any key of the config can
-be overridden as in `mmchat train`. docs/planning.md says how the figures are made.
+MEANING = """Reads config, texts and the model's shapes; no weight, and no picture but those shown. Any key of the
+config can be overridden as in `mmchat train`. docs/planning.md says how the figures are made.
 
 exit status: 0 it can run; 1 it cannot, with a line for each reason (nothing to learn in a source, slots that cannot
 match, a sample that fits no row, records that would stop the run, too little memory); 2 a mistake in the config

@@ -72,8 +72,8 @@ def _checked(source: str | Path, *needed: str) -> Path:
     missing = [name for name in needed if not any(directory.glob(name))]
     if missing == [WEIGHTS]:
         raise UserError(
-            f"{directory} holds no weights ({WEIGHTS}). If `mmchat init --without-weights` made it, it is to plan with: "
-            "make one without that option; if it is a copy, copy it again"
+            f"{directory} holds no weights ({WEIGHTS}). If `mmchat init --without-weights` made it, it is to plan "
+            "with: make one without that option; if it is a copy, copy it again"
         )
     if missing:
         raise UserError(f"{directory} is incomplete: it has no {', '.join(missing)}; copy it again, or write it anew")

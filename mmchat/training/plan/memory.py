@@ -1,7 +1,7 @@
 """What one rank holds, by kind: model states as DeepSpeed 0.19.8 allocates them, activations as measured.
 
-States follow its source (`runtime/zero/stage_1_and_2.py`, `stage3.py`) for weights that are trained in fp32. Of T trained
-and F frozen elements on R ranks, in bytes:
+States follow its source (`runtime/zero/stage_1_and_2.py`, `stage3.py`) for weights that are trained in fp32. Of T
+trained and F frozen elements on R ranks, in bytes:
 
     ZeRO   parameters      gradients   optimizer (AdamW)           buckets, and what is gathered
     0      4T + 4F         4T          8T                          -
@@ -73,23 +73,25 @@ def memory(
         "optimizer": share(moments + weights) if stage else moments,
         "buckets": _buckets(config, model, trained, zero, stage),
         "gathered": min(held, 4 * zero.max_live_parameters) if stage == 3 else 0,
-        "average": (share(weights) if config.ema else 0),
+        "average": share(weights) if config.ema else 0,
     }
-    on_cpu = 0
+    moved: dict[str, int] = {}
+    on_their_way = 0
     if config.offload != "none" and stage:
-        moved = {"optimizer": parts["optimizer"]}
-        # ZeRO 1 and 2 hold the gradients' share and the new weights there too, on their way; in ZeRO 1 besides the whole.
+        moved["optimizer"] = parts["optimizer"]
+        # Gradients have a share on the CPU at every stage, and from ZeRO 2 on none here. ZeRO 1 and 2 stage the stepped
+        # weights there as well.
         moved["gradients"] = parts["gradients"] if stage >= 2 else 0
-        on_cpu = share(weights) * (2 if stage < 3 else 1)
+        on_their_way = share(weights) * (2 if stage < 3 else 1) - moved["gradients"]
         if config.offload == "all" and stage == 3:
             moved["parameters"] = parts["parameters"]
-        on_cpu += moved["optimizer"] + moved.get("parameters", 0)
-        parts |= {name: parts[name] - size for name, size in moved.items()}
-    return Memory(stage, **parts, activations=activations, on_cpu=on_cpu)
+    here = parts | {name: parts[name] - size for name, size in moved.items()}
+    on_cpu = sum(moved.values()) + on_their_way
+    return Memory(stage, **here, activations=activations, on_cpu=on_cpu)
 
 
 def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroConfig:
-    """DeepSpeed's own defaults under what the run says; another stage than the run's is one without offload to spare."""
+    """DeepSpeed's own defaults under what the run says, at this stage."""
     stated = deepspeed_config(config, ranks)["zero_optimization"]
     kept = {key: value for key, value in stated.items() if not key.startswith("offload")}
     return DeepSpeedZeroConfig(**{**kept, "stage": stage})

@@ -104,7 +104,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     if config.objective == "contrastive" and hardware.ranks > 1:
         raise UserError("objective contrastive runs on one rank; leave --ranks out")
     shapes = open_shapes(config)
-    objective = shapes.opened.objective
+    objective = shapes.objective
     assistant = isinstance(objective, AssistantObjective)
     processor = objective.processor if assistant else None
     problems = slots_cannot_match(objective.model, processor, config.data.max_length) if assistant else []
@@ -114,7 +114,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
         problems += nothing_to_learn(source, not assistant) or unusable(source, config)
     order = batch_order(config, mixture)
     total = config.steps or order.steps_in_total
-    plan = Plan(config, hardware, shapes.opened.groups, mixture, processor, sources, total, problems)
+    plan = Plan(config, hardware, shapes.groups, mixture, processor, sources, total, problems)
     if any(problem.kind == "slots" for problem in problems) or not lengths.tokens.any():
         return plan
 
@@ -148,8 +148,8 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
 def _check_model(model: str) -> None:
     if not Path(model).is_dir():
         raise UserError(
-            f"model directory {model} does not exist. If an earlier stage will write it, plan with --model and a directory "
-            "of the same architecture; `mmchat init --without-weights` makes one in seconds"
+            f"model directory {model} does not exist. If an earlier stage will write it, name one of the same "
+            "architecture with --model; `mmchat init --without-weights` makes it in seconds"
         )
 
 
@@ -164,43 +164,46 @@ def _ways(config: RunConfig, objective: Objective) -> list[RunConfig]:
 
 def _plan_memory(plan: Plan, shapes: Shapes, batches: list[MicroBatch], lengths: LengthIndex) -> None:
     config = plan.config
-    collator = shapes.opened.objective.collator
-    of_batch = {id(b): _activations(shapes, _made_up(b, lengths, collator), config) for b in fullest(batches)}
-    worst = max(fullest(batches), key=lambda batch: of_batch[id(batch)].total)
-    batch = _made_up(worst, lengths, collator)
+    candidates = [(one, _made_up(one, lengths, shapes.objective.collator)) for one in fullest(batches)]
+    if len(candidates) > 1:
+        candidates.sort(key=lambda pair: _activations(shapes, pair[1], config, config.zero_stage).total)
+    worst, batch = candidates[-1]
     plan.worst = Worst(worst, [plan.mixture.find(number)[1].id for number in worst.samples])
-    plan.other = [] if config.activation_checkpointing else ["towers", "language_model"]
-    if config.objective == "contrastive":
-        plan.other = plan.other[:1]
-    otherwise = open_shapes(replace(config, activation_checkpointing=plan.other))
+    everything = ["towers", "language_model"] if config.objective == "assistant" else ["towers"]
+    plan.other = [] if config.activation_checkpointing else everything
     plan.memory = _by_stage(plan, shapes, batch)
-    plan.other_memory = _by_stage(plan, otherwise, batch)
+    plan.other_memory = _by_stage(plan, open_shapes(replace(config, activation_checkpointing=plan.other)), batch)
     if plan.hardware.limit is not None:
-        checkpointing = f"activation_checkpointing: [{', '.join(plan.other)}]"
-        others = {f"zero_stage: {one.zero_stage}": one for one in plan.memory if one.zero_stage > config.zero_stage}
-        for one in plan.other_memory if plan.other else []:
-            if one.zero_stage >= config.zero_stage:
-                stage = f" and zero_stage: {one.zero_stage}" if one.zero_stage > config.zero_stage else ""
-                others[checkpointing + stage] = one
-        plan.problems += does_not_fit(plan.this_memory, others, plan.hardware.limit, plan.hardware.name)
+        plan.problems += does_not_fit(plan.this_memory, instead(plan), plan.hardware.limit, plan.hardware.name)
+
+
+def instead(plan: Plan) -> dict[str, Memory]:
+    """What needs less, by how it is said in the config, the least change first."""
+    now, found = plan.config.zero_stage, {}
+    checkpointing = [f"activation_checkpointing: [{', '.join(plan.other)}]"] if plan.other else []
+    for memories, said in ((plan.memory, []), (plan.other_memory if plan.other else [], checkpointing)):
+        for one in memories:
+            stage = [f"zero_stage: {one.zero_stage}"] if one.zero_stage > now else []
+            if one.zero_stage > now or (said and one.zero_stage == now):
+                found[" and ".join([*said, *stage])] = one
+    return found
 
 
 def _by_stage(plan: Plan, shapes: Shapes, batch: Batch) -> list[Memory]:
-    config, opened = plan.config, shapes.opened
+    """ZeRO 3 keeps other activations than the stages below it, which are alike."""
+    config, ranks = plan.config, plan.hardware.ranks
     stages = STAGES if config.optimizer.name == "adamw" else (0,)
-    below, three = (_activations(shapes, batch, config, stage) for stage in (min(config.zero_stage, 2), 3))
+    below = _activations(shapes, batch, config, min(config.zero_stage, 2))
+    three = _activations(shapes, batch, config, 3) if 3 in stages else None
     return [
-        memory(
-            config, opened.objective.model, opened.groups, stage, plan.hardware.ranks, three if stage == 3 else below
-        )
+        memory(config, shapes.objective.model, shapes.groups, stage, ranks, three if stage == 3 else below)
         for stage in stages
     ]
 
 
-def _activations(shapes: Shapes, batch: Batch, config: RunConfig, stage: int | None = None) -> Activations:
-    stage = config.zero_stage if stage is None else stage
+def _activations(shapes: Shapes, batch: Batch, config: RunConfig, stage: int) -> Activations:
     with shapes.running():
-        return measure(shapes.opened.objective, batch, config.precision == "bf16", stage)
+        return measure(shapes.objective, batch, config.precision == "bf16", stage)
 
 
 def _made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batch:

@@ -40,8 +40,8 @@ def unusable(source: SourcePlan, config: RunConfig) -> list[Problem]:
     if not source.unusable or config.on_bad_sample == "skip":
         return []
     message = (
-        f"{source.name}: {source.unusable:,} of {source.records:,} records cannot be used, and the first one stops the run "
-        f"({source.first}); mend them, or set on_bad_sample: skip"
+        f"{source.name}: {source.unusable:,} of {source.records:,} records cannot be used, and the first of them stops "
+        f"the run ({source.first}); mend them, or set on_bad_sample: skip"
     )
     return [Problem("unusable", message)]
 
@@ -51,9 +51,7 @@ def nothing_to_learn(source: SourcePlan, contrastive: bool) -> list[Problem]:
         return []
     if source.unusable == source.records:
         return [Problem("nothing_to_learn", f"{source.name}: no record can be used; the first: {source.first}")]
-    message = (
-        f"{source.name}: not one token is supervised, so nothing can be learned of it; `mmchat data show` shows why"
-    )
+    message = f"{source.name}: not one token is supervised, so nothing can be learned; `mmchat data show` shows why"
     return [Problem("nothing_to_learn", message)]
 
 
@@ -63,13 +61,11 @@ def does_not_fit(this: Memory, others: dict[str, Memory], limit: int, where: str
         return []
     would = [how for how, memory in others.items() if fits(memory, limit)]
     advice = (
-        f"it would with {would[0]}"
-        if would
-        else (
-            "no ZeRO stage nor checkpointing changes that; take a smaller micro_batch_size or packing.tokens, more ranks, "
-            "offload, or LoRA"
-        )
+        "neither ZeRO nor checkpointing mends that alone: take a smaller micro_batch_size or packing.tokens, more "
+        "ranks, offload, or LoRA"
     )
+    if would:
+        advice = f"it would fit with {would[0]}"
     message = (
         f"a rank needs {this.total / GIB:.1f} GiB and {CUDA_CONTEXT / GIB:g} GiB for CUDA itself, but {where} has "
         f"{limit / GIB:.1f} GiB; {advice}"

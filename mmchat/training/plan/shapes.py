@@ -11,19 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmchat.training.config import RunConfig
-from mmchat.training.opening import Opened, open_model
+from mmchat.training.objectives import Objective
+from mmchat.training.opening import open_model
+from mmchat.training.trainability import ModuleGroup, apply_rules
 
 
 @dataclass
 class Shapes:
-    """What `open_model` gives, with fake weights; they compute within `running`."""
+    """What `open_model` gives, with fake weights. They compute within `running`."""
 
-    opened: Opened
+    objective: Objective
+    groups: list[ModuleGroup]
     mode: FakeTensorMode
 
     @contextmanager
@@ -34,9 +38,28 @@ class Shapes:
 
 def open_shapes(config: RunConfig) -> Shapes:
     """Raises UserError as `open_model`, but for weights that are missing or damaged."""
+    with torch.device("meta"):  # PEFT and others move parameters about, which only real and meta ones allow
+        objective = open_model(config, weights=False).objective
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        return Shapes(open_model(config, weights=False), mode)
+    _make_fake(objective.model, mode)
+    return Shapes(objective, apply_rules(objective.model, config.trainable), mode)
+
+
+def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Parameters and buffers of the meta device become fake ones on the CPU; tied ones stay tied."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            with mode:
+                empty = torch.empty_like(tensor, device="cpu")
+            made[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for tensors in (module.named_parameters, module.named_buffers):
+            for name, tensor in list(tensors(recurse=False, remove_duplicate=False)):
+                setattr(module, name, fake(tensor))
 
 
 class RealIndices(TorchDispatchMode):

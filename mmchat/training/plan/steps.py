@@ -128,8 +128,7 @@ def by_step(batches: list[MicroBatch], contrastive: bool) -> list[StepRow]:
 
 
 def fullest(batches: list[MicroBatch]) -> list[MicroBatch]:
-    """Those that may need most memory: most positions, most pictures, most supervised tokens."""
-    found = [
-        max(batches, key=lambda b: (getattr(b, name), b.positions)) for name in ("positions", "images", "supervised")
-    ]
-    return list({(batch.step, batch.rank, tuple(batch.samples)): batch for batch in found}.values())
+    """Those that may need most memory: most positions, and most pictures."""
+    positions = max(batches, key=lambda batch: (batch.positions, batch.images))
+    images = max(batches, key=lambda batch: (batch.images, batch.positions))
+    return [positions] if positions.images == images.images else [positions, images]
