@@ -22,6 +22,7 @@ from mmchat.training.plan.memory import CUDA_CONTEXT
 from mmchat.training.plan.plan import Hardware, instead, make_plan
 from mmchat.training.plan.problems import does_not_fit, unusable
 from mmchat.training.plan.shapes import open_shapes
+from tests.launching import ROOT, launch, metrics, run_ranks
 from tests.training_fixtures import run_values, write_mixture, write_records
 
 FROZEN_TOWER = {"towers": "frozen", "projectors": "full", "language_model": "full"}
@@ -120,6 +121,29 @@ def test_steps_and_activations_are_those_of_a_real_run(config, case):
     assert planned.weight_copies >= 0.85 * real["weights"]
     assert planned.logits >= real["logits"]
     assert not plan.problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_states_are_those_that_deepspeed_holds(config, tmp_path, stage):
+    run = config(zero_stage=stage, trainable=FROZEN_TOWER)
+    (tmp_path / "run.yaml").write_text(json.dumps(as_dict(run)))
+    run_ranks(ROOT / "tests/training/memory_of_states.py", tmp_path / "run.yaml", tmp_path / "real.json", ranks=2)
+    planned = make_plan(run, Hardware(ranks=2)).this_memory
+    for kind, real in read_json(tmp_path / "real.json").items():
+        assert getattr(planned, kind) == pytest.approx(real, rel=0.15), kind
+
+
+@pytest.mark.slow
+def test_what_metrics_say_on_two_ranks(config, tmp_path):
+    run = config(packing={"tokens": 400}, zero_stage=2)
+    (tmp_path / "run.yaml").write_text(json.dumps(as_dict(run)))
+    assert launch(tmp_path / "run.yaml", ranks=2).returncode == 0
+    plan, rows = make_plan(run, Hardware(ranks=2)), metrics(run.run_dir)
+    for name in ("step", "tokens", "images", "terms"):
+        assert [getattr(row, name) for row in plan.rows] == [row[name] for row in rows]
+    assert [round(row.tokens / row.positions, 4) for row in plan.rows] == [row["fill"] for row in rows]
+    assert plan.cost.operations == sum(row["operations"] for row in rows) / len(rows)
 
 
 def problems(plan):

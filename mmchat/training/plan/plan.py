@@ -164,7 +164,7 @@ def _ways(config: RunConfig, objective: Objective) -> list[RunConfig]:
 
 def _plan_memory(plan: Plan, shapes: Shapes, batches: list[MicroBatch], lengths: LengthIndex) -> None:
     config = plan.config
-    candidates = [(one, _made_up(one, lengths, shapes.objective.collator)) for one in fullest(batches)]
+    candidates = [(one, made_up(one, lengths, shapes.objective.collator)) for one in fullest(batches)]
     if len(candidates) > 1:
         candidates.sort(key=lambda pair: _activations(shapes, pair[1], config, config.zero_stage).total)
     worst, batch = candidates[-1]
@@ -206,7 +206,7 @@ def _activations(shapes: Shapes, batch: Batch, config: RunConfig, stage: int) ->
         return measure(shapes.objective, batch, config.precision == "bf16", stage)
 
 
-def _made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batch:
+def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batch:
     """What the run's collator makes of samples of these sizes, slots first and supervised tokens last."""
     items = []
     for number in batch.samples:
