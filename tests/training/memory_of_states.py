@@ -2,7 +2,8 @@
 
     memory_of_states.py CONFIG OUT
 
-One step of a run; gradients are looked at after its last backward, the optimizer's state after the step.
+One step of a run in two micro-batches. Gradients are looked at while they are fullest: below ZeRO 2 when the first has
+left them whole, above after the last. The optimizer's state is looked at after the step.
 """
 
 import json
@@ -48,8 +49,12 @@ if __name__ == "__main__":
     (_, (batch,)) = next(iter(feed.steps(0)))
     engine.train()
     guard.begin(1.0)
-    engine.backward(opened.objective.loss_sum(engine, batch, True) / 100)
-    found = {"gradients": bytes_of(gradients(engine))}
+    found = {}
+    for last in (False, True):
+        engine.set_gradient_accumulation_boundary(last)
+        engine.backward(opened.objective.loss_sum(engine, batch, True) / 100, scale_wrt_gas=False)
+        if last == (config.zero_stage >= 2):
+            found["gradients"] = bytes_of(gradients(engine))
     engine.step()
     three = config.zero_stage == 3
     parameters = engine.module.parameters()

@@ -107,7 +107,8 @@ def _steps(plan: Plan) -> Table:
     table = _table(title, "a rank's part of a step: median, most", *(_way(plan, steps) for steps in plan.steps))
     table.add_row("shared out as", *(steps.how for steps in plan.steps))
     table.add_row("fill: tokens of all positions", *(f"{steps.fill:.1%}" for steps in plan.steps))
-    table.add_row("supervised, of the tokens", *(f"{steps.supervised_share:.1%}" for steps in plan.steps))
+    if any(steps.supervised_share for steps in plan.steps):
+        table.add_row("supervised, of the tokens", *(f"{steps.supervised_share:.1%}" for steps in plan.steps))
     for name in ("forwards", "tokens", "images", "patches"):
         label = {"images": "pictures"}.get(name, name)
         table.add_row(label, *(_spread(getattr(steps, name)) for steps in plan.steps))
@@ -164,9 +165,10 @@ def _sum(memory: Memory, limit: int | None) -> Text:
 def _worst(plan: Plan) -> Text:
     batch, ids = plan.worst.batch, plan.worst.ids
     named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+    supervised = f", {batch.supervised:,} supervised" if batch.supervised else ""
     text = (
-        f"fullest in step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, {batch.images} pictures, "
-        f"{batch.supervised:,} supervised ({named})"
+        f"fullest in step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, {batch.images} pictures"
+        f"{supervised} ({named})"
     )
     limit = plan.hardware.limit
     if limit is None:
