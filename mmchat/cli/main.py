@@ -22,7 +22,6 @@ def build_commands() -> dict[str, OneLineParser]:
             description=summary,
             epilog=f"example:\n  {example}",
             formatter_class=HelpFormatter,
-            allow_abbrev=False,
         )
         return commands[name]
 

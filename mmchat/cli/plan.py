@@ -29,6 +29,7 @@ def add_commands(add) -> None:
     plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all ranks together")
     plan.add_argument("--samples", type=int, default=1, help="of each source, shown as training will see them")
     plan.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    plan.allow_abbrev = False  # or it would take a key of the config for the beginning of an option
     plan.set_defaults(run=run_plan, takes_overrides=True)
 
 

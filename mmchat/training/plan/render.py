@@ -1,6 +1,6 @@
 """The plan on a terminal, and as plain values for machines."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,10 +12,11 @@ from mmchat.data.show import choose, examine
 from mmchat.data.show_terminal import print_samples
 from mmchat.training.plan.memory import CUDA_CONTEXT, Memory
 from mmchat.training.plan.plan import Plan
+from mmchat.training.plan.problems import fits
 from mmchat.training.plan.steps import Spread, StepsPlan
 from mmchat.training.trainability import render_table
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
 
 
 def print_plan(plan: Plan, console: Console, samples: int) -> None:
@@ -127,7 +128,12 @@ def _spread(spread: Spread) -> str:
 def _memory(plan: Plan) -> Table:
     stage = plan.config.zero_stage
     names = [f"ZeRO {m.zero_stage}{' (this run)' if m.zero_stage == stage else ''}" for m in plan.memory]
-    table = _table("A rank's memory at its fullest, GiB", "", *names)
+    unit, size = ("GiB", GIB) if max(memory.total for memory in plan.memory) >= GIB else ("MiB", MIB)
+    table = _table(f"A rank's memory at its fullest, {unit}", "", *names)
+
+    def said(memories: list[Memory], of: Callable[[Memory], int]) -> list[str]:
+        return [f"{of(memory) / size:,.2f}" if of(memory) else "-" for memory in memories]
+
     rows = {
         "parameters": lambda m: m.parameters,
         "gradients": lambda m: m.gradients,
@@ -142,24 +148,20 @@ def _memory(plan: Plan) -> Table:
     }
     for name, of in rows.items():
         if any(of(memory) for memory in plan.memory):
-            table.add_row(name, *(_gib(of(memory)) for memory in plan.memory))
+            table.add_row(name, *said(plan.memory, of))
     table.add_section()
-    limit = plan.hardware.limit
-    table.add_row(Text("all together", "bold"), *(_sum(memory, limit) for memory in plan.memory))
-    other = "with" if plan.other else "without"
-    table.add_row(f"{other} activation checkpointing", *(_sum(memory, limit) for memory in plan.other_memory))
+    other = f"{'with' if plan.other else 'without'} activation checkpointing"
+    for name, memories in (("all together", plan.memory), (other, plan.other_memory)):
+        sums = zip(memories, said(memories, lambda memory: memory.total), strict=True)
+        table.add_row(Text(name, "bold"), *(Text(total, _verdict(memory, plan)) for memory, total in sums))
     if any(memory.on_cpu for memory in plan.memory):
-        table.add_row("in the CPU's memory instead", *(_gib(memory.on_cpu) for memory in plan.memory))
+        table.add_row("in the CPU's memory instead", *said(plan.memory, lambda memory: memory.on_cpu))
     return table
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.2f}" if size else "-"
-
-
-def _sum(memory: Memory, limit: int | None) -> Text:
-    fits = limit is None or memory.total + CUDA_CONTEXT <= limit
-    return Text(_gib(memory.total), "bold" if limit is None else "bold green" if fits else "bold red")
+def _verdict(memory: Memory, plan: Plan) -> str:
+    limit = plan.hardware.limit
+    return "bold" if limit is None else "bold green" if fits(memory, limit) else "bold red"
 
 
 def _worst(plan: Plan) -> Text:
