@@ -66,6 +66,11 @@ def test_states_by_zero_stage(config):
         found = (planned.parameters, planned.gradients, planned.optimizer, planned.buckets, planned.gathered)
         assert found == figures
         assert all(f"{figure:,}" in DOCS for figure in figures if figure)
+    three = memory(replace(config, offload="all"), shapes.objective.model, shapes.groups, 3, 8, activations)
+    assert (three.parameters, three.gradients, three.optimizer) == (0, 0, 0)
+    assert three.on_cpu == whole // 8 + 4 * share
+    two = memory(replace(config, offload="optimizer"), shapes.objective.model, shapes.groups, 2, 8, activations)
+    assert (two.parameters, two.gradients, two.optimizer, two.on_cpu) == (whole, 0, 0, 5 * share)
     kept = 34 * 4 * H * POSITIONS + 0.17e9
     assert activations.kept == pytest.approx(kept, rel=0.02)
     assert activations.weight_copies < 0.1 * 2 * MATRICES

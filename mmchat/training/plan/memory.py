@@ -75,19 +75,21 @@ def memory(
         "gathered": min(held, 4 * zero.max_live_parameters) if stage == 3 else 0,
         "average": share(weights) if config.ema else 0,
     }
-    moved: dict[str, int] = {}
-    on_their_way = 0
-    if config.offload != "none" and stage:
-        moved["optimizer"] = parts["optimizer"]
-        # Gradients have a share on the CPU at every stage, and from ZeRO 2 on none here. ZeRO 1 and 2 stage the stepped
-        # weights there as well.
-        moved["gradients"] = parts["gradients"] if stage >= 2 else 0
-        on_their_way = share(weights) * (2 if stage < 3 else 1) - moved["gradients"]
-        if config.offload == "all" and stage == 3:
-            moved["parameters"] = parts["parameters"]
-    here = parts | {name: parts[name] - size for name, size in moved.items()}
-    on_cpu = sum(moved.values()) + on_their_way
+    moved = _moved(config, stage)
+    on_cpu = sum(parts[name] for name in moved)
+    if moved:
+        # In ZeRO 1 gradients have a share there, too, and below ZeRO 3 weights that were stepped pass through.
+        on_cpu += {1: 2, 2: 1, 3: 0}[stage] * share(weights)
+    here = {name: 0 if name in moved else size for name, size in parts.items()}
     return Memory(stage, **here, activations=activations, on_cpu=on_cpu)
+
+
+def _moved(config: RunConfig, stage: int) -> list[str]:
+    """What lies in the CPU's memory: as the config says, as far as this stage can."""
+    if config.offload == "none" or not stage:
+        return []
+    moved = ["optimizer"] + (["gradients"] if stage >= 2 else [])
+    return moved + (["parameters"] if config.offload == "all" and stage == 3 else [])
 
 
 def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroConfig:
