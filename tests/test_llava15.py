@@ -149,6 +149,31 @@ def test_sft_on_two_ranks_pads_its_pictures_ever_after(init, data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+def test_each_stage_is_planned(name, init, data, tmp_path):
+    words = [
+        "plan",
+        RECIPES / f"{name}.yaml",
+        "--model",
+        init,
+        "--data.path",
+        data[name],
+        "--run_dir",
+        tmp_path / "run",
+    ]
+    words += ["--batch_size", "8", "--micro_batch_size", "2", "--ranks", "2", "--json", tmp_path / "plan.json"]
+    main([str(word) for word in words])
+    plan = read_json(tmp_path / "plan.json")
+    assert [module["mode"] for module in plan["modules"].values()] == {
+        "pretrain": ["frozen", "full", "frozen"],
+        "sft": ["frozen", "full", "full"],
+        "lora": ["frozen", "full", "lora"],
+    }[name]
+    assert plan["problems"] == [] and plan["cache"]["pictures"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_the_stages_follow_each_other(init, data, tmp_path):
     pretrained = train("pretrain", init, data, tmp_path / "pretrain") / "model"
     assert changed(init, pretrained) == {"projectors"}

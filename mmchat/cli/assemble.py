@@ -27,6 +27,9 @@ def add_commands(add) -> None:
         "--bare-slots", action="store_true", help="no <img> and </img> around a picture's slots, as in LLaVA-1.5"
     )
     init.add_argument("--seed", type=int, default=0, help="of new weights")
+    init.add_argument(
+        "--without-weights", action="store_true", help="neither read nor write any: a directory for `mmchat plan` only"
+    )
     init.add_argument("--out", type=Path, required=True, help="directory to write")
     init.set_defaults(run=run_init)
 
@@ -48,30 +51,35 @@ def add_commands(add) -> None:
 
 def run_init(arguments: argparse.Namespace) -> None:
     claim(arguments.out)
+    from contextlib import nullcontext
+
     import torch
 
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
     from mmchat.model.assembly import assemble
-    from mmchat.model.directory import save_assistant
+    from mmchat.model.directory import save_assistant, save_shapes
     from mmchat.vision import load_tower
 
     settings = {"layer": arguments.layer} if arguments.layer is not None else {}
     if arguments.class_token:
         settings["class_token"] = True
     torch.manual_seed(arguments.seed)
-    towers = [load_tower(source, **settings) for source in arguments.vision]
-    model, processor = assemble(
-        arguments.language,
-        towers,
-        arguments.projector,
-        arguments.template,
-        system=arguments.system,
-        tokenizer=arguments.tokenizer,
-        slots=SlotTokens(DEFAULT_SLOTS.pad) if arguments.bare_slots else None,
-        fusion=arguments.fusion,
-        seed=arguments.seed,
-    )
-    save_assistant(model, processor, arguments.out)
+    weights = not arguments.without_weights
+    with nullcontext() if weights else torch.device("meta"):
+        towers = [load_tower(source, weights, **settings) for source in arguments.vision]
+        model, processor = assemble(
+            arguments.language,
+            towers,
+            arguments.projector,
+            arguments.template,
+            system=arguments.system,
+            tokenizer=arguments.tokenizer,
+            slots=SlotTokens(DEFAULT_SLOTS.pad) if arguments.bare_slots else None,
+            fusion=arguments.fusion,
+            seed=arguments.seed,
+            weights=weights,
+        )
+    (save_assistant if weights else save_shapes)(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{arguments.out}: {parameters:,} parameters, {model.image_tokens} slots per image, {arguments.template}")
 

@@ -1,9 +1,10 @@
 """`mmchat COMMAND ...`: finds the command and hands over. Commands import torch only when they run."""
 
+import argparse
 import difflib
 import sys
 
-from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, replay, report
+from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, plan, replay, report
 from mmchat.cli.arguments import HelpFormatter, OneLineParser
 from mmchat.cli.errors import EXIT_USER_ERROR, reporting
 from mmchat.cli.quiet import quiet_libraries
@@ -24,7 +25,7 @@ def build_commands() -> dict[str, OneLineParser]:
         )
         return commands[name]
 
-    for module in (assemble, chat, caption, evaluate, data, data_check, merge, report, replay):
+    for module in (assemble, chat, caption, evaluate, data, data_check, plan, merge, report, replay):
         module.add_commands(add)
     return commands
 
@@ -34,6 +35,15 @@ def help_text(commands: dict[str, OneLineParser]) -> str:
     summaries |= {name: parser.description.partition("\n")[0] for name, parser in commands.items()}
     lines = [f"  {name:10} {summary}" for name, summary in summaries.items()]
     return "usage: mmchat COMMAND ...\n\n" + "\n".join(lines) + "\n\n`mmchat COMMAND --help` tells more."
+
+
+def parse(parser: OneLineParser, words: list[str]) -> argparse.Namespace:
+    """Of a command that overrides keys of a run's config, what is no option of its own is left in `overrides`."""
+    if parser.get_default("takes_overrides"):
+        arguments, overrides = parser.parse_known_args(words)
+        return argparse.Namespace(**vars(arguments), overrides=overrides)
+    # Intermixed: an optional question may follow the options, as in `chat CKPT --image a.png "why?"`.
+    return parser.parse_intermixed_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -49,8 +59,7 @@ def main(words: list[str] | None = None) -> int:
         if name is None:
             near = difflib.get_close_matches(words[0], ["train", *commands], n=1, cutoff=0.0)[0]
             raise UserError(f"there is no command {words[0]!r}; the nearest is {near!r} (see `mmchat --help`)")
-        # Intermixed: an optional question may follow the options, as in `chat CKPT --image a.png "why?"`.
-        arguments = commands[name].parse_intermixed_args(words[len(name.split()) :])
+        arguments = parse(commands[name], words[len(name.split()) :])
         quiet_libraries()
         arguments.run(arguments)
     return 0

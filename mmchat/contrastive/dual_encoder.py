@@ -97,11 +97,20 @@ def load_clip(source: str | Path, dtype: str = "auto") -> DualEncoder:
     Raises:
         UserError: the directory holds something else, or weights are missing or left over.
     """
+    return load_strictly(DualEncoder, _checked(source), dtype=dtype)
+
+
+def shape_clip(source: str | Path) -> DualEncoder:
+    """As `load_clip`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
+    return DualEncoder(DualEncoderConfig.from_pretrained(_checked(source)))
+
+
+def _checked(source: str | Path) -> Path:
     directory = Path(source)
     found = read_json(directory / "config.json").get("model_type")
     if found != DualEncoderConfig.model_type:
         raise UserError(f"{directory} holds a {found!r}, expected a dual encoder ({DualEncoderConfig.model_type})")
-    return load_strictly(DualEncoder, directory, dtype=dtype)
+    return directory
 
 
 def encode_caption(tokenizer: Any, caption: str, context_length: int) -> list[int]:

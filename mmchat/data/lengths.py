@@ -18,7 +18,7 @@ import numpy as np
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import get_template
 from mmchat.data import storage
-from mmchat.data.dataset import Mixture
+from mmchat.data.dataset import Mixture, Part
 from mmchat.data.parallel import cut, map_chunks
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
@@ -126,7 +126,7 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
         changed |= bool(rows.any())
     if not columns.any() and len(source):
         record = source[0]
-        reason = record.reason if isinstance(record, Rejected) else _refusal(measure, record)
+        reason = refusal(measure, record)
         raise UserError(f"no record of {source.name} can be used; the first: {reason}")
     if changed:
         buffer = io.BytesIO()
@@ -138,12 +138,20 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
 
 def mixture_sizes(mixture: Mixture, processor: Any, max_length: int | None) -> np.ndarray:
     """int64[samples, 2]: tokens and pictures of every sample of a mixture, by number. Raises as `length_index`."""
-    sizes = []
-    for part in mixture.parts:
-        measure = Measure(processor, max_length, part.config.template, part.config.max_turns)
-        index = length_index(part.source, measure)
-        sizes.append(np.stack([index.tokens, index.images], axis=1)[part.usable])
-    return np.concatenate(sizes).astype(np.int64)
+    lengths = [part_lengths(part, part_measure(part, processor, max_length)) for part in mixture.parts]
+    return np.concatenate([np.stack([one.tokens, one.images], axis=1) for one in lengths]).astype(np.int64)
+
+
+def part_measure(part: Part, processor: Any, max_length: int | None) -> Measure:
+    """How the samples of one source of a mixture are measured."""
+    return Measure(processor, max_length, part.config.template, part.config.max_turns)
+
+
+def part_lengths(part: Part, measure: Measure) -> LengthIndex:
+    """The lengths of the usable records of one source of a mixture, in their order. Raises as `length_index`."""
+    index = length_index(part.source, measure)
+    columns = (index.tokens, index.supervised, index.images, index.patches)
+    return LengthIndex(*(column[part.usable] for column in columns))
 
 
 def _known(path: Path, samples: int) -> np.ndarray | None:
@@ -154,7 +162,10 @@ def _known(path: Path, samples: int) -> np.ndarray | None:
     return None
 
 
-def _refusal(measure: Measure, record: Record) -> str:
+def refusal(measure: Measure, record: Record | Rejected) -> str:
+    """Why a record has no length."""
+    if isinstance(record, Rejected):
+        return record.reason
     try:
         measure(record)
     except UserError as error:

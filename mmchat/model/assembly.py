@@ -24,6 +24,7 @@ def assemble(
     slots: SlotTokens | None = None,
     fusion: str = "channels",
     seed: int = 0,
+    weights: bool = True,
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """An assistant whose projectors are new and whose other parts come from where they are named.
 
@@ -34,17 +35,19 @@ def assemble(
         tokenizer: directory or hub name; None takes the language model's own.
         slots: added to the tokenizer where it lacks them; their embeddings start as the mean of the others.
         seed: of every random weight.
+        weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
     """
     slots = slots or DEFAULT_SLOTS
     get_template(template)  # an unknown name is told before anything is loaded
-    words, model_config = _language(language, tokenizer)
+    words, model_config = _language(language, tokenizer, weights)
     words.add_tokens([t for t in (slots.start, slots.pad, slots.end) if t], special_tokens=True)
     torch.manual_seed(seed)
     if model_config is None:
         language_model = open_pretrained(AutoModelForCausalLM, language, "language model")
         _grow_embeddings(language_model, len(words))
     else:
-        model_config["vocab_size"] = len(words)
+        # A published vocabulary may have rows to spare, and keeps them.
+        model_config["vocab_size"] = max(len(words), 0 if language.endswith(".json") else model_config["vocab_size"])
         language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config))
     config = MMChatConfig(
         text_config=language_model.config,
@@ -76,10 +79,11 @@ def assemble(
     return model, processor
 
 
-def _language(language: str, tokenizer: str | None) -> tuple[Any, dict[str, Any] | None]:
+def _language(language: str, tokenizer: str | None, weights: bool) -> tuple[Any, dict[str, Any] | None]:
     """The tokenizer, and the config values where the language model is to be made from nothing."""
     if not language.endswith(".json"):
-        return open_pretrained(AutoTokenizer, tokenizer or language, "tokenizer"), None
+        words = open_pretrained(AutoTokenizer, tokenizer or language, "tokenizer")
+        return words, None if weights else open_pretrained(AutoConfig, language, "language model").to_dict()
     if tokenizer is None:
         raise UserError(f"--language {language} is a config without a tokenizer; name one with --tokenizer")
     return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), read_json(Path(language))

@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
+from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import load_strictly, save_verified
 from mmchat.vision import Fit
 
+WEIGHTS = "*.safetensors"
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
 ADAPTER_BASE = "base.json"
@@ -29,8 +30,21 @@ def load_assistant(
     Raises:
         UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
     """
-    directory = _checked(source, "*.safetensors", "processor_config.json", "tokenizer.json")
+    directory = _checked(source, WEIGHTS, "processor_config.json", "tokenizer.json")
     model = load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype)
+    if fit is not None:
+        model.fit_by(fit)
+    return model.eval(), load_processor(source, fit)
+
+
+def shape_assistant(
+    source: str | Path, fit: Fit | None = None
+) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
+    """As `load_assistant`, but no weight is read: they are made anew, where torch makes tensors at the moment.
+
+    For whoever wants to know a model's shapes, on the meta device or with fake tensors. The directory needs no weights.
+    """
+    model = MMChatForConditionalGeneration(MMChatConfig.from_pretrained(_checked(source)))
     if fit is not None:
         model.fit_by(fit)
     return model.eval(), load_processor(source, fit)
@@ -55,7 +69,13 @@ def _checked(source: str | Path, *needed: str) -> Path:
     found = read_json(directory / "config.json").get("model_type")
     if found != "mmchat":
         raise UserError(f"{directory} holds a model of type {found!r}, expected an assistant (mmchat)")
-    if missing := [name for name in needed if not any(directory.glob(name))]:
+    missing = [name for name in needed if not any(directory.glob(name))]
+    if missing == [WEIGHTS]:
+        raise UserError(
+            f"{directory} holds no weights ({WEIGHTS}). If `mmchat init --without-weights` made it, it is to plan "
+            "with: make one without that option; if it is a copy, copy it again"
+        )
+    if missing:
         raise UserError(f"{directory} is incomplete: it has no {', '.join(missing)}; copy it again, or write it anew")
     return directory
 
@@ -71,6 +91,12 @@ def save_assistant(
         return [probe_logits(one, processor)]
 
     save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], logits, LOGITS_TOLERANCE)
+
+
+def save_shapes(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:
+    """All of a model directory but the weights: what `shape_assistant` opens."""
+    for part in (model.config, model.generation_config, processor):
+        part.save_pretrained(directory)
 
 
 @torch.no_grad()

@@ -6,6 +6,10 @@ is written out stays in the cache. Scores are rounded to bf16 before the softmax
 attention; that errs about as much as the rounding of queries and keys that came before.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 LONGEST = 1024
@@ -14,8 +18,20 @@ CACHED = 2**20
 """Scores at a time: 2 MiB of bf16, what two cores have of second-level cache."""
 
 
+_allowed = ContextVar("short attention", default=True)
+
+
 def pays(query: torch.Tensor, longest: int, dropout: float) -> bool:
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and longest <= LONGEST and not dropout
+    where = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return where and longest <= LONGEST and not dropout and _allowed.get()
+
+
+@contextmanager
+def only_fused() -> Iterator[None]:
+    """Within, a CPU attends by the kernels that a GPU has as well: a plan made on the one is for the other."""
+    before = _allowed.set(False)
+    yield
+    _allowed.reset(before)
 
 
 def short_attention(

@@ -22,7 +22,7 @@ ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
 def round_frozen(model: nn.Module, directory: Path) -> None:
     """Keep in bf16 what is frozen, and only used where autocast rounds it; `directory` holds the originals."""
     stored = {name for name, _ in _stored(directory)}
-    for name, parameter in _rounded_anyway(model).items():
+    for name, parameter in rounded_anyway(model).items():
         # transformers may name or cut a weight otherwise than its file does; such a one could not be found again.
         if _name_in_file(name) in stored:
             parameter.data = parameter.data.to(torch.bfloat16)
@@ -36,7 +36,7 @@ def restore_frozen(model: nn.Module, directory: Path) -> None:
     """
     rounded = {
         _name_in_file(name): parameter
-        for name, parameter in _rounded_anyway(model).items()
+        for name, parameter in rounded_anyway(model).items()
         if parameter.dtype == torch.bfloat16
     }
     for name, file in _stored(directory):
@@ -51,7 +51,7 @@ def restore_frozen(model: nn.Module, directory: Path) -> None:
         )
 
 
-def _rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
+def rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
     """By name, what belongs to nothing but layers that autocast rounds, and is not trained."""
     found, exact = {}, set()
     for path, module in model.named_modules():

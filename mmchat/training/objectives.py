@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from mmchat.contrastive.dual_encoder import DualEncoder, encode_caption, load_clip, save_clip
+from mmchat.contrastive.dual_encoder import DualEncoder, encode_caption, load_clip, save_clip, shape_clip
 from mmchat.contrastive.objectives import info_nce
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
@@ -21,7 +21,7 @@ from mmchat.data.feature_store import PictureFeatures
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
-from mmchat.model.directory import load_assistant, save_assistant
+from mmchat.model.directory import load_assistant, save_assistant, shape_assistant
 from mmchat.training.config import RunConfig
 from mmchat.training.cross_entropy import cross_entropy_sum
 from mmchat.vision import preprocess
@@ -31,6 +31,8 @@ WEIGHTS = "float32"
 
 
 class Objective(Protocol):
+    """Made of a run's config. weights: False makes new ones of the same shapes and reads none."""
+
     model: nn.Module
     collator: Collator
     features: PictureFeatures | None
@@ -51,8 +53,11 @@ class Objective(Protocol):
 class AssistantObjective:
     """Next-token loss over the supervised positions of conversations."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.fit)
+    def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        if weights:
+            self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.fit)
+        else:
+            self.model, self.processor = shape_assistant(config.model, fit=config.fit)
         self.max_length = config.data.max_length
         self.features: PictureFeatures | None = None
         self.collator = Collator(
@@ -116,7 +121,7 @@ class ContrastiveObjective:
     model: DualEncoder
     features = None
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, weights: bool = True) -> None:
         from transformers import AutoTokenizer
 
         from mmchat.training.distributed import ranks
@@ -126,7 +131,7 @@ class ContrastiveObjective:
                 "objective contrastive compares every picture with every caption of one forward: run it on one rank "
                 "and without micro_batch_size (gathering over ranks and accumulation does not exist yet)"
             )
-        self.model = load_clip(config.model, dtype=WEIGHTS)
+        self.model = load_clip(config.model, dtype=WEIGHTS) if weights else shape_clip(config.model)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model)
         self.spec = self.model.towers[0].spec
         self.context_length = self.model.config.text_config.max_position_embeddings
@@ -134,12 +139,14 @@ class ContrastiveObjective:
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
 
     def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
+        return Encoded(self.caption_ids(record), None, [[preprocess(images[0], self.spec)]])
+
+    def caption_ids(self, record: Record) -> list[int]:
+        """Raises UserError where there are not one picture and one caption."""
         captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
-        if len(images) != 1 or len(captions) != 1:
-            raise UserError(f"expected one image and one caption, found {len(images)} and {len(captions)}")
-        caption = captions[0].replace(IMAGE_PLACEHOLDER, "").strip()
-        ids = encode_caption(self.tokenizer, caption, self.context_length)
-        return Encoded(ids, None, [[preprocess(images[0], self.spec)]])
+        if len(record.pictures) != 1 or len(captions) != 1:
+            raise UserError(f"expected one image and one caption, found {len(record.pictures)} and {len(captions)}")
+        return encode_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
     def terms(self, batch: Batch) -> int:
         return batch.images

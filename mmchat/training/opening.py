@@ -25,11 +25,13 @@ class Opened:
     groups: list[ModuleGroup]
 
 
-def open_model(config: RunConfig, in_parts: bool = False) -> Opened:
+def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) -> Opened:
     """The model in full precision, ready to be trained as the table says.
 
     in_parts: as ZeRO 3 needs it. Rank 0 alone reads the files, one parameter at a time, and no rank ever holds more
     than its part and the parameter at hand. All ranks call this then.
+
+    weights: False reads none: the shapes are the run's (`training.plan`).
     """
     if in_parts:
         # transformers looks whether such an object is alive, and builds and fills models by DeepSpeed's zero.Init then.
@@ -37,7 +39,7 @@ def open_model(config: RunConfig, in_parts: bool = False) -> Opened:
         objective = OBJECTIVES[config.objective](config)
         del zero_init
     else:
-        objective = OBJECTIVES[config.objective](config)
+        objective = OBJECTIVES[config.objective](config, weights)
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + distributed.rank())

@@ -1,6 +1,7 @@
 """How the samples of a step, or of a stretch of the held-out records, are shared out over ranks and forwards."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,32 +18,44 @@ from mmchat.training.engine import accumulation
 from mmchat.training.objectives import Objective
 
 
-class Padded:
-    """Equally many samples in every forward, as they come. Called with sample numbers, gives this rank's micro-batches.
+class Sharing(ABC):
+    """Called with sample numbers, gives this rank's micro-batches; `rounds` those of all ranks, by [round][rank]."""
+
+    @abstractmethod
+    def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]: ...
+
+    def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
+        return [by_rank[distributed.rank()] for by_rank in self.rounds(numbers)]
+
+
+class Padded(Sharing):
+    """Equally many samples in every forward, as they come.
 
     Raises:
         UserError: the batch cannot be shared out evenly.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._size, self._rounds = accumulation(config, distributed.ranks())
+    def __init__(self, config: RunConfig, ranks: int) -> None:
+        self._size, self._rounds = accumulation(config, ranks)
+        self._ranks = ranks
 
-    def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
-        return micro_batches(numbers, self._size, distributed.rank(), distributed.ranks())
+    def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
+        of_ranks = [micro_batches(numbers, self._size, rank, self._ranks) for rank in range(self._ranks)]
+        return [list(by_rank) for by_rank in zip(*of_ranks, strict=True)]
 
     def __str__(self) -> str:
         return f"{self._rounds} x {self._size}"
 
 
-class Packed:
-    """Forwards within a budget and of like size. Called with sample numbers, gives this rank's forwards.
+class Packed(Sharing):
+    """Forwards within a budget and of like size.
 
     Raises:
         SharedError: a sample is larger than a forward may be, or lengths could not be measured.
     """
 
-    def __init__(self, config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective) -> None:
-        self._plan = group if config.packing.padded else pack
+    def __init__(self, config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int) -> None:
+        self._ranks, self._plan = ranks, group if config.packing.padded else pack
         self._tokens = config.packing.tokens or data.max_length
         self._budget = np.array([self._tokens, config.packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while they look.
@@ -56,14 +69,18 @@ class Packed:
                 f"{config.packing.images}; allow more, or cut samples with max_length"
             )
 
-    def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
-        rounds = self._plan(self._sizes[numbers], self._budget, distributed.ranks())
-        return [[numbers[place] for place in rows[distributed.rank()]] for rows in rounds]
+    def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
+        planned = self._plan(self._sizes[numbers], self._budget, self._ranks)
+        return [[[numbers[place] for place in row] for row in rows] for rows in planned]
 
     def __str__(self) -> str:
         what = "samples of like length, padded to" if self._plan is group else "rows of"
         return f"{what} at most {self._tokens:,} tokens"
 
 
-def sharing(config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective) -> Padded | Packed:
-    return Packed(config, data, mixture, objective) if config.packing else Padded(config)
+def sharing(
+    config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int | None = None
+) -> Sharing:
+    """ranks: None takes as many as there are."""
+    ranks = ranks or distributed.ranks()
+    return Packed(config, data, mixture, objective, ranks) if config.packing else Padded(config, ranks)

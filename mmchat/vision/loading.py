@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
@@ -31,13 +31,14 @@ def build_tower(config: TowerConfig) -> VisionTower:
     return FAMILIES[config.family](config)
 
 
-def load_tower(source: str | Path, **settings: Any) -> VisionTower:
+def load_tower(source: str | Path, weights: bool = True, **settings: Any) -> VisionTower:
     """Open a pretrained tower, strictly: every weight it needs is there, and nothing else of it is left over.
 
     Args:
         source: a directory (Hugging Face `clip` or `clip_vision_model` layout of transformers 4 or 5, or an
             mmchat model directory, whose first tower is taken), or a `.json` file holding a `TowerConfig`,
             which gives random weights. A name that is no local path is looked up on the Hugging Face hub.
+        weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
         settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
 
     Raises:
@@ -46,14 +47,14 @@ def load_tower(source: str | Path, **settings: Any) -> VisionTower:
     source = str(source)
     if source.endswith(".json"):
         return build_tower(replace(TowerConfig.from_dict(read_json(Path(source))), **settings))
-    directory = _local_or_hub(source)
+    directory = _local_or_hub(source, ["*.json", "*.safetensors"] if weights else ["*.json"])
     config = read_json(directory / "config.json")
     model_type = config.get("model_type")
     try:
         if model_type in ("clip", "clip_vision_model"):
-            return _load_hugging_face_clip(directory, settings)
+            return _load_hugging_face_clip(directory, weights, settings)
         if model_type in ("mmchat", "mmchat_clip"):
-            return _load_own(directory, config["towers"][0], "towers.0.", settings)
+            return _load_own(directory, config["towers"][0], "towers.0.", weights, settings)
     except SafetensorError as error:
         raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
     raise UserError(
@@ -62,13 +63,13 @@ def load_tower(source: str | Path, **settings: Any) -> VisionTower:
     )
 
 
-def _load_hugging_face_clip(directory: Path, settings: dict[str, Any]) -> VisionTower:
-    # A whole CLIP also holds its text half.
-    backbone = load_strictly(CLIPVisionModel, directory, others=("text_", "visual_projection", "logit_"))
+def _load_hugging_face_clip(directory: Path, weights: bool, settings: dict[str, Any]) -> VisionTower:
     preprocessing = _clip_preprocessing(directory / "preprocessor_config.json")
-    config = TowerConfig("clip_vit", backbone.config.to_diff_dict(), preprocessing=preprocessing)
-    tower = build_tower(replace(config, **settings))
-    tower.backbone = backbone
+    backbone = CLIPVisionConfig.from_pretrained(directory).to_diff_dict()
+    tower = build_tower(replace(TowerConfig("clip_vit", backbone, preprocessing=preprocessing), **settings))
+    if weights:
+        # A whole CLIP also holds its text half.
+        tower.backbone = load_strictly(CLIPVisionModel, directory, others=("text_", "visual_projection", "logit_"))
     return tower
 
 
@@ -84,21 +85,23 @@ def _clip_preprocessing(path: Path) -> Preprocessing:
     )
 
 
-def _load_own(directory: Path, tower: dict, prefix: str, settings: dict[str, Any]) -> VisionTower:
+def _load_own(directory: Path, tower: dict, prefix: str, weights: bool, settings: dict[str, Any]) -> VisionTower:
     loaded = build_tower(replace(TowerConfig.from_dict(tower), **settings))
-    weights = {}
+    if not weights:
+        return loaded
+    state = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             own = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118  (no dict)
-            weights |= {key.removeprefix(prefix): tensors.get_tensor(key) for key in own}
+            state |= {key.removeprefix(prefix): tensors.get_tensor(key) for key in own}
     try:
-        loaded.load_state_dict(weights)
+        loaded.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"the tower in {directory} does not fit its config: {error}") from None
     return loaded
 
 
-def _local_or_hub(source: str) -> Path:
+def _local_or_hub(source: str, patterns: list[str]) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -107,6 +110,6 @@ def _local_or_hub(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
         raise UserError(f"vision tower {source!r} is no directory here, and the hub did not give it: {error}") from None

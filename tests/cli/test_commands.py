@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mmchat.cli.errors import reporting
-from mmchat.cli.main import build_commands, main
+from mmchat.cli.main import build_commands, main, parse
 from mmchat.errors import SharedError, UserError
 from mmchat.inference import Generator
 
@@ -61,7 +61,7 @@ def test_examples_are_accepted(name):
     """The words of each example fit its own parser."""
     example = COMMANDS[name].epilog.rpartition("example:\n  ")[2].removeprefix(f"mmchat {name} ")
     words = [quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', example)]
-    COMMANDS[name].parse_intermixed_args(words)
+    parse(COMMANDS[name], words)
 
 
 def test_help_of_all(run):

@@ -11,7 +11,7 @@ from mmchat.errors import UserError
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.training.meters import metrics, peak
 from mmchat.training.meters.metrics import Meter, peak_memory, write_environment
-from mmchat.training.meters.peak import DENSE_BF16, Peak, find_peak, matmul_rate
+from mmchat.training.meters.peak import GPUS, Peak, find_peak, matmul_rate
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_peak_stated_known_or_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     known = find_peak("bf16", None)
-    assert known.flops == DENSE_BF16["NVIDIA H100 80GB HBM3"] and "H100" in known.source
+    assert known.flops == GPUS["NVIDIA H100 80GB HBM3"].flops and "H100" in known.source
     # fp32, or a part of a device, is not what the data sheet says.
     monkeypatch.setattr(peak, "matmul_rate", lambda device, dtype: 7e12)
     assert find_peak("fp32", None).flops == 7e12

@@ -52,10 +52,13 @@ class Operations:
     pair: dict[int | None, int]
 
     def of(self, batch: Batch) -> int:
-        pairs = sum(
-            causal_pairs(length, window) * cost for window, cost in self.pair.items() for length in batch.lengths
-        )
-        return self.image * batch.images + self.token * batch.tokens + self.supervised * batch.supervised + pairs
+        return self.count(batch.images, batch.lengths, batch.supervised)
+
+    def count(self, images: int, lengths: Iterable[int], supervised: int) -> int:
+        """lengths: tokens of each sample."""
+        lengths = list(lengths)
+        pairs = sum(causal_pairs(length, window) * cost for window, cost in self.pair.items() for length in lengths)
+        return self.image * images + self.token * sum(lengths) + self.supervised * supervised + pairs
 
 
 def causal_pairs(length: int, window: int | None) -> int:
@@ -77,6 +80,12 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
     if isinstance(model, DualEncoder):
         return _dual_encoder(model)
     return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
+
+
+def frozen_tower_operations(model: MMChatForConditionalGeneration) -> int:
+    """Of one image, what goes through towers of which nothing is trained: what cached features would save."""
+    frozen = [tower for tower in model.towers if not _trained(tower)]
+    return sum(_tower(tower, _blocks_to_feature(tower))[0] for tower in frozen)
 
 
 def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Operations:

@@ -7,21 +7,31 @@ import torch
 
 from mmchat.training import distributed
 
-DENSE_BF16 = {
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
+
+@dataclass(frozen=True)
+class Gpu:
+    """short: what `mmchat plan --gpu` calls it. flops: dense bf16 FLOP/s. memory: bytes that its driver reports."""
+
+    short: str
+    flops: float
+    memory: int
+
+
+GPUS = {
+    "NVIDIA A100-PCIE-40GB": Gpu("A100-PCIE-40GB", 312e12, 40_960 << 20),
+    "NVIDIA A100 80GB PCIe": Gpu("A100-PCIE-80GB", 312e12, 81_920 << 20),
+    "NVIDIA A100-SXM4-40GB": Gpu("A100-40GB", 312e12, 40_960 << 20),
+    "NVIDIA A100-SXM4-80GB": Gpu("A100-80GB", 312e12, 81_920 << 20),
+    "NVIDIA H100 PCIe": Gpu("H100-PCIE", 756e12, 81_559 << 20),
+    "NVIDIA H100 NVL": Gpu("H100-NVL", 835e12, 95_830 << 20),
+    "NVIDIA H100 80GB HBM3": Gpu("H100-80GB", 989e12, 81_559 << 20),
+    "NVIDIA H200": Gpu("H200", 989e12, 143_771 << 20),
+    "NVIDIA B200": Gpu("B200", 2250e12, 183_359 << 20),
+    "NVIDIA L40S": Gpu("L40S", 362e12, 46_068 << 20),
+    "NVIDIA GeForce RTX 4090": Gpu("RTX-4090", 165e12, 24_564 << 20),
 }
-"""FLOP/s of bf16 matrix products without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper), by exact
-name: a part of a device (MIG) is named otherwise and has less."""
+"""Rates of bf16 matrix products without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper), memory as
+`nvidia-smi` lists it, by exact name: a part of a device (MIG) is named otherwise and has less."""
 
 MEASURED_SECONDS = 0.2
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -46,8 +56,8 @@ def find_peak(precision: str, stated_tflops: float | None) -> Peak:
         return Peak(stated_tflops * 1e12 * ranks, f"peak_tflops: {stated_tflops:g} x {ranks} rank(s)")
     if torch.cuda.is_available() and precision == "bf16":
         name = torch.cuda.get_device_name()
-        if name in DENSE_BF16:
-            return Peak(DENSE_BF16[name] * ranks, f"data sheet of {name}, dense bf16, x {ranks} rank(s)")
+        if name in GPUS:
+            return Peak(GPUS[name].flops * ranks, f"data sheet of {name}, dense bf16, x {ranks} rank(s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     distributed.barrier()
     rate = matmul_rate(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32)

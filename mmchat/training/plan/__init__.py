@@ -1,0 +1,1 @@
+"""`mmchat plan`: what a run will do and need, before it runs."""
