@@ -124,7 +124,7 @@ def write_samples(folder: Path, steps: int) -> None:
     config = load_settings(RunConfig, folder / "run.yaml", [])
     objective = AssistantObjective(config)
     feed = Feed(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
-    encoded = MixtureDataset(feed.mixture, objective.encode)
+    encoded = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
     numbers = [number for step in range(steps) for number in feed.order.step(step)]
 
     def as_theirs(number: int) -> dict[str, torch.Tensor]:

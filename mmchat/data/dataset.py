@@ -19,6 +19,8 @@ from mmchat.errors import UserError
 from mmchat.files import write_bytes
 from mmchat.progress import progress_bar
 
+DRAFT_OF_SQUARE = 2
+"""A draft is so many times as large as what it is shrunk to, which hides what libjpeg's coarser decoding does."""
 MANY = 20_000
 """Looking through more records than this shows a progress bar."""
 
@@ -105,10 +107,12 @@ class MixtureDataset:
     """Sample number -> `Sample`, or `Rejected` where the record turns out unusable.
 
     Nothing takes a rejected sample's place; the batch is one smaller and the loop is told.
+
+    square: side in pixels of the largest square that a tower sees; sources with `draft` are decoded for it.
     """
 
-    def __init__(self, mixture: Mixture, encode: Encode) -> None:
-        self.mixture, self.encode = mixture, encode
+    def __init__(self, mixture: Mixture, encode: Encode, square: int) -> None:
+        self.mixture, self.encode, self.square = mixture, encode, square
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -118,7 +122,8 @@ class MixtureDataset:
         if isinstance(record, Rejected):
             return record
         try:
-            images = [picture.open() for picture in record.pictures]
+            draft = DRAFT_OF_SQUARE * self.square if part.config.draft else None
+            images = [picture.open(draft) for picture in record.pictures]
             encoded = self.encode(record, images, part.config.template)
         except UserError as error:
             return Rejected(record.where, record.id, str(error))
