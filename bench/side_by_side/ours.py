@@ -20,8 +20,9 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
     cost = operations(objective.model)
-    recorder.begin()
+    recorder.begin(objective.model)
     for step, batches in feed.steps(0):
+        recorder.data_ready()
         result = train_step(engine, objective, batches, guard, norms, lambda: [0, 0], cost)
         recorder.step(
             loss=result.loss,
