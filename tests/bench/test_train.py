@@ -57,12 +57,12 @@ def test_packed_rows_lose_nothing_and_are_padded_to_one_length():
         for number, length in enumerate(lengths)
     ]
     rows = packed(samples)
-    assert [row["input_ids"].unique().tolist() for row in rows] == [[1, 3, 4], [2, 5]]
-    assert [row["pixel_values"][:, 0, 0, 0].tolist() for row in rows] == [[0, 2, 3], [1, 4]]
+    assert [row["input_ids"].unique().tolist() for row in rows] == [[1, 3, 4, 5], [2]]
+    assert [row["pixel_values"][:, 0, 0, 0].tolist() for row in rows] == [[0, 2, 3, 4], [1]]
     batch = collate(rows, ROW)
     assert batch["input_ids"].shape == batch["labels"].shape == (2, ROW) and len(batch["pixel_values"]) == 5
-    assert batch["attention_mask"].sum(dim=1).tolist() == [1600, 2040]
-    assert (batch["labels"][0, 1600:] == IGNORE_INDEX).all() and batch["labels"][0, 300] == 0
+    assert batch["attention_mask"].sum(dim=1).tolist() == [1740, 1900]
+    assert (batch["labels"][0, 1740:] == IGNORE_INDEX).all() and batch["labels"][0, 300] == 0
 
 
 def test_a_round_that_was_disturbed_does_not_move_the_median():
