@@ -6,7 +6,7 @@ README.md says how to read the figures, RESULTS.md keeps them.
 
     python bench/train.py                                     # 0.1B on a CPU
     python bench/train.py --stage pretrain --environment tuned
-    python bench/train.py --a logits_to_keep
+    python bench/train.py --a logits_to_keep                  # or packed, or loop
     python bench/train.py --shape 1b --steps 20               # on a GPU
     python bench/train.py -- --workers 0                      # what follows -- overrides B's run config
 """
@@ -31,12 +31,13 @@ from mmchat.files import write_json
 
 HERE = Path(__file__).resolve().parent
 KEEPING = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
-ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": KEEPING}}
-"""What is added to the environment of both."""
+TUNED = {"GLIBC_TUNABLES": KEEPING}
+ENVIRONMENTS = {"default": ({}, {}), "tuned": (TUNED, TUNED)}
+"""What is added to the environment of A and of B."""
 
 
 def main() -> None:
-    arguments, overrides = parse()
+    arguments, overrides = parse(__doc__, Path("runs/bench/train.json"))
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments, overrides)
@@ -45,6 +46,8 @@ def main() -> None:
         rounds = [bench.round(number) for number in range(1, arguments.rounds + 1)]
     by_round = figures(rounds)
     line = f"{title(arguments)}: {summary(by_round)}; {told(found)}"
+    if arguments.a == "packed":
+        line += " (A padded: packed, its samples see each other, and no loss is B's)"
     measured = {"line": line, "median": medians(by_round), "by_round": by_round, "fp32": found, "rounds": rounds}
     asked = {**vars(arguments), "out": str(arguments.out), "overrides": overrides}
     write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), "asked": asked, "hardware": hardware(), **measured})
@@ -52,8 +55,8 @@ def main() -> None:
     print(line)
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description: str, out: Path) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="0.1b", choices=SHAPES, help="0.1b: OPT-125M; 0.1b-smollm: SmolLM-135M")
     parser.add_argument("--stage", default="sft", choices=["sft", "pretrain"])
     parser.add_argument("--a", default="trainer", choices=WAYS_OF_A, help="how A is trained")
@@ -63,7 +66,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--checkpointing", action="store_true", help="both compute the language model's blocks again")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/train.json"))
+    parser.add_argument("--out", type=Path, default=out)
     words = sys.argv[1:]
     at = words.index("--") if "--" in words else len(words)
     return parser.parse_args(words[:at]), words[at + 1 :]
@@ -85,7 +88,9 @@ class Bench:
 
     def compare_in_fp32(self) -> dict[str, float]:
         """Relative differences in the first step; ends the program where they are too large."""
-        a = self.run(self.arguments.a, {}, 1, "fp32")
+        # Packed, A computes another loss: then it is the padded one that must agree, with the same weights and samples.
+        way = "trainer" if self.arguments.a == "packed" else self.arguments.a
+        a = self.run(way, {}, 1, "fp32")
         b = self.run("ours", {}, 1, "fp32")
         found = disagreement(a, b)
         for name in ("loss", "grad_norm"):
@@ -96,21 +101,22 @@ class Bench:
 
     def round(self, number: int) -> tuple[Measured, Measured]:
         """Measurements of A and then of B."""
-        added, steps = ENVIRONMENTS[self.arguments.environment], WARM + self.arguments.steps
-        a = self.run(self.arguments.a, added, steps, "bf16")
-        b = self.run("ours", added, steps, "bf16")
+        (for_a, for_b), steps = ENVIRONMENTS[self.arguments.environment], WARM + self.arguments.steps
+        a = self.run(self.arguments.a, for_a, steps, "bf16")
+        b = self.run("ours", for_b, steps, "bf16")
         say(f"round {number}: {summary(figures([(a, b)]))}")
         return a, b
 
-    def run(self, variant: str, added: dict[str, str], steps: int, precision: str) -> Measured:
-        """A process of its own. No settings of the allocator reach it but those of `added`."""
+    def run(self, variant: str, added: dict[str, str], steps: int, precision: str, *words: str) -> Measured:
+        """A process of its own, given `words` besides. No settings of the allocator reach it but those of `added`."""
         out = self.folder / "measured.json"
         command = [sys.executable, "-m", "side_by_side.variant", variant, str(self.folder), str(out)]
-        command += ["--steps", str(steps), "--precision", precision]
+        command += ["--steps", str(steps), "--precision", precision, *words]
         command += self.overrides if variant == "ours" else []
         kept = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
         paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**kept, **added, "PYTHONPATH": os.pathsep.join(paths)}
+        own = {"PYTHONPATH": os.pathsep.join(paths), "MMCHAT_CACHE": str(self.folder / "cache")}
+        environment = {**kept, **added, **own}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             sys.exit(f"{done.stdout}\n{variant} ended with status {done.returncode}")

@@ -37,7 +37,9 @@ def resolve_inside(root: Path, relative: str) -> Path:
     return path
 
 
-def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "") -> Image.Image:
+def load_image(
+    source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "", draft: int | None = None
+) -> Image.Image:
     """Decode one picture completely, turn it as its EXIF orientation says, and convert it to RGB.
 
     Transparent pixels are laid over white, because dropping alpha would show whatever colour lies beneath.
@@ -46,6 +48,8 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: s
         source: a file path or the encoded bytes.
         max_pixels: refuse before decoding what claims more (decompression bombs).
         name: what messages call bytes; where they came from.
+        draft: decode a JPEG at a half, a quarter or an eighth of its size (libjpeg leaves out the finest cosines), as
+            long as both sides keep so many pixels.
 
     Raises:
         UserError: missing, undecodable, truncated or oversized; the message names the source.
@@ -66,7 +70,10 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: s
                     raise UserError(
                         f"{name} holds 32-bit shades and does not tell which is white; convert it to 8 or 16 bits"
                     )
-                return _to_rgb(ImageOps.exif_transpose(image))
+                if draft is not None:
+                    image.draft(None, (draft, draft))
+                ImageOps.exif_transpose(image, in_place=True)  # else it would copy what it need not turn
+                return _to_rgb(image)
     except UserError:
         raise
     except FileNotFoundError:
@@ -103,7 +110,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -44,6 +44,18 @@ def test_exif_orientation(picture, orientation):
     assert np.array_equal(np.asarray(upright), UPRIGHT[orientation](np.asarray(stored)))
 
 
+@pytest.mark.parametrize(
+    ("draft", "size"), [(None, (80, 60)), (31, (80, 60)), (30, (40, 30)), (8, (20, 15)), (7, (10, 8))]
+)
+def test_a_draft_keeps_so_many_pixels(picture, draft, size):
+    large = picture(width=80, height=60)
+    assert load_image(encoded(large, "JPEG"), draft=draft).size == size
+    assert load_image(encoded(large, "PNG"), draft=draft).size == (80, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert load_image(encoded(large, "JPEG", exif=exif), draft=draft).size == size[::-1]
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_truncated_is_refused_by_name(tmp_path, picture, suffix, share):

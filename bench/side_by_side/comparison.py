@@ -38,25 +38,31 @@ def figures(rounds: list[tuple[Measured, Measured]]) -> list[dict[str, float]]:
 
 
 def _round(a: Measured, b: Measured, peak: float) -> dict[str, float]:
-    """Both had the same samples in the same steps, and B knows what they hold and cost."""
+    """Both had the same samples in the same steps, unless A packs them. What a token costs, B knows."""
     steps_a, steps_b = a["steps"][WARM:], b["steps"][WARM:]
-    tokens, operations = _sum(steps_b, "tokens"), _sum(steps_b, "operations")
-    seconds_a, seconds_b = _sum(steps_a, "seconds"), _sum(steps_b, "seconds")
+    tokens_a, tokens_b = _sum(steps_a, "tokens"), _sum(steps_b, "tokens")
+    rate_a, rate_b = tokens_a / _sum(steps_a, "seconds"), tokens_b / _sum(steps_b, "seconds")
+    cpu_a, cpu_b = _sum(steps_a, "cpu_seconds"), _sum(steps_b, "cpu_seconds")
+    operations = _sum(steps_b, "operations") / tokens_b
     losses = [(one["loss"], other["loss"]) for one, other in zip(a["steps"], b["steps"], strict=True)]
     return {
-        "speed_ratio": seconds_a / seconds_b,
-        "cpu_seconds_ratio": _sum(steps_a, "cpu_seconds") / _sum(steps_b, "cpu_seconds"),
-        "kernel_share_a": _sum(steps_a, "kernel_seconds") / _sum(steps_a, "cpu_seconds"),
-        "kernel_share_b": _sum(steps_b, "kernel_seconds") / _sum(steps_b, "cpu_seconds"),
+        "speed_ratio": rate_b / rate_a,
+        "cpu_seconds_ratio": (cpu_a / tokens_a) / (cpu_b / tokens_b),
+        "kernel_share_a": _sum(steps_a, "kernel_seconds") / cpu_a,
+        "kernel_share_b": _sum(steps_b, "kernel_seconds") / cpu_b,
         "memory_ratio": b["memory"] / a["memory"],
-        "tokens_per_second_a": tokens / seconds_a,
-        "tokens_per_second_b": tokens / seconds_b,
+        "tokens_per_second_a": rate_a,
+        "tokens_per_second_b": rate_b,
         "memory_a": a["memory"],
         "memory_b": b["memory"],
         "memory_of_workers_b": b["memory_of_workers"],
-        "mfu_a": operations / seconds_a / peak,
-        "mfu_b": operations / seconds_b / peak,
-        "fill_b": tokens / _sum(steps_b, "positions"),
+        "mfu_a": operations * rate_a / peak,
+        "mfu_b": operations * rate_b / peak,
+        "fill_a": tokens_a / _sum(steps_a, "positions"),
+        "fill_b": tokens_b / _sum(steps_b, "positions"),
+        "data_wait_b": _sum(steps_b, "waited") / _sum(steps_b, "seconds"),
+        "ready_a": a["ready"],
+        "ready_b": b["ready"],
         "loss_difference": max(abs(one - other) / abs(one) for one, other in losses),
     }
 
@@ -78,7 +84,8 @@ def summary(rounds: list[dict[str, float]]) -> str:
         f"{middle['tokens_per_second_b']:,.0f} against {middle['tokens_per_second_a']:,.0f}; "
         f"by CPU time {middle['cpu_seconds_ratio']:.2f}), "
         f"{middle['memory_ratio']:.2f} x its peak memory ({memory_b:.2f} against {memory_a:.2f} GiB), "
-        f"MFU {middle['mfu_b']:.1%} against {middle['mfu_a']:.1%}"
+        f"MFU {middle['mfu_b']:.1%} against {middle['mfu_a']:.1%}, "
+        f"ready after {middle['ready_b']:.1f} s, {middle['data_wait_b']:.1%} of the time waiting for data"
     )
 
 

@@ -28,8 +28,9 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), guard, norms)
     move_towers(config, objective, "cpu")
     cost = operations(objective.model, towers_run=objective.features is None)
-    recorder.begin()
+    recorder.begin(objective.model)
     for step, batches in feed.steps(0):
+        recorder.data_ready()
         result = train_step(engine, objective, batches, guard, norms, lambda: [0, 0], cost)
         recorder.step(
             loss=result.loss,

@@ -1,13 +1,14 @@
 """Variant A: transformers' LlavaForConditionalGeneration and its Trainer, as its examples use them."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     CLIPVisionConfig,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from mmchat.constants import IGNORE_INDEX
+from mmchat.data.packing import pack
 from mmchat.files import read_json
 from mmchat.training.activation_checkpointing import CHECKPOINTING
 from mmchat.training.config import RunConfig
@@ -27,6 +29,12 @@ from side_by_side.recorder import Recorder
 
 MODULES = {"projectors": ("model.multi_modal_projector.",), "language_model": ("model.language_model.", "lm_head.")}
 """Our name of a module -> how their names of its parameters begin."""
+
+ROW = 2048
+"""Positions of every row of the way `packed`."""
+
+Rows = list[dict[str, torch.Tensor]]
+"""Each input_ids and labels int64[L], pixel_values float32[images, 3, H, W]."""
 
 
 def open_llava(folder: Path, trainable: dict[str, Any]) -> LlavaForConditionalGeneration:
@@ -58,14 +66,31 @@ def open_llava(folder: Path, trainable: dict[str, Any]) -> LlavaForConditionalGe
     return model
 
 
-def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Padded on the right to the longest."""
-    ids = [sample["input_ids"] for sample in samples]
+def packed(samples: Rows) -> Rows:
+    """Samples one behind another in as few rows as will do, all about equally full, rows in their first sample's order.
+
+    As nanoVLM does it (data/advanced_datasets.py, ConstantLengthDataset): one causal mask and one count of positions
+    for the whole row, so that samples see those before them.
+    """
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    plan = pack(np.array([(length, 1) for length in lengths]), np.array([ROW, np.inf]), ranks=1)
+    rows = [[samples[place] for place in row] for (row,) in sorted(plan)]
+    return [{name: torch.cat([sample[name] for sample in row]) for name in row[0]} for row in rows]
+
+
+def collate(rows: Rows, length: int | None = None) -> dict[str, torch.Tensor]:
+    """Padded on the right to the longest, or to `length`."""
+    length = length or max(len(row["input_ids"]) for row in rows)
+
+    def padded(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.stack([F.pad(tensor, (0, length - len(tensor)), value=value) for tensor in tensors])
+
+    ids = [row["input_ids"] for row in rows]
     return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "labels": pad_sequence([s["labels"] for s in samples], batch_first=True, padding_value=IGNORE_INDEX),
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "input_ids": padded(ids, 0),
+        "attention_mask": padded(list(map(torch.ones_like, ids)), 0),
+        "labels": padded([row["labels"] for row in rows], IGNORE_INDEX),
+        "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
     }
 
 
@@ -88,8 +113,8 @@ class Watch(TrainerCallback):
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.recorder.begin()
+    def on_train_begin(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        self.recorder.begin(model)
 
     def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
         # Only the first step is compared by module; looking at all gradients takes time.
@@ -115,18 +140,38 @@ def norms_of_modules(model: torch.nn.Module) -> dict[str, float]:
     return found
 
 
-def train(config: RunConfig, samples: Path, steps: int, how: str, recorder: Recorder) -> None:
-    """So many steps as `config` says, over the encoded samples. how: trainer, logits_to_keep or loop."""
-    encoded = torch.load(samples)[: steps * config.batch_size]
+def train(config: RunConfig, samples: Rows, steps: int, how: str, recorder: Recorder) -> None:
+    """Train on the encoded samples. how: trainer, logits_to_keep, packed or loop."""
+    rows, per_step, length = samples, config.batch_size, None
+    if how == "packed":
+        tokens_of_step = sum(len(sample["input_ids"]) for sample in samples) / len(samples) * config.batch_size
+        rows, per_step, length = packed(samples), max(1, round(tokens_of_step / ROW)), ROW
+    batches = [rows[start : start + per_step] for start in range(0, steps * per_step, per_step)]
     model = open_llava(Path(config.model), config.trainable)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(CHECKPOINTING["all"])
     if how == "loop":
-        train_by_loop(model, encoded, config, recorder)
-        return
+        train_by_loop(model, batches, config, recorder)
+    else:
+        train_by_trainer(
+            model, batches, config, recorder, SupervisedTrainer if how == "logits_to_keep" else Trainer, length
+        )
+    for step, batch in zip(recorder.steps, batches, strict=True):
+        lengths = [len(row["input_ids"]) for row in batch]
+        step |= {"tokens": sum(lengths), "positions": len(batch) * (length or max(lengths))}
+
+
+def train_by_trainer(
+    model: torch.nn.Module,
+    batches: list[Rows],
+    config: RunConfig,
+    recorder: Recorder,
+    kind: type[Trainer],
+    length: int | None,
+) -> None:
     arguments = TrainingArguments(
         output_dir=str(config.run_dir / "trainer"),
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=len(batches[0]),
         num_train_epochs=1,
         learning_rate=config.optimizer.lr,
         lr_scheduler_type="constant",
@@ -140,26 +185,23 @@ def train(config: RunConfig, samples: Path, steps: int, how: str, recorder: Reco
         report_to="none",
         disable_tqdm=True,
     )
-    kind = SupervisedTrainer if how == "logits_to_keep" else Trainer
-    kind(model, arguments, collate, encoded, callbacks=[Watch(recorder)]).train()
+    rows = [row for batch in batches for row in batch]
+    kind(model, arguments, partial(collate, length=length), rows, callbacks=[Watch(recorder)]).train()
 
 
-def train_by_loop(
-    model: torch.nn.Module, encoded: list[dict[str, torch.Tensor]], config: RunConfig, recorder: Recorder
-) -> None:
+def train_by_loop(model: torch.nn.Module, batches: list[Rows], config: RunConfig, recorder: Recorder) -> None:
     """The same without Trainer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, weight_decay=0.0)
-    recorder.begin()
-    for start in range(0, len(encoded), config.batch_size):
-        batch = collate(encoded[start : start + config.batch_size])
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    recorder.begin(model)
+    for rows in batches:
+        batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = model(**batch).loss
         loss.backward()
-        norms = norms_of_modules(model) if start == 0 else {}
+        norms = {} if recorder.steps else norms_of_modules(model)
         norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip)
         optimizer.step()
         optimizer.zero_grad()

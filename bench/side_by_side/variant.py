@@ -1,6 +1,7 @@
 """One variant in a process of its own: trains on a workload and writes what was measured as JSON."""
 
 import argparse
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from mmchat.cli.quiet import quiet_libraries
 from mmchat.files import write_json
 from mmchat.settings import load_settings
 
-WAYS_OF_A = ("trainer", "logits_to_keep", "loop")
+WAYS_OF_A = ("trainer", "logits_to_keep", "packed", "loop")
 
 
 def main() -> None:
@@ -17,24 +18,32 @@ def main() -> None:
     parser.add_argument("workload", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--kinds", action="store_true", help="look what memory is for, which takes time")
     arguments, overrides = parser.parse_known_args()
     quiet_libraries()
     # Both variants import both sides, so that memory is counted from the same start.
+    import torch
+
     from mmchat.training import distributed
     from mmchat.training.config import RunConfig
     from mmchat.training.meters.peak import find_peak
     from side_by_side import ours, theirs
+    from side_by_side.kinds import MemoryByKind
     from side_by_side.recorder import Recorder
 
     config = load_settings(RunConfig, arguments.workload / "run.yaml", overrides)
     if arguments.variant == "ours":
         distributed.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
     peak = find_peak(config.precision, config.peak_tflops)
-    recorder = Recorder()
-    if arguments.variant == "ours":
-        ours.train(config, arguments.steps, recorder)
-    else:
-        theirs.train(config, arguments.workload / "samples.pt", arguments.steps, arguments.variant, recorder)
+    kinds = MemoryByKind() if arguments.kinds else None
+    # A's samples are there before memory is counted: B reads its own as it goes.
+    samples = None if arguments.variant == "ours" else torch.load(arguments.workload / "samples.pt")
+    recorder = Recorder(kinds)
+    with kinds or nullcontext():
+        if arguments.variant == "ours":
+            ours.train(config, arguments.steps, recorder)
+        else:
+            theirs.train(config, samples, arguments.steps, arguments.variant, recorder)
     packages = {name: version(name) for name in ("mmchat", "torch", "transformers", "deepspeed")}
     write_json(arguments.out, {**recorder.result(), "peak": peak.flops, "peak_source": peak.source, **packages})
     distributed.stop()

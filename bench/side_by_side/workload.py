@@ -23,6 +23,7 @@ from mmchat.training.feed import Feed
 from mmchat.training.objectives import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
 from side_by_side.shapes import Shape
+from side_by_side.theirs import ROW
 
 SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -30,8 +31,9 @@ PICTURE = (640, 480)
 FRAME = 5
 """Tokens of a conversation's text that are neither question nor answer: <s>, the roles, the places of a picture."""
 SHORTEST, LONGEST, MEAN, SIGMA, SUPERVISED = 40, 600, 197, 0.7, 0.57
-AHEAD = 4
-"""Steps of data behind the last one, so that the data worker does not run out of work before the measured steps end."""
+AHEAD = 8
+"""Steps of data behind the last one, so that the data worker does not run out of work before the measured steps end. A
+packed takes somewhat more than a batch in a step, too."""
 
 TRAINABLE = {
     "sft": {"towers": "frozen", "projectors": "full", "language_model": "full"},
@@ -44,14 +46,13 @@ def write_workload(
 ) -> None:
     """`model/`, `records.json` with its pictures, `run.yaml` for ours, and `samples.pt` for theirs.
 
-    samples.pt: the samples of `steps` steps in our run's order, each input_ids and labels int64[L] and pixel_values
-    float32[3, H, W].
+    samples.pt: the samples in our run's order, each input_ids and labels int64[L] and pixel_values float32[1, 3, H, W].
     """
     write_tokenizer(folder / "tokenizer", shape.language["vocab_size"] - SLOT_TOKENS)
     write_model(folder, shape)
     write_records(folder, (steps + AHEAD) * batch, shape.language["vocab_size"], seed)
     write_config(folder / "run.yaml", stage, batch, steps + AHEAD, seed, checkpointing)
-    write_samples(folder, steps)
+    write_samples(folder, steps + AHEAD)
 
 
 def write_tokenizer(folder: Path, words: int) -> None:
@@ -114,6 +115,7 @@ def write_config(path: Path, stage: str, batch: int, steps: int, seed: int, chec
         "optimizer": {"lr": 5e-5, "schedule": "constant", "warmup": 0},
         "steps": steps,
         "batch_size": batch,
+        "packing": {"tokens": ROW},
         "seed": seed,
         "activation_checkpointing": ["language_model"] if checkpointing else [],
     }
@@ -121,14 +123,14 @@ def write_config(path: Path, stage: str, batch: int, steps: int, seed: int, chec
 
 
 def write_samples(folder: Path, steps: int) -> None:
-    config = load_settings(RunConfig, folder / "run.yaml", [])
+    config = load_settings(RunConfig, folder / "run.yaml", ["--packing", "null"])
     objective = AssistantObjective(config)
     feed = Feed(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
-    encoded = MixtureDataset(feed.mixture, objective.encode)
+    encoded = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
     numbers = [number for step in range(steps) for number in feed.order.step(step)]
 
     def as_theirs(number: int) -> dict[str, torch.Tensor]:
         alone = objective.collator([encoded[number]])
-        return {"input_ids": alone.input_ids[0], "labels": alone.labels[0], "pixel_values": alone.pixel_values[0][0]}
+        return {"input_ids": alone.input_ids[0], "labels": alone.labels[0], "pixel_values": alone.pixel_values[0]}
 
     torch.save([as_theirs(number) for number in numbers], folder / "samples.pt")

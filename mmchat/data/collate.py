@@ -90,6 +90,11 @@ class Collator:
     tokens_per_image: int = 0
     packs: bool = False
 
+    @property
+    def square(self) -> int:
+        """Side of the largest square that a tower sees, in pixels."""
+        return max(spec.image_size for spec in self.specs)
+
     def __call__(self, items: list[Sample | Rejected]) -> Batch:
         samples = [item for item in items if isinstance(item, Sample)]
         for sample in samples:

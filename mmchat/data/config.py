@@ -20,6 +20,11 @@ class SourceConfig:
     max_turns: int | None = Field(None, gt=0, description="keep only the first N exchanges of each record")
     template: str | None = Field(None, description="conversation template of this source; null: the model's own")
     index: Path | None = Field(None, description="clean.npz of `mmchat data check`: use the records it found sound")
+    draft: bool = Field(
+        False,
+        description="decode a JPEG at 1/2, 1/4 or 1/8 where its sides stay twice the largest tower's or longer; faster "
+        "for large ones, but not to the bit",
+    )
     allow_http: bool = Field(False, description="fetch images, or the file itself, over http(s)")
 
 

@@ -20,6 +20,8 @@ from mmchat.errors import UserError
 from mmchat.files import write_bytes
 from mmchat.progress import progress_bar
 
+DRAFT_OF_SQUARE = 2
+"""A draft is so many times as large as what it is shrunk to, which hides what libjpeg's coarser decoding does."""
 MANY = 20_000
 """Looking through more records than this shows a progress bar."""
 
@@ -113,11 +115,12 @@ class MixtureDataset:
 
     Nothing takes a rejected sample's place; the batch is one smaller and the loop is told.
 
+    square: side in pixels of the largest square that a tower sees; sources with `draft` are decoded for it.
     features: where those of the pictures are read; pictures are not decoded then, and `encode` gets none.
     """
 
-    def __init__(self, mixture: Mixture, encode: Encode, features: PictureFeatures | None = None) -> None:
-        self.mixture, self.encode, self.features = mixture, encode, features
+    def __init__(self, mixture: Mixture, encode: Encode, square: int, features: PictureFeatures | None = None) -> None:
+        self.mixture, self.encode, self.square, self.features = mixture, encode, square, features
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -128,7 +131,8 @@ class MixtureDataset:
             return record
         try:
             if self.features is None:
-                images = [picture.open() for picture in record.pictures]
+                draft = DRAFT_OF_SQUARE * self.square if part.config.draft else None
+                images = [picture.open(draft) for picture in record.pictures]
                 encoded = self.encode(record, images, part.config.template)
             else:
                 features = [self.features.of(picture) for picture in record.pictures]

@@ -31,9 +31,9 @@ class Picture:
         """The encoded bytes; UserError where they cannot be had."""
         raise NotImplementedError
 
-    def open(self) -> Image.Image:
-        """The decoded RGB picture; UserError as `images.load_image`."""
-        return load_image(self.read(), name=self.name)
+    def open(self, draft: int | None = None) -> Image.Image:
+        """The decoded RGB picture; `draft` and UserError as `images.load_image`."""
+        return load_image(self.read(), name=self.name, draft=draft)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,10 @@ class RunConfig:
             raise ValueError(f"packing is for objective assistant, found {self.objective}")
         if self.feature_cache is not None and self.objective != "assistant":
             raise ValueError(f"feature_cache is for objective assistant, found {self.objective}")
+        if self.feature_cache is not None and any(
+            source.draft for data in (self.data, self.validation) if data for source in data.by_name().values()
+        ):
+            raise ValueError("feature_cache keeps features of whole pictures, decoded once: leave draft out")
         if self.objective != "assistant" and self.fit is not None:
             raise ValueError(f"fit is for objective assistant; with {self.objective} the tower's own config says it")
         return self

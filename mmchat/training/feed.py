@@ -89,7 +89,7 @@ def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
 def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates."""
     loader = DataLoader(
-        MixtureDataset(mixture, objective.encode, objective.features),
+        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features),
         batch_sampler=sampler,
         collate_fn=objective.collator,
         num_workers=workers,

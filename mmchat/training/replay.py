@@ -66,7 +66,7 @@ def replay(run_dir: Path, step: int) -> Replay:
     add_adapters(objective.model, config.trainable)  # an update of zero until a checkpoint says otherwise
     objective.model.eval()
     weights = _load_nearest(objective.model, run_dir / "checkpoints", step, config.model)
-    dataset = MixtureDataset(mixture, objective.encode)
+    dataset = MixtureDataset(mixture, objective.encode, objective.collator.square)
     numbers = order.step(0 if config.overfit_one_batch else step - 1)
     with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
         return Replay(weights, [_one(objective, dataset, number) for number in numbers])

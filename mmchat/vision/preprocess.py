@@ -5,6 +5,8 @@ turns a whole batch of uint8 into floats through a 256-entry table, which is exa
 only 256 values.
 """
 
+from math import gcd
+
 import numpy as np
 from PIL import Image
 
@@ -25,14 +27,38 @@ def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
         width, height = image.size
         short, long = min(width, height), max(width, height)
         scaled = int(size * long / short)  # truncated, as CLIPImageProcessor does
-        image = image.resize((size, scaled) if width <= height else (scaled, size), resample)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+        image = resize_and_crop(image, (size, scaled) if width <= height else (scaled, size), size, resample)
     else:
         if how.fit == "pad":
             image = pad_to_square(image, tuple(int(channel * 255) for channel in how.mean))
         image = image.resize((size, size), resample)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def resize_and_crop(image: Image.Image, scaled: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+    """Bit-equal to resizing to `scaled` and cropping the square of `side` in the middle.
+
+    What is cut off is not computed, as far as the pixels that are left do not change by it.
+    """
+    (width, height), (to_width, to_height) = image.size, scaled
+    left, right = aligned_span(width, to_width, side)
+    # Pillow resizes a strip higher than 100 widths in another order if it shrinks; a box would seem to shrink it.
+    top, bottom = (0, to_height) if height > 100 * width else aligned_span(height, to_height, side)
+    box = (left * width // to_width, top * height // to_height, right * width // to_width, bottom * height // to_height)
+    image = image.resize((right - left, bottom - top), resample, box=box)
+    x, y = (to_width - side) // 2 - left, (to_height - side) // 2 - top
+    return image.crop((x, y, x + side, y + side))
+
+
+def aligned_span(length: int, scaled: int, side: int) -> tuple[int, int]:
+    """The shortest stretch, in pixels of the result, that holds the middle `side` of `length` resized to `scaled` and
+    begins and ends between pixels of the original.
+
+    Pillow takes a box in single precision: inside a pixel, weights would differ by rounding and so would bits.
+    """
+    start = (scaled - side) // 2
+    step = scaled // gcd(length, scaled)
+    return start // step * step, -(-(start + side) // step) * step
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
@@ -51,9 +77,13 @@ def normalise(pixels: np.ndarray, spec: TowerSpec) -> np.ndarray:
 
     Rounded step by step like transformers (float64 product, float32 afterwards), so results are bit-equal.
     """
+    how = spec.preprocessing
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    tables = [(unit - np.float32(mean)) / np.float32(std) for mean, std in zip(how.mean, how.std, strict=True)]
     out = np.empty(pixels.shape, dtype=np.float32)
-    for channel, (mean, std) in enumerate(zip(spec.preprocessing.mean, spec.preprocessing.std, strict=True)):
-        table = (unit - np.float32(mean)) / np.float32(std)
-        np.take(table, pixels[:, channel], out=out[:, channel])
+    # Channel by channel, because NumPy widens indices to 64 bits, and a channel's still fit into the cache. No byte is
+    # beyond the table; without "clip" `out` would be written by way of a copy.
+    for seen, written in zip(pixels, out, strict=True):
+        for table, bytes_of_channel, floats in zip(tables, seen, written, strict=True):
+            np.take(table, bytes_of_channel, out=floats, mode="clip")
     return out

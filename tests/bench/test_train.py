@@ -7,19 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from side_by_side.comparison import WARM, agree, disagreement, figures, medians
+from side_by_side.theirs import ROW, collate, packed
 from side_by_side.workload import LONGEST, SHORTEST, text_lengths
 
+from mmchat.constants import IGNORE_INDEX
+
+KEEPING = ("--stage", "pretrain", "--a", "logits_to_keep")
+PACKED = ("--a", "packed", "--batch", "16")
 BENCH = Path(__file__).parents[2] / "bench" / "train.py"
 
 
 def measured(seconds, memory, **changes):
     """Warm steps that take ten times as long, then two that count."""
     step = {"loss": 2.0, "grad_norm": 5.0, "grad_norms": {"projectors": 3.0, "language_model": 4.0}}
-    step |= {"tokens": 100, "positions": 125, "operations": 30, **changes}
+    step |= {"tokens": 100, "positions": 125, "operations": 30, "waited": 0.1, **changes}
     steps = [step | {"seconds": 10 * seconds, "cpu_seconds": 0.0, "kernel_seconds": 0.0}] * WARM
     steps += [step | {"seconds": s, "cpu_seconds": 1.0, "kernel_seconds": 0.25} for s in (seconds, 3 * seconds)]
-    return {"steps": steps, "memory": memory, "memory_of_workers": 0, "peak": 60.0}
+    return {"steps": steps, "memory": memory, "memory_of_workers": 0, "peak": 60.0, "ready": 9.0}
 
 
 def test_ratios_are_of_what_is_measured_after_the_warm_steps():
@@ -28,7 +34,35 @@ def test_ratios_are_of_what_is_measured_after_the_warm_steps():
     assert one["kernel_share_a"] == one["kernel_share_b"] == 0.25
     assert (one["tokens_per_second_a"], one["tokens_per_second_b"]) == (50, 100)
     assert (one["mfu_a"], one["mfu_b"]) == (0.25, 0.5)  # 60 operations in 4 s and in 2 s, of 60 a second
-    assert one["fill_b"] == 0.8 and one["loss_difference"] == 0
+    assert one["fill_a"] == one["fill_b"] == 0.8 and one["loss_difference"] == 0
+    assert one["data_wait_b"] == pytest.approx(0.1)  # 2 x 0.1 s of 2 s
+    assert one["ready_b"] == 9
+
+
+def test_steps_of_other_samples_are_compared_by_their_own_tokens():
+    """A, packed, took twice the tokens in the time of a step: it is twice as fast, and does twice the work."""
+    (one,) = figures([(measured(1.0, 8, tokens=200, positions=205), measured(0.5, 4))])
+    assert one["speed_ratio"] == 1 and one["cpu_seconds_ratio"] == 0.5
+    assert (one["tokens_per_second_a"], one["mfu_a"]) == (100, 0.5)
+
+
+def test_packed_rows_lose_nothing_and_are_padded_to_one_length():
+    lengths = [300, 1900, 700, 600, 140]
+    samples = [
+        {
+            "input_ids": torch.full((length,), number + 1),
+            "labels": torch.arange(length),
+            "pixel_values": torch.full((1, 3, 2, 2), float(number)),
+        }
+        for number, length in enumerate(lengths)
+    ]
+    rows = packed(samples)
+    assert [row["input_ids"].unique().tolist() for row in rows] == [[1, 3, 4, 5], [2]]
+    assert [row["pixel_values"][:, 0, 0, 0].tolist() for row in rows] == [[0, 2, 3, 4], [1]]
+    batch = collate(rows, ROW)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, ROW) and len(batch["pixel_values"]) == 5
+    assert batch["attention_mask"].sum(dim=1).tolist() == [1740, 1900]
+    assert (batch["labels"][0, 1740:] == IGNORE_INDEX).all() and batch["labels"][0, 300] == 0
 
 
 def test_a_round_that_was_disturbed_does_not_move_the_median():
@@ -71,7 +105,7 @@ def run_tiny(out, *words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("--stage", "pretrain", "--a", "logits_to_keep"), ("--a", "loop")], ids=str)
+@pytest.mark.parametrize("words", [(), KEEPING, ("--a", "loop"), PACKED], ids=str)
 def test_the_whole_program(tmp_path, words):
     done = run_tiny(tmp_path / "out.json", *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,8 +113,11 @@ def test_the_whole_program(tmp_path, words):
     written = json.loads((tmp_path / "out.json").read_text())
     a, b = written["rounds"][0]
     assert len(a["steps"]) == len(b["steps"]) == WARM + 2
-    # The same samples in the same steps: in bf16 the losses of all steps stay together.
-    assert written["median"]["loss_difference"] < 2e-3
+    if words == PACKED:
+        assert "its samples see each other" in done.stdout and written["median"]["fill_a"] > 0.7
+    else:
+        # The same samples in the same steps: in bf16 the losses of all steps stay together.
+        assert written["median"]["loss_difference"] < 2e-3
     assert {step["loss"] for step in a["steps"]} != {a["steps"][0]["loss"]}
 
 

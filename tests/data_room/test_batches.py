@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
@@ -100,7 +101,7 @@ def dataset(tiny_records, tmp_path):
             raise UserError("too long")
         return Encoded([1, 2], None, [[preprocess(image, SPECS[0])] for image in images])
 
-    return MixtureDataset(mixture_of(tiny_records, tmp_path), encode)
+    return MixtureDataset(mixture_of(tiny_records, tmp_path), encode, SPECS[0].image_size)
 
 
 def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
@@ -111,6 +112,23 @@ def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
     assert "1.png is not in a format" in answers[2].reason
     assert len(answers[3].encoded.pixels) == 2
     assert answers[3].index == 3
+
+
+def test_sources_may_be_drafted_for_the_largest_tower(tmp_path):
+    """A quarter of 80 x 64 is 20 x 16, twice the larger tower's square and more; an eighth would be less."""
+    Image.new("RGB", (80, 64), "teal").save(tmp_path / "a.jpg")
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a.jpg", "caption": "x"}] * 2))
+    seen = []
+
+    def encode(record, images, template):
+        seen.append(images[0].size)
+        return Encoded([1], None, [])
+
+    sources = {name: {"path": str(tmp_path / "a.json"), "draft": name == "drafted"} for name in ("drafted", "whole")}
+    mixture = open_mixture(DataConfig(sources=sources), Quarantine(tmp_path / "quarantine.jsonl", "stop"))
+    dataset = MixtureDataset(mixture, encode, Collator(pad_id=PAD, specs=SPECS).square)
+    assert [dataset[number].index for number in range(4)] == [0, 1, 2, 3]
+    assert seen == [(20, 16)] * 2 + [(80, 64)] * 2
 
 
 def test_a_defect_of_ours_is_not_a_bad_sample(dataset):
@@ -159,7 +177,7 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
         return Encoded(rendered.input_ids, rendered.labels, pixels)
 
     mixture = mixture_of(tiny_records, tmp_path)
-    dataset = MixtureDataset(mixture, encode)
+    dataset = MixtureDataset(mixture, encode, 28)
     specs, slot = processor.image_processor.specs, model.config.image_token_id
     batch = Collator(processor.pad_token_id, specs, slot, processor.image_tokens)([dataset[i] for i in range(4)])
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "pixel_values": batch.pixel_values}

@@ -117,7 +117,7 @@ def test_a_mixture_of_three_sources(three):
         encoded.append((template, len(record.turns)))
         return [1], [1], []
 
-    dataset = MixtureDataset(mixture, encode)
+    dataset = MixtureDataset(mixture, encode, 28)
     assert [dataset[number].id for number in (0, 8, 17)] == ["r0", "r10", "r19"]
     assert encoded == [(None, 4), ("plain", 6), (None, 6)]
     drawn = Counter(mixture.find(int(n))[1].id for n in mixture.plan.order(0, 0))

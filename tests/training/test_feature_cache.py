@@ -302,8 +302,9 @@ def test_a_broken_picture_that_is_skipped_is_rejected_as_without_a_cache(tmp_pat
     break_picture(tmp_path)
     run = make_run(steps=100, on_bad_sample="skip")
     assert run.fill() == 0 and not len(run.quarantine)
-    cached = MixtureDataset(run.feed.mixture, run.objective.encode, run.objective.features)
-    without = MixtureDataset(run.feed.mixture, run.objective.encode)
+    square = run.objective.collator.square
+    cached = MixtureDataset(run.feed.mixture, run.objective.encode, square, run.objective.features)
+    without = MixtureDataset(run.feed.mixture, run.objective.encode, square)
     assert cached[1] == without[1] and cached[1].kind != NO_FEATURES
     assert len(run.objective.collator([cached[n] for n in range(3)]).rejected) == 1
 
@@ -312,7 +313,8 @@ def test_a_picture_that_changed_since_stops_the_run_whatever_the_policy(tmp_path
     run = make_run(steps=100, on_bad_sample="skip")
     run.fill()
     picture(99).save(tmp_path / "data" / "1-0.png")
-    rejected = MixtureDataset(run.feed.mixture, run.objective.encode, run.objective.features)[1]
+    square = run.objective.collator.square
+    rejected = MixtureDataset(run.feed.mixture, run.objective.encode, square, run.objective.features)[1]
     with pytest.raises(UserError, match=r"records\.json.*1-0\.png has no features in .* --resume"):
         run.quarantine.add(rejected)
 

@@ -50,6 +50,29 @@ def test_bit_equal_to_transformers_on_any_shape(width, height, size, seed):
         assert np.array_equal(seen(image, size, resample=resample, **how), expected)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "size", "span"),
+    [
+        (96, 64, 28, (7, 35)),  # 42 wide: a multiple of 7 is a whole pixel of the original
+        (64, 96, 28, (7, 35)),
+        (120, 64, 28, (0, 52)),  # 52 wide, and 13 of them are 30 pixels: cut on neither side
+        (360, 48, 14, (42, 63)),  # 105 wide, and 7 of them are 24 pixels: cut as far as that goes
+        (8, 816, 14, (0, 1428)),  # a strip that Pillow resizes in another order when it shrinks
+    ],
+)
+def test_what_is_cropped_away_is_not_computed(monkeypatch, width, height, size, span):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    long = int(size * max(width, height) / min(width, height))
+    whole = image.resize((size, long) if width <= height else (long, size), Image.Resampling.BICUBIC)
+    left, top = (whole.width - size) // 2, (whole.height - size) // 2
+    made = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *words, **how: made.append(words[1]) or resize(*words, **how))
+    cut = preprocess(image, TowerSpec(size, 14, 1, 8)).transpose(1, 2, 0)
+    assert np.array_equal(cut, np.asarray(whole)[top : top + size, left : left + size])
+    assert made == [(size, span[1] - span[0]) if width <= height else (span[1] - span[0], size)]
+
+
 def test_pad_centres_on_the_mean_colour():
     image = Image.new("RGB", (4, 2), (0, 0, 0))
     spec = TowerSpec(4, 2, 4, 8, Preprocessing(mean=(0.2, 0.4, 0.6), fit="pad"))

@@ -1,0 +1,149 @@
+"""How fast a picture becomes what a tower sees: transformers' CLIPImageProcessorPil (A) and mmchat (B), one thread.
+
+From the bytes of a JPEG to normalised float32[3, size, size], picture by picture. B is measured as it comes, which must
+be A to the bit, and with `draft` (mmchat.data.config), which must be near it. Every variant is a process of its own,
+and they take turns. README.md says how to read the line.
+
+    python bench/data.py
+    python bench/data.py --pictures 4 --rounds 1
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from mmchat.cli.quiet import quiet_libraries
+from mmchat.data.dataset import DRAFT_OF_SQUARE
+from mmchat.files import write_json
+from mmchat.images import load_image
+from mmchat.vision import TowerSpec, normalise, preprocess
+
+VARIANTS = ("transformers", "ours", "ours_drafted")
+SIZES = ((640, 480), (3000, 2000))
+SQUARES = (224, 336)
+GRAIN = 6
+"""Standard deviation of the noise on a picture, in shades of 256. It makes JPEGs of quality 90 about as large as a
+camera's: 2.5 bits a pixel."""
+NEAR = 0.005
+"""Largest mean absolute difference of a draft, in units of the normalised pixel."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of CPU time, for a variant's pictures of a size")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/data.json"))
+    arguments = parser.parse_args()
+    quiet_libraries()
+    if arguments.variant:
+        measure(arguments.variant, arguments.folder, arguments.seconds)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_pictures(folder, arguments.pictures)
+        each = arguments.seconds
+        rounds = [{variant: run(variant, folder, each) for variant in VARIANTS} for _ in range(arguments.rounds)]
+        differences = {case.name: compare(folder, case) for case in CASES}
+    lines = [told(case, rounds, differences[case.name]) for case in CASES]
+    write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), "rounds": rounds, "differences": differences})
+    print("\n".join(lines))
+    if any(found["ours"] or found["ours_drafted"] > NEAR for found in differences.values()):
+        sys.exit(f"ours must be A to the bit, and a draft within {NEAR}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pictures of one size for a tower of one square."""
+
+    size: tuple[int, int]
+    square: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size[0]}x{self.size[1]} to {self.square}"
+
+    def pictures(self, folder: Path) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(folder.glob(f"{self.size[0]}x{self.size[1]}-*.jpg"))]
+
+
+CASES = [Case(size, square) for size, square in product(SIZES, SQUARES)]
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Clouds of colour with the grain of a photograph."""
+    rng = np.random.default_rng(0)
+    for (width, height), number in product(SIZES, range(count)):
+        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        clouds = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+        grain = rng.normal(0, GRAIN, (height, width, 1))
+        picture = Image.fromarray(np.clip(clouds + grain, 0, 255).astype(np.uint8))
+        picture.save(folder / f"{width}x{height}-{number:03}.jpg", quality=90)
+
+
+def run(variant: str, folder: Path, seconds: float) -> dict[str, float]:
+    """Pictures per second of CPU time, by case."""
+    command = [sys.executable, __file__, "--variant", variant, "--folder", str(folder), "--seconds", str(seconds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def measure(variant: str, folder: Path, seconds: float) -> None:
+    rates = {}
+    for case in CASES:
+        read, pictures = reader(variant, case.square), case.pictures(folder)
+        read(pictures[0])
+        done, begun = 0, time.process_time()
+        while time.process_time() - begun < seconds:
+            read(pictures[done % len(pictures)])
+            done += 1
+        rates[case.name] = done / (time.process_time() - begun)
+    print(json.dumps(rates))
+
+
+def reader(variant: str, square: int):
+    """bytes of a JPEG -> float32[1, 3, square, square], an array or a tensor."""
+    if variant == "transformers":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        clip = CLIPImageProcessorPil(
+            size={"shortest_edge": square}, crop_size={"height": square, "width": square}, do_convert_rgb=True
+        )
+        return lambda data: clip(Image.open(io.BytesIO(data)), return_tensors="np")["pixel_values"]
+    spec = TowerSpec(image_size=square, patch_size=14, tokens=(square // 14) ** 2, dim=1024)
+    draft = DRAFT_OF_SQUARE * square if variant == "ours_drafted" else None
+    return lambda data: normalise(preprocess(load_image(data, draft=draft), spec)[None], spec)
+
+
+def compare(folder: Path, case: Case) -> dict[str, float]:
+    """Mean absolute difference from A over all pictures."""
+    readers = {variant: reader(variant, case.square) for variant in VARIANTS}
+    seen = {variant: np.concatenate(list(map(read, case.pictures(folder)))) for variant, read in readers.items()}
+    return {variant: float(np.abs(seen[variant] - seen["transformers"]).mean()) for variant in VARIANTS[1:]}
+
+
+def told(case: Case, rounds: list[dict[str, dict[str, float]]], differences: dict[str, float]) -> str:
+    rates = {variant: median(one[variant][case.name] for one in rounds) for variant in VARIANTS}
+    a, ours, drafted = (rates[variant] for variant in VARIANTS)
+    equal = "bit-equal" if not differences["ours"] else f"differs by {differences['ours']:.1e}"
+    return (
+        f"{case.name}: {ours / a:.2f} x the pictures/s of A ({ours:.0f} against {a:.0f}), {equal}; "
+        f"with draft {drafted / a:.2f} x, mean difference {differences['ours_drafted']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Captions of pictures: transformers' LlavaForConditionalGeneration one by one and in padded batches, and mmchat's job.
+
+All three have the same weights and pictures, and an answer ends after as many tokens as it was given beforehand, for
+weights are random. In fp32 all must generate the same ids, or there is nothing to compare. Every variant is a process
+of its own, and they take turns. README.md says how to read the line.
+
+    python bench/generation.py
+    python bench/generation.py --pictures 16 --rounds 1
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from side_by_side.shapes import SHAPES
+from train import HERE, hardware, say
+from transformers import GenerationConfig
+
+from mmchat.cli.quiet import quiet_libraries
+from mmchat.files import read_json, write_json
+
+VARIANTS = ("alone", "padded", "ours")
+PADDED = 16
+"""Pictures of a batch of `padded`, in the order they come in."""
+SHORTEST, LONGEST, MEAN, SIGMA = 10, 137, 59, 0.5
+"""Tokens of a caption, the closing one included: lognormal."""
+PROMPT = "w1 w2 w3"
+CHECKED = 8
+"""Pictures that are captioned in fp32."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="0.1b", choices=SHAPES)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8, help="of ours; that of `mmchat caption`")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/generation.json"))
+    parser.add_argument("--variant", nargs=4, metavar=("NAME", "FOLDER", "MODEL", "OUT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    if arguments.variant:
+        name, folder, model, out = arguments.variant
+        write_json(Path(out), measure(name, Path(folder), model, arguments.pictures, arguments.batch_size))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        say(f"writing the workload: {SHAPES[arguments.shape].named_after}")
+        write_workload(folder, arguments.shape, arguments.pictures)
+        in_fp32 = {variant: run(variant, folder, "fp32", min(CHECKED, arguments.pictures)) for variant in VARIANTS}
+        different = [variant for variant in VARIANTS if in_fp32[variant]["ids"] != in_fp32["alone"]["ids"]]
+        if different:
+            sys.exit(f"{', '.join(different)} generated other ids in fp32 than transformers one by one")
+        rounds = []
+        for number in range(1, arguments.rounds + 1):
+            how = ("bf16", arguments.pictures, arguments.batch_size)
+            rounds.append({variant: run(variant, folder, *how) for variant in VARIANTS})
+            say(f"round {number}: {told(rounds[-1:])}")
+    line = f"{arguments.shape}, {arguments.pictures} captions: {told(rounds)}; ids in fp32 are equal"
+    asked = {**vars(arguments), "out": str(arguments.out)}
+    written = {"line": line, "asked": asked, "hardware": hardware(), "rounds": rounds}
+    write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), **written})
+    print(line)
+
+
+def write_workload(folder: Path, shape: str, pictures: int) -> None:
+    """`fp32/` and `bf16/`, the same model; `pictures/`; and how long each caption is."""
+    from side_by_side.workload import SLOT_TOKENS, write_model, write_tokenizer
+
+    from mmchat.model.directory import load_assistant
+
+    write_tokenizer(folder / "tokenizer", SHAPES[shape].language["vocab_size"] - SLOT_TOKENS)
+    write_model(folder, SHAPES[shape])
+    (folder / "model").rename(folder / "fp32")
+    model, processor = load_assistant(folder / "fp32", dtype="bfloat16")
+    model.save_pretrained(folder / "bf16", max_shard_size="1TB")
+    processor.save_pretrained(folder / "bf16")
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for number in range(pictures):
+        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+        picture.save(folder / "pictures" / f"{number:03}.jpg")
+    write_json(folder / "lengths.json", caption_lengths(pictures))
+
+
+def caption_lengths(count: int) -> list[int]:
+    drawn = np.random.default_rng(0).lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, count)
+    return np.clip(np.round(drawn), SHORTEST, LONGEST).astype(int).tolist()
+
+
+def run(variant: str, folder: Path, model: str, pictures: int, batch_size: int = CHECKED // 2) -> dict[str, Any]:
+    """A process of its own."""
+    out = folder / "measured.json"
+    command = [sys.executable, str(HERE / "generation.py"), "--variant", variant, str(folder), model, str(out)]
+    command += ["--pictures", str(pictures), "--batch-size", str(batch_size)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}\n{variant} ended with status {done.returncode}")
+    return json.loads(out.read_text())
+
+
+class ForcedLengths:
+    """A forward hook by which captions end when they are as long as they shall be. ids: of each, by picture.
+
+    stops: the tokens that end a caption; the first of them does.
+
+    Pictures come in order, in whatever batches; a forward of more than one token a row opens the next batch.
+    """
+
+    def __init__(self, lengths: list[int], stops: list[int]) -> None:
+        self.lengths, self.stops = lengths, stops
+        self.ids: list[list[int]] = []
+        self._opened = 0
+
+    def __call__(self, _model: torch.nn.Module, _words: tuple, given: dict[str, Any], output: Any) -> None:
+        logits = output.logits[:, -1]
+        if given["input_ids"].shape[1] > 1:
+            self._opened = len(self.ids)
+            self.ids += [[] for _ in logits]
+        logits[:, self.stops] = -torch.inf
+        chosen = logits.argmax(dim=-1).tolist()
+        for row, (ids, token) in enumerate(zip(self.ids[self._opened :], chosen, strict=True)):
+            left = self.lengths[self._opened + row] - len(ids)
+            if left > 0:
+                ids.append(token if left > 1 else self.stops[0])
+            if left <= 1:
+                logits[row, self.stops[0]] = torch.inf
+
+
+def measure(variant: str, folder: Path, model: str, pictures: int, batch_size: int) -> dict[str, Any]:
+    files = sorted((folder / "pictures").iterdir())[:pictures]
+    lengths = read_json(folder / "lengths.json")[:pictures]
+    stops = GenerationConfig.from_pretrained(folder / model).eos_token_id
+    if variant == "ours":
+        from mmchat.inference.captioning import caption_files
+        from mmchat.inference.generator import Generator
+
+        generator = Generator(folder / model)
+        captioned = generator.model
+        generator.caption(files[:1], PROMPT, max_new_tokens=2)
+
+        def work() -> None:
+            out = folder / f"captions-{time.time_ns()}.jsonl"
+            caption_files(generator, files, out, PROMPT, batch_size, max_new_tokens=LONGEST)
+    else:
+        captioned, work = theirs(folder / model, files, stops, 1 if variant == "alone" else PADDED)
+    forced = ForcedLengths(lengths, stops)
+    captioned.register_forward_hook(forced, with_kwargs=True)
+    begun, cpu = time.perf_counter(), time.process_time()
+    work()
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    assert [len(ids) for ids in forced.ids] == lengths, "captions of other lengths than asked"
+    return {"tokens": sum(lengths), "seconds": seconds, "cpu_seconds": cpu, "ids": forced.ids}
+
+
+def theirs(directory: Path, files: list[Path], stops: list[int], batch: int):
+    """The model, and what captions all pictures. Pixels and prompts are ready beforehand."""
+    from side_by_side.theirs import open_llava
+
+    from mmchat.images import load_image
+    from mmchat.model.directory import load_processor
+    from mmchat.model.processor import pad_left
+
+    processor = load_processor(directory)
+    dtype = torch.bfloat16 if directory.name == "bf16" else torch.float32
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = open_llava(directory, {}).to(device, dtype).eval()
+    parts = [{"type": "image"}, {"type": "text", "text": "\n"}, {"type": "text", "text": PROMPT}]
+    ids = processor.render([{"role": "user", "content": parts}], add_generation_prompt=True).input_ids
+    pixels = [processor.image_processor([load_image(file)])["pixel_values"].to(device, dtype) for file in files]
+    ends = {"eos_token_id": stops, "pad_token_id": processor.pad_token_id}
+
+    @torch.inference_mode()
+    def caption(chosen: list[torch.Tensor], longest: int) -> None:
+        inputs = {
+            name: value.to(device) for name, value in pad_left([ids] * len(chosen), processor.pad_token_id).items()
+        }
+        model.generate(**inputs, pixel_values=torch.cat(chosen), max_new_tokens=longest, do_sample=False, **ends)
+
+    def work() -> None:
+        for start in range(0, len(pixels), batch):
+            caption(pixels[start : start + batch], LONGEST)
+
+    caption(pixels[:1], 2)
+    return model, work
+
+
+def told(rounds: list[dict[str, dict[str, Any]]]) -> str:
+    """For people."""
+
+    def ratio(variant: str, clock: str) -> float:
+        return median(one[variant][clock] / one["ours"][clock] for one in rounds)
+
+    rate = median(one["ours"]["tokens"] / one["ours"]["seconds"] for one in rounds)
+    words = [f"{rate:,.0f} tokens/s"]
+    for variant, how in (("alone", "one by one"), ("padded", f"in batches of {PADDED}")):
+        by_cpu = ratio(variant, "cpu_seconds")
+        words.append(f"{ratio(variant, 'seconds'):.2f} x transformers' {how} (by CPU time {by_cpu:.2f})")
+    return ", ".join(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The measurement of captions: lengths come out as forced, and the whole program on a tiny shape."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import generation
+import numpy as np
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[2] / "bench" / "generation.py"
+STOPS = [2, 0]
+
+
+def test_captions_end_when_they_shall():
+    """A batch of two and one of one; ids 5, then 6, are what the model would say if it could not stop."""
+    forced = generation.ForcedLengths([1, 3, 2], STOPS)
+
+    def forward(rows, tokens):
+        logits = torch.zeros(rows, tokens, 8)
+        logits[:, -1, 5 if tokens > 1 else 6] = 1
+        logits[:, -1, STOPS] = 9
+        forced(None, (), {"input_ids": torch.zeros(rows, tokens, dtype=torch.long)}, SimpleNamespace(logits=logits))
+        return logits[:, -1].argmax(dim=-1).tolist()
+
+    assert [forward(2, 4), forward(2, 1), forward(2, 1)] == [[2, 5], [2, 6], [2, 2]]
+    assert [forward(1, 4), forward(1, 1)] == [[5], [2]]
+    assert forced.ids == [[2], [5, 6, 2], [5, 2]]
+
+
+def test_lengths_are_those_that_the_readme_states():
+    lengths = generation.caption_lengths(20_000)
+    assert min(lengths) == generation.SHORTEST and max(lengths) == generation.LONGEST
+    assert abs(np.mean(lengths) - generation.MEAN) < 2
+
+
+@pytest.mark.slow
+def test_the_whole_program(tmp_path):
+    words = ["--shape", "tiny", "--pictures", "10", "--rounds", "1", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "in batches of 16" in done.stdout and "ids in fp32 are equal" in done.stdout
+    (one,) = json.loads((tmp_path / "out.json").read_text())["rounds"]
+    assert one["alone"]["tokens"] == one["padded"]["tokens"] == one["ours"]["tokens"]
