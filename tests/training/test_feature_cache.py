@@ -349,6 +349,11 @@ def test_the_contrastive_objective_is_refused(make_run):
         make_run(objective="contrastive")
 
 
+def test_sources_that_are_decoded_as_drafts_are_refused(make_run):
+    with pytest.raises(UserError, match="features of whole pictures, decoded once: leave draft out"):
+        make_run(validation={"sources": {"a": {"path": "a.json"}, "b": {"path": "b.json", "draft": True}}})
+
+
 def test_identity_of_weights_is_of_their_bytes(make_tower):
     """Two tensors that trade places, or shapes, are other weights."""
     tower = make_tower(layer=-2)

@@ -104,7 +104,7 @@ def test_two_towers_of_different_kinds(make_assistant, make_tower, fusion):
     assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
 
 
-@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+@pytest.mark.parametrize("kind", sorted(LANGUAGE_MODELS))
 def test_every_kind_of_language_model(tmp_path, make_tower, kind):
     config = tmp_path / "language.json"
     config.write_text(json.dumps({"model_type": kind, **SHAPE, **KINDS[kind]}))

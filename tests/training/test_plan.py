@@ -188,7 +188,7 @@ def test_pictures_larger_than_a_sample_may_be(config):
 
 def test_a_sample_that_fits_no_row(config):
     found = problems(make_plan(config(packing={"tokens": 60}), Hardware()))
-    assert list(found) == ["fits_no_row"] and "fit into no row" in found["fits_no_row"]
+    assert list(found) == ["fits_no_row"] and "fit into no forward" in found["fits_no_row"]
 
 
 def test_too_little_memory(config):

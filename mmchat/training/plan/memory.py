@@ -4,13 +4,14 @@ States follow its source (`runtime/zero/stage_1_and_2.py`, `stage3.py`) for weig
 trained and F frozen elements on R ranks, in bytes:
 
     ZeRO   parameters      gradients   optimizer (AdamW)           buckets, and what is gathered
-    0      4T + 4F         4T          8T                          -
-    1      4T + 4F         4T          12T/R: its own fp32 copy    4 x reduce_bucket_size for each type of gradients
-    2      4T + 4F         4T/R        12T/R                       the same
+    0      4T + 4F *       4T          8T                          -
+    1      4T + 4F *       4T          12T/R: its own fp32 copy    4 x reduce_bucket_size for each type of gradients
+    2      4T + 4F *       4T/R        12T/R                       the same
     3      4(T + F)/R      4T/R        12T/R                       a bucket of each type; 4 x what may be gathered
 
-Its own copy stands beside weights that are fp32 already. Types of gradients are bf16 (linear layers and convolutions
-under autocast) and fp32. The sum takes all parts as if they were fullest at the same moment.
+* Two bytes less for what is frozen and held rounded (`training.frozen`). Its own copy stands beside weights that are
+fp32 already. Types of gradients are bf16 (linear layers and convolutions under autocast) and fp32. The sum takes all
+parts as if they were fullest at the same moment.
 """
 
 from dataclasses import dataclass
