@@ -26,4 +26,5 @@ if [ "${1:-}" = --slow ]; then
   shift
   exec python -m pytest -m slow "$@"
 fi
-exec python -m pytest -m "not slow" "$@"
+# Two processes, because half the time tests wait for launchers; a file's tests stay together, as they share runs.
+exec python -m pytest -m "not slow" -n 2 --dist loadfile "$@"
