@@ -13,12 +13,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.training import distributed
 from mmchat.training.config import OptimizerConfig, RunConfig
 from mmchat.training.frozen import round_frozen
 from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.optimizer import build_optimizer
 from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import ModuleGroup
+
+BUCKET = 25_000_000
+"""Elements of gradients that ranks exchange at a time: 100 MB."""
 
 
 def accumulation(config: RunConfig, ranks: int) -> tuple[int, int]:
@@ -133,7 +137,26 @@ def build_engine(
         dist_init_required=False,
     )
     optimizer.register_step_pre_hook(_before_step(engine, own.clip or math.inf, guard, norms))
+    if not engine.zero_optimization():
+        engine.enable_backward_allreduce = False  # `mean_over_ranks` does it
     return engine
+
+
+def mean_over_ranks(engine: deepspeed.DeepSpeedEngine) -> None:
+    """After the last backward of a step: gradients become their mean over ranks, zero where this step gave none.
+
+    Only at ZeRO 0, where DeepSpeed would copy up to 2 GB of them at once to and fro, on a single rank, too. Under ZeRO
+    it has done its part by now.
+    """
+    if engine.zero_optimization():
+        return
+    if distributed.ranks() > 1:
+        engine.allreduce_gradients(BUCKET)
+        return
+    for group in engine.optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def _before_step(

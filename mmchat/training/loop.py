@@ -9,6 +9,7 @@ import torch
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
 from mmchat.training import distributed
+from mmchat.training.engine import mean_over_ranks
 from mmchat.training.interruption import exit_status
 from mmchat.training.meters.flops import Operations
 from mmchat.training.meters.metrics import peak_memory
@@ -87,6 +88,7 @@ def train_step(
         engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double().cpu()
         if last:
+            mean_over_ranks(engine)
             # The optimizer's turn is next: the guard must know the loss by then; signals and memory ride along.
             sums = torch.tensor([loss_sum.item(), *stop_flags(), *_memory_of_ranks()], dtype=torch.float64)
             total, interrupted, ended, *memory = distributed.all_reduce(sums).tolist()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from mmchat.model.attention import use_fast_attention
@@ -40,6 +41,8 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
         del zero_init
     else:
         objective = OBJECTIVES[config.objective](config, weights)
+        if not torch.cuda.is_available():
+            _let_go_of_files(objective.model)
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + distributed.rank())
@@ -50,3 +53,9 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
         for module in backbones if part == "towers" else [objective.model.language_model]:
             module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
     return Opened(objective, adapter, apply_rules(objective.model, config.trainable))
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Weights lie in pages of their file at first, all of which stay in memory as long as one weight is used."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
