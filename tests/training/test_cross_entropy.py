@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from mmchat.constants import IGNORE_INDEX
 from mmchat.training import cross_entropy
 from mmchat.training.cross_entropy import cross_entropy_sum
 
@@ -51,3 +53,39 @@ def test_logits_that_are_needed_again_are_not_lost_in_silence():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+HEADS = {
+    "llama": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 16},
+    "gemma2": {"head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 0.7},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.3, "bos_token_id": 1, "eos_token_id": 2},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 5.0},
+}
+"""Heads that do more than multiply, and two that do not; by transformers' type."""
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_head_computes_its_logits_its_own_way(kind):
+    """The loss at supervised positions, and all gradients, are those of the language model's own loss."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SHAPE, "pad_token_id": 0, **HEADS[kind]})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()  # OPT has dropout
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    ids = torch.randint(3, 50, (2, 9))
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.5, IGNORE_INDEX)
+    targets = labels[:, 1:]
+    supervised = targets != IGNORE_INDEX
+
+    own = model(input_ids=ids, labels=labels, use_cache=False).loss * supervised.sum()
+    own.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(input_ids=ids, logits_to_keep=F.pad(supervised, (0, 1)), use_cache=False).logits
+    loss = cross_entropy_sum(logits, targets[supervised])
+    loss.backward()
+    assert loss.item() == pytest.approx(own.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max()), name
