@@ -88,4 +88,6 @@ def test_every_head_computes_its_logits_its_own_way(kind):
     loss.backward()
     assert loss.item() == pytest.approx(own.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max()), name
+        # Softmax does not see what is added to all keys, so but for rounding that gradient is zero.
+        size = expected[name.replace("k_proj.bias", "k_proj.weight")].abs().max()
+        assert (parameter.grad - expected[name]).abs().max() <= 1e-5 * size, name
