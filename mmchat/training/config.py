@@ -120,6 +120,11 @@ class RunConfig:
     def _all_of_what_is_listed(cls, parts: Any) -> Any:
         return dict.fromkeys(parts, "all") if isinstance(parts, list) else parts
 
+    @property
+    def packs(self) -> bool:
+        """Whether a forward has its samples one behind another, in a row."""
+        return self.packing is not None and not self.packing.padded
+
     @model_validator(mode="after")
     def _bounded(self) -> "RunConfig":
         if (self.steps is None) == (self.epochs is None):

@@ -65,7 +65,7 @@ class AssistantObjective:
             specs=self.processor.image_processor.specs,
             slot_id=self.model.config.image_token_id,
             tokens_per_image=self.processor.image_tokens,
-            packs=config.packing is not None and not config.packing.padded,
+            packs=config.packs,
         )
         if self.collator.packs:
             enable_packing(self.model.language_model)

@@ -93,6 +93,7 @@ CASES = {
     "packed, bf16, checkpointed": PACKED | BF16 | CHECKPOINTED,
     "frozen tower, bf16": {"trainable": FROZEN_TOWER, **BF16},
     "LoRA": {"trainable": LORA},
+    "of like length": {"packing": {"tokens": 400, "padded": True}},
 }
 FAST = ("padded, bf16", "packed, checkpointed")
 
@@ -109,8 +110,9 @@ def test_steps_and_activations_are_those_of_a_real_run(config, case):
     counted = [sum(map(operations(objective.model).of, batches)) for batches in steps]
     assert plan.cost.operations == sum(counted) / len(counted)
     this, other = plan.steps
-    assert this.packed == (not other.packed) == ("packing" in CASES[case])
-    assert max(this.fill, other.fill) == 1 > min(this.fill, other.fill)
+    assert this.packed == run.packs and other.packed == (run.packing is None)
+    assert (this.as_configured, other.as_configured) == (True, False)
+    assert [way.fill == 1 for way in plan.steps] == [way.packed for way in plan.steps]
     assert this.tokens.most == max(sum(batch.tokens for batch in batches) for batches in steps)
 
     (batch,) = [batch for batch in steps[plan.worst.batch.step - 1] if batch.ids == plan.worst.ids]

@@ -131,8 +131,8 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
             if way is config:
                 raise
             continue  # a batch that cannot be padded on so many ranks may be packed
-        found = micro_batches(share, way.packing is not None, order, looked_at, lengths)
-        plan.steps.append(summed_up(found, way.packing is not None, str(share)))
+        found = micro_batches(share, way.packs, order, looked_at, lengths)
+        plan.steps.append(summed_up(found, way.packs, way is config, str(share)))
         batches = found if way is config else batches
     if batches is None:
         return plan

@@ -105,7 +105,7 @@ def _sources(plan: Plan) -> Table:
 def _steps(plan: Plan) -> Table:
     looked_at = "" if len(plan.rows) >= plan.total else f"; {len(plan.rows):,} of them looked at"
     title = f"{plan.total:,} steps of {plan.config.batch_size} samples on {plan.hardware.ranks} rank(s){looked_at}"
-    table = _table(title, "a rank's part of a step: median, most", *(_way(plan, steps) for steps in plan.steps))
+    table = _table(title, "a rank's part of a step: median, most", *map(_way, plan.steps))
     table.add_row("shared out as", *(steps.how for steps in plan.steps))
     table.add_row("fill: tokens of all positions", *(f"{steps.fill:.1%}" for steps in plan.steps))
     if any(steps.supervised_share for steps in plan.steps):
@@ -116,9 +116,9 @@ def _steps(plan: Plan) -> Table:
     return table
 
 
-def _way(plan: Plan, steps: StepsPlan) -> str:
+def _way(steps: StepsPlan) -> str:
     way = "packed" if steps.packed else "padded"
-    return f"{way} (this run)" if steps.packed == (plan.config.packing is not None) else f"if {way}"
+    return f"{way} (this run)" if steps.as_configured else f"if {way}"
 
 
 def _spread(spread: Spread) -> str:

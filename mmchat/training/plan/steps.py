@@ -44,9 +44,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class StepsPlan:
-    """How steps are made in one of the two ways. fill: tokens of all positions. forwards: of a rank in one step."""
+    """How steps are made in one of two ways. fill: tokens of all positions. forwards: of a rank in one step."""
 
     packed: bool
+    as_configured: bool
     how: str
     fill: float
     supervised_share: float
@@ -93,7 +94,7 @@ def _micro_batch(step: int, rank: int, samples: list[int], packed: bool, lengths
     return MicroBatch(step, rank, samples, tokens, positions, *sums)
 
 
-def summed_up(batches: list[MicroBatch], packed: bool, how: str) -> StepsPlan:
+def summed_up(batches: list[MicroBatch], packed: bool, as_configured: bool, how: str) -> StepsPlan:
     by_rank: dict[tuple[int, int], list[MicroBatch]] = {}
     for batch in batches:
         by_rank.setdefault((batch.step, batch.rank), []).append(batch)
@@ -104,6 +105,7 @@ def summed_up(batches: list[MicroBatch], packed: bool, how: str) -> StepsPlan:
     tokens = sum(batch.tokens for batch in batches)
     return StepsPlan(
         packed,
+        as_configured,
         how,
         fill=tokens / sum(batch.positions for batch in batches),
         supervised_share=sum(batch.supervised for batch in batches) / max(1, tokens),
