@@ -62,7 +62,7 @@ def parse(description: str, out: Path) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--a", default="trainer", choices=WAYS_OF_A, help="how A is trained")
     parser.add_argument("--environment", default="default", choices=ENVIRONMENTS, help="the CPU's allocator")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help=f"measured ones in each round, after {WARM} others")
+    parser.add_argument("--steps", type=int, default=8, help=f"measured ones in each round, after {WARM} others")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--checkpointing", action="store_true", help="both compute the language model's blocks again")
     parser.add_argument("--seed", type=int, default=0)

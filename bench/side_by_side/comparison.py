@@ -82,7 +82,7 @@ def summary(rounds: list[dict[str, float]]) -> str:
     return (
         f"{middle['speed_ratio']:.2f} x the real tokens/s of A ({ratios[0]:.2f} to {ratios[-1]:.2f}; "
         f"{middle['tokens_per_second_b']:,.0f} against {middle['tokens_per_second_a']:,.0f}; "
-        f"by CPU time {middle['cpu_seconds_ratio']:.2f}), "
+        f"by CPU time {middle['cpu_seconds_ratio']:.2f}; {middle['fill_a']:.0%} of A's positions are tokens), "
         f"{middle['memory_ratio']:.2f} x its peak memory ({memory_b:.2f} against {memory_a:.2f} GiB), "
         f"MFU {middle['mfu_b']:.1%} against {middle['mfu_a']:.1%}, "
         f"ready after {middle['ready_b']:.1f} s, {middle['data_wait_b']:.1%} of the time waiting for data"
