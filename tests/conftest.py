@@ -92,16 +92,17 @@ def language_json(tmp_path_factory):
 def make_assistant(make_tower, language_json):
     """make_assistant("llama", towers=None, **changes of the language config): (model, processor).
 
-    The weights are spread wide, so that different inputs give visibly different logits.
+    words: whose tokenizer and template it has, where not its own. The weights are spread wide, so that different inputs
+    give visibly different logits.
     """
 
-    def make(kind="llama", towers=None, projector="mlp2x_gelu", fusion="channels", **changes):
+    def make(kind="llama", towers=None, projector="mlp2x_gelu", fusion="channels", words=None, **changes):
         model, processor = assemble(
             language_json(kind, **changes),
             [make_tower(layer=-2)] if towers is None else towers,
             projector,
-            TEMPLATE_OF[kind],
-            tokenizer=str(DATA / "tokenizers" / TOKENIZER_OF[kind]),
+            TEMPLATE_OF[words or kind],
+            tokenizer=str(DATA / "tokenizers" / TOKENIZER_OF[words or kind]),
             fusion=fusion,
         )
         generator = torch.Generator().manual_seed(1)

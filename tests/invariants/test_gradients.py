@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmchat.data.quarantine import Quarantine
-from mmchat.model.directory import load_assistant
+from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
@@ -60,11 +60,13 @@ WHOLE = {
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory, assistant_dir):
-    """A config on a mixture of three sources; every third record is text only, so that with single samples a rank is
-    often without pictures while the other has some. With a rate of 0 all steps see the same weights."""
+def setup(request, tmp_path_factory, make_assistant):
+    """A kind's config on a mixture of three sources; every third record is text only, so that with single samples a
+    rank is often without pictures while the other has some. With a rate of 0 all steps see the same weights."""
     folder = tmp_path_factory.mktemp("gradients")
-    values = run_values(folder, assistant_dir, write_mixture(folder / "data", 24), steps=STEPS, batch_size=BATCH)
+    without_noise = {"dropout": 0.0} if request.param == "opt" else {}
+    save_assistant(*make_assistant(request.param, words="llama", **without_noise), folder / "model")
+    values = run_values(folder, folder / "model", write_mixture(folder / "data", 24), steps=STEPS, batch_size=BATCH)
     values["trainable"] = dict.fromkeys(("towers", "projectors", "language_model"), "full")
     values["optimizer"] = {"lr": 0.0, "clip": 0.0}
     return folder, write_config(folder / "run.yaml", **values)
@@ -107,7 +109,16 @@ def gradients(out: Path, config: Path, ranks: int, cases: list[dict]) -> dict[st
     return {name: load_file(out / f"{name}.safetensors") for name in named}
 
 
-@pytest.mark.parametrize("cases", [COVERING, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=["covering", "whole"])
+@pytest.mark.parametrize(
+    ("setup", "cases"),
+    [
+        pytest.param("llama", COVERING, id="llama-covering"),
+        pytest.param("llama", WHOLE, marks=pytest.mark.slow, id="llama-whole"),
+        pytest.param("opt", COVERING, marks=pytest.mark.slow, id="opt-covering"),
+        pytest.param("qwen2", COVERING, marks=pytest.mark.slow, id="qwen2-covering"),
+    ],
+    indirect=["setup"],
+)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gradients_are_those_of_one_unaccumulated_process(setup, reference, tmp_path, ranks, cases):
     for name, found in gradients(tmp_path, setup[1], ranks, cases[ranks]).items():
