@@ -22,6 +22,7 @@ from statistics import median
 
 import numpy as np
 from PIL import Image
+from side_by_side.pictures import draw_clouds
 
 from mmchat.cli.quiet import quiet_libraries
 from mmchat.data.dataset import DRAFT_OF_SQUARE
@@ -87,8 +88,7 @@ def write_pictures(folder: Path, count: int) -> None:
     """Clouds of colour with the grain of a photograph."""
     rng = np.random.default_rng(0)
     for (width, height), number in product(SIZES, range(count)):
-        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        clouds = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+        clouds = np.asarray(draw_clouds(rng, (width, height)))
         grain = rng.normal(0, GRAIN, (height, width, 1))
         picture = Image.fromarray(np.clip(clouds + grain, 0, 255).astype(np.uint8))
         picture.save(folder / f"{width}x{height}-{number:03}.jpg", quality=90)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from side_by_side.pictures import draw_clouds
 from side_by_side.shapes import SHAPES
 from train import HERE, hardware, say
 from transformers import GenerationConfig
@@ -87,9 +87,7 @@ def write_workload(folder: Path, shape: str, pictures: int) -> None:
     rng = np.random.default_rng(0)
     (folder / "pictures").mkdir()
     for number in range(pictures):
-        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
-        picture.save(folder / "pictures" / f"{number:03}.jpg")
+        draw_clouds(rng, (640, 480)).save(folder / "pictures" / f"{number:03}.jpg")
     write_json(folder / "lengths.json", caption_lengths(pictures))
 
 

@@ -11,8 +11,8 @@ kinds are.
 import tempfile
 from pathlib import Path
 
-from side_by_side.comparison import WARM, Measured, told
-from train import ENVIRONMENTS, Bench, hardware, parse, title
+from side_by_side.comparison import Measured, told
+from train import Bench, hardware, parse, title
 
 from mmchat.cli.quiet import quiet_libraries
 from mmchat.files import write_json
@@ -27,10 +27,7 @@ def main() -> None:
         bench = Bench(Path(folder), arguments, overrides)
         bench.write_workload()
         found = bench.compare_in_fp32()
-        for_a, for_b = ENVIRONMENTS[arguments.environment]
-        steps = WARM + arguments.steps
-        a = bench.run(arguments.a, for_a, steps, "bf16", "--kinds")
-        b = bench.run("ours", for_b, steps, "bf16", "--kinds")
+        a, b = bench.pair("--kinds")
     held = {"a": a["kinds"], "b": b["kinds"], "peak_a": a["memory"], "peak_b": b["memory"]}
     write_json(
         arguments.out, {"hardware": hardware(), "held": held, "workers_b": b["memory_of_workers"], "fp32": found}

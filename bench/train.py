@@ -31,9 +31,8 @@ from mmchat.files import write_json
 
 HERE = Path(__file__).resolve().parent
 KEEPING = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
-TUNED = {"GLIBC_TUNABLES": KEEPING}
-ENVIRONMENTS = {"default": ({}, {}), "tuned": (TUNED, TUNED)}
-"""What is added to the environment of A and of B."""
+ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": KEEPING}}
+"""What is added to the environment of both."""
 
 
 def main() -> None:
@@ -100,12 +99,15 @@ class Bench:
         return found
 
     def round(self, number: int) -> tuple[Measured, Measured]:
-        """Measurements of A and then of B."""
-        (for_a, for_b), steps = ENVIRONMENTS[self.arguments.environment], WARM + self.arguments.steps
-        a = self.run(self.arguments.a, for_a, steps, "bf16")
-        b = self.run("ours", for_b, steps, "bf16")
-        say(f"round {number}: {summary(figures([(a, b)]))}")
-        return a, b
+        pair = self.pair()
+        say(f"round {number}: {summary(figures([pair]))}")
+        return pair
+
+    def pair(self, *words: str) -> tuple[Measured, Measured]:
+        """Measurements of A and then of B, both given `words` besides."""
+        added, steps = ENVIRONMENTS[self.arguments.environment], WARM + self.arguments.steps
+        a = self.run(self.arguments.a, added, steps, "bf16", *words)
+        return a, self.run("ours", added, steps, "bf16", *words)
 
     def run(self, variant: str, added: dict[str, str], steps: int, precision: str, *words: str) -> Measured:
         """A process of its own, given `words` besides. No settings of the allocator reach it but those of `added`."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +21,7 @@ from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
 from mmchat.training.objectives import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
+from side_by_side.pictures import draw_clouds
 from side_by_side.shapes import Shape
 from side_by_side.theirs import ROW
 
@@ -93,8 +93,7 @@ def write_records(folder: Path, count: int, vocabulary: int, seed: int) -> None:
         question = text(length - answer - FRAME)
         turns = [("human", f"<image>\n{question}"), ("gpt", text(answer - 1))]  # </s> is supervised, too
         name = f"{number:05}.jpg"
-        coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(folder / name)
+        draw_clouds(rng, PICTURE).save(folder / name)
         records.append({"id": name, "image": name, "conversations": [{"from": who, "value": v} for who, v in turns]})
     (folder / "records.json").write_text(json.dumps(records))
 

@@ -1,0 +1,10 @@
+"""Pictures that are made here."""
+
+import numpy as np
+from PIL import Image
+
+
+def draw_clouds(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """Soft clouds of colour, (width, height)."""
+    coarse = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
