@@ -102,13 +102,12 @@ class _ShortAttention(torch.autograd.Function):
 
 def _samples(query: torch.Tensor, lengths: list[int], causal: bool, window: int | None):
     """Where each sample lies, and what is added to its scores: bf16[length, length], None where all see all."""
-    start = 0
+    longest, start, mask = max(lengths), 0, None
+    if causal:
+        visible = torch.ones(longest, longest, dtype=torch.bool).tril().triu(1 - (window or longest))
+        mask = query.new_zeros(longest, longest).masked_fill_(~visible, -torch.inf)
     for length in lengths:
-        mask = None
-        if causal:
-            visible = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - (window or length))
-            mask = query.new_zeros(length, length).masked_fill_(~visible, -torch.inf)
-        yield slice(start, start + length), mask
+        yield slice(start, start + length), None if mask is None else mask[:length, :length]
         start += length
 
 

@@ -15,7 +15,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training import distributed
 from mmchat.training.config import OptimizerConfig, RunConfig
-from mmchat.training.frozen import round_frozen
+from mmchat.training.frozen import keeps_rounded, round_frozen
 from mmchat.training.meters.norms import ModuleNorms
 from mmchat.training.optimizer import build_optimizer
 from mmchat.training.stability import StepGuard
@@ -124,7 +124,7 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """Wrap a model whose `requires_grad` is already set. Before each step `guard` and `norms` see the gradients."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if config.precision == "bf16" and config.zero_stage < 3:
+    if keeps_rounded(config):
         round_frozen(model, Path(config.model))
     own = config.optimizer
     optimizer = build_optimizer(model, groups, own)

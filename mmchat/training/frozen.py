@@ -14,9 +14,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.errors import UserError
+from mmchat.training.config import RunConfig
 
 ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
 """Not norms, which compute in fp32, nor embeddings, whose output nothing rounds. Conv1D is GPT-2's linear layer."""
+
+
+def keeps_rounded(config: RunConfig) -> bool:
+    """Whether a run keeps them so. Not under ZeRO 3, where parameters of two types in parts were not tried."""
+    return config.precision == "bf16" and config.zero_stage < 3
 
 
 def round_frozen(model: nn.Module, directory: Path) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmchat.model.short_attention import only_fused
 from mmchat.training.config import RunConfig
-from mmchat.training.frozen import rounded_anyway
+from mmchat.training.frozen import keeps_rounded, rounded_anyway
 from mmchat.training.objectives import Objective
 from mmchat.training.opening import open_model
 from mmchat.training.trainability import ModuleGroup, apply_rules
@@ -42,7 +42,7 @@ def open_shapes(config: RunConfig) -> Shapes:
     """Raises UserError as `open_model`, but for weights that are missing or damaged."""
     with torch.device("meta"):  # PEFT and others move parameters about, which only real and meta ones allow
         objective = open_model(config, weights=False).objective
-    if config.precision == "bf16" and config.zero_stage < 3:
+    if keeps_rounded(config):
         for parameter in rounded_anyway(objective.model).values():
             parameter.data = parameter.data.to(torch.bfloat16)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
