@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mmchat.errors import UserError
 
@@ -21,8 +22,18 @@ def add_commands(add) -> None:
     init.add_argument("--fusion", default="channels", choices=["channels", "sequence"], help="how several towers meet")
     init.add_argument("--template", default="vicuna_v1", help="conversation template")
     init.add_argument("--system", help="default system message, may be empty; not given: the template's own")
-    init.add_argument("--layer", type=int, help="feature layer of every tower; not given: the tower's own setting")
+    init.add_argument(
+        "--layer",
+        type=layers,
+        help="feature layer of every tower, or several laid side by side: -2, or -2,-5; not given: the tower's own",
+    )
     init.add_argument("--class-token", action="store_true", help="keep the class token among the features")
+    init.add_argument(
+        "--image-size", type=int, help="side of what every tower sees, in pixels; not given: what it was trained at"
+    )
+    init.add_argument(
+        "--trust-torchscript", action="store_true", help="open a TorchScript archive of a tower, which is a program"
+    )
     init.add_argument(
         "--bare-slots", action="store_true", help="no <img> and </img> around a picture's slots, as in LLaVA-1.5"
     )
@@ -60,13 +71,16 @@ def run_init(arguments: argparse.Namespace) -> None:
     from mmchat.model.directory import save_assistant, save_shapes
     from mmchat.vision import load_tower
 
-    settings = {"layer": arguments.layer} if arguments.layer is not None else {}
+    settings: dict[str, Any] = {"layer": arguments.layer} if arguments.layer is not None else {}
     if arguments.class_token:
         settings["class_token"] = True
     torch.manual_seed(arguments.seed)
     weights = not arguments.without_weights
     with nullcontext() if weights else torch.device("meta"):
-        towers = [load_tower(source, weights, **settings) for source in arguments.vision]
+        towers = [
+            load_tower(source, weights, arguments.image_size, arguments.trust_torchscript, **settings)
+            for source in arguments.vision
+        ]
         model, processor = assemble(
             arguments.language,
             towers,
@@ -97,6 +111,12 @@ def run_clip_init(arguments: argparse.Namespace) -> None:
     text = read_json(arguments.text)
     model = init_clip(tower, text, arguments.tokenizer, arguments.projection_dim, arguments.pool, arguments.out)
     print(f"{arguments.out}: {sum(p.numel() for p in model.parameters()):,} parameters, pool {arguments.pool}")
+
+
+def layers(words: str) -> int | tuple[int, ...]:
+    """What `TowerConfig.layer` takes: `-2`, or `-2,-5`."""
+    numbers = tuple(int(word) for word in words.split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def claim(out: Path) -> None:

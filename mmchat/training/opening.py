@@ -46,11 +46,12 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + distributed.rank())
-    backbones = [tower.backbone for tower in objective.model.towers]
-    for backbone in backbones:
-        use_fast_attention(backbone)
+    towers = objective.model.towers
+    for tower in towers:
+        if tower.takes_attention:
+            use_fast_attention(tower.backbone)
     for part, recomputed in config.activation_checkpointing.items():
-        for module in backbones if part == "towers" else [objective.model.language_model]:
+        for module in [tower.backbone for tower in towers] if part == "towers" else [objective.model.language_model]:
             module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
     return Opened(objective, adapter, apply_rules(objective.model, config.trainable))
 

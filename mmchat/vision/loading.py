@@ -1,23 +1,21 @@
-"""A tower from a directory: Hugging Face CLIP, or any directory that mmchat wrote, told apart by content."""
+"""`load_tower`: a tower from a directory, a file or the hub, whatever its layout, strictly."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from transformers import CLIPVisionConfig, CLIPVisionModel
+import torch
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.pretrained import load_strictly
-from mmchat.vision.clip_vit import CLIPViT
-from mmchat.vision.conv_vit import ConvViT
-from mmchat.vision.spec import Preprocessing, TowerConfig
+from mmchat.vision.families import FAMILIES
+from mmchat.vision.layouts import LAYOUTS
+from mmchat.vision.layouts.layout import Layout, refuse_misfits
+from mmchat.vision.source import PICKLED, Source
+from mmchat.vision.spec import TowerConfig
 from mmchat.vision.tower import VisionTower
 
-FAMILIES: dict[str, type[VisionTower]] = {"clip_vit": CLIPViT, "conv_vit": ConvViT}
-
-_PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+SHOWN_KEYS = 5
 
 
 def build_tower(config: TowerConfig) -> VisionTower:
@@ -31,84 +29,73 @@ def build_tower(config: TowerConfig) -> VisionTower:
     return FAMILIES[config.family](config)
 
 
-def load_tower(source: str | Path, weights: bool = True, **settings: Any) -> VisionTower:
+def load_tower(
+    source: str | Path,
+    weights: bool = True,
+    image_size: int | None = None,
+    trust_torchscript: bool = False,
+    **settings: Any,
+) -> VisionTower:
     """Open a pretrained tower, strictly: every weight it needs is there, and nothing else of it is left over.
 
     Args:
-        source: a directory (Hugging Face `clip` or `clip_vision_model` layout of transformers 4 or 5, or an
-            mmchat model directory, whose first tower is taken), or a `.json` file holding a `TowerConfig`,
-            which gives random weights. A name that is no local path is looked up on the Hugging Face hub.
+        source: a directory or a file with weights in one of `mmchat.vision.layouts`, told apart by what they hold; or
+            a `.json` file holding a `TowerConfig`, which gives random weights. A name that is no local path is
+            looked up on the Hugging Face hub.
         weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
+        image_size: side of the pictures in pixels, where it is to be another than the tower was trained at; learned
+            positions are interpolated.
+        trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
         settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
 
     Raises:
-        UserError: the source is not recognised, or its weights do not fit.
+        UserError: the source is not recognised, its weights do not fit, or the size does not suit it.
     """
     source = str(source)
     if source.endswith(".json"):
-        return build_tower(replace(TowerConfig.from_dict(read_json(Path(source))), **settings))
-    directory = _local_or_hub(source, ["*.json", "*.safetensors"] if weights else ["*.json"])
-    config = read_json(directory / "config.json")
-    model_type = config.get("model_type")
-    try:
-        if model_type in ("clip", "clip_vision_model"):
-            return _load_hugging_face_clip(directory, weights, settings)
-        if model_type in ("mmchat", "mmchat_clip"):
-            return _load_own(directory, config["towers"][0], "towers.0.", weights, settings)
-    except SafetensorError as error:
-        raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
-    raise UserError(
-        f"{directory}/config.json has model_type {model_type!r}, which holds no vision tower known here; "
-        "expected clip, clip_vision_model, mmchat or mmchat_clip"
-    )
+        tower = build_tower(replace(TowerConfig.from_dict(read_json(Path(source))), **settings))
+    else:
+        opened = Source(_local_or_hub(source, weights), trust_torchscript)
+        config, state = recognised(opened).open(opened, weights)
+        tower = build_tower(replace(config, **settings))
+        if state is not None:
+            _fill(tower, state, opened.path)
+    return tower if image_size is None else tower.resized(image_size)
 
 
-def _load_hugging_face_clip(directory: Path, weights: bool, settings: dict[str, Any]) -> VisionTower:
-    preprocessing = _clip_preprocessing(directory / "preprocessor_config.json")
-    backbone = CLIPVisionConfig.from_pretrained(directory).to_diff_dict()
-    tower = build_tower(replace(TowerConfig("clip_vit", backbone, preprocessing=preprocessing), **settings))
-    if weights:
-        # A whole CLIP also holds its text half.
-        tower.backbone = load_strictly(CLIPVisionModel, directory, others=("text_", "visual_projection", "logit_"))
-    return tower
+def recognised(source: Source) -> Layout:
+    """Raises UserError where the source is in no layout that is known."""
+    for layout in LAYOUTS:
+        if layout.recognises(source):
+            return layout
+    if source.config:
+        found = f"config.json of model_type {source.config.get('model_type')!r}"
+    else:
+        names = list(source.shapes)
+        found = f"{len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}{', ...' if len(names) > SHOWN_KEYS else ''})"
+    known = "; ".join(layout.name for layout in LAYOUTS)
+    raise UserError(f"{source.path} holds no vision tower known here: it has {found}; expected one of: {known}")
 
 
-def _clip_preprocessing(path: Path) -> Preprocessing:
-    if not path.exists():
-        return Preprocessing()
-    values = read_json(path)
-    return Preprocessing(
-        mean=values.get("image_mean", Preprocessing.mean),
-        std=values.get("image_std", Preprocessing.std),
-        resample=_PIL_RESAMPLING[values.get("resample", 3)],
-        fit="shortest-edge-crop" if values.get("do_center_crop", True) else "squash",
-    )
+def _fill(tower: VisionTower, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Take the tensors as they are, in their own precision."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in tower.state_dict().items()}
+    refuse_misfits(wanted, {key: tuple(tensor.shape) for key, tensor in state.items()}, str(path))
+    tower.load_state_dict(state, assign=True)
 
 
-def _load_own(directory: Path, tower: dict, prefix: str, weights: bool, settings: dict[str, Any]) -> VisionTower:
-    loaded = build_tower(replace(TowerConfig.from_dict(tower), **settings))
-    if not weights:
-        return loaded
-    state = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            own = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118  (no dict)
-            state |= {key.removeprefix(prefix): tensors.get_tensor(key) for key in own}
-    try:
-        loaded.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the tower in {directory} does not fit its config: {error}") from None
-    return loaded
-
-
-def _local_or_hub(source: str, patterns: list[str]) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
+def _local_or_hub(source: str, weights: bool) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir() or path.suffix in (".safetensors", *PICKLED):
+        if not path.exists():
+            raise UserError(f"vision tower {source!r}: no such file")
+        return path
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"vision tower {source!r}: no such directory")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:

@@ -63,18 +63,24 @@ class TowerSpec:
 class TowerConfig:
     """Everything needed to build a tower without its weights.
 
-    family: key of `mmchat.vision.loading.FAMILIES`.
+    family: key of `mmchat.vision.families.FAMILIES`.
     backbone: keyword arguments of the backbone's transformers config.
     layer: which hidden state is the feature, counted as transformers does: 0 is the embeddings, -1 the
-        last block's output, -2 the one before (LLaVA, Vary). Blocks above it are not run.
-    class_token: keep the class token among the features.
+        last block's output, -2 the one before (LLaVA, Vary). Several are laid side by side. Blocks above are not run.
+    class_token: keep the class token among the features, in front.
+    final_norm: what is taken goes through the norm after the last block, whichever layer it is (DINOv2).
     """
 
     family: str
     backbone: dict[str, Any]
-    layer: int = -1
+    layer: int | tuple[int, ...] = -1
     class_token: bool = False
+    final_norm: bool = False
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, int):
+            object.__setattr__(self, "layer", tuple(self.layer))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

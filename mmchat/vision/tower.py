@@ -25,15 +25,17 @@ class VisionTower(nn.Module, ABC):
     """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`."""
 
     backbone: nn.Module
+    takes_attention = False
+    """Whether the backbone's attention can be computed by any function that is registered with transformers."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.config = config
         self.spec = self.spec_of(config)
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def spec_of(config: TowerConfig) -> TowerSpec:
+    def spec_of(cls, config: TowerConfig) -> TowerSpec:
         """What a tower of this configuration promises, known before any weight exists."""
 
     @abstractmethod
@@ -43,3 +45,11 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters that `forward(pixel_values)` does not use: blocks above the feature layer, heads."""
+
+    @abstractmethod
+    def resized(self, image_size: int) -> "VisionTower":
+        """A tower with the same weights for pictures of another size, as the original does it.
+
+        Raises:
+            UserError: the original cannot, or not to this size.
+        """

@@ -156,11 +156,11 @@ def test_tower_of_a_dual_encoder(tmp_path, make_tower):
     weights = load_file(tmp_path / "model.safetensors")
     moved = weights.pop("towers.0.backbone.pre_layrnorm.bias")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"(?s)does not fit its config.*Missing key.*pre_layrnorm\.bias"):
+    with pytest.raises(UserError, match=r"do not fit its config: missing: backbone\.pre_layrnorm\.bias$"):
         load_tower(tmp_path)
     extra = {"towers.0.backbone.pre_layrnorm.bias": moved, "towers.0.backbone.stray": moved.clone()}
     save_file(weights | extra, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"(?s)does not fit its config.*Unexpected key.*stray"):
+    with pytest.raises(UserError, match=r"do not fit its config: left over: backbone\.stray$"):
         load_tower(tmp_path)
 
 
@@ -176,10 +176,13 @@ def test_bad_geometry_and_layer(make_tower):
 def test_unknown_sources(tmp_path):
     with pytest.raises(UserError, match="'no/such/dir': no such directory"):
         load_tower("no/such/dir")
-    with pytest.raises(UserError, match=r"config\.json does not exist"):
+    with pytest.raises(UserError, match=r"no vision tower known here: it has 0 tensors"):
         load_tower(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="model_type 'bert', which holds no vision tower known here; expected clip"):
+    with pytest.raises(
+        UserError,
+        match=r"no vision tower known here: it has config\.json of model_type 'bert'; expected one of: mmchat",
+    ):
         load_tower(tmp_path)
     with pytest.raises(UserError, match="family 'vit' is unknown; known: clip_vit, conv_vit"):
         build_tower(TowerConfig("vit", {}))

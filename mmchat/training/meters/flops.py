@@ -31,7 +31,7 @@ from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.data.collate import Batch
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.projectors import slots_per_tower
-from mmchat.vision.clip_vit import CLIPViT
+from mmchat.vision.families.clip_vit import CLIPViT
 
 LANGUAGE_MODELS = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
 """transformers' types whose count the tests compare with what torch sees. Experts, for one, would be counted wrong."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmchat.errors import UserError
-from mmchat.vision.clip_vit import CLIPViT
+from mmchat.vision.families.clip_vit import CLIPViT
 from mmchat.vision.spec import TowerConfig, TowerSpec
 
 
@@ -25,9 +25,9 @@ class ConvViT(CLIPViT):
             self.spec.patch_size, config.backbone["stem_width"], self.spec.dim, config.backbone["stem_depth"]
         )
 
-    @staticmethod
-    def spec_of(config: TowerConfig) -> TowerSpec:
-        spec = CLIPViT.spec_of(config)
+    @classmethod
+    def spec_of(cls, config: TowerConfig) -> TowerSpec:
+        spec = super().spec_of(config)
         if missing := {"stem_width", "stem_depth"} - config.backbone.keys():
             raise UserError(f"a conv_vit's backbone needs {', '.join(sorted(missing))}; found {config.backbone}")
         if spec.patch_size & (spec.patch_size - 1) or spec.dim % 8:

@@ -1,0 +1,7 @@
+"""The layouts in which towers are published, told apart by content. A new one is a file here and a line below."""
+
+from mmchat.vision.layouts.hugging_face import HuggingFace
+from mmchat.vision.layouts.layout import Layout
+from mmchat.vision.layouts.own import Own
+
+LAYOUTS: tuple[Layout, ...] = (Own(), HuggingFace())

@@ -1,0 +1,116 @@
+"""Where a tower comes from: a directory or a file, looked into without running anything that it holds."""
+
+import hashlib
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mmchat.errors import UserError
+from mmchat.files import read_json
+from mmchat.vision.published import TORCHSCRIPT
+
+PICKLED = (".bin", ".pt", ".pth")
+WRAPPERS = ("state_dict", "model")
+"""Keys under which training programs keep the tensors of a file that holds more (open_clip; Megatron, SAM)."""
+
+
+class Source:
+    """One place with weights; nothing is read before it is asked for.
+
+    path: a directory or a file. trusted: a TorchScript archive of unknown origin may be opened.
+    """
+
+    def __init__(self, path: Path, trusted: bool = False) -> None:
+        self.path, self.trusted = path, trusted
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json` of a directory; empty where there is none."""
+        path = self.path / "config.json"
+        return read_json(path) if path.exists() else {}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor: what a layout is recognised by."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in self._safetensors:
+            with self._opened(file) as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (no dict)
+                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
+        return shapes | {key: tuple(tensor.shape) for key, tensor in self._pickled.items()}
+
+    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """The tensors whose names begin with `prefix`, by what follows it."""
+        found = {key: tensor for key, tensor in self._pickled.items() if key.startswith(prefix)}
+        for file in self._safetensors:
+            with self._opened(file) as tensors:
+                own = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
+                found |= {key: tensors.get_tensor(key) for key in own}
+        return {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+
+    @cached_property
+    def _safetensors(self) -> list[Path]:
+        if self.path.is_dir():
+            return sorted(self.path.glob("*.safetensors"))
+        return [self.path] if self.path.suffix == ".safetensors" else []
+
+    @cached_property
+    def _pickled(self) -> dict[str, torch.Tensor]:
+        """Of files that torch wrote, where there are no safetensors."""
+        if self._safetensors:
+            return {}
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
+        tensors: dict[str, torch.Tensor] = {}
+        for file in files:
+            if file.suffix in PICKLED:
+                tensors |= self._read_pickled(file)
+        return tensors
+
+    def _read_pickled(self, file: Path) -> dict[str, torch.Tensor]:
+        if is_torchscript(file):
+            return self._read_torchscript(file)
+        try:
+            values = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except Exception as error:  # torch raises a dozen kinds for files that are cut off, no archives, or hold code
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{file} cannot be opened as plain tensors: {reason}") from None
+        return flat_tensors(values)
+
+    def _read_torchscript(self, file: Path) -> dict[str, torch.Tensor]:
+        digest = sha256(file)
+        if digest not in TORCHSCRIPT and not self.trusted:
+            raise UserError(
+                f"{file} is a TorchScript archive, which is a program, and none that OpenAI published (its sha256 is "
+                f"{digest}); if you know where it is from, say so with --trust-torchscript"
+            )
+        return dict(torch.jit.load(file, map_location="cpu").state_dict())
+
+    def _opened(self, file: Path) -> Any:
+        try:
+            return safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise UserError(f"the weights in {file} are damaged or cut off: {error}") from None
+
+
+def flat_tensors(values: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by their names, out of the wrapper that it may be in. What is no tensor is left."""
+    while isinstance(values, dict) and (inner := next((values[k] for k in WRAPPERS if k in values), None)) is not None:
+        values = inner
+    return {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def is_torchscript(file: Path) -> bool:
+    """TorchScript's archives hold their program beside the tensors."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
