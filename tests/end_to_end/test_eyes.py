@@ -1,0 +1,77 @@
+"""Every kind of eye sees: an assistant around a tiny one, assembled, trained and asked as a user would, learns to tell
+sixteen pictures apart, and answers for the picture that it is shown."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import CLIP_28, LANGUAGE
+from tests.end_to_end.test_path import run
+from tests.launching import launch, write_config
+
+BIN = Path(sys.executable).parent
+ANSWERS = [
+    f"{colour} {thing}" for colour in ("red", "green", "blue", "white") for thing in ("cat", "sun", "tree", "house")
+]
+EYES: dict[str, dict] = {
+    "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Sixteen mosaics, of which each is an answer, in four shapes."""
+    folder = tmp_path_factory.mktemp("eyes")
+    records = []
+    for number, answer in enumerate(ANSWERS):
+        colours = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        size = [(64, 64), (96, 64), (64, 96), (128, 40)][number % 4]
+        Image.fromarray(colours).resize(size, Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": answer}]
+        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (folder / "records.json").write_text(json.dumps(records))
+    (folder / "language.json").write_text(json.dumps({"model_type": "llama", **LANGUAGE["llama"], "hidden_size": 64}))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eye", sorted(EYES))
+def test_sixteen_pictures_are_told_apart(data, data_dir, tmp_path, eye):
+    words: list[object] = [*EYES[eye].get("words", ())]
+    for number, tower in enumerate(EYES[eye]["towers"]):
+        path = tmp_path / f"tower{number}.json"
+        path.write_text(json.dumps(tower))
+        words += ["--vision", path]
+    tokenizer = data_dir / "tokenizers" / "llama_like_legacy_false"
+    words += ["--language", data / "language.json", "--tokenizer", tokenizer, "--out", tmp_path / "init"]
+    run(BIN / "mmchat", "init", *words, cwd=tmp_path)
+    config = write_config(
+        tmp_path / "config.yaml",
+        run_dir=str(tmp_path / "run"),
+        model=str(tmp_path / "init"),
+        data={"path": str(data / "records.json")},
+        trainable={"towers": "full", "projectors": "full", "language_model": "full"},
+        optimizer={"lr": 3e-3, "warmup": 10},
+        steps=200,
+        batch_size=16,
+        precision="fp32",
+        workers=0,
+    )
+    result = launch(config)
+    assert result.returncode == 0, result.stdout
+    run(
+        BIN / "mmchat",
+        "eval",
+        tmp_path / "run" / "model",
+        data / "records.json",
+        "--out",
+        tmp_path / "run",
+        cwd=tmp_path,
+    )
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["overall"] == 1.0
+    assert scores["overall/blind"] <= 0.4
