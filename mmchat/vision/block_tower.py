@@ -24,6 +24,8 @@ class BlockTower(VisionTower):
     backbone_class: type[PreTrainedModel]
     class_tokens = 1
     """Before the patches there are so many class tokens (0 or 1) ..."""
+    margin = False
+    """Whether released towers have sizes that the patch does not divide; pixels right and below are then not seen."""
     position_table: str | None = None
     """Key in `backbone.state_dict()` of learned positions, [.., class tokens + patches, width]; None: computed ones."""
     backbone: PreTrainedModel
@@ -41,11 +43,8 @@ class BlockTower(VisionTower):
         if config.class_token and not cls.class_tokens:
             raise UserError(f"class_token: a {config.family} has no class token to keep")
         size, patch = _side(backbone.image_size), _side(backbone.patch_size)
-        if size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            raise UserError(
-                f"image size {size} is not a multiple of patch size {patch}; the nearest sizes are {below} and {above}"
-            )
+        if not cls.margin:
+            refuse_margin(size, patch)
         tokens = (size // patch) ** 2 + int(config.class_token)
         return TowerSpec(size, patch, tokens, backbone.hidden_size * len(layers), config.preprocessing)
 
@@ -70,7 +69,7 @@ class BlockTower(VisionTower):
 
     @property
     def pooling(self) -> nn.Module | None:
-        """The head that makes `pooled` of the normed last hidden state; None: its class token is that."""
+        """The head that makes `pooled` of the normed last hidden state; None: its class token is that, if any."""
         return None
 
     @property
@@ -95,7 +94,11 @@ class BlockTower(VisionTower):
         return torch.cat([hidden[:, :1], patches], dim=1) if self.config.class_token else patches
 
     def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
-        return normed[:, 0] if self.pooling is None else self.pooling(normed)
+        if self.pooling is not None:
+            return self.pooling(normed)
+        if not self.class_tokens:
+            raise ValueError(f"a {self.config.family} without a pooling head has no pooled output")
+        return normed[:, 0]
 
     def idle_parameters(self) -> list[nn.Parameter]:
         idle: list[nn.Module] = list(self.blocks[self.blocks_to_run :])
@@ -110,6 +113,7 @@ class BlockTower(VisionTower):
         antialiasing, as transformers' `interpolate_pos_encoding`)."""
         if image_size == self.spec.image_size:
             return self
+        refuse_margin(image_size, self.spec.patch_size)
         config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
@@ -129,6 +133,14 @@ def interpolated(table: torch.Tensor, class_tokens: int, side: int, antialias: b
     square = nn.functional.interpolate(square, (side, side), mode="bicubic", antialias=antialias)
     resized = torch.cat([first, square.flatten(2)[0].T.to(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)
+
+
+def refuse_margin(size: int, patch: int) -> None:
+    """Raises UserError if patches do not fill a picture of this size; names the sizes below and above where they do."""
+    if size < patch or size % patch:
+        below, above = size // patch * patch, (size // patch + 1) * patch
+        nearest = f"the nearest sizes are {below} and {above}" if below else f"the nearest size is {above}"
+        raise UserError(f"image size {size} is not a multiple of patch size {patch}; {nearest}")
 
 
 def hidden_states(layer: int | tuple[int, ...], blocks: int) -> list[int]:

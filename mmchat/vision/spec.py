@@ -8,6 +8,8 @@ from mmchat.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
+HALF = (0.5, 0.5, 0.5)
+"""As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
 Fit = Literal["squash", "pad", "shortest-edge-crop"]
 FITS: tuple[str, ...] = get_args(Fit)

@@ -10,7 +10,7 @@ from mmchat.pretrained import load_strictly
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.layouts.layout import Found, in_backbone
 from mmchat.vision.source import Source
-from mmchat.vision.spec import Preprocessing, TowerConfig
+from mmchat.vision.spec import HALF, Preprocessing, TowerConfig
 
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
@@ -26,9 +26,12 @@ class Kind:
 
 
 _OTHER_HALF = ("text_", "visual_projection", "logit_")
+_SIGLIP = Preprocessing(HALF, HALF, fit="squash")
 KINDS = {
     "clip": Kind("clip_vit", _OTHER_HALF),
     "clip_vision_model": Kind("clip_vit", _OTHER_HALF),
+    "siglip": Kind("siglip", _OTHER_HALF, _SIGLIP),
+    "siglip_vision_model": Kind("siglip", _OTHER_HALF, _SIGLIP),
 }
 
 
