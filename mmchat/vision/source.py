@@ -1,7 +1,9 @@
 """Where a tower comes from: a directory or a file, looked into without running anything that it holds."""
 
+import argparse
 import hashlib
 import zipfile
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.vision.megatron_directory import numbers_in, rank_files
 from mmchat.vision.published import TORCHSCRIPT
 
 PICKLED = (".bin", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model")
 """Keys under which training programs keep the tensors of a file that holds more (open_clip; Megatron, SAM)."""
+ARGUMENTS = "args"
+"""Key under which Megatron keeps those of the run beside the model."""
 
 
 class Source:
@@ -41,16 +46,37 @@ class Source:
             with self._opened(file) as tensors:
                 for key in tensors.keys():  # noqa: SIM118  (no dict)
                     shapes[key] = tuple(tensors.get_slice(key).get_shape())
-        return shapes | {key: tuple(tensor.shape) for key, tensor in self._pickled.items()}
+        for tensors in self._pickled:
+            shapes |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        return shapes
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with `prefix`, by what follows it."""
-        found = {key: tensor for key, tensor in self._pickled.items() if key.startswith(prefix)}
+        """The tensors whose names begin with `prefix`, by what follows it.
+
+        Raises:
+            UserError: several files hold the same ones, so they are parts that must be joined.
+        """
+        times = Counter(key for tensors in self._pickled for key in tensors if key.startswith(prefix))
+        if twice := [key for key, count in times.items() if count > 1]:
+            raise UserError(f"several files in {self.path} hold {twice[0]}: name the one that is meant")
+        found = {key: tensor for tensors in self._pickled for key, tensor in tensors.items() if key in times}
         for file in self._safetensors:
             with self._opened(file) as tensors:
                 own = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
                 found |= {key: tensors.get_tensor(key) for key in own}
         return {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+
+    @property
+    def shards(self) -> list[dict[str, torch.Tensor]]:
+        """All tensors, file by file where torch wrote them: in order, the ranks of a model that was split."""
+        return self._pickled or [self.tensors()]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the run that wrote the first file; empty where it does not hold any."""
+        values = self._loaded[0] if self._loaded else {}
+        arguments = values.get(ARGUMENTS) if isinstance(values, dict) else None
+        return vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
 
     @cached_property
     def _safetensors(self) -> list[Path]:
@@ -59,26 +85,32 @@ class Source:
         return [self.path] if self.path.suffix == ".safetensors" else []
 
     @cached_property
-    def _pickled(self) -> dict[str, torch.Tensor]:
-        """Of files that torch wrote, where there are no safetensors."""
-        if self._safetensors:
-            return {}
-        files = sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]
-        tensors: dict[str, torch.Tensor] = {}
-        for file in files:
-            if file.suffix in PICKLED:
-                tensors |= self._read_pickled(file)
-        return tensors
+    def _pickled(self) -> list[dict[str, torch.Tensor]]:
+        return [flat_tensors(values) for values in self._loaded]
 
-    def _read_pickled(self, file: Path) -> dict[str, torch.Tensor]:
+    @cached_property
+    def _loaded(self) -> list[Any]:
+        """Of each file that torch wrote, where there are no safetensors."""
+        if self._safetensors:
+            return []
+        if not self.path.is_dir():
+            return [self._read_pickled(self.path)] if self.path.suffix in PICKLED else []
+        files = [file for file in self.path.iterdir() if file.suffix in PICKLED] or rank_files(self.path)
+        return [self._read_pickled(file) for file in sorted(files, key=lambda file: (numbers_in(file), file))]
+
+    def _read_pickled(self, file: Path) -> Any:
         if is_torchscript(file):
             return self._read_torchscript(file)
         try:
-            values = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            # A Namespace has no code of its own: unpickling one sets its attributes.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as error:  # torch raises a dozen kinds for files that are cut off, no archives, or hold code
             reason = str(error).splitlines()[0]
-            raise UserError(f"{file} cannot be opened as plain tensors: {reason}") from None
-        return flat_tensors(values)
+            raise UserError(
+                f"{file} cannot be opened as plain tensors: {reason}. If it is whole and holds more than tensors, save "
+                'those alone with the program that wrote it: torch.save({"model": model.state_dict()}, path)'
+            ) from None
 
     def _read_torchscript(self, file: Path) -> dict[str, torch.Tensor]:
         digest = sha256(file)
@@ -100,6 +132,8 @@ def flat_tensors(values: Any) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by their names, out of the wrapper that it may be in. What is no tensor is left."""
     while isinstance(values, dict) and (inner := next((values[k] for k in WRAPPERS if k in values), None)) is not None:
         values = inner
+    if not isinstance(values, dict):
+        return {}
     return {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
 
 
