@@ -8,6 +8,9 @@ from mmchat.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's training pictures (pytorch/examples, imagenet/main.py)."""
 HALF = (0.5, 0.5, 0.5)
 """As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 

@@ -17,8 +17,23 @@ BIN = Path(sys.executable).parent
 ANSWERS = [
     f"{colour} {thing}" for colour in ("red", "green", "blue", "white") for thing in ("cat", "sun", "tree", "house")
 ]
+INTERNVIT_28 = {
+    "hidden_size": 40,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 5,
+    "image_size": 28,
+    "patch_size": 7,
+    "norm_type": "rms_norm",
+    "use_qk_norm": True,
+}
+"""Five heads, as 6B has twenty-five."""
 EYES: dict[str, dict] = {
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
+    "internvit": {
+        "towers": [{"family": "internvit", "backbone": INTERNVIT_28}],
+        "words": ["--projector", "pixel_shuffle"],
+    },
 }
 
 

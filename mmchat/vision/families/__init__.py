@@ -2,11 +2,13 @@
 
 from mmchat.vision.families.clip_vit import CLIPViT
 from mmchat.vision.families.conv_vit import ConvViT
+from mmchat.vision.families.internvit import InternViT
 from mmchat.vision.families.siglip import Siglip
 from mmchat.vision.tower import VisionTower
 
 FAMILIES: dict[str, type[VisionTower]] = {
     "clip_vit": CLIPViT,
     "conv_vit": ConvViT,
+    "internvit": InternViT,
     "siglip": Siglip,
 }

@@ -1,7 +1,9 @@
 """The layouts in which towers are published, told apart by content. A new one is a file here and a line below."""
 
 from mmchat.vision.layouts.hugging_face import HuggingFace
+from mmchat.vision.layouts.internvit import OpenGVLab
+from mmchat.vision.layouts.internvl import InternVL
 from mmchat.vision.layouts.layout import Layout
 from mmchat.vision.layouts.own import Own
 
-LAYOUTS: tuple[Layout, ...] = (Own(), HuggingFace())
+LAYOUTS: tuple[Layout, ...] = (Own(), OpenGVLab(), InternVL(), HuggingFace())

@@ -10,7 +10,7 @@ from mmchat.pretrained import load_strictly
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.layouts.layout import Found, in_backbone
 from mmchat.vision.source import Source
-from mmchat.vision.spec import HALF, Preprocessing, TowerConfig
+from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TowerConfig
 
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
@@ -25,6 +25,8 @@ class Kind:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+INTERNVIT = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, fit="squash")
+"""OpenGVLab/InternVL, internvl/train/dataset.py `build_transform`."""
 _OTHER_HALF = ("text_", "visual_projection", "logit_")
 _SIGLIP = Preprocessing(HALF, HALF, fit="squash")
 KINDS = {
@@ -32,6 +34,7 @@ KINDS = {
     "clip_vision_model": Kind("clip_vit", _OTHER_HALF),
     "siglip": Kind("siglip", _OTHER_HALF, _SIGLIP),
     "siglip_vision_model": Kind("siglip", _OTHER_HALF, _SIGLIP),
+    "internvl_vision": Kind("internvit", preprocessing=INTERNVIT, settings={"final_norm": True}),
 }
 
 

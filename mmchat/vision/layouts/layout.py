@@ -33,6 +33,25 @@ def in_backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"backbone.{key}": tensor for key, tensor in state.items()}
 
 
+def part_of(source: Source, prefix: str, others: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """A tower's tensors out of a whole model, by what follows `prefix`.
+
+    Args:
+        others: beginnings of the names of its other parts.
+
+    Raises:
+        UserError: a tensor belongs to no part; lists them.
+    """
+    refuse_strangers(source, (prefix, *others))
+    return source.tensors(prefix)
+
+
+def refuse_strangers(source: Source, known: tuple[str, ...]) -> None:
+    """Raises UserError that lists the tensors whose names begin with nothing that is known."""
+    strangers = {key: shape for key, shape in source.shapes.items() if not key.startswith(known)}
+    refuse_misfits({}, strangers, str(source.path))
+
+
 def listed(keys: Iterable[str]) -> str:
     return ", ".join(sorted(keys))
 
