@@ -4,6 +4,7 @@ from mmchat.vision.layouts.hugging_face import HuggingFace
 from mmchat.vision.layouts.internvit import OpenGVLab
 from mmchat.vision.layouts.internvl import InternVL
 from mmchat.vision.layouts.layout import Layout
+from mmchat.vision.layouts.megatron import Megatron
 from mmchat.vision.layouts.own import Own
 
-LAYOUTS: tuple[Layout, ...] = (Own(), OpenGVLab(), InternVL(), HuggingFace())
+LAYOUTS: tuple[Layout, ...] = (Own(), OpenGVLab(), InternVL(), HuggingFace(), Megatron())

@@ -1,0 +1,28 @@
+"""CLIP's ViT without the norm after its last block, which Megatron leaves out of its checkpoints."""
+
+import torch
+from torch import nn
+
+from mmchat.errors import UserError
+from mmchat.vision.families.clip_vit import CLIPViT
+from mmchat.vision.spec import TowerConfig, TowerSpec
+
+
+class HeadlessCLIPViT(CLIPViT):
+    """Patch features as a CLIP ViT gives them. It has no pooled output: that would take the norm."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        self.backbone.post_layernorm = nn.Identity()
+
+    @classmethod
+    def spec_of(cls, config: TowerConfig) -> TowerSpec:
+        if config.final_norm:
+            raise UserError("final_norm: this CLIP tower comes without the norm after its last block")
+        return super().spec_of(config)
+
+    def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
+        raise UserError(
+            "this CLIP tower has no pooled output: its checkpoint comes without the norm after the last block, which "
+            "Megatron leaves out; open OpenAI's or the Hugging Face weights instead"
+        )
