@@ -18,6 +18,9 @@ ANSWERS = [
     f"{colour} {thing}" for colour in ("red", "green", "blue", "white") for thing in ("cat", "sun", "tree", "house")
 ]
 EYES: dict[str, dict] = {
+    "clip_resnet": {
+        "towers": [{"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}}]
+    },
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
 }
 

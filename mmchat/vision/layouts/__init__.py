@@ -2,6 +2,8 @@
 
 from mmchat.vision.layouts.hugging_face import HuggingFace
 from mmchat.vision.layouts.layout import Layout
+from mmchat.vision.layouts.open_clip import OpenCLIP
+from mmchat.vision.layouts.openai import OpenAI
 from mmchat.vision.layouts.own import Own
 
-LAYOUTS: tuple[Layout, ...] = (Own(), HuggingFace())
+LAYOUTS: tuple[Layout, ...] = (Own(), HuggingFace(), OpenCLIP(), OpenAI())
