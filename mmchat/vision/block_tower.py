@@ -93,6 +93,10 @@ class BlockTower(VisionTower):
         patches = hidden[:, self.class_tokens + self.registers :]
         return torch.cat([hidden[:, :1], patches], dim=1) if self.config.class_token else patches
 
+    @property
+    def pooled_dim(self) -> int:
+        return self.backbone.config.hidden_size
+
     def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
         if self.pooling is not None:
             return self.pooling(normed)

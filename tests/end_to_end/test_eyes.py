@@ -19,7 +19,9 @@ ANSWERS = [
 ]
 EYES: dict[str, dict] = {
     "clip_resnet": {
-        "towers": [{"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}}]
+        "towers": [
+            {"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}, "layer": 3}
+        ]
     },
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
 }

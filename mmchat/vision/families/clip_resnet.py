@@ -83,6 +83,10 @@ class CLIPResNet(VisionTower):
         patches = torch.cat([states[layer] for layer in self._layers], dim=1).flatten(2).transpose(1, 2)
         return TowerOutput(patches, self.backbone.attnpool(hidden) if pooled else None)
 
+    @property
+    def pooled_dim(self) -> int:
+        return self.backbone.config.output_dim
+
     def idle_parameters(self) -> list[nn.Parameter]:
         idle = [*self.backbone.stages[max(self._layers) :], self.backbone.attnpool]
         return [parameter for module in idle for parameter in module.parameters()]
