@@ -60,9 +60,11 @@ class DualEncoder(PreTrainedModel):
         super().__init__(config)
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.text_encoder = CLIPTextModel(config.text_config)
-        self.image_projection = nn.Linear(self.towers[0].spec.dim, config.projection_dim, bias=False)
+        (tower,) = self.towers
+        image_dim = tower.pooled_dim if config.pool == "pooled" else tower.spec.dim
+        self.image_projection = nn.Linear(image_dim, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.image_norm = nn.LayerNorm(self.towers[0].spec.dim) if config.pool == "max" else nn.Identity()
+        self.image_norm = nn.LayerNorm(image_dim) if config.pool == "max" else nn.Identity()
         # One element, not none: DeepSpeed cannot broadcast a tensor without dimensions.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(INITIAL_LOGIT_SCALE)))
         self.post_init()

@@ -93,6 +93,10 @@ class BlockTower(VisionTower):
         patches = hidden[:, self.class_tokens + self.registers :]
         return torch.cat([hidden[:, :1], patches], dim=1) if self.config.class_token else patches
 
+    @property
+    def pooled_dim(self) -> int:
+        return self.backbone.config.hidden_size
+
     def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
         if self.pooling is not None:
             return self.pooling(normed)
@@ -109,8 +113,8 @@ class BlockTower(VisionTower):
         return [parameter for module in idle for parameter in module.parameters()]
 
     def resized(self, image_size: int) -> "BlockTower":
-        """The same weights for pictures of another size: learned positions are interpolated (bicubic, without
-        antialiasing, as transformers' `interpolate_pos_encoding`)."""
+        """The same weights for pictures of another size: learned positions are interpolated (bicubic; without
+        antialiasing, as transformers' `interpolate_pos_encoding`, unless the config says otherwise)."""
         if image_size == self.spec.image_size:
             return self
         refuse_margin(image_size, self.spec.patch_size)
@@ -119,7 +123,9 @@ class BlockTower(VisionTower):
         state = self.backbone.state_dict()
         if self.position_table is not None:
             side = image_size // self.spec.patch_size
-            state[self.position_table] = interpolated(state[self.position_table], self.class_tokens, side)
+            state[self.position_table] = interpolated(
+                state[self.position_table], self.class_tokens, side, config.antialias
+            )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 

@@ -74,6 +74,7 @@ class TowerConfig:
         last block's output, -2 the one before (LLaVA, Vary). Several are laid side by side. Blocks above are not run.
     class_token: keep the class token among the features, in front.
     final_norm: what is taken goes through the norm after the last block, whichever layer it is (DINOv2).
+    antialias: learned positions are antialiased when they are interpolated for another image size (open_clip, timm).
     """
 
     family: str
@@ -81,6 +82,7 @@ class TowerConfig:
     layer: int | tuple[int, ...] = -1
     class_token: bool = False
     final_norm: bool = False
+    antialias: bool = False
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from mmchat.errors import UserError
 from mmchat.vision.spec import TowerConfig, TowerSpec
 
 
@@ -41,6 +42,15 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
         """Features of a batch; `pooled=True` also runs what the family's own pooled output needs."""
+
+    @property
+    def pooled_dim(self) -> int:
+        """P, the width of `pooled`.
+
+        Raises:
+            UserError: the family has no pooled output.
+        """
+        raise UserError(f"a {self.config.family} has no pooled output")
 
     @abstractmethod
     def idle_parameters(self) -> list[nn.Parameter]:

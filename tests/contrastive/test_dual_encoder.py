@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
 from mmchat.contrastive.dual_encoder import encode_caption, init_clip, save_clip
 from mmchat.errors import UserError
+from tests.conftest import CLIP_28
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -44,6 +45,23 @@ def test_saved_and_opened(saved, words, make_tower):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert reloaded.config.text_config.eos_token_id == tokenizer.eos_token_id
     assert reloaded.config.text_config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [
+        {"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 4, "image_size": 32, "output_dim": 24}},
+        {"family": "clip_vit", "backbone": {**CLIP_28, "image_size": 35}, "layer": (-2, -1)},
+    ],
+    ids=["clip_resnet", "two layers"],
+)
+@pytest.mark.parametrize("pool", ["max", "pooled"])
+def test_pooled_output_of_another_width_than_the_patches(tower, pool):
+    model = DualEncoder(DualEncoderConfig([tower], {**TEXT, "vocab_size": 50}, 16, pool))
+    spec = model.towers[0].spec
+    assert spec.dim != model.towers[0].pooled_dim
+    vectors = model.encode_image(torch.randn(2, 3, spec.image_size, spec.image_size))
+    assert vectors.shape == (2, 16)
 
 
 def test_opened_strictly(saved, tmp_path):

@@ -29,6 +29,11 @@ INTERNVIT_28 = {
 }
 """Five heads, as 6B has twenty-five."""
 EYES: dict[str, dict] = {
+    "clip_resnet": {
+        "towers": [
+            {"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}, "layer": 3}
+        ]
+    },
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
     "internvit": {
         "towers": [{"family": "internvit", "backbone": INTERNVIT_28}],

@@ -5,6 +5,8 @@ from mmchat.vision.layouts.internvit import OpenGVLab
 from mmchat.vision.layouts.internvl import InternVL
 from mmchat.vision.layouts.layout import Layout
 from mmchat.vision.layouts.megatron import Megatron
+from mmchat.vision.layouts.open_clip import OpenCLIP
+from mmchat.vision.layouts.openai import OpenAI
 from mmchat.vision.layouts.own import Own
 
-LAYOUTS: tuple[Layout, ...] = (Own(), OpenGVLab(), InternVL(), HuggingFace(), Megatron())
+LAYOUTS: tuple[Layout, ...] = (Own(), OpenGVLab(), InternVL(), HuggingFace(), OpenCLIP(), OpenAI(), Megatron())

@@ -1,0 +1,230 @@
+"""CLIP's ResNet (Radford et al. 2021, arXiv:2103.00020, section 2.4; openai/CLIP, clip/model.py `ModifiedResNet`).
+
+It differs from the usual one in its stem, three convolutions and an average pool; in its strides, which are average
+pools too; and in its head, an attention pool whose query is the mean of the last grid.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmchat.errors import UserError
+from mmchat.vision.block_tower import hidden_states, interpolated, refuse_margin
+from mmchat.vision.spec import TowerConfig, TowerSpec
+from mmchat.vision.tower import TowerOutput, VisionTower
+
+STRIDES = (4, 4, 8, 16, 32)
+"""Pixels from one feature to the next, after the stem and after each stage ..."""
+CHANNELS = (1, 4, 8, 16, 32)
+"""... and how many features there are, in multiples of the width."""
+STAGES = 4
+EXPANSION = 4
+HEAD_WIDTH = 64
+
+
+class ResNetConfig(PreTrainedConfig):
+    """layers: blocks of each stage. width: channels of the stem. output_dim: of the attention pool."""
+
+    model_type = "clip_resnet"
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int] = (3, 4, 6, 3),
+        width: int = 64,
+        image_size: int = 224,
+        output_dim: int = 1024,
+        **kwargs,
+    ) -> None:
+        self.layers, self.width, self.image_size, self.output_dim = layers, width, image_size, output_dim
+        super().__init__(**kwargs)
+
+
+class CLIPResNet(VisionTower):
+    """`backbone` holds `ResNetConfig`'s values. Hidden state 0 is the stem's output, 1 to 4 are those of the stages.
+
+    Patches are the grid in reading order. The pooled output is the attention pool's, which is CLIP's embedding, and of
+    another width than the patches.
+    """
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        self.backbone = ModifiedResNet(ResNetConfig(**config.backbone))
+        self._layers = hidden_states(config.layer, STAGES)
+
+    @classmethod
+    def spec_of(cls, config: TowerConfig) -> TowerSpec:
+        backbone = ResNetConfig(**config.backbone)
+        if config.class_token or config.final_norm:
+            raise UserError("class_token, final_norm: a clip_resnet has neither a class token nor a last norm")
+        refuse_margin(backbone.image_size, STRIDES[-1])
+        layers = hidden_states(config.layer, STAGES)
+        strides = sorted({STRIDES[layer] for layer in layers})
+        if len(strides) > 1:
+            raise UserError(
+                f"layers {config.layer} of a clip_resnet have grids of different sizes, a feature every {strides} "
+                "pixels, and cannot lie side by side; name one layer"
+            )
+        dim = sum(backbone.width * CHANNELS[layer] for layer in layers)
+        return TowerSpec(
+            backbone.image_size, strides[0], (backbone.image_size // strides[0]) ** 2, dim, config.preprocessing
+        )
+
+    def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
+        hidden = self.backbone.stem(pixel_values)
+        states = {0: hidden}
+        run = STAGES if pooled else max(self._layers)
+        for number, stage in enumerate(self.backbone.stages[:run], start=1):
+            hidden = states[number] = stage(hidden)
+        patches = torch.cat([states[layer] for layer in self._layers], dim=1).flatten(2).transpose(1, 2)
+        return TowerOutput(patches, self.backbone.attnpool(hidden) if pooled else None)
+
+    @property
+    def pooled_dim(self) -> int:
+        return self.backbone.config.output_dim
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        idle = [*self.backbone.stages[max(self._layers) :], self.backbone.attnpool]
+        return [parameter for module in idle for parameter in module.parameters()]
+
+    def resized(self, image_size: int) -> "CLIPResNet":
+        """Only the attention pool knows the size of the grid; its positions are interpolated like a ViT's."""
+        if image_size == self.spec.image_size:
+            return self
+        config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
+        other = type(self)(config).to(next(self.parameters()).dtype)
+        state = self.backbone.state_dict()
+        table = "attnpool.positional_embedding"
+        state[table] = interpolated(state[table], 1, image_size // STRIDES[-1], config.antialias)
+        other.backbone.load_state_dict(state)
+        return other.train(self.training)
+
+
+class ModifiedResNet(PreTrainedModel):
+    """Its submodules have OpenAI's names, so that nothing has to be renamed. A transformers model for what comes with
+    that: initialisation, activation checkpointing block by block."""
+
+    config_class = ResNetConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = FixedBatchNorm(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = FixedBatchNorm(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = FixedBatchNorm(width)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(width * CHANNELS[n], width * CHANNELS[n + 1], STRIDES[n + 1] // STRIDES[n], config.layers[n])
+            for n in range(STAGES)
+        )
+        self.attnpool = AttentionPool(config.image_size // STRIDES[-1], width * CHANNELS[-1], config.output_dim)
+        self.post_init()
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def stem(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """float[B, 3, H, W] -> float[B, width, H / 4, W / 4]."""
+        hidden = F.relu(self.bn1(self.conv1(pixel_values)))
+        hidden = F.relu(self.bn2(self.conv2(hidden)))
+        hidden = F.relu(self.bn3(self.conv3(hidden)))
+        return F.avg_pool2d(hidden, 2)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """OpenAI's, but for convolutions: these keep the scale of what passes them (He et al. 2015, arXiv:1502.01852),
+        since here no batch's own statistics do."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, AttentionPool):
+            init.normal_(module.positional_embedding, std=module.positional_embedding.shape[-1] ** -0.5)
+        elif isinstance(module, FixedBatchNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+        elif isinstance(module, Bottleneck):
+            init.zeros_(module.bn3.weight)  # a block begins as the identity
+
+
+def _stage(channels: int, widened: int, stride: int, blocks: int) -> nn.Sequential:
+    """Only the first block changes the shape: float[B, channels, H, W] -> float[B, widened, H / stride, W / stride]."""
+    rest = [Bottleneck(widened, widened, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(Bottleneck(channels, widened, stride), *rest)
+
+
+class Bottleneck(GradientCheckpointingLayer):
+    """float[B, channels, H, W] -> float[B, widened, H / stride, W / stride]."""
+
+    def __init__(self, channels: int, widened: int, stride: int) -> None:
+        super().__init__()
+        narrow = widened // EXPANSION
+        self.stride = stride
+        self.conv1 = nn.Conv2d(channels, narrow, 1, bias=False)
+        self.bn1 = FixedBatchNorm(narrow)
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, padding=1, bias=False)
+        self.bn2 = FixedBatchNorm(narrow)
+        self.conv3 = nn.Conv2d(narrow, widened, 1, bias=False)
+        self.bn3 = FixedBatchNorm(widened)
+        self.downsample = nn.Identity()
+        if channels != widened:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, widened, 1, bias=False), FixedBatchNorm(widened))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = F.relu(self.bn1(self.conv1(hidden)))
+        inner = F.relu(self.bn2(self.conv2(inner)))
+        inner = self.bn3(self.conv3(self._strided(inner)))
+        return F.relu(inner + self.downsample(self._strided(hidden)))
+
+    def _strided(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(hidden, self.stride) if self.stride > 1 else hidden
+
+
+class FixedBatchNorm(nn.Module):
+    """Batch norm by the statistics that it was loaded with, in training as well.
+
+    So what is frozen stays bit-identical, a picture's features do not depend on its batch, and a step may be split as
+    one likes. A tower that is trained learns scale and shift.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(hidden, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+class AttentionPool(nn.Module):
+    """float[B, width, side, side] -> float[B, output_dim]: the grid's mean is the query, of itself and the grid."""
+
+    def __init__(self, side: int, width: int, output_dim: int) -> None:
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.positional_embedding = nn.Parameter(torch.empty(side**2 + 1, width))
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+
+    def forward(self, grid: torch.Tensor) -> torch.Tensor:
+        tokens = grid.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding
+        query, key, value = self.q_proj(tokens[:, :1]), self.k_proj(tokens), self.v_proj(tokens)
+        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        return self.c_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1))
