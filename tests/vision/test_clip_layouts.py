@@ -227,14 +227,14 @@ def write_open_clip(folder, state, model=None, preprocess=None, prefix="visual."
     return folder
 
 
-H14 = {"image_size": 32, "layers": 2, "width": 160, "head_width": 80, "patch_size": 8}
+VISION = {"image_size": 32, "layers": 2, "width": 160, "head_width": 40, "patch_size": 8}
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_open_clip_vit(vit_state, tmp_path, quick_gelu):
-    folder = write_open_clip(tmp_path, vit_state, {"quick_gelu": quick_gelu, "vision_cfg": H14})
+    folder = write_open_clip(tmp_path, vit_state, {"quick_gelu": quick_gelu, "vision_cfg": VISION})
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    states, pooled = slow_clip.vit(vit_state, pixels, 2, slow_clip.quick_gelu if quick_gelu else F.gelu)
+    states, pooled = slow_clip.vit(vit_state, pixels, 4, slow_clip.quick_gelu if quick_gelu else F.gelu)
     for source in (folder, folder / "open_clip_model.safetensors"):
         with torch.no_grad():
             output = load_tower(source)(pixels, pooled=True)
@@ -243,13 +243,13 @@ def test_open_clip_vit(vit_state, tmp_path, quick_gelu):
 
 
 def test_open_clip_positions_are_antialiased(vit_state, tmp_path):
-    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": H14})
+    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": VISION})
     table = vit_state["positional_embedding"]
     square = table[1:].T.reshape(1, -1, 4, 4)
     smaller = F.interpolate(square, (2, 2), mode="bicubic", antialias=True).flatten(2)[0].T
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     state = {**vit_state, "positional_embedding": torch.cat([table[:1], smaller])}
-    states, _ = slow_clip.vit(state, pixels, 2, F.gelu)
+    states, _ = slow_clip.vit(state, pixels, 4, F.gelu)
     tower = load_tower(folder, image_size=16)
     with torch.no_grad():
         torch.testing.assert_close(tower(pixels).patches, states[-1][:, 1:], atol=TOLERANCE, rtol=0)
@@ -283,9 +283,9 @@ def test_open_clip_resnet(tmp_path):
 
 def test_open_clip_preprocessing(vit_state, tmp_path):
     stated = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 2], "interpolation": "bilinear", "resize_mode": "squash"}
-    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": H14}, stated)
+    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": VISION}, stated)
     assert load_tower(folder).spec.preprocessing == Preprocessing((0.1, 0.2, 0.3), (1, 1, 2), "bilinear", "squash")
-    write_open_clip(folder, vit_state, {"vision_cfg": H14})
+    write_open_clip(folder, vit_state, {"vision_cfg": VISION})
     assert load_tower(folder).spec.preprocessing == Preprocessing()
 
 
@@ -300,15 +300,15 @@ def test_open_clip_preprocessing(vit_state, tmp_path):
     ],
 )
 def test_open_clip_with_what_no_tower_here_has(vit_state, tmp_path, vision, preprocess, message):
-    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": {**H14, **vision}}, preprocess)
+    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": {**VISION, **vision}}, preprocess)
     with pytest.raises(UserError, match=message):
         load_tower(folder)
 
 
 def test_usual_settings_may_be_spelt_out(vit_state, tmp_path):
     usual = {"pool_type": "tok", "attentional_pool": False, "ls_init_value": None, "patch_dropout": 0.5}
-    plain = load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": H14})).config
-    assert load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": {**H14, **usual}})).config == plain
+    plain = load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": VISION})).config
+    assert load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": {**VISION, **usual}})).config == plain
 
 
 def test_open_clip_with_another_tower_of_timms(tmp_path):
