@@ -111,6 +111,8 @@ def test_half_precision_becomes_single(oracle, io, tmp_path):
     [
         ({"visual.ln_post.bias": None}, r"missing: backbone\.post_layernorm\.bias$"),
         ({"visual.transformer.resblocks.0.ln_1.bias": None}, r"missing: .*\.encoder\.layers\.0\.layer_norm1\.bias$"),
+        ({"visual.class_embedding": None}, r"missing: backbone\.embeddings\.class_embedding$"),
+        ({"visual.conv1.weight": None}, r"holds no vision tower known here: it has 64 tensors"),
         ({"visual.ln_mid.bias": torch.zeros(2)}, r"left over: backbone\.ln_mid\.bias$"),
         ({"stray": torch.zeros(2)}, r"left over: backbone\.stray$"),
         ({"visual.transformer.resblocks.1.attn.in_proj_bias": torch.zeros(2)}, r"of another shape: .*bias \(1,\) for"),
@@ -126,8 +128,8 @@ def test_openai_strictness(oracle, tmp_path, change, message):
 
 
 def test_a_wide_vit_without_open_clips_config(tmp_path):
-    state = slow_clip.random_state(slow_clip.vit_shapes(1280, 0, 14, 28))
-    torch.save({f"visual.{key}": tensor for key, tensor in state.items()}, tmp_path / "weights.pt")
+    some = {"conv1.weight": torch.zeros(1280, 3, 14, 14), "transformer.resblocks.0.ln_1.bias": torch.zeros(1280)}
+    torch.save({f"visual.{key}": tensor for key, tensor in some.items()}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"1280 wide and none of OpenAI's.* put its open_clip_config\.json"):
         load_tower(tmp_path / "weights.pt")
 
@@ -227,14 +229,14 @@ def write_open_clip(folder, state, model=None, preprocess=None, prefix="visual."
     return folder
 
 
-H14 = {"image_size": 32, "layers": 2, "width": 160, "head_width": 80, "patch_size": 8}
+VISION = {"image_size": 32, "layers": 2, "width": 160, "head_width": 40, "patch_size": 8}
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_open_clip_vit(vit_state, tmp_path, quick_gelu):
-    folder = write_open_clip(tmp_path, vit_state, {"quick_gelu": quick_gelu, "vision_cfg": H14})
+    folder = write_open_clip(tmp_path, vit_state, {"quick_gelu": quick_gelu, "vision_cfg": VISION})
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    states, pooled = slow_clip.vit(vit_state, pixels, 2, slow_clip.quick_gelu if quick_gelu else F.gelu)
+    states, pooled = slow_clip.vit(vit_state, pixels, 4, slow_clip.quick_gelu if quick_gelu else F.gelu)
     for source in (folder, folder / "open_clip_model.safetensors"):
         with torch.no_grad():
             output = load_tower(source)(pixels, pooled=True)
@@ -243,13 +245,13 @@ def test_open_clip_vit(vit_state, tmp_path, quick_gelu):
 
 
 def test_open_clip_positions_are_antialiased(vit_state, tmp_path):
-    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": H14})
+    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": VISION})
     table = vit_state["positional_embedding"]
     square = table[1:].T.reshape(1, -1, 4, 4)
     smaller = F.interpolate(square, (2, 2), mode="bicubic", antialias=True).flatten(2)[0].T
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     state = {**vit_state, "positional_embedding": torch.cat([table[:1], smaller])}
-    states, _ = slow_clip.vit(state, pixels, 2, F.gelu)
+    states, _ = slow_clip.vit(state, pixels, 4, F.gelu)
     tower = load_tower(folder, image_size=16)
     with torch.no_grad():
         torch.testing.assert_close(tower(pixels).patches, states[-1][:, 1:], atol=TOLERANCE, rtol=0)
@@ -283,9 +285,9 @@ def test_open_clip_resnet(tmp_path):
 
 def test_open_clip_preprocessing(vit_state, tmp_path):
     stated = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 2], "interpolation": "bilinear", "resize_mode": "squash"}
-    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": H14}, stated)
+    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": VISION}, stated)
     assert load_tower(folder).spec.preprocessing == Preprocessing((0.1, 0.2, 0.3), (1, 1, 2), "bilinear", "squash")
-    write_open_clip(folder, vit_state, {"vision_cfg": H14})
+    write_open_clip(folder, vit_state, {"vision_cfg": VISION})
     assert load_tower(folder).spec.preprocessing == Preprocessing()
 
 
@@ -300,15 +302,15 @@ def test_open_clip_preprocessing(vit_state, tmp_path):
     ],
 )
 def test_open_clip_with_what_no_tower_here_has(vit_state, tmp_path, vision, preprocess, message):
-    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": {**H14, **vision}}, preprocess)
+    folder = write_open_clip(tmp_path, vit_state, {"vision_cfg": {**VISION, **vision}}, preprocess)
     with pytest.raises(UserError, match=message):
         load_tower(folder)
 
 
 def test_usual_settings_may_be_spelt_out(vit_state, tmp_path):
     usual = {"pool_type": "tok", "attentional_pool": False, "ls_init_value": None, "patch_dropout": 0.5}
-    plain = load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": H14})).config
-    assert load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": {**H14, **usual}})).config == plain
+    plain = load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": VISION})).config
+    assert load_tower(write_open_clip(tmp_path, vit_state, {"vision_cfg": {**VISION, **usual}})).config == plain
 
 
 def test_open_clip_with_another_tower_of_timms(tmp_path):

@@ -61,6 +61,11 @@ class CLIPResNet(VisionTower):
         backbone = ResNetConfig(**config.backbone)
         if config.class_token or config.final_norm:
             raise UserError("class_token, final_norm: a clip_resnet has neither a class token nor a last norm")
+        if len(backbone.layers) != STAGES or backbone.width % 2:
+            raise UserError(
+                f"a clip_resnet has {STAGES} stages and an even width, found layers {backbone.layers} and width "
+                f"{backbone.width}"
+            )
         refuse_margin(backbone.image_size, STRIDES[-1])
         layers = hidden_states(config.layer, STAGES)
         strides = sorted({STRIDES[layer] for layer in layers})
@@ -196,7 +201,7 @@ class FixedBatchNorm(nn.Module):
     """Batch norm by the statistics that it was loaded with, in training as well.
 
     So what is frozen stays bit-identical, a picture's features do not depend on its batch, and a step may be split as
-    one likes. A tower that is trained learns scale and shift.
+    one likes. Where a tower is trained, scale and shift are.
     """
 
     def __init__(self, channels: int) -> None:

@@ -5,7 +5,7 @@ head, how pictures are prepared. Without it only what open_clip alone writes is 
 makes by default: a text half under `text.`, or timm's tower. The same keys as OpenAI's, and nothing else, are OpenAI's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
@@ -53,18 +53,17 @@ class OpenCLIP:
     def recognises(self, source: Source) -> bool:
         if _config_of(source).exists():
             return True
-        shapes = openai.of_tower(source.shapes, OTHERS)
-        with_own_text = any(key.startswith("text.") for key in source.shapes)
-        return holds_siglip(shapes) or (with_own_text and openai.holds_clip(shapes))
+        with_own_text = any(name.startswith("text.") for name in source.shapes)
+        return holds_siglip(source.shapes) or (with_own_text and openai.holds_clip(source.shapes))
 
     def open(self, source: Source, weights: bool) -> Found:
         path = _config_of(source)
         stated = read_json(path) if path.exists() else {}
         model = stated.get("model_cfg", {})
         shapes = openai.of_tower(source.shapes, OTHERS)
-        if holds_siglip(shapes):
+        if holds_siglip(source.shapes):
             config, to_state = siglip_config(shapes, model.get("vision_cfg", {}), source.path), siglip_state
-        elif openai.holds_clip(shapes):
+        elif openai.holds_clip(source.shapes):
             config, to_state = clip_config(shapes, model, source.path), openai.clip_state
         else:
             raise UserError(
@@ -119,8 +118,9 @@ def read_preprocessing(stated: dict[str, Any], usual: Preprocessing, path: Path)
     )
 
 
-def holds_siglip(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return "trunk.attn_pool.latent" in shapes and "trunk.patch_embed.proj.weight" in shapes
+def holds_siglip(names: Iterable[str]) -> bool:
+    """By names as they stand in the file."""
+    return {"visual.trunk.attn_pool.latent", "visual.trunk.patch_embed.proj.weight"} <= set(names)
 
 
 def siglip_config(shapes: Mapping[str, tuple[int, ...]], vision: dict[str, Any], where: Path) -> TowerConfig:

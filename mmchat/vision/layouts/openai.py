@@ -1,7 +1,7 @@
 """OpenAI's CLIP (openai/CLIP, clip/model.py): its archives, or a state dict with their keys, whatever file it is in."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +57,7 @@ class OpenAI:
     name = "OpenAI's CLIP"
 
     def recognises(self, source: Source) -> bool:
-        return holds_clip(of_tower(source.shapes))
+        return holds_clip(source.shapes)
 
     def open(self, source: Source, weights: bool) -> Found:
         config = clip_config(of_tower(source.shapes), source.path)
@@ -69,12 +69,15 @@ def of_tower(named: Mapping[str, Value], others: tuple[str, ...] = OTHERS) -> di
     return {key.removeprefix(TOWER): value for key, value in named.items() if not key.startswith(others)}
 
 
-def holds_clip(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return "conv1.weight" in shapes and ("class_embedding" in shapes or is_resnet(shapes))
+def holds_clip(names: Iterable[str]) -> bool:
+    """By names as they stand in the file."""
+    kinds = (f"{TOWER}transformer.resblocks.", f"{TOWER}attnpool.")
+    return f"{TOWER}conv1.weight" in names and any(name.startswith(kinds) for name in names)
 
 
-def is_resnet(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return "attnpool.positional_embedding" in shapes
+def is_resnet(names: Iterable[str]) -> bool:
+    """By names without the tower's prefix. Only a ResNet has an attention pool."""
+    return any(name.startswith("attnpool.") for name in names)
 
 
 def clip_config(shapes: Mapping[str, tuple[int, ...]], where: Path, **stated: Any) -> TowerConfig:
@@ -92,7 +95,7 @@ def clip_config(shapes: Mapping[str, tuple[int, ...]], where: Path, **stated: An
 
 def clip_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A tower's weights, all in float32: published ones are in half precision but for norms, and would not multiply."""
-    state = _resnet_state(tensors) if "attnpool.positional_embedding" in tensors else _vit_state(tensors)
+    state = _resnet_state(tensors) if is_resnet(tensors) else _vit_state(tensors)
     return in_backbone({key: tensor.float() for key, tensor in state.items()})
 
 
