@@ -83,6 +83,7 @@ def save_verified(
     for part in (model, *others):
         part.save_pretrained(aside)
     reloaded = reload(aside).to(model.device)
+    _attend_alike(model, reloaded)
     was_training = model.training
     model.eval()
     pairs = zip(compute(model), compute(reloaded.eval()), strict=True)
@@ -93,3 +94,12 @@ def save_verified(
             f"the model written to {aside} differs from the one in memory by {wrong[0]:g} in its outputs"
         )
     replace_directory(aside, directory)
+
+
+def _attend_alike(model: Any, copy: Any) -> None:
+    """Rounded weights show which kernel computed attention, and that is not what is to be compared."""
+    from transformers import PreTrainedModel
+
+    for name, part in copy.named_modules():
+        if name and isinstance(part, PreTrainedModel):
+            part.set_attn_implementation(model.get_submodule(name).config._attn_implementation)
