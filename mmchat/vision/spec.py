@@ -8,6 +8,9 @@ from mmchat.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's training pictures (pytorch/examples, imagenet/main.py)."""
 HALF = (0.5, 0.5, 0.5)
 """As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
@@ -23,12 +26,14 @@ class Preprocessing:
     fit: squash          resize to the square, proportions lost (SigLIP)
          pad             pad to a square with the mean colour, then resize (LLaVA's `pad`)
          shortest-edge-crop   resize the short side, crop the centre (CLIP)
+    crop_fraction: how much of the resized short side the crop keeps, where there is one (DINOv2: 224 of 256).
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: str = "bicubic"
     fit: str = "shortest-edge-crop"
+    crop_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))
@@ -38,6 +43,8 @@ class Preprocessing:
         if self.resample not in RESAMPLINGS:
             known = ", ".join(RESAMPLINGS)
             raise UserError(f"preprocessing resample {self.resample!r} is unknown; expected one of {known}")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(f"preprocessing crop_fraction is {self.crop_fraction}; expected more than 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class TowerConfig:
         last block's output, -2 the one before (LLaVA, Vary). Several are laid side by side. Blocks above are not run.
     class_token: keep the class token among the features, in front.
     final_norm: what is taken goes through the norm after the last block, whichever layer it is (DINOv2).
+    antialias: learned positions are antialiased when they are interpolated for another image size (open_clip, timm).
     """
 
     family: str
@@ -78,6 +86,7 @@ class TowerConfig:
     layer: int | tuple[int, ...] = -1
     class_token: bool = False
     final_norm: bool = False
+    antialias: bool = False
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:

@@ -2,11 +2,17 @@
 
 from mmchat.vision.families.clip_vit import CLIPViT
 from mmchat.vision.families.conv_vit import ConvViT
+from mmchat.vision.families.dino import Dinov2, Dinov2WithRegisters, Dinov3
 from mmchat.vision.families.siglip import Siglip
+from mmchat.vision.families.siglip2 import Siglip2
 from mmchat.vision.tower import VisionTower
 
 FAMILIES: dict[str, type[VisionTower]] = {
     "clip_vit": CLIPViT,
     "conv_vit": ConvViT,
+    "dinov2": Dinov2,
+    "dinov2_with_registers": Dinov2WithRegisters,
+    "dinov3_vit": Dinov3,
     "siglip": Siglip,
+    "siglip2": Siglip2,
 }
