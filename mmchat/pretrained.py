@@ -80,7 +80,9 @@ def save_verified(
     """
     aside = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    for part in (model, *others):
+    # By the names of its modules, not those of older transformers: single towers and frozen weights are looked up so.
+    model.save_pretrained(aside, save_original_format=False)
+    for part in others:
         part.save_pretrained(aside)
     reloaded = reload(aside).to(model.device)
     _attend_alike(model, reloaded)

@@ -2,10 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import replace
+from difflib import get_close_matches
 from math import isqrt
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -22,31 +24,59 @@ class BlockTower(VisionTower):
 
     config_class: type[PreTrainedConfig]
     backbone_class: type[PreTrainedModel]
+    own_keys: tuple[str, ...] = ()
+    """What `TowerConfig.backbone` may hold besides `config_class`'s values."""
     class_tokens = 1
     """Before the patches there are so many class tokens (0 or 1) ..."""
     margin = False
     """Whether released towers have sizes that the patch does not divide; pixels right and below are then not seen."""
     position_table: str | None = None
     """Key in `backbone.state_dict()` of learned positions, [.., class tokens + patches, width]; None: computed ones."""
+    interpolation = "bicubic"
+    """How they are interpolated."""
     backbone: PreTrainedModel
     takes_attention = True
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
-        self.backbone = self.backbone_class(self.config_class(**config.backbone))
+        self.backbone = self.backbone_class(self.backbone_config(config))
         self._layers = hidden_states(config.layer, len(self.blocks))
 
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
-        backbone = cls.config_class(**config.backbone)
+        backbone = cls.backbone_config(config)
         layers = hidden_states(config.layer, backbone.num_hidden_layers)
         if config.class_token and not cls.class_tokens:
             raise UserError(f"class_token: a {config.family} has no class token to keep")
-        size, patch = _side(backbone.image_size), _side(backbone.patch_size)
+        size, patch = cls.size_of(backbone), _side(backbone.patch_size)
         if not cls.margin:
             refuse_margin(size, patch)
         tokens = (size // patch) ** 2 + int(config.class_token)
         return TowerSpec(size, patch, tokens, backbone.hidden_size * len(layers), config.preprocessing)
+
+    @classmethod
+    def backbone_config(cls, config: TowerConfig) -> PreTrainedConfig:
+        """Raises UserError: a key that the family does not have, or a value of another type."""
+        known = keys_of(cls.config_class) | set(cls.own_keys)
+        for key in sorted(config.backbone.keys() - known):
+            near = get_close_matches(key, known, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            raise UserError(f"the backbone of a {config.family} has no {key!r}{meant}")
+        try:
+            return cls.config_class(**config.backbone)
+        except StrictDataclassError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
+
+    @classmethod
+    def size_of(cls, backbone: PreTrainedConfig) -> int:
+        """Side of the pictures in pixels."""
+        return _side(backbone.image_size)
+
+    @classmethod
+    def with_size(cls, backbone: dict[str, Any], image_size: int) -> dict[str, Any]:
+        """`TowerConfig.backbone` for pictures of another side."""
+        return {**backbone, "image_size": image_size}
 
     @property
     @abstractmethod
@@ -113,31 +143,41 @@ class BlockTower(VisionTower):
         return [parameter for module in idle for parameter in module.parameters()]
 
     def resized(self, image_size: int) -> "BlockTower":
-        """The same weights for pictures of another size: learned positions are interpolated (bicubic; without
-        antialiasing, as transformers' `interpolate_pos_encoding`, unless the config says otherwise)."""
+        """The same weights for pictures of another size: learned positions are interpolated, as transformers does it
+        in `interpolate_pos_encoding`, or antialiased where the config says so."""
         if image_size == self.spec.image_size:
             return self
         refuse_margin(image_size, self.spec.patch_size)
-        config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
+        config = replace(self.config, backbone=self.with_size(self.config.backbone, image_size))
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
         if self.position_table is not None:
-            side = image_size // self.spec.patch_size
+            table, side = state[self.position_table], image_size // self.spec.patch_size
             state[self.position_table] = interpolated(
-                state[self.position_table], self.class_tokens, side, config.antialias
+                table, self.class_tokens, (side, side), self.interpolation, config.antialias
             )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 
 
-def interpolated(table: torch.Tensor, class_tokens: int, side: int, antialias: bool = False) -> torch.Tensor:
-    """Positions float[.., class_tokens + n * n, width] -> float[.., class_tokens + side * side, width]."""
-    rows = table.reshape(-1, table.shape[-1])
-    first, grid = rows[:class_tokens], rows[class_tokens:]
-    old = isqrt(len(grid))
-    square = grid.float().T.reshape(1, -1, old, old)
-    square = nn.functional.interpolate(square, (side, side), mode="bicubic", antialias=antialias)
-    resized = torch.cat([first, square.flatten(2)[0].T.to(table.dtype)])
+def keys_of(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Its settings; transformers itself would also take, and ignore, any other."""
+    return set(config_class().to_dict())
+
+
+def interpolated(
+    table: torch.Tensor, class_tokens: int, grid: tuple[int, int], mode: str = "bicubic", antialias: bool = False
+) -> torch.Tensor:
+    """Positions float[.., class_tokens + n * n, width] -> float[.., class_tokens + rows * columns, width].
+
+    grid: rows and columns of patches.
+    """
+    positions = table.reshape(-1, table.shape[-1])
+    first, learned = positions[:class_tokens], positions[class_tokens:]
+    side = isqrt(len(learned))
+    square = learned.float().T.reshape(1, -1, side, side)
+    other = nn.functional.interpolate(square, grid, mode=mode, antialias=antialias)
+    resized = torch.cat([first, other.flatten(2)[0].T.to(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)
 
 

@@ -43,8 +43,8 @@ def load_tower(
             a `.json` file holding a `TowerConfig`, which gives random weights. A name that is no local path is
             looked up on the Hugging Face hub.
         weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
-        image_size: side of the pictures in pixels, where it is to be another than the tower was trained at; learned
-            positions are interpolated.
+        image_size: side of the pictures in pixels, where it is to be another than the source's; learned positions are
+            interpolated.
         trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
         settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
 
@@ -56,10 +56,12 @@ def load_tower(
         tower = build_tower(replace(TowerConfig.from_dict(read_json(Path(source))), **settings))
     else:
         opened = Source(_local_or_hub(source, weights), trust_torchscript)
-        config, state = recognised(opened).open(opened, weights)
-        tower = build_tower(replace(config, **settings))
-        if state is not None:
-            _fill(tower, state, opened.path)
+        found = recognised(opened).open(opened, weights)
+        tower = build_tower(replace(found.config, **settings))
+        if found.state is not None:
+            _fill(tower, found.state, opened.path)
+        if image_size is None:
+            image_size = processed_size(tower, found.image_size, opened.path)
     return tower if image_size is None else tower.resized(image_size)
 
 
@@ -75,6 +77,22 @@ def recognised(source: Source) -> Layout:
         found = f"{len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}{', ...' if len(names) > SHOWN_KEYS else ''})"
     known = "; ".join(layout.name for layout in LAYOUTS)
     raise UserError(f"{source.path} holds no vision tower known here: it has {found}; expected one of: {known}")
+
+
+def processed_size(tower: VisionTower, image_size: int | None, path: Path) -> int | None:
+    """Side of the pictures that an image processor makes, where it is not the one that the network was made for.
+
+    Raises:
+        UserError: it does, and the family is not one that is used at any size.
+    """
+    if image_size in (None, tower.spec.image_size):
+        return None
+    if tower.any_size:
+        return image_size
+    raise UserError(
+        f"the tower in {path} is made for pictures of {tower.spec.image_size} pixels and its image processor makes "
+        f"{image_size}; say which it is to be (--image-size), or mend the files"
+    )
 
 
 def _fill(tower: VisionTower, state: dict[str, torch.Tensor], path: Path) -> None:

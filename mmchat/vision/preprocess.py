@@ -18,16 +18,16 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
     """Fit one RGB picture to the tower's square: uint8[3, image_size, image_size].
 
-    Bit-equal to transformers' PIL image processors (CLIP, SigLIP) and to LLaVA's `pad` before normalising.
+    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, DINOv2) and to LLaVA's `pad` before normalising.
     """
     size = spec.image_size
     how = spec.preprocessing
     resample = _RESAMPLING[how.resample]
     if how.fit == "shortest-edge-crop":
         width, height = image.size
-        short, long = min(width, height), max(width, height)
-        scaled = int(size * long / short)  # truncated, as CLIPImageProcessor does
-        image = resize_and_crop(image, (size, scaled) if width <= height else (scaled, size), size, resample)
+        edge = round(size / how.crop_fraction)
+        long = int(edge * max(image.size) / min(image.size))  # truncated, as CLIPImageProcessor does
+        image = resize_and_crop(image, (edge, long) if width <= height else (long, edge), size, resample)
     else:
         if how.fit == "pad":
             image = pad_to_square(image, tuple(int(channel * 255) for channel in how.mean))

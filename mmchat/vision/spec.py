@@ -26,12 +26,14 @@ class Preprocessing:
     fit: squash          resize to the square, proportions lost (SigLIP)
          pad             pad to a square with the mean colour, then resize (LLaVA's `pad`)
          shortest-edge-crop   resize the short side, crop the centre (CLIP)
+    crop_fraction: how much of the resized short side the crop keeps, where there is one (DINOv2: 224 of 256).
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: str = "bicubic"
     fit: str = "shortest-edge-crop"
+    crop_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))
@@ -41,6 +43,8 @@ class Preprocessing:
         if self.resample not in RESAMPLINGS:
             known = ", ".join(RESAMPLINGS)
             raise UserError(f"preprocessing resample {self.resample!r} is unknown; expected one of {known}")
+        if not 0 < self.crop_fraction <= 1:
+            raise UserError(f"preprocessing crop_fraction is {self.crop_fraction}; expected more than 0 and at most 1")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ class VisionTower(nn.Module, ABC):
     backbone: nn.Module
     takes_attention = False
     """Whether the backbone's attention can be computed by any function that is registered with transformers."""
+    any_size = False
+    """Whether the original is used at other sizes than its positions were learned at (DINOv2), so that of two sizes
+    that a source names the one of its image processor is taken."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()

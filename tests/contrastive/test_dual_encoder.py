@@ -81,8 +81,8 @@ def test_saving_notices_a_corrupted_copy(saved, words, tmp_path, monkeypatch):
     model = saved[0]
     original = DualEncoder.save_pretrained
 
-    def corrupt(self, directory):
-        original(self, directory)
+    def corrupt(self, directory, **how):
+        original(self, directory, **how)
         weights = load_file(directory / "model.safetensors")
         weights["text_projection.weight"][0] *= 1.1
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})

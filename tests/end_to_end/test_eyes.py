@@ -28,6 +28,10 @@ INTERNVIT_28 = {
     "use_qk_norm": True,
 }
 """Five heads, as 6B has twenty-five."""
+VIT_28 = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 7}
+NAFLEX_28 = {**{k: v for k, v in VIT_28.items() if k != "image_size"}, "num_patches": 16}
+MLP = {"intermediate_size": 64}
+REGISTERS = {**MLP, "num_register_tokens": 2}
 EYES: dict[str, dict] = {
     "clip_resnet": {
         "towers": [
@@ -39,6 +43,10 @@ EYES: dict[str, dict] = {
         "towers": [{"family": "internvit", "backbone": INTERNVIT_28}],
         "words": ["--projector", "pixel_shuffle"],
     },
+    "dinov2": {"towers": [{"family": "dinov2", "backbone": VIT_28, "final_norm": True}]},
+    "dinov3_vit": {"towers": [{"family": "dinov3_vit", "backbone": {**VIT_28, **REGISTERS}, "final_norm": True}]},
+    "siglip": {"towers": [{"family": "siglip", "backbone": {**VIT_28, **MLP}}]},
+    "siglip2": {"towers": [{"family": "siglip2", "backbone": {**NAFLEX_28, **MLP}}]},
 }
 
 

@@ -2,19 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.vision import TowerSpec, normalise, preprocess
-from mmchat.vision.spec import Preprocessing
+from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
-HALF = (0.5, 0.5, 0.5)
 SIGLIP = {"mean": HALF, "std": HALF, "fit": "squash"}
 HOW = {"clip": {"fit": "shortest-edge-crop"}, "pad": {"fit": "pad"}, "siglip": SIGLIP}
 
@@ -48,6 +50,43 @@ def test_bit_equal_to_transformers_on_any_shape(width, height, size, seed):
     ):
         expected = theirs(image, return_tensors="np")["pixel_values"][0]
         assert np.array_equal(seen(image, size, resample=resample, **how), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=sides,
+    height=st.one_of(sides, st.integers(500, 2000)),  # Pillow shrinks strips in another order
+    size=st.sampled_from([14, 28, 56]),
+    edge=st.integers(56, 80),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_bit_equal_where_less_than_the_short_side_is_kept(width, height, size, edge, seed):
+    """DINOv2 resizes to 256 and crops 224."""
+    width = min(width, 12) if height >= 500 else width
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    theirs = BitImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": size, "width": size})
+    expected = theirs(image, return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(seen(image, size, crop_fraction=size / edge), expected)
+
+
+@pytest.mark.parametrize("shape", [(90, 61), (20, 33), (56, 56)])
+def test_dinov3_up_to_rounding(shape):
+    """It resizes floats where Pillow rounds to bytes, once across and once down; so by a byte at most."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    floats = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    resized = torch.nn.functional.interpolate(floats, (56, 56), mode="bilinear", antialias=True)[0]
+    expected = (resized - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+    how = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resample": "bilinear", "fit": "squash"}
+    difference = torch.from_numpy(seen(Image.fromarray(pixels), 56, **how)) - expected
+    assert difference.abs().max() < 1 / 255 / min(IMAGENET_STD)
+
+
+@pytest.mark.parametrize("side", [13, 32, 90])
+def test_siglip2_sees_a_square_picture_as_transformers_does(side):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    patches = Siglip2ImageProcessorPil(patch_size=14, max_num_patches=9)(image, return_tensors="np")["pixel_values"][0]
+    expected = patches.reshape(3, 3, 14, 14, 3).transpose(4, 0, 2, 1, 3).reshape(3, 42, 42)
+    assert np.array_equal(seen(image, 42, mean=HALF, std=HALF, resample="bilinear", fit="squash"), expected)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +125,5 @@ def test_unknown_words_are_refused():
         Preprocessing(fit="crop")
     with pytest.raises(UserError, match="resample 'nearest' is unknown; expected one of bilinear, bicubic"):
         Preprocessing(resample="nearest")
+    with pytest.raises(UserError, match=r"crop_fraction is 1\.5; expected more than 0 and at most 1"):
+        Preprocessing(crop_fraction=1.5)

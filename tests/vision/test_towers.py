@@ -184,7 +184,7 @@ def test_unknown_sources(tmp_path):
         match=r"no vision tower known here: it has config\.json of model_type 'bert'; expected one of: mmchat",
     ):
         load_tower(tmp_path)
-    with pytest.raises(UserError, match="family 'vit' is unknown; known: clip_resnet, clip_vit, conv_vit, "):
+    with pytest.raises(UserError, match="family 'vit' is unknown; known: clip_resnet, clip_vit, "):
         build_tower(TowerConfig("vit", {}))
 
 

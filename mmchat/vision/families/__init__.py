@@ -4,15 +4,21 @@ from mmchat.vision.families.clip_resnet import CLIPResNet
 from mmchat.vision.families.clip_vit import CLIPViT
 from mmchat.vision.families.clip_vit_headless import HeadlessCLIPViT
 from mmchat.vision.families.conv_vit import ConvViT
+from mmchat.vision.families.dino import Dinov2, Dinov2WithRegisters, Dinov3
 from mmchat.vision.families.internvit import InternViT
 from mmchat.vision.families.siglip import Siglip
+from mmchat.vision.families.siglip2 import Siglip2
 from mmchat.vision.tower import VisionTower
 
 FAMILIES: dict[str, type[VisionTower]] = {
     "clip_resnet": CLIPResNet,
     "clip_vit": CLIPViT,
-    "conv_vit": ConvViT,
-    "siglip": Siglip,
-    "internvit": InternViT,
     "clip_vit_headless": HeadlessCLIPViT,
+    "conv_vit": ConvViT,
+    "dinov2": Dinov2,
+    "dinov2_with_registers": Dinov2WithRegisters,
+    "dinov3_vit": Dinov3,
+    "internvit": InternViT,
+    "siglip": Siglip,
+    "siglip2": Siglip2,
 }

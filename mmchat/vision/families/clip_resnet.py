@@ -103,8 +103,8 @@ class CLIPResNet(VisionTower):
         config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
-        table = "attnpool.positional_embedding"
-        state[table] = interpolated(state[table], 1, image_size // STRIDES[-1], config.antialias)
+        table, side = "attnpool.positional_embedding", image_size // STRIDES[-1]
+        state[table] = interpolated(state[table], 1, (side, side), antialias=config.antialias)
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 

@@ -19,6 +19,8 @@ class ConvViT(CLIPViT):
     `stem_depth`, the convolutions at full width.
     """
 
+    own_keys = ("stem_width", "stem_depth")
+
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
         self.backbone.embeddings.patch_embedding = ConvStem(
@@ -28,7 +30,7 @@ class ConvViT(CLIPViT):
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
         spec = super().spec_of(config)
-        if missing := {"stem_width", "stem_depth"} - config.backbone.keys():
+        if missing := set(cls.own_keys) - config.backbone.keys():
             raise UserError(f"a conv_vit's backbone needs {', '.join(sorted(missing))}; found {config.backbone}")
         if spec.patch_size & (spec.patch_size - 1) or spec.dim % 8:
             raise UserError(

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmchat.errors import UserError
-from mmchat.files import read_json
+from transformers import PreTrainedConfig
+
 from mmchat.pretrained import load_strictly
+from mmchat.vision.block_tower import keys_of
 from mmchat.vision.families import FAMILIES
+from mmchat.vision.layouts.image_processor import read_preprocessing
 from mmchat.vision.layouts.layout import Found, in_backbone
 from mmchat.vision.source import Source
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TowerConfig
-
-_PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,23 @@ class Kind:
 INTERNVIT = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, fit="squash")
 """OpenGVLab/InternVL, internvl/train/dataset.py `build_transform`."""
 _OTHER_HALF = ("text_", "visual_projection", "logit_")
+_CLASSIFIER = ("classifier.",)
 _SIGLIP = Preprocessing(HALF, HALF, fit="squash")
+_SIGLIP2 = Preprocessing(HALF, HALF, "bilinear", "squash")
+_DINOV2 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop_fraction=224 / 256)
+_DINOV3 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "bilinear", "squash")
+_NORMED = {"final_norm": True}
 KINDS = {
     "clip": Kind("clip_vit", _OTHER_HALF),
     "clip_vision_model": Kind("clip_vit", _OTHER_HALF),
+    "dinov2": Kind("dinov2", _CLASSIFIER, _DINOV2, _NORMED),
+    "dinov2_with_registers": Kind("dinov2_with_registers", _CLASSIFIER, _DINOV2, {**_NORMED, "antialias": True}),
+    "dinov3_vit": Kind("dinov3_vit", preprocessing=_DINOV3, settings=_NORMED),
     "siglip": Kind("siglip", _OTHER_HALF, _SIGLIP),
     "siglip_vision_model": Kind("siglip", _OTHER_HALF, _SIGLIP),
-    "internvl_vision": Kind("internvit", preprocessing=INTERNVIT, settings={"final_norm": True}),
+    "internvl_vision": Kind("internvit", preprocessing=INTERNVIT, settings=_NORMED),
+    "siglip2": Kind("siglip2", _OTHER_HALF, _SIGLIP2, {"antialias": True}),
+    "siglip2_vision_model": Kind("siglip2", _OTHER_HALF, _SIGLIP2, {"antialias": True}),
 }
 
 
@@ -47,35 +57,17 @@ class HuggingFace:
     def open(self, source: Source, weights: bool) -> Found:
         kind = KINDS[source.config["model_type"]]
         family = FAMILIES[kind.family]
-        config = TowerConfig(
-            kind.family,
-            family.config_class.from_pretrained(source.path).to_diff_dict(),
-            preprocessing=read_preprocessing(source.path / "preprocessor_config.json", kind.preprocessing),
-            **kind.settings,
-        )
+        preprocessing, side = read_preprocessing(source.path, kind.preprocessing)
+        backbone = stated_values(family.config_class, source.path)
+        config = TowerConfig(kind.family, backbone, preprocessing=preprocessing, **kind.settings)
         if not weights:
-            return Found(config, None)
+            return Found(config, None, side)
         # transformers knows how keys were called in its older versions.
-        backbone = load_strictly(family.backbone_class, source.path, others=kind.others)
-        return Found(config, in_backbone(backbone.state_dict()))
+        loaded = load_strictly(family.backbone_class, source.path, others=kind.others)
+        return Found(config, in_backbone(loaded.state_dict()), side)
 
 
-def read_preprocessing(path: Path, usual: Preprocessing) -> Preprocessing:
-    """What an image processor's file says; `usual` where it says nothing, or is not there.
-
-    Raises:
-        UserError: it resamples as no tower here does.
-    """
-    if not path.exists():
-        return usual
-    values = read_json(path)
-    resample = values.get("resample")
-    if resample is not None and resample not in _PIL_RESAMPLING:
-        raise UserError(f"{path} resamples by Pillow's filter {resample}; known here: {_PIL_RESAMPLING}")
-    crops = values.get("do_center_crop")
-    return Preprocessing(
-        mean=values.get("image_mean", usual.mean),
-        std=values.get("image_std", usual.std),
-        resample=usual.resample if resample is None else _PIL_RESAMPLING[resample],
-        fit=usual.fit if crops is None else "shortest-edge-crop" if crops else "squash",
-    )
+def stated_values(config_class: type[PreTrainedConfig], directory: Path) -> dict[str, Any]:
+    """What a directory's config says of a backbone, without what every config of transformers holds."""
+    said = config_class.from_pretrained(directory).to_diff_dict()
+    return {key: value for key, value in said.items() if key in keys_of(config_class)}

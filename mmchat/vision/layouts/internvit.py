@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from mmchat.errors import UserError
-from mmchat.vision.layouts.hugging_face import INTERNVIT, read_preprocessing
+from mmchat.vision.layouts.hugging_face import INTERNVIT
+from mmchat.vision.layouts.image_processor import read_preprocessing
 from mmchat.vision.layouts.layout import Found, in_backbone, part_of
 from mmchat.vision.source import Source
 from mmchat.vision.spec import TowerConfig
@@ -77,8 +78,9 @@ class OpenGVLab:
         alone = whole.get("model_type") == MODEL_TYPE
         vision = DEFAULTS | (whole if alone else _vision_of(whole))
         backbone = {CONFIG_NAMES.get(name, name): vision[name] for name in DEFAULTS}
+        side = None
         if alone:
-            processing = read_preprocessing(source.path / "preprocessor_config.json", INTERNVIT)
+            processing, side = read_preprocessing(source.path, INTERNVIT)
             config = TowerConfig("internvit", backbone, preprocessing=processing)
         else:
             # An assistant's file for image processors is not what it is trained with, or asked with.
@@ -87,9 +89,9 @@ class OpenGVLab:
             layer = whole.get("select_layer", -1)
             config = TowerConfig("internvit", backbone, layer, preprocessing=replace(INTERNVIT, fit=fit))
         if not weights:
-            return Found(config, None)
+            return Found(config, None, side)
         state = part_of(source, "", ()) if alone else part_of(source, "vision_model.", ("language_model.", "mlp1."))
-        return Found(config, in_backbone(to_transformers(state)))
+        return Found(config, in_backbone(to_transformers(state)), side)
 
 
 def to_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import InternVLVisionConfig
 
-from mmchat.vision.layouts.hugging_face import INTERNVIT, read_preprocessing
+from mmchat.vision.layouts.hugging_face import INTERNVIT, stated_values
+from mmchat.vision.layouts.image_processor import read_preprocessing
 from mmchat.vision.layouts.layout import Found, in_backbone, part_of
 from mmchat.vision.source import Source
 from mmchat.vision.spec import TowerConfig
@@ -22,16 +23,17 @@ class InternVL:
         return source.config.get("model_type") == "internvl"
 
     def open(self, source: Source, weights: bool) -> Found:
+        preprocessing, side = read_preprocessing(source.path, INTERNVIT)
         config = TowerConfig(
             "internvit",
-            InternVLVisionConfig.from_pretrained(source.path).to_diff_dict(),
-            preprocessing=read_preprocessing(source.path / "preprocessor_config.json", INTERNVIT),
+            stated_values(InternVLVisionConfig, source.path),
+            preprocessing=preprocessing,
             **features_of(source.config),
         )
         if not weights:
-            return Found(config, None)
+            return Found(config, None, side)
         prefix = next((one for one in TOWER if any(key.startswith(one) for key in source.shapes)), TOWER[0])
-        return Found(config, in_backbone(part_of(source, prefix, OTHERS)))
+        return Found(config, in_backbone(part_of(source, prefix, OTHERS)), side)
 
 
 def features_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,15 @@ from mmchat.vision.spec import TowerConfig
 
 
 class Found(NamedTuple):
-    """A tower as its layout has it. state: keys as in `VisionTower.state_dict()`; None: weights were not wanted."""
+    """A tower as its layout has it.
+
+    state: keys as in `VisionTower.state_dict()`; None: weights were not wanted. image_size: side of the pictures that
+    its image processor makes, where the source says that apart from the config.
+    """
 
     config: TowerConfig
     state: dict[str, torch.Tensor] | None
+    image_size: int | None = None
 
 
 class Layout(Protocol):

@@ -1,0 +1,78 @@
+"""Self-supervised Vision Transformers, on transformers' classes.
+
+DINOv2 (Oquab et al. 2023, arXiv:2304.07193), the same with registers (Darcet et al. 2023, arXiv:2309.16588), DINOv3
+(Siméoni et al. 2025, arXiv:2508.10104). Their users take the last block's output after the norm (`final_norm`).
+"""
+
+import torch
+from torch import nn
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
+
+from mmchat.vision.block_tower import BlockTower
+
+
+class Dinov2(BlockTower):
+    """The pooled output is the class token after the last block and its norm."""
+
+    config_class, backbone_class = Dinov2Config, Dinov2Model
+    position_table = "embeddings.position_embeddings"
+    any_size = True
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.backbone.encoder.layer
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.backbone.layernorm
+
+    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        return self.backbone.embeddings(pixel_values), {"attention_mask": None}
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Masked patches are for pretraining only."""
+        masked = self.backbone.embeddings.mask_token
+        return super().idle_parameters() + ([] if masked is None else [masked])
+
+
+class Dinov2WithRegisters(Dinov2):
+    config_class, backbone_class = Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    @property
+    def registers(self) -> int:
+        return self.backbone.config.num_register_tokens
+
+
+class Dinov3(Dinov2WithRegisters):
+    """Patches know their place by a rotation of queries and keys, computed for any size."""
+
+    config_class, backbone_class = DINOv3ViTConfig, DINOv3ViTModel
+    position_table = None
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.backbone.model.layer
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.backbone.norm
+
+    def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        # The norm's, because a frozen patch matrix may be kept rounded, and positions are not.
+        pixel_values = pixel_values.to(self.last_norm.weight.dtype)
+        told = {"attention_mask": None, "position_embeddings": self.backbone.rope_embeddings(pixel_values)}
+        return self.backbone.embeddings(pixel_values), told
+
+    def train(self, mode: bool = True) -> "Dinov3":
+        """In training transformers stretches the positions at random, as in pretraining. Here a frozen tower stays a
+        function of the picture."""
+        super().train(mode)
+        self.backbone.rope_embeddings.train(False)
+        return self
