@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from mmchat.errors import UserError
 from mmchat.vision.spec import TowerConfig, TowerSpec
 
 
@@ -45,6 +46,14 @@ class VisionTower(nn.Module, ABC):
     @abstractmethod
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters that `forward(pixel_values)` does not use: blocks above the feature layer, heads."""
+
+    def last_parameters(self, blocks: int) -> list[nn.Parameter]:
+        """Those of the last `blocks` blocks that `forward(pixel_values)` runs, and of what it runs after them.
+
+        Raises:
+            UserError: the tower has not so many blocks, or none at all.
+        """
+        raise UserError(f"a {self.config.family} is no row of blocks")
 
     @abstractmethod
     def resized(self, image_size: int) -> "VisionTower":
