@@ -163,7 +163,9 @@ def test_dual_encoder(make_tower, pool):
 
 @pytest.mark.parametrize("family", sorted(name for name in FAMILIES if issubclass(FAMILIES[name], BlockTower)))
 def test_every_family_of_blocks(make_assistant, family):
-    backbone = {**CLIP_28, "image_size": 32, "patch_size": 8, **BESIDES.get(family, {})}
+    known = FAMILIES[family].config_class().to_dict()
+    shape = {**CLIP_28, "image_size": 32, "patch_size": 8}
+    backbone = {key: value for key, value in shape.items() if key in known} | BESIDES.get(family, {})
     # Two layers side by side: the features are wider than the tower.
     tower = build_tower(TowerConfig(family, backbone, layer=(1, 2)))
     model, _ = make_assistant(towers=[tower])

@@ -144,7 +144,8 @@ def _stem(leaves: Iterable[nn.Module], side: int, patches: int) -> int:
     total, below = 0, False
     for leaf in leaves:
         if isinstance(leaf, nn.Conv2d):
-            side = (side + 2 * leaf.padding[0] - leaf.kernel_size[0]) // leaf.stride[0] + 1
+            padding = 0 if leaf.padding == "valid" else leaf.padding[0]
+            side = (side + 2 * padding - leaf.kernel_size[0]) // leaf.stride[0] + 1
             weights = leaf.in_channels * leaf.out_channels * leaf.kernel_size[0] ** 2
             total += 2 * weights * side**2 * _passes(leaf, below)
         elif isinstance(leaf, LAYERS):
