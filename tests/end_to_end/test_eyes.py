@@ -19,6 +19,11 @@ ANSWERS = [
 ]
 EYES: dict[str, dict] = {
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
+    "clip_vit, resampled, its last block trained": {
+        "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}],
+        "words": ["--projector", "resampler16"],
+        "trainable": {"towers": {"mode": "full", "last": 1}},
+    },
 }
 
 
@@ -54,7 +59,7 @@ def test_sixteen_pictures_are_told_apart(data, data_dir, tmp_path, eye):
         run_dir=str(tmp_path / "run"),
         model=str(tmp_path / "init"),
         data={"path": str(data / "records.json")},
-        trainable={"towers": "full", "projectors": "full", "language_model": "full"},
+        trainable={"towers": "full", "projectors": "full", "language_model": "full", **EYES[eye].get("trainable", {})},
         optimizer={"lr": 3e-3, "warmup": 10},
         steps=200,
         batch_size=16,

@@ -12,6 +12,7 @@ from transformers.models.internvl.modeling_internvl import InternVLModel, Intern
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from mmchat.errors import UserError
+from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.model.projectors import PROJECTORS, projector_kind, slots_per_image, slots_per_tower
 from mmchat.model.projectors.positions import SCALE, Positions2D
 from mmchat.vision import TowerSpec
@@ -172,3 +173,13 @@ def test_towers_share_slots_or_follow_each_other():
     assert slots_per_image(specs, ["linear", "linear"], "sequence") == 80
     with pytest.raises(UserError, match=r"equally many tokens, found \[16, 64\]; use sequence"):
         slots_per_image(specs, ["linear", "linear"], "channels")
+
+
+@pytest.mark.parametrize("name", ["mlp3x_gelu", "avg_pool2_mlp2x_gelu", "resampler9"])
+def test_a_model_with_it_is_written_and_read_back(make_assistant, tmp_path, name):
+    model, processor = make_assistant(projector=name)
+    save_assistant(model, processor, tmp_path / "model")  # which compares logits
+    read, _ = load_assistant(tmp_path / "model")
+    assert read.image_tokens == processor.image_tokens == NAMES[name]
+    written = model.projectors.state_dict()
+    assert all(torch.equal(tensor, written[key]) for key, tensor in read.projectors.state_dict().items())
