@@ -18,7 +18,11 @@ def add_commands(add) -> None:
     init.add_argument(
         "--vision", action="append", required=True, help="directory, hub name or tower config .json; repeat for several"
     )
-    init.add_argument("--projector", default="mlp2x_gelu", help="linear, mlp2x_gelu, pixel_shuffle or pixel_shuffle_2d")
+    init.add_argument(
+        "--projector",
+        default="mlp2x_gelu",
+        help="linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, avg_pool{n}_mlp2x_gelu or resampler{n}",
+    )
     init.add_argument("--fusion", default="channels", choices=["channels", "sequence"], help="how several towers meet")
     init.add_argument("--template", default="vicuna_v1", help="conversation template")
     init.add_argument("--system", help="default system message, may be empty; not given: the template's own")

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import sys
 
-from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, plan, replay, report
+from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, plan, replay, report, vision
 from mmchat.cli.arguments import HelpFormatter, OneLineParser
 from mmchat.cli.errors import EXIT_USER_ERROR, reporting
 from mmchat.cli.quiet import quiet_libraries
@@ -25,7 +25,7 @@ def build_commands() -> dict[str, OneLineParser]:
         )
         return commands[name]
 
-    for module in (assemble, chat, caption, evaluate, data, data_check, plan, merge, report, replay):
+    for module in (assemble, vision, chat, caption, evaluate, data, data_check, plan, merge, report, replay):
         module.add_commands(add)
     return commands
 
@@ -33,7 +33,8 @@ def build_commands() -> dict[str, OneLineParser]:
 def help_text(commands: dict[str, OneLineParser]) -> str:
     summaries = {"train": "train as a YAML config says, through DeepSpeed's launcher"}
     summaries |= {name: parser.description.partition("\n")[0] for name, parser in commands.items()}
-    lines = [f"  {name:10} {summary}" for name, summary in summaries.items()]
+    widest = max(map(len, summaries))
+    lines = [f"  {name:{widest}} {summary}" for name, summary in summaries.items()]
     return "usage: mmchat COMMAND ...\n\n" + "\n".join(lines) + "\n\n`mmchat COMMAND --help` tells more."
 
 

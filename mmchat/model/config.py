@@ -15,7 +15,7 @@ class MMChatConfig(PreTrainedConfig):
     Args:
         text_config: the language model's own config.
         towers: one `TowerConfig.to_dict()` per vision tower.
-        projectors: one projector name (key of `mmchat.model.projectors.PROJECTORS`) per tower.
+        projectors: one projector name (as in `mmchat.model.projectors.PROJECTORS`) per tower.
         fusion: "channels" concatenates the towers' projected features per slot (Vary: CLIP + SAM), each
             tower giving an equal share of the width; "sequence" puts them one after another.
         image_token_id: id of the slot token (`<imgpad>`) whose embeddings the features replace.

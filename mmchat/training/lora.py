@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 from mmchat.errors import UserError
 from mmchat.model.adapter import add_adapter
 from mmchat.model.modeling import MMChatForConditionalGeneration
-from mmchat.training.trainability import LORA_DROPOUT, Rule, check_names, idle_parameters, owner
+from mmchat.training.trainability import LORA_DROPOUT, Rule, below_last, check_names, idle_parameters, owner
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -33,18 +33,21 @@ def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) 
 
 
 def target_layers(model: MMChatForConditionalGeneration, rules: dict[str, Rule], name: str) -> list[str]:
-    """Names of the linear layers that rule `name` adapts: those that no longer rule governs and a forward uses.
+    """Names of the linear layers that rule `name` adapts: those that no longer rule governs, that a forward uses,
+    and that lie among the rule's last blocks where it says `last`.
 
     Raises:
         UserError: there are none, or a target is not among them.
     """
-    head, idle = model.get_output_embeddings(), idle_parameters(model)
+    head, left_out = model.get_output_embeddings(), idle_parameters(model)
+    if rules[name].last is not None:
+        left_out |= below_last(model, rules)
     there = [
         path
         for path, module in model.named_modules()
         if isinstance(module, LINEAR)
         and module is not head
-        and id(module.weight) not in idle
+        and id(module.weight) not in left_out
         and owner(path, rules) == name
     ]
     targets = rules[name].targets

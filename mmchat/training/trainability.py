@@ -35,6 +35,9 @@ class Rule:
     )
     lr: float | None = Field(None, ge=0, description="peak learning rate; null takes optimizer.lr")
     weight_decay: float | None = Field(None, ge=0, description="null takes optimizer.weight_decay")
+    last: int | None = Field(
+        None, gt=0, description="of a tower: train its last so many blocks and the norm after them; null: all of it"
+    )
     rank: int | None = Field(None, gt=0, description="lora: rank of an update; null: 128")
     alpha: int | None = Field(None, gt=0, description="lora: an update is scaled by alpha / rank; null: twice the rank")
     dropout: float | None = Field(None, ge=0, lt=1, description="lora: of what enters an update; null: 0.05")
@@ -47,6 +50,8 @@ class Rule:
         keys = [key for key in ("rank", "alpha", "dropout", "targets") if getattr(self, key) is not None]
         if keys and self.mode != "lora":
             raise ValueError(f"{', '.join(keys)} belong to mode lora, but the mode is {self.mode}")
+        if self.last is not None and self.mode == "frozen":
+            raise ValueError("last says which blocks are trained, but the mode is frozen")
         return self
 
     @property
@@ -104,6 +109,34 @@ def idle_parameters(model: nn.Module) -> set[int]:
     return {id(parameter) for tower in towers for parameter in tower.idle_parameters()}
 
 
+def below_last(model: nn.Module, rules: dict[str, Rule]) -> set[int]:
+    """`id` of the parameters that a rule's `last` leaves out: what of its towers lies below their last blocks.
+
+    Raises:
+        UserError: the rule covers no tower, or one that has no such blocks.
+    """
+    below: set[int] = set()
+    for name, rule in rules.items():
+        if rule.last is None:
+            continue
+        covered = {
+            path: module
+            for path, module in model.named_modules()
+            if isinstance(module, VisionTower) and owner(path, rules) == name
+        }
+        if not covered:
+            raise UserError(f"trainable: {name} covers no vision tower, of which alone `last` counts the blocks")
+        for path, tower in covered.items():
+            try:
+                last = {id(parameter) for parameter in tower.last_parameters(rule.last)}
+            except UserError as error:
+                raise UserError(
+                    f"trainable: {name} is to train the last {rule.last} blocks of {path}: {error}"
+                ) from None
+            below |= {id(parameter) for parameter in tower.parameters()} - last
+    return below
+
+
 def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
     """Set `requires_grad` throughout and return the table, one group per rule.
 
@@ -113,7 +146,7 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
         UserError: a rule names no module, a parameter has no rule, or nothing would be trained.
     """
     check_names(model, rules)
-    idle, adapters = idle_parameters(model), adapter_parameters(model)
+    idle, adapters, below = idle_parameters(model), adapter_parameters(model), below_last(model, rules)
     groups = {name: ModuleGroup(name, rule, {}, {}, 0) for name, rule in rules.items()}
     for name, parameter in model.named_parameters():
         governing = owner(name, rules)
@@ -124,7 +157,8 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
         group = groups[governing]
         unused = id(parameter) in idle
         wanted = group.rule.mode == "full" or (group.rule.mode == "lora" and id(parameter) in adapters)
-        parameter.requires_grad_(wanted and not unused)
+        left_out = unused or (group.rule.last is not None and id(parameter) in below)
+        parameter.requires_grad_(wanted and not left_out)
         (group.trained if parameter.requires_grad else group.frozen)[name] = parameter
         group.idle += unused * whole_shape(parameter).numel()
     assert all(group.trained for group in groups.values() if group.rule.mode == "lora")
@@ -171,10 +205,9 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
 
 
 def _mode(group: ModuleGroup) -> str:
-    if group.rule.mode != "lora":
-        return group.rule.mode
-    shape = group.rule.lora_shape
-    return f"lora r{shape.rank} a{shape.alpha}"
+    rule, shape = group.rule, group.rule.lora_shape
+    mode = f"lora r{shape.rank} a{shape.alpha}" if rule.mode == "lora" else rule.mode
+    return mode if rule.last is None else f"{mode}, last {rule.last}"
 
 
 class GradientWatch:

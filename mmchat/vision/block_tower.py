@@ -142,6 +142,15 @@ class BlockTower(VisionTower):
             idle.append(self.pooling)
         return [parameter for module in idle for parameter in module.parameters()]
 
+    def last_parameters(self, blocks: int) -> list[nn.Parameter]:
+        run = self.blocks_to_run
+        if blocks > run:
+            raise UserError(f"up to its feature layer it has {run}")
+        later: list[nn.Module] = list(self.blocks[run - blocks : run])
+        if self.config.final_norm:
+            later.append(self.last_norm)
+        return [parameter for module in later for parameter in module.parameters()]
+
     def resized(self, image_size: int) -> "BlockTower":
         """The same weights for pictures of another size: learned positions are interpolated, as transformers does it
         in `interpolate_pos_encoding`, or antialiased where the config says so."""

@@ -10,6 +10,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.layouts import LAYOUTS
+from mmchat.vision.layouts.hugging_face import KINDS
 from mmchat.vision.layouts.layout import Layout, refuse_misfits
 from mmchat.vision.source import PICKLED, Source
 from mmchat.vision.spec import TowerConfig
@@ -55,7 +56,7 @@ def load_tower(
     if source.endswith(".json"):
         tower = build_tower(replace(TowerConfig.from_dict(read_json(Path(source))), **settings))
     else:
-        opened = Source(_local_or_hub(source, weights), trust_torchscript)
+        opened = open_source(source, weights, trust_torchscript)
         found = recognised(opened).open(opened, weights)
         tower = build_tower(replace(found.config, **settings))
         if found.state is not None:
@@ -63,6 +64,15 @@ def load_tower(
         if image_size is None:
             image_size = processed_size(tower, found.image_size, opened.path)
     return tower if image_size is None else tower.resized(image_size)
+
+
+def open_source(source: str, weights: bool = True, trust_torchscript: bool = False) -> Source:
+    """Where a tower comes from; arguments as of `load_tower`, but no `.json`.
+
+    Raises:
+        UserError: it is not there, and the hub does not give it.
+    """
+    return Source(_local_or_hub(source, weights), trust_torchscript)
 
 
 def recognised(source: Source) -> Layout:
@@ -76,7 +86,10 @@ def recognised(source: Source) -> Layout:
         names = list(source.shapes)
         found = f"{len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}{', ...' if len(names) > SHOWN_KEYS else ''})"
     known = "; ".join(layout.name for layout in LAYOUTS)
-    raise UserError(f"{source.path} holds no vision tower known here: it has {found}; expected one of: {known}")
+    raise UserError(
+        f"{source.path} holds no vision tower known here: it has {found}; expected one of: {known}. "
+        f"Hugging Face's may be of model_type {', '.join(KINDS)}"
+    )
 
 
 def processed_size(tower: VisionTower, image_size: int | None, path: Path) -> int | None:

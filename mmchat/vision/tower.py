@@ -59,6 +59,14 @@ class VisionTower(nn.Module, ABC):
     def idle_parameters(self) -> list[nn.Parameter]:
         """Parameters that `forward(pixel_values)` does not use: blocks above the feature layer, heads."""
 
+    def last_parameters(self, blocks: int) -> list[nn.Parameter]:
+        """Those of the last `blocks` blocks that `forward(pixel_values)` runs, and of what it runs after them.
+
+        Raises:
+            UserError: the tower has not so many blocks, or none at all.
+        """
+        raise UserError(f"a {self.config.family} is no row of blocks")
+
     @abstractmethod
     def resized(self, image_size: int) -> "VisionTower":
         """A tower with the same weights for pictures of another size, as the original does it.

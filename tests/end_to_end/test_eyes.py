@@ -47,6 +47,11 @@ EYES: dict[str, dict] = {
     "dinov3_vit": {"towers": [{"family": "dinov3_vit", "backbone": {**VIT_28, **REGISTERS}, "final_norm": True}]},
     "siglip": {"towers": [{"family": "siglip", "backbone": {**VIT_28, **MLP}}]},
     "siglip2": {"towers": [{"family": "siglip2", "backbone": {**NAFLEX_28, **MLP}}]},
+    "clip_vit, resampled, its last block trained": {
+        "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}],
+        "words": ["--projector", "resampler16"],
+        "trainable": {"towers": {"mode": "full", "last": 1}},
+    },
 }
 
 
@@ -82,7 +87,7 @@ def test_sixteen_pictures_are_told_apart(data, data_dir, tmp_path, eye):
         run_dir=str(tmp_path / "run"),
         model=str(tmp_path / "init"),
         data={"path": str(data / "records.json")},
-        trainable={"towers": "full", "projectors": "full", "language_model": "full"},
+        trainable={"towers": "full", "projectors": "full", "language_model": "full", **EYES[eye].get("trainable", {})},
         optimizer={"lr": 3e-3, "warmup": 10},
         steps=200,
         batch_size=16,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmchat.constants import IGNORE_INDEX
@@ -15,6 +16,9 @@ from mmchat.model.assembly import assemble
 from mmchat.training.lora import add_adapters
 from mmchat.training.meters.flops import LANGUAGE_MODELS, causal_pairs, operations
 from mmchat.training.trainability import Rule, apply_rules
+from mmchat.vision import TowerConfig, build_tower
+from mmchat.vision.block_tower import BlockTower
+from mmchat.vision.families import FAMILIES
 from tests.conftest import CLIP_28, DATA
 from tests.language_kinds import KINDS, SHAPE
 
@@ -35,6 +39,10 @@ TABLES = {
     "LoRA alone": {**ALL_FROZEN, "language_model": LORA},
     "LoRA in parts": {**ALL_FULL, "language_model": Rule(mode="lora", rank=3, targets=["q_proj", "down_proj"])},
 }
+
+
+BESIDES = {"conv_vit": {"stem_width": 8, "stem_depth": 2}}
+"""What a family needs to be tiny besides the values that all have."""
 
 
 def batch_of(model, *samples, supervised=5):
@@ -62,7 +70,7 @@ def seen_by_torch(model, batch):
     """Operations of a real step on one sample. Eager attention is ordinary matrix products, which torch can count."""
     model.set_attn_implementation("eager")
     keep = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (0, 1))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         pictures = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features}
         outputs = model(input_ids=batch.input_ids, **pictures, logits_to_keep=keep, use_cache=False)
         outputs.logits.logsumexp(-1).sum().backward()
@@ -151,6 +159,33 @@ def test_dual_encoder(make_tower, pool):
     counted = operations(model)
     masked = counted.pair[None] * (12**2 - causal_pairs(12, None))
     assert counted.of(batch) + masked == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", sorted(name for name in FAMILIES if issubclass(FAMILIES[name], BlockTower)))
+def test_every_family_of_blocks(make_assistant, family):
+    known = FAMILIES[family].config_class().to_dict()
+    shape = {**CLIP_28, "image_size": 32, "patch_size": 8}
+    backbone = {key: value for key, value in shape.items() if key in known} | BESIDES.get(family, {})
+    # Two layers side by side: the features are wider than the tower.
+    tower = build_tower(TowerConfig(family, backbone, layer=(1, 2)))
+    model, _ = make_assistant(towers=[tower])
+    for table in (ALL_FULL, TABLES["projector only"], {**ALL_FROZEN, "towers": Rule(last=1)}):
+        apply_rules(model, table)
+        batch = batch_of(model, (24, 1))
+        assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
+
+
+@pytest.mark.parametrize("table", ["everything", "projector only", "tower frozen", "language model only"])
+@pytest.mark.parametrize("name", ["mlp3x_gelu", "pixel_shuffle_2d", "avg_pool2_mlp2x_gelu", "resampler9"])
+def test_every_projector(make_assistant, name, table):
+    model, _ = make_assistant(projector=name)
+    apply_rules(model, TABLES[table])
+    batch = batch_of(model, (24, 1))
+    seen = seen_by_torch(model, batch)
+    if name == "resampler9":  # its queries pass a matrix once a forward
+        projection = model.projectors[0].q_proj.weight
+        seen -= 2 * 9 * projection.numel() * (3 if projection.requires_grad else 1)
+    assert expected_by_torch(model, batch) == seen
 
 
 def test_what_is_not_known_is_not_guessed(make_assistant, make_tower):

@@ -217,3 +217,9 @@ def test_conv_vit(make_tower, blocks):
         make_tower(family="conv_vit", backbone={"patch_size": 7, "stem_width": 8, "stem_depth": 2})
     with pytest.raises(UserError, match="backbone needs stem_depth, stem_width"):
         make_tower(family="conv_vit", backbone={"patch_size": 4})
+
+
+def test_conv_vit_with_two_layers_side_by_side(make_tower):
+    stem = {"patch_size": 4, "stem_width": 8, "stem_depth": 1}
+    tower = make_tower(family="conv_vit", backbone=stem, layer=(1, -1))
+    assert tower(torch.randn(1, 3, 28, 28)).patches.shape == (1, tower.spec.tokens, tower.spec.dim) == (1, 49, 64)

@@ -31,7 +31,8 @@ from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.data.collate import Batch
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.projectors import slots_per_tower
-from mmchat.vision.families.clip_vit import CLIPViT
+from mmchat.model.projectors.resampler import Resampler
+from mmchat.vision.block_tower import BlockTower
 
 LANGUAGE_MODELS = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
 """transformers' types whose count the tests compare with what torch sees. Experts, for one, would be counted wrong."""
@@ -75,26 +76,30 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
     Shapes come from modules and configs, because ZeRO 3 leaves parameters empty.
     """
     known = (MMChatForConditionalGeneration, DualEncoder)
-    if not (isinstance(model, known) and all(isinstance(tower, CLIPViT) for tower in model.towers)):
+    if not (isinstance(model, known) and all(isinstance(tower, BlockTower) for tower in model.towers)):
         return None
     if isinstance(model, DualEncoder):
-        return _dual_encoder(model)
+        pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None
+        return None if pools_by_head else _dual_encoder(model)
     return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
 
 
 def frozen_tower_operations(model: MMChatForConditionalGeneration) -> int:
-    """Of one image, what goes through towers of which nothing is trained: what cached features would save."""
+    """Of one image, what goes through towers of which nothing is trained: what cached features would save.
+
+    Of a model whose `operations` are known.
+    """
     frozen = [tower for tower in model.towers if not _trained(tower)]
-    return sum(_tower(tower, _blocks_to_feature(tower))[0] for tower in frozen)
+    return sum(_tower(tower, tower.blocks_to_run)[0] for tower in frozen)
 
 
 def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Operations:
     image, below = 0, False
     slots = slots_per_tower([tower.spec for tower in model.towers], model.config.projectors)
     for tower, projector, count in zip(model.towers, model.projectors, slots, strict=True):
-        per_image, trained = _tower(tower, _blocks_to_feature(tower))
-        per_slot, trained = _passed(projector, trained)
-        image += towers_run * per_image + count * per_slot
+        per_image, trained = _tower(tower, tower.blocks_to_run)
+        projected, trained = _projector(projector, tower.spec.tokens, count, trained)
+        image += towers_run * per_image + projected
         below |= trained
     decoder, config = model.language_model.base_model, model.config.text_config
     (blocks,) = (m for m in decoder.modules() if isinstance(m, nn.ModuleList))
@@ -109,7 +114,7 @@ def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Opera
 def _dual_encoder(model: DualEncoder) -> Operations:
     """Without the matrix of similarities, which is small beside the encoders."""
     (tower,) = model.towers
-    blocks = len(tower.backbone.encoder.layers) if model.config.pool == "pooled" else _blocks_to_feature(tower)
+    blocks = len(tower.blocks) if model.config.pool == "pooled" else tower.blocks_to_run
     per_image, trained = _tower(tower, blocks)
     per_image += _layer(model.image_projection, trained or _trained(model.image_norm))
     text = model.text_encoder
@@ -120,33 +125,66 @@ def _dual_encoder(model: DualEncoder) -> Operations:
     return Operations(per_image, token, 0, {None: sum(costs)})
 
 
-def _tower(tower: CLIPViT, blocks: int) -> tuple[int, bool]:
-    """Operations of one image through the stem and so many blocks; whether any of this is trained."""
-    backbone, spec = tower.backbone, tower.spec
-    positions = (spec.image_size // spec.patch_size) ** 2 + 1  # patches and the class token
-    below = _trained(backbone.embeddings) or _trained(backbone.pre_layrnorm)
-    run = backbone.encoder.layers[:blocks]
-    pairs = sum(_attention(run, spec.dim, below))
+def _tower(tower: BlockTower, blocks: int) -> tuple[int, bool]:
+    """Operations of one image through the embeddings and so many blocks; whether any of this is trained."""
+    patches = (tower.spec.image_size // tower.spec.patch_size) ** 2
+    positions = patches + tower.class_tokens + tower.registers
+    later = [part for part in (tower.blocks, tower.last_norm, tower.pooling) if part is not None]
+    below = _trained(tower.backbone, but=later)
+    run = tower.blocks[:blocks]
+    pairs = sum(_attention(run, tower.backbone.config.hidden_size, below))
     per_position, trained = _passed(run, below)
-    stem = _convolutions(backbone.embeddings.patch_embedding, spec.image_size)
+    stem = _stem(_leaves(tower.backbone, later), tower.spec.image_size, patches)
     return stem + positions * per_position + positions**2 * pairs, trained
 
 
-def _blocks_to_feature(tower: CLIPViT) -> int:
-    idle = {id(parameter) for parameter in tower.idle_parameters()}
-    return sum(not all(id(p) in idle for p in block.parameters()) for block in tower.backbone.encoder.layers)
-
-
-def _convolutions(stem: nn.Module, side: int) -> int:
-    """Operations of square convolutions, one after another, on an image of `side` x `side` pixels."""
+def _stem(leaves: Iterable[nn.Module], side: int, patches: int) -> int:
+    """Operations of square convolutions, one after another, on an image of `side` x `side` pixels, and of linear layers
+    on its patches. What a module holds beside its leaves (class token, positions) joins patches that are made."""
     total, below = 0, False
-    for part in stem.modules():
-        if isinstance(part, nn.Conv2d):
-            side = (side + 2 * part.padding[0] - part.kernel_size[0]) // part.stride[0] + 1
-            weights = part.in_channels * part.out_channels * part.kernel_size[0] ** 2
-            total += 2 * weights * side**2 * _passes(part, below)
-        below |= any(p.requires_grad for p in part.parameters(recurse=False))
+    for leaf in leaves:
+        if isinstance(leaf, nn.Conv2d):
+            padding = 0 if leaf.padding == "valid" else leaf.padding[0]
+            side = (side + 2 * padding - leaf.kernel_size[0]) // leaf.stride[0] + 1
+            weights = leaf.in_channels * leaf.out_channels * leaf.kernel_size[0] ** 2
+            total += 2 * weights * side**2 * _passes(leaf, below)
+        elif isinstance(leaf, LAYERS):
+            total += patches * _layer(leaf, below)
+        below |= _trained(leaf)
     return total
+
+
+def _leaves(module: nn.Module, but: list[nn.Module]) -> Iterator[nn.Module]:
+    """In order; a layer with LoRA is one."""
+    for child in module.children():
+        if not any(child is other for other in but):
+            if isinstance(child, LAYERS) or not any(child.children()):
+                yield child
+            else:
+                yield from _leaves(child, but)
+
+
+def _projector(projector: nn.Module, patches: int, slots: int, below: bool) -> tuple[int, bool]:
+    """Operations of one image; whether the projector, or what is below it, is trained. All but the resampler do their
+    products slot by slot: what merges patches is none."""
+    if isinstance(projector, Resampler):
+        return _resampler(projector, patches, slots, below)
+    per_slot, trained = _passed(projector, below)
+    return slots * per_slot, trained
+
+
+def _resampler(resampler: Resampler, patches: int, slots: int, below: bool) -> tuple[int, bool]:
+    """Without the queries' own matrix, which is passed once a forward, however many images there are."""
+    normed = below or _trained(resampler.enter) or _trained(resampler.patch_norm)
+    placed = normed or _trained(resampler.patch_positions)
+    after = (resampler.out_proj, resampler.out_norm, resampler.leave)
+    attended = below or _trained(resampler, but=after)
+    per_patch = _layer(resampler.enter, below) + _layer(resampler.k_proj, placed) + _layer(resampler.v_proj, normed)
+    per_slot = _layer(resampler.out_proj, attended)
+    per_slot += _layer(resampler.leave, attended or any(map(_trained, after[:2])))
+    width = resampler.out_norm.normalized_shape[0]
+    pairs = patches * slots * _pair(width, attended)
+    return patches * per_patch + slots * per_slot + pairs, below or _trained(resampler)
 
 
 def _passed(module: nn.Module, below: bool) -> tuple[int, bool]:
@@ -184,7 +222,11 @@ def _attention(blocks: Iterable[nn.Module], width: int, below: bool) -> Iterator
     """Per block: operations for one pair of positions. Both products have two inputs, hence twice as many backward."""
     for block in blocks:
         below |= _trained(block)
-        yield 2 * 2 * width * (1 + 2 * below)
+        yield _pair(width, below)
+
+
+def _pair(width: int, below: bool) -> int:
+    return 2 * 2 * width * (1 + 2 * below)
 
 
 def _attention_width(config: PreTrainedConfig) -> int:
@@ -200,6 +242,6 @@ def _windows(config: PreTrainedConfig) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def _trained(module: nn.Module, but: nn.Module | None = None) -> bool:
-    left_out = {id(parameter) for parameter in but.parameters()} if but is not None else set()
+def _trained(module: nn.Module, but: Iterable[nn.Module] = ()) -> bool:
+    left_out = {id(parameter) for part in but for parameter in part.parameters()}
     return any(p.requires_grad and id(p) not in left_out for p in module.parameters())

@@ -23,8 +23,9 @@ class ConvViT(CLIPViT):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
+        width = self.backbone.config.hidden_size
         self.backbone.embeddings.patch_embedding = ConvStem(
-            self.spec.patch_size, config.backbone["stem_width"], self.spec.dim, config.backbone["stem_depth"]
+            self.spec.patch_size, config.backbone["stem_width"], width, config.backbone["stem_depth"]
         )
 
     @classmethod
@@ -32,10 +33,11 @@ class ConvViT(CLIPViT):
         spec = super().spec_of(config)
         if missing := set(cls.own_keys) - config.backbone.keys():
             raise UserError(f"a conv_vit's backbone needs {', '.join(sorted(missing))}; found {config.backbone}")
-        if spec.patch_size & (spec.patch_size - 1) or spec.dim % 8:
+        width = cls.config_class(**config.backbone).hidden_size
+        if spec.patch_size & (spec.patch_size - 1) or width % 8:
             raise UserError(
                 f"a conv_vit needs a patch size that is a power of two and a hidden size that is a multiple of 8, "
-                f"found {spec.patch_size} and {spec.dim}"
+                f"found {spec.patch_size} and {width}"
             )
         return spec
 

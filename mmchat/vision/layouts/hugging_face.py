@@ -49,7 +49,7 @@ KINDS = {
 
 
 class HuggingFace:
-    name = f"Hugging Face directory ({', '.join(KINDS)})"
+    name = "Hugging Face directory"
 
     def recognises(self, source: Source) -> bool:
         return source.config.get("model_type") in KINDS

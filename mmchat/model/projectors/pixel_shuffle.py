@@ -1,0 +1,46 @@
+"""Neighbouring patches side by side on the channels: fewer slots, and nothing thrown away."""
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import nn
+
+from mmchat.model.projectors.mlp import mlp_layers
+from mmchat.model.projectors.positions import Positions2D
+from mmchat.model.projectors.projector import grid_side
+from mmchat.vision import TowerSpec
+
+SHUFFLE = 2
+"""Side of the square of patches that becomes one slot."""
+
+
+@dataclass(frozen=True)
+class PixelShuffleMLP:
+    """Four neighbouring patches side by side, then norm and two matrices (InternVL-1.5, arXiv:2404.16821).
+
+    positions: add learned ones after the norm, for towers whose features do not tell where they are.
+    """
+
+    positions: bool = False
+
+    def slots(self, spec: TowerSpec) -> int:
+        return (grid_side(spec, SHUFFLE, "pixel shuffle") // SHUFFLE) ** 2
+
+    def build(self, spec: TowerSpec, out_dim: int) -> nn.Module:
+        merged = spec.dim * SHUFFLE**2
+        places = [Positions2D(isqrt(self.slots(spec)), merged)] if self.positions else []
+        return nn.Sequential(PixelShuffle(), nn.LayerNorm(merged), *places, *mlp_layers(merged, out_dim))
+
+
+class PixelShuffle(nn.Module):
+    """float[B, H * W, D] -> float[B, H/2 * W/2, 4 * D], each square of 2x2 patches as one, in reading order.
+
+    InternVL's own order (its `ps_version` v2).
+    """
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        batch, count, dim = patches.shape
+        small = isqrt(count) // SHUFFLE
+        squares = patches.view(batch, small, SHUFFLE, small, SHUFFLE, dim).transpose(2, 3)
+        return squares.reshape(batch, small * small, SHUFFLE**2 * dim)
