@@ -41,12 +41,7 @@ class BlockTower(VisionTower):
         if config.class_token and not cls.class_tokens:
             raise UserError(f"class_token: a {config.family} has no class token to keep")
         size, patch = _side(backbone.image_size), _side(backbone.patch_size)
-        if size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            raise UserError(
-                f"image size {size} is not a multiple of patch size {patch}; the nearest sizes are {below} and {above}"
-            )
-        tokens = (size // patch) ** 2 + int(config.class_token)
+        tokens = patches_per_side(size, patch) ** 2 + int(config.class_token)
         return TowerSpec(size, patch, tokens, backbone.hidden_size * len(layers), config.preprocessing)
 
     @property
@@ -118,6 +113,20 @@ class BlockTower(VisionTower):
             state[self.position_table] = interpolated(state[self.position_table], self.class_tokens, side)
         other.backbone.load_state_dict(state)
         return other.train(self.training)
+
+
+def patches_per_side(size: int, patch: int, merged: int = 1) -> int:
+    """How many squares of `merged` x `merged` patches lie along a picture's side; both sizes in pixels.
+
+    Raises:
+        UserError: not a whole number of them.
+    """
+    step = patch * merged
+    if size % step:
+        below, above = size // step * step, (size // step + 1) * step
+        patches = f"patch size {patch}" if merged == 1 else f"{merged} x patch size {patch}"
+        raise UserError(f"image size {size} is not a multiple of {patches}; the nearest sizes are {below} and {above}")
+    return size // step
 
 
 def interpolated(table: torch.Tensor, class_tokens: int, side: int, antialias: bool = False) -> torch.Tensor:

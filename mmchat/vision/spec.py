@@ -9,7 +9,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
 
-Fit = Literal["squash", "pad", "shortest-edge-crop"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's training pictures (torchvision's references)."""
+
+Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad"]
 FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic")
 
@@ -21,6 +25,7 @@ class Preprocessing:
     fit: squash          resize to the square, proportions lost (SigLIP)
          pad             pad to a square with the mean colour, then resize (LLaVA's `pad`)
          shortest-edge-crop   resize the short side, crop the centre (CLIP)
+         longest-edge-pad     resize the long side; right and below, what is missing is 0 after normalising (SAM)
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN

@@ -3,5 +3,7 @@
 from mmchat.vision.layouts.hugging_face import HuggingFace
 from mmchat.vision.layouts.layout import Layout
 from mmchat.vision.layouts.own import Own
+from mmchat.vision.layouts.sam import Sam
+from mmchat.vision.layouts.vary import Vary
 
-LAYOUTS: tuple[Layout, ...] = (Own(), HuggingFace())
+LAYOUTS: tuple[Layout, ...] = (Own(), HuggingFace(), Sam(), Vary())

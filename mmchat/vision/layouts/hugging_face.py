@@ -8,6 +8,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import load_strictly
 from mmchat.vision.families import FAMILIES
+from mmchat.vision.layouts import sam
 from mmchat.vision.layouts.layout import Found, in_backbone
 from mmchat.vision.source import Source
 from mmchat.vision.spec import Preprocessing, TowerConfig
@@ -29,6 +30,8 @@ _OTHER_HALF = ("text_", "visual_projection", "logit_")
 KINDS = {
     "clip": Kind("clip_vit", _OTHER_HALF),
     "clip_vision_model": Kind("clip_vit", _OTHER_HALF),
+    "sam": Kind("sam", (*sam.OTHERS, "shared_image_embedding."), sam.PREPROCESSING),
+    "sam_vision_model": Kind("sam", preprocessing=sam.PREPROCESSING),
 }
 
 
