@@ -17,8 +17,25 @@ BIN = Path(sys.executable).parent
 ANSWERS = [
     f"{colour} {thing}" for colour in ("red", "green", "blue", "white") for thing in ("cat", "sun", "tree", "house")
 ]
+SAM = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "window_size": 3,
+    "global_attn_indexes": [1],
+    "initializer_range": 0.1,  # transformers' is 1e-10
+}
+PADDED, SQUASHED = ({"fit": fit, "resample": "bilinear"} for fit in ("longest-edge-pad", "squash"))
+VARY = {"family": "vary_sam", "backbone": {**SAM, "patch_size": 4}, "preprocessing": SQUASHED}
 EYES: dict[str, dict] = {
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
+    "sam": {"towers": [{"family": "sam", "backbone": {**SAM, "patch_size": 8}, "preprocessing": PADDED}]},
+    "clip_vit and vary_sam": {
+        "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}, VARY],
+        "words": ["--projector", "linear", "--projector", "mlp2x_gelu"],
+    },
 }
 
 
