@@ -60,7 +60,7 @@ class Recorder:
         return {
             "steps": self.steps,
             "ready": self._ready,
-            "memory": torch.cuda.max_memory_allocated() if self._cuda else _high_water() - self._resident_before,
+            "memory": torch.cuda.max_memory_allocated() if self._cuda else high_water() - self._resident_before,
             "memory_of_workers": self._workers,
             "kinds": self._kinds.held if self._kinds else None,
             "threads": torch.get_num_threads(),
@@ -78,7 +78,7 @@ def _clocks() -> dict[str, float]:
 SHOWN = ("GLIBC_TUNABLES", "MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_", "PYTORCH_")
 
 
-def _high_water() -> int:
+def high_water() -> int:
     """VmHWM in bytes; getrusage would add what the process was before it became Python."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

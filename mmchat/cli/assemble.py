@@ -20,20 +20,27 @@ def add_commands(add) -> None:
     )
     init.add_argument(
         "--projector",
-        default="mlp2x_gelu",
-        help="linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, avg_pool{n}_mlp2x_gelu or resampler{n}",
+        action="append",
+        help="linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, avg_pool{n}_mlp2x_gelu or resampler{n}; once for "
+        "all towers, or once for each; not given: mlp2x_gelu",
     )
     init.add_argument("--fusion", default="channels", choices=["channels", "sequence"], help="how several towers meet")
     init.add_argument("--template", default="vicuna_v1", help="conversation template")
     init.add_argument("--system", help="default system message, may be empty; not given: the template's own")
     init.add_argument(
         "--layer",
+        action="append",
         type=layers,
-        help="feature layer of every tower, or several laid side by side: -2, or -2,-5; not given: the tower's own",
+        help="feature layer, or several laid side by side: -2, or -2,-5; once for all towers, or once for each; "
+        "not given: the tower's own",
     )
     init.add_argument("--class-token", action="store_true", help="keep the class token among the features")
     init.add_argument(
-        "--image-size", type=int, help="side of what every tower sees, in pixels; not given: what it was trained at"
+        "--image-size",
+        action="append",
+        type=int,
+        help="side of what a tower sees, in pixels; once for all towers, or once for each; not given: what it was "
+        "trained at",
     )
     init.add_argument(
         "--trust-torchscript", action="store_true", help="open a TorchScript archive of a tower, which is a program"
@@ -75,20 +82,23 @@ def run_init(arguments: argparse.Namespace) -> None:
     from mmchat.model.directory import save_assistant, save_shapes
     from mmchat.vision import load_tower
 
-    settings: dict[str, Any] = {"layer": arguments.layer} if arguments.layer is not None else {}
-    if arguments.class_token:
-        settings["class_token"] = True
+    count = len(arguments.vision)
+    feature_layers = per_tower("--layer", arguments.layer, count)
+    sizes = per_tower("--image-size", arguments.image_size, count)
+    projectors = per_tower("--projector", arguments.projector, count, "mlp2x_gelu")
+    own: dict[str, Any] = {"class_token": True} if arguments.class_token else {}
+    settings = [own if layer is None else {**own, "layer": layer} for layer in feature_layers]
     torch.manual_seed(arguments.seed)
     weights = not arguments.without_weights
     with nullcontext() if weights else torch.device("meta"):
         towers = [
-            load_tower(source, weights, arguments.image_size, arguments.trust_torchscript, **settings)
-            for source in arguments.vision
+            load_tower(source, weights, size, arguments.trust_torchscript, **setting)
+            for source, size, setting in zip(arguments.vision, sizes, settings, strict=True)
         ]
         model, processor = assemble(
             arguments.language,
             towers,
-            arguments.projector,
+            projectors,
             arguments.template,
             system=arguments.system,
             tokenizer=arguments.tokenizer,
@@ -121,6 +131,23 @@ def layers(words: str) -> int | tuple[int, ...]:
     """What `TowerConfig.layer` takes: `-2`, or `-2,-5`."""
     numbers = tuple(int(word) for word in words.split(","))
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def per_tower(option: str, given: list | None, towers: int, usual: Any = None) -> list:
+    """One value for each tower, of an option that was given once for all, or once for each in their order.
+
+    Raises:
+        UserError: neither.
+    """
+    values = given or [usual]
+    if len(values) == 1:
+        return values * towers
+    if len(values) != towers:
+        raise UserError(
+            f"{option} is given {len(values)} times for {towers} vision towers; give it once for all, "
+            "or once for each --vision, in the same order"
+        )
+    return values
 
 
 def claim(out: Path) -> None:

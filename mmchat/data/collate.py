@@ -139,10 +139,7 @@ def pixel_values(images: list[list[np.ndarray]], specs: list[TowerSpec]) -> list
     """What the towers take: per image and tower uint8[3, H, W] -> per tower float32[images, 3, H, W]."""
     if not images:
         return None
-    return [
-        torch.from_numpy(normalise(np.stack([pixels[tower] for pixels in images]), spec))
-        for tower, spec in enumerate(specs)
-    ]
+    return [torch.from_numpy(normalise([pixels[tower] for pixels in images], spec)) for tower, spec in enumerate(specs)]
 
 
 def _tower_features(images: list[list[np.ndarray]]) -> list[torch.Tensor] | None:

@@ -101,8 +101,10 @@ def _pictures(images: list[Seen]) -> Iterator[Group]:
 
 
 def half_blocks(pixels: np.ndarray, columns: int = PICTURE_COLUMNS) -> Text:
-    """uint8[3, H, W], square -> lines of upper half blocks: the letter's colour is above, its background below."""
-    small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((columns, columns), Image.Resampling.BOX))
+    """uint8[3, H, W] -> lines of upper half blocks: the letter's colour is above, its background below."""
+    lines = max(1, round(columns / 2 * pixels.shape[1] / pixels.shape[2]))
+    size = (columns, 2 * lines)
+    small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize(size, Image.Resampling.BOX))
     text = Text(no_wrap=True)
     for number, (above, below) in enumerate(zip(small[::2], small[1::2], strict=True)):
         text.append("\n" if number else "")

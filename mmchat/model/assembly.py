@@ -1,5 +1,6 @@
 """`mmchat init`: join a language model and vision towers into a directory that any stage can start from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmchat.vision import VisionTower
 def assemble(
     language: str,
     towers: list[VisionTower],
-    projector: str,
+    projector: str | Sequence[str],
     template: str,
     system: str | None = None,
     tokenizer: str | None = None,
@@ -31,6 +32,7 @@ def assemble(
     Args:
         language: directory or hub name of a causal language model; or a `.json` file with a transformers
             config, which gives random weights and needs `tokenizer`.
+        projector: one name for all towers, or one for each.
         system: default system message; None takes the template's own, "" none at all.
         tokenizer: directory or hub name; None takes the language model's own.
         slots: added to the tokenizer where it lacks them; their embeddings start as the mean of the others.
@@ -52,7 +54,7 @@ def assemble(
     config = MMChatConfig(
         text_config=language_model.config,
         towers=[tower.config.to_dict() for tower in towers],
-        projectors=[projector] * len(towers),
+        projectors=[projector] * len(towers) if isinstance(projector, str) else list(projector),
         fusion=fusion,
         image_token_id=words.convert_tokens_to_ids(slots.pad),
         slots={"pad": slots.pad, "start": slots.start, "end": slots.end},

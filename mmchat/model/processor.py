@@ -52,8 +52,7 @@ class MMChatImageProcessor(BaseImageProcessor):
         """`pixel_values`: float32[images, 3, H, W], or a list of such where there are several towers."""
         pixels = [self.pixels(picture) for picture in open_pictures(images)]
         per_tower = [
-            torch.from_numpy(normalise(np.stack([seen[tower] for seen in pixels]), spec))
-            for tower, spec in enumerate(self.specs)
+            torch.from_numpy(normalise([seen[tower] for seen in pixels], spec)) for tower, spec in enumerate(self.specs)
         ]
         return BatchFeature({"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower})
 

@@ -190,12 +190,15 @@ def interpolated(
     return resized.reshape(*table.shape[:-2], *resized.shape)
 
 
-def refuse_margin(size: int, patch: int) -> None:
-    """Raises UserError if patches do not fill a picture of this size; names the sizes below and above where they do."""
-    if size < patch or size % patch:
-        below, above = size // patch * patch, (size // patch + 1) * patch
+def refuse_margin(size: int, patch: int, merged: int = 1) -> None:
+    """Raises UserError if squares of `merged` x `merged` patches do not fill a picture of this size; names the sizes
+    below and above where they do. Sizes are in pixels."""
+    step = patch * merged
+    if size < step or size % step:
+        below, above = size // step * step, (size // step + 1) * step
         nearest = f"the nearest sizes are {below} and {above}" if below else f"the nearest size is {above}"
-        raise UserError(f"image size {size} is not a multiple of patch size {patch}; {nearest}")
+        patches = f"patch size {patch}" if merged == 1 else f"{merged} x patch size {patch}"
+        raise UserError(f"image size {size} is not a multiple of {patches}; {nearest}")
 
 
 def hidden_states(layer: int | tuple[int, ...], blocks: int) -> list[int]:

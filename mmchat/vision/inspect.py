@@ -25,7 +25,8 @@ CAPTION_HEIGHT, MARGIN = 28, 8
 FIT_WORDS = {
     "squash": "resized to {size} x {size}, whatever its proportions",
     "pad": "padded to a square with the mean colour, then resized to {size} x {size}",
-    "shortest-edge-crop": "its short side resized to {size}, then the {size} x {size} in the middle",
+    "shortest-edge-crop": "its short side resized to {edge}, then the {size} x {size} in the middle",
+    "longest-edge-pad": "its long side resized to {size}, padded right and below with the mean colour",
 }
 
 
@@ -93,7 +94,7 @@ def in_words(how: Preprocessing, size: int) -> list[str]:
     """What happens to a picture before a tower of `size` pixels sees it."""
     shift, scale = (", ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
     return [
-        f"{FIT_WORDS[how.fit].format(size=size)} ({how.resample})",
+        f"{FIT_WORDS[how.fit].format(size=size, edge=round(size / how.crop_fraction))} ({how.resample})",
         f"red, green, blue from 0 to 1, minus {shift}, divided by {scale}",
     ]
 

@@ -5,6 +5,7 @@ turns a whole batch of uint8 into floats through a 256-entry table, which is exa
 only 256 values.
 """
 
+from collections.abc import Sequence
 from math import gcd
 
 import numpy as np
@@ -16,9 +17,9 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """Fit one RGB picture to the tower's square: uint8[3, image_size, image_size].
+    """Fit one RGB picture to the tower's square: uint8[3, image_size, image_size], or less where `normalise` pads.
 
-    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, DINOv2) and to LLaVA's `pad` before normalising.
+    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, DINOv2, SAM) and to LLaVA's `pad` before normalising.
     """
     size = spec.image_size
     how = spec.preprocessing
@@ -28,6 +29,8 @@ def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
         edge = round(size / how.crop_fraction)
         long = int(edge * max(image.size) / min(image.size))  # truncated, as CLIPImageProcessor does
         image = resize_and_crop(image, (edge, long) if width <= height else (long, edge), size, resample)
+    elif how.fit == "longest-edge-pad":
+        image = image.resize(longest_edge_size(*image.size, size), resample)
     else:
         if how.fit == "pad":
             image = pad_to_square(image, tuple(int(channel * 255) for channel in how.mean))
@@ -61,6 +64,15 @@ def aligned_span(length: int, scaled: int, side: int) -> tuple[int, int]:
     return start // step * step, -(-(start + side) // step) * step
 
 
+def longest_edge_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height with the longer side `size` (SAM, segment_anything/utils/transforms.py `get_preprocess_shape`).
+
+    At least one pixel, where a strip would vanish.
+    """
+    scale = size / max(width, height)
+    return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+
+
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     """Centre the picture on a square of `colour` (LLaVA, llava/mm_utils.py `expand2square`)."""
     width, height = image.size
@@ -72,18 +84,21 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     return square
 
 
-def normalise(pixels: np.ndarray, spec: TowerSpec) -> np.ndarray:
-    """Bytes to the tower's input range: uint8[B, 3, H, W] -> float32[B, 3, H, W], `(x/255 - mean) / std`.
+def normalise(pictures: Sequence[np.ndarray], spec: TowerSpec) -> np.ndarray:
+    """Bytes to the tower's input range, `(x/255 - mean) / std`: uint8[3, h, w] each -> float32[B, 3, H, W].
+
+    H and W are the tower's. What a picture lacks right and below is 0 (SAM), which no byte would have become.
 
     Rounded step by step like transformers (float64 product, float32 afterwards), so results are bit-equal.
     """
     how = spec.preprocessing
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     tables = [(unit - np.float32(mean)) / np.float32(std) for mean, std in zip(how.mean, how.std, strict=True)]
-    out = np.empty(pixels.shape, dtype=np.float32)
+    out = np.zeros((len(pictures), 3, spec.image_size, spec.image_size), dtype=np.float32)
     # Channel by channel, because NumPy widens indices to 64 bits, and a channel's still fit into the cache. No byte is
     # beyond the table; without "clip" `out` would be written by way of a copy.
-    for seen, written in zip(pixels, out, strict=True):
+    for seen, square in zip(pictures, out, strict=True):
+        written = square[:, : seen.shape[1], : seen.shape[2]]
         for table, bytes_of_channel, floats in zip(tables, seen, written, strict=True):
             np.take(table, bytes_of_channel, out=floats, mode="clip")
     return out

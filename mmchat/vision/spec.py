@@ -14,7 +14,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 """As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
-Fit = Literal["squash", "pad", "shortest-edge-crop"]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's training pictures (torchvision's references)."""
+
+Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad"]
 FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic")
 
@@ -26,6 +30,7 @@ class Preprocessing:
     fit: squash          resize to the square, proportions lost (SigLIP)
          pad             pad to a square with the mean colour, then resize (LLaVA's `pad`)
          shortest-edge-crop   resize the short side, crop the centre (CLIP)
+         longest-edge-pad     resize the long side; right and below, what is missing is 0 after normalising (SAM)
     crop_fraction: how much of the resized short side the crop keeps, where there is one (DINOv2: 224 of 256).
     """
 

@@ -153,6 +153,7 @@ def test_on_a_terminal_colours_tell_and_the_picture_is_there(processor, tiny_rec
         for x in range(8)
     ]
     assert [span.style for span in blocks.spans] == styles
+    assert half_blocks(pixels[:, :4], columns=8).plain == "\n".join(["▀" * 8] * 2)  # what SAM sees before it is padded
 
 
 def test_hostile_text_stays_text(processor, tmp_path):

@@ -32,6 +32,18 @@ VIT_28 = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "
 NAFLEX_28 = {**{k: v for k, v in VIT_28.items() if k != "image_size"}, "num_patches": 16}
 MLP = {"intermediate_size": 64}
 REGISTERS = {**MLP, "num_register_tokens": 2}
+SAM = {
+    "hidden_size": 32,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "window_size": 3,
+    "global_attn_indexes": [1],
+    "initializer_range": 0.1,  # transformers' is 1e-10
+}
+PADDED, SQUASHED = ({"fit": fit, "resample": "bilinear"} for fit in ("longest-edge-pad", "squash"))
+VARY = {"family": "vary_sam", "backbone": {**SAM, "patch_size": 4}, "preprocessing": SQUASHED}
 EYES: dict[str, dict] = {
     "clip_resnet": {
         "towers": [
@@ -51,6 +63,11 @@ EYES: dict[str, dict] = {
         "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}],
         "words": ["--projector", "resampler16"],
         "trainable": {"towers": {"mode": "full", "last": 1}},
+    },
+    "sam": {"towers": [{"family": "sam", "backbone": {**SAM, "patch_size": 8}, "preprocessing": PADDED}]},
+    "clip_vit and vary_sam": {
+        "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}, VARY],
+        "words": ["--projector", "linear", "--projector", "mlp2x_gelu"],
     },
 }
 

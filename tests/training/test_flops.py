@@ -41,7 +41,7 @@ TABLES = {
 }
 
 
-BESIDES = {"conv_vit": {"stem_width": 8, "stem_depth": 2}}
+BESIDES = {"conv_vit": {"stem_width": 8, "stem_depth": 2}, "siglip2": {"num_patches": 16}}
 """What a family needs to be tiny besides the values that all have."""
 
 

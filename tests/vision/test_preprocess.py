@@ -9,12 +9,15 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.vision import TowerSpec, normalise, preprocess
+from mmchat.vision.layouts.sam import PREPROCESSING as SAM
+from mmchat.vision.layouts.vary import PREPROCESSING as VARY
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 SIGLIP = {"mean": HALF, "std": HALF, "fit": "squash"}
@@ -87,6 +90,30 @@ def test_siglip2_sees_a_square_picture_as_transformers_does(side):
     patches = Siglip2ImageProcessorPil(patch_size=14, max_num_patches=9)(image, return_tensors="np")["pixel_values"][0]
     expected = patches.reshape(3, 3, 14, 14, 3).transpose(4, 0, 2, 1, 3).reshape(3, 42, 42)
     assert np.array_equal(seen(image, 42, mean=HALF, std=HALF, resample="bilinear", fit="squash"), expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=sides, height=sides, size=st.sampled_from([16, 48]), seed=st.integers(0, 2**32 - 1))
+def test_sam_bit_equal_to_transformers_where_that_can(width, height, size, seed):
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    spec = TowerSpec(size, 16, (size // 16) ** 2, 8, SAM)
+    turned = image.rotate(90, expand=True)
+    mine = normalise([preprocess(one, spec) for one in (image, turned)], spec)
+    assert mine.shape == (2, 3, size, size)
+    if 2 * size * min(width, height) < max(width, height):  # less than half a pixel: transformers makes none
+        assert not mine[0, :, 1:, 1:].any()
+        return
+    theirs = SamImageProcessorPil(size={"longest_edge": size}, pad_size={"height": size, "width": size})
+    assert np.array_equal(mine, theirs([image, turned], return_tensors="np")["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["tall", "tiny"])
+def test_vary_is_near_the_original(data_dir, name):
+    """Every 16th pixel of 1024; the original resizes with OpenCV, which rounds otherwise: by one of 255 here."""
+    expected = load_file(data_dir / "image_processors" / "vary1024_every16.safetensors")[name]
+    spec = TowerSpec(1024, 64, 256, 8, VARY)
+    mine = normalise([preprocess(load_image(data_dir / "image_processors" / f"{name}.png"), spec)], spec)[0]
+    assert np.abs(mine[:, ::16, ::16] - expected).max() < 0.02
 
 
 @pytest.mark.parametrize(

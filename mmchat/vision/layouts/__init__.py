@@ -8,5 +8,17 @@ from mmchat.vision.layouts.megatron import Megatron
 from mmchat.vision.layouts.open_clip import OpenCLIP
 from mmchat.vision.layouts.openai import OpenAI
 from mmchat.vision.layouts.own import Own
+from mmchat.vision.layouts.sam import Sam
+from mmchat.vision.layouts.vary import Vary
 
-LAYOUTS: tuple[Layout, ...] = (Own(), OpenGVLab(), InternVL(), HuggingFace(), OpenCLIP(), OpenAI(), Megatron())
+LAYOUTS: tuple[Layout, ...] = (
+    Own(),
+    OpenGVLab(),
+    InternVL(),
+    HuggingFace(),
+    OpenCLIP(),
+    OpenAI(),
+    Sam(),
+    Vary(),
+    Megatron(),
+)

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from mmchat.pretrained import load_strictly
 from mmchat.vision.block_tower import keys_of
 from mmchat.vision.families import FAMILIES
+from mmchat.vision.layouts import sam
 from mmchat.vision.layouts.image_processor import read_preprocessing
 from mmchat.vision.layouts.layout import Found, in_backbone
 from mmchat.vision.source import Source
@@ -45,6 +46,8 @@ KINDS = {
     "internvl_vision": Kind("internvit", preprocessing=INTERNVIT, settings=_NORMED),
     "siglip2": Kind("siglip2", _OTHER_HALF, _SIGLIP2, {"antialias": True}),
     "siglip2_vision_model": Kind("siglip2", _OTHER_HALF, _SIGLIP2, {"antialias": True}),
+    "sam": Kind("sam", (*sam.OTHERS, "shared_image_embedding."), sam.PREPROCESSING),
+    "sam_vision_model": Kind("sam", preprocessing=sam.PREPROCESSING),
 }
 
 

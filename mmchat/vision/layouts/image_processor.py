@@ -47,6 +47,10 @@ def read_geometry(values: dict[str, Any], usual: Preprocessing, path: Path) -> t
     """(`Preprocessing.fit`, `.crop_fraction`, side of the square or None) of an image processor's values."""
     if patches := values.get("max_num_patches"):  # SigLIP 2 at any aspect ratio: the largest square of them
         return "squash", usual.crop_fraction, isqrt(patches) * values["patch_size"]
+    if not values.keys() & {"size", "do_center_crop"}:
+        return usual.fit, usual.crop_fraction, None
+    if longest := longest_edge_of(values):  # SAM
+        return "longest-edge-pad", usual.crop_fraction, longest
     crops = values.get("do_center_crop", usual.fit == "shortest-edge-crop")
     size, crop = values.get("size"), values.get("crop_size") if crops else None
     keeps_proportions = "shortest_edge" in size if isinstance(size, dict) else crops  # before 4.21 sizes were numbers
@@ -64,3 +68,10 @@ def numbers_of(size: int | dict[str, int | None] | None) -> list[int]:
     """Those in which an image processor gives a size, each once."""
     values = size.values() if isinstance(size, dict) else [size]
     return sorted({value for value in values if value is not None})
+
+
+def longest_edge_of(values: dict[str, Any]) -> int | None:
+    """Side of the square that pictures are padded to, their long side resized to it; None where they are not."""
+    size, padded = values.get("size"), numbers_of(values.get("pad_size"))
+    longest = size.get("longest_edge") if isinstance(size, dict) else None
+    return longest if padded == [longest] else None

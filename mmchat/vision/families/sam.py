@@ -1,0 +1,110 @@
+"""SAM's image encoder (Kirillov et al. 2023, arXiv:2304.02643), on transformers' `SamVisionModel`, and the vision
+vocabulary of Vary (Wei et al. 2023, arXiv:2312.06109), which is that encoder with two convolutions behind it.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import SamVisionConfig, SamVisionModel
+
+from mmchat.errors import UserError
+from mmchat.vision.block_tower import interpolated, refuse_margin
+from mmchat.vision.relative_position import DecomposedAttention
+from mmchat.vision.spec import TowerConfig, TowerSpec
+from mmchat.vision.tower import TowerOutput, VisionTower
+
+
+class Sam(VisionTower):
+    """The features are the neck's: 1024 pixels give 4,096 patches of 256. No class token, and no pooled output."""
+
+    config_class, backbone_class = SamVisionConfig, SamVisionModel
+    halvings = 0
+    """How often what follows the neck halves the grid's sides and doubles its channels."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        backbone = SamVisionConfig(**config.backbone)
+        self.backbone = SamVisionModel(backbone)
+        for block in self.blocks:
+            block.attn = DecomposedAttention(backbone, block.window_size)
+
+    @classmethod
+    def spec_of(cls, config: TowerConfig) -> TowerSpec:
+        backbone = SamVisionConfig(**config.backbone)
+        if config.layer != -1 or config.class_token or config.final_norm:
+            raise UserError(
+                f"the features of a {config.family} are what its neck makes of the last block's output: it has no "
+                f"other layers to choose and no class token; found layer {config.layer}, class_token "
+                f"{config.class_token}, final_norm {config.final_norm}"
+            )
+        merged = 2**cls.halvings
+        refuse_margin(backbone.image_size, backbone.patch_size, merged)
+        side = backbone.image_size // (backbone.patch_size * merged)
+        width = backbone.output_channels * merged
+        return TowerSpec(backbone.image_size, backbone.patch_size * merged, side**2, width, config.preprocessing)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.backbone.vision_encoder.layers
+
+    def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
+        """Raises NotImplementedError for `pooled`: nothing in SAM is a vector for the whole picture."""
+        if pooled:
+            raise NotImplementedError(f"a {self.config.family} has no pooled output")
+        return TowerOutput(self.grid(pixel_values).flatten(2).transpose(1, 2))
+
+    def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """float[B, 3, H, W] -> float[B, dim, side, side]"""
+        encoder = self.backbone.vision_encoder
+        hidden = encoder.patch_embed(pixel_values) + encoder.pos_embed
+        for block in self.blocks:
+            hidden = block(hidden)
+        return encoder.neck(hidden)
+
+    def idle_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def resized(self, image_size: int) -> "Sam":
+        """The same weights for pictures of another size: absolute positions are interpolated bicubically, relative ones
+        of blocks that see the whole picture linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM
+        itself leaves its absolute positions at 1024). Windows stay as they are."""
+        if image_size == self.spec.image_size:
+            return self
+        config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
+        other = type(self)(config).to(next(self.parameters()).dtype)
+        state, shapes = self.state_dict(), {key: tensor.shape for key, tensor in other.state_dict().items()}
+        for key, tensor in state.items():
+            if tensor.shape == shapes[key]:
+                continue
+            if key.endswith("pos_embed"):
+                side = shapes[key][1]
+                state[key] = interpolated(tensor.flatten(1, 2), 0, (side, side)).unflatten(1, (side, side))
+            else:
+                state[key] = stretched(tensor, shapes[key][0])
+        other.load_state_dict(state)
+        return other.train(self.training)
+
+
+class VarySam(Sam):
+    """1024 pixels give 256 tokens of 1024: two convolutions of stride 2 without bias follow the neck
+    (Vary, vary/model/vision_encoder/sam.py `net_2`, `net_3`)."""
+
+    halvings = 2
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        width = self.backbone.config.output_channels
+        self.compressor = nn.Sequential(
+            nn.Conv2d(width, width * 2, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(width * 2, width * 4, 3, stride=2, padding=1, bias=False),
+        )
+
+    def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.compressor(super().grid(pixel_values))
+
+
+def stretched(table: torch.Tensor, length: int) -> torch.Tensor:
+    """Vectors by distance, float[n, c] -> float[length, c], linearly between neighbours."""
+    return F.interpolate(table.T[None].float(), length, mode="linear")[0].T.to(table.dtype)
