@@ -21,7 +21,7 @@ HOW = {"clip": {"fit": "shortest-edge-crop"}, "pad": {"fit": "pad"}, "siglip": S
 
 def seen(image, size, **how):
     spec = TowerSpec(size, 14, (size // 14) ** 2, 8, Preprocessing(**how))
-    return normalise(preprocess(image, spec)[None], spec)[0]
+    return normalise(preprocess(image, spec), spec)[0]
 
 
 @pytest.mark.parametrize("name", ["gray", "square", "tall", "tiny", "wide"])
@@ -68,7 +68,7 @@ def test_what_is_cropped_away_is_not_computed(monkeypatch, width, height, size, 
     made = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda *words, **how: made.append(words[1]) or resize(*words, **how))
-    cut = preprocess(image, TowerSpec(size, 14, 1, 8)).transpose(1, 2, 0)
+    cut = preprocess(image, TowerSpec(size, 14, 1, 8))[0].transpose(1, 2, 0)
     assert np.array_equal(cut, np.asarray(whole)[top : top + size, left : left + size])
     assert made == [(size, span[1] - span[0]) if width <= height else (span[1] - span[0], size)]
 
@@ -76,7 +76,7 @@ def test_what_is_cropped_away_is_not_computed(monkeypatch, width, height, size, 
 def test_pad_centres_on_the_mean_colour():
     image = Image.new("RGB", (4, 2), (0, 0, 0))
     spec = TowerSpec(4, 2, 4, 8, Preprocessing(mean=(0.2, 0.4, 0.6), fit="pad"))
-    pixels = preprocess(image, spec).transpose(1, 2, 0)
+    pixels = preprocess(image, spec)[0].transpose(1, 2, 0)
     assert (pixels[[0, 3]] == (51, 102, 153)).all()
     assert (pixels[[1, 2]] == 0).all()
 
