@@ -157,10 +157,12 @@ class MMChatProcessor(ProcessorMixin):
 
         The model's own system message goes with its own template only: another may have no place for it.
 
-        views: of each picture, in reading order. None: one of each, where towers see squares, not tiles.
+        views: of each picture, in reading order (`image_processor.views`). None: one of each; not enough where pictures
+            are cut into tiles.
         """
-        assert views is not None or not self.image_processor.tiles, "slots of tiles hang on the pictures"
         template = template or self.template
+        if views is None and self.image_processor.tiles:
+            views = ()
         return render(
             messages,
             template,

@@ -19,6 +19,10 @@ ANSWERS = [
 ]
 EYES: dict[str, dict] = {
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
+    "tiles": {
+        "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}],
+        "words": ["--fit", "tiles", "--max-tiles", "4"],
+    },
 }
 
 

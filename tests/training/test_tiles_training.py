@@ -11,8 +11,9 @@ from PIL import Image
 
 from mmchat.contrastive.dual_encoder import init_clip
 from mmchat.data import storage
-from mmchat.data.config import DataConfig
+from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.dataset import MixtureDataset, open_mixture
+from mmchat.data.doctor.examine import Examiner
 from mmchat.data.lengths import Measure, index_path, length_index, part_lengths, part_measure
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.sources import open_source
@@ -21,6 +22,7 @@ from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
+from mmchat.training.meters.flops import operations
 from mmchat.training.opening import open_model
 from mmchat.training.plan.plan import Hardware, make_plan
 from mmchat.vision import Tiling
@@ -57,14 +59,18 @@ def opened(config):
 def test_what_the_index_holds_is_what_training_makes(config):
     objective, feed = opened(config())
     dataset = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
-    number = 0
+    number, examine = 0, Examiner(SourceConfig(path="any"), objective.processor)
     for part in feed.mixture.parts:
         lengths = part_lengths(part, part_measure(part, objective.processor, 400))
         for tokens, _, images, views, patches in zip(*lengths.columns, strict=True):
             encoded = dataset[number].encoded
             found = len(encoded.input_ids), encoded.images, encoded.views, 16 * encoded.views
             assert found == (tokens, images, views, patches)
+            assert examine(feed.mixture.find(number)[1]).tokens == tokens
             number += 1
+    objective.processor.render([{"from": "human", "value": "text"}, {"from": "gpt", "value": "alone"}])
+    with pytest.raises(UserError, match=r"hold 2 image\(s\), image_tokens is given for 0"):
+        objective.processor.render(feed.mixture.find(1)[1].messages)
     assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 3
 
 
@@ -145,12 +151,14 @@ def test_a_few_steps_are_learned(config):
 def test_the_plan_is_what_the_run_does(config, packing):
     run = config(packing=packing)
     plan = make_plan(run, Hardware())
-    _, feed = opened(run)
+    objective, feed = opened(run)
     steps = [batches for _, batches in feed.steps(0)]
     assert [(row.step, row.tokens, row.images) for row in plan.rows] == [
         (number, sum(b.tokens for b in batches), sum(b.images for b in batches))
         for number, batches in enumerate(steps, 1)
     ]
+    counted = [sum(map(operations(objective.model).of, batches)) for batches in steps]
+    assert plan.cost.operations == sum(counted) / len(counted)
     (worst,) = [batch for batch in steps[plan.worst.batch.step - 1] if batch.ids == plan.worst.ids]
     assert plan.worst.batch.views == worst.views > worst.images
     assert plan.steps[0].patches.most == 16 * max(sum(b.views for b in batches) for batches in steps)
