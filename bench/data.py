@@ -125,7 +125,7 @@ def reader(variant: str, square: int):
         return lambda data: clip(Image.open(io.BytesIO(data)), return_tensors="np")["pixel_values"]
     spec = TowerSpec(image_size=square, patch_size=14, tokens=(square // 14) ** 2, dim=1024)
     draft = DRAFT_OF_SQUARE * square if variant == "ours_drafted" else None
-    return lambda data: normalise(preprocess(load_image(data, draft=draft), spec)[None], spec)
+    return lambda data: normalise(preprocess(load_image(data, draft=draft), spec), spec)
 
 
 def compare(folder: Path, case: Case) -> dict[str, float]:

@@ -5,15 +5,26 @@ folder, the file may be cut off, and a few kilobytes may claim a billion pixels.
 """
 
 import io
+import os
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base as Exif
 
 from mmchat.errors import UserError
 
 MAX_PIXELS = 178_956_970
 """Largest width x height accepted: the size at which Pillow itself refuses (2 x `Image.MAX_IMAGE_PIXELS`)."""
+
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+_PNG_CHUNK, _PNG_CHECKSUM = struct.Struct(">I4s"), 4
+"""Length and kind before a chunk's data, bytes behind it."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -54,6 +65,47 @@ def load_image(
     Raises:
         UserError: missing, undecodable, truncated or oversized; the message names the source.
     """
+    with _opened(source, max_pixels, name) as image:
+        if draft is not None:
+            image.draft(None, (draft, draft))
+        ImageOps.exif_transpose(image, in_place=True)  # else it would copy what it need not turn
+        return _to_rgb(image)
+
+
+def image_size(source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, name: str = "") -> tuple[int, int]:
+    """Width and height that `load_image` would give, from the picture's header; arguments and errors as there."""
+    with _opened(source, max_pixels, name) as image:
+        width, height = image.size
+        # Of a TIFF Pillow tells the size after turning.
+        sideways = image.format != "TIFF" and orientation(image) in SIDEWAYS
+        return (height, width) if sideways else (width, height)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture that was opened and not decoded; 1 is upright."""
+    if image.format == "PNG" and not _png_ends_with_words(image.fp):
+        exif = Image.Image.getexif(image)  # PNG's own would decode the picture to look behind its pixels
+    else:
+        exif = image.getexif()
+    return exif.get(Exif.Orientation, 1)
+
+
+def _png_ends_with_words(file: BinaryIO) -> bool:
+    """Whether EXIF or text, which XMP is, comes after a PNG's pixels (PNG specification, section 5.3: chunks)."""
+    before, pixels, found = file.tell(), False, False
+    file.seek(len(b"\x89PNG\r\n\x1a\n"))
+    while not found and len(head := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
+        length, kind = _PNG_CHUNK.unpack(head)
+        pixels |= kind == b"IDAT"
+        found = pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+        file.seek(length + _PNG_CHECKSUM, os.SEEK_CUR)
+    file.seek(before)
+    return found
+
+
+@contextmanager
+def _opened(source: str | Path | bytes | BinaryIO, max_pixels: int, name: str) -> Iterator[Image.Image]:
+    """The picture before it is decoded; raises UserError for it, and for whatever Pillow raises while it is open."""
     name = f"image {name or source}" if name or not isinstance(source, bytes) else "image bytes"
     try:
         with warnings.catch_warnings():
@@ -70,10 +122,7 @@ def load_image(
                     raise UserError(
                         f"{name} holds 32-bit shades and does not tell which is white; convert it to 8 or 16 bits"
                     )
-                if draft is not None:
-                    image.draft(None, (draft, draft))
-                ImageOps.exif_transpose(image, in_place=True)  # else it would copy what it need not turn
-                return _to_rgb(image)
+                yield image
     except UserError:
         raise
     except FileNotFoundError:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmchat.errors import UserError
-from mmchat.images import find_images, load_image, resolve_inside
+from mmchat.images import find_images, image_size, load_image, resolve_inside
 
 
 def encoded(image, format="PNG", **options):
@@ -42,6 +42,43 @@ def test_exif_orientation(picture, orientation):
     exif[0x0112] = orientation
     upright = load_image(encoded(stored, exif=exif))
     assert np.array_equal(np.asarray(upright), UPRIGHT[orientation](np.asarray(stored)))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_the_size_is_told_by_the_header(picture, format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(width=50, height=30), format, exif=exif)
+    size = load_image(data).size
+    assert image_size(data) == size == ((30, 50) if orientation > 4 else (50, 30))
+    if format in ("PNG", "JPEG"):  # no file needs to be read further
+        assert image_size(data[:-200]) == size
+
+
+def test_a_png_may_say_behind_its_pixels_how_it_lies(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = encoded(picture(), exif=exif), encoded(picture())
+    start = turned.index(b"eXIf") - 4
+    (length,) = struct.unpack(">I", turned[start : start + 4])
+    late = plain[:-12] + turned[start : start + 12 + length] + plain[-12:]
+    assert load_image(late).size == image_size(late) == (22, 30)
+    words = b"tEXtComment\0hello"
+    chunk = struct.pack(">I", len(words) - 4) + words + struct.pack(">I", zlib.crc32(words))
+    assert image_size(plain[:-12] + chunk + plain[-12:]) == (30, 22)
+
+
+def test_a_size_is_refused_as_the_picture_is(picture, tmp_path):
+    deep = Image.new("F", (3, 3))
+    for data, words in ((b"no picture", "not in a format"), (encoded(deep, "TIFF"), "32-bit shades")):
+        for read in (load_image, image_size):
+            with pytest.raises(UserError, match=f"image a.png .*{words}"):
+                read(data, name="a.png")
+    with pytest.raises(UserError, match="claims 30x22 pixels, more than the limit of 600"):
+        image_size(encoded(picture()), max_pixels=600)
+    with pytest.raises(UserError, match="does not exist"):
+        image_size(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from tests.data_room import storing
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "house"]
 
 
-def write_records(folder: Path, count: int, pictures: int | None = None) -> Path:
-    """`count` records of different lengths in `folder`/records.json with their pictures, `pictures` of them each."""
+def write_records(
+    folder: Path, count: int, pictures: int | None = None, sizes: Sequence[tuple[int, int]] = ((31, 24),)
+) -> Path:
+    """`count` records of different lengths in `folder`/records.json with their pictures, `pictures` of them each, of
+    `sizes` (width and height) in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     records = []
@@ -21,7 +25,8 @@ def write_records(folder: Path, count: int, pictures: int | None = None) -> Path
         images = (0 if number % 3 == 0 else 1 + (number % 4 == 1)) if pictures is None else pictures
         names = [f"{number}-{i}.png" for i in range(images)]
         for i, name in enumerate(names):
-            pixels = np.random.default_rng([number, i]).integers(0, 256, (24, 31, 3), dtype=np.uint8)
+            width, height = sizes[(number + i) % len(sizes)]
+            pixels = np.random.default_rng([number, i]).integers(0, 256, (height, width, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name)
         turns = []
         for turn in range(1 + number % 2):
@@ -34,9 +39,9 @@ def write_records(folder: Path, count: int, pictures: int | None = None) -> Path
     return path
 
 
-def write_mixture(folder: Path, count: int) -> dict:
+def write_mixture(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = ((31, 24),)) -> dict:
     """The same records in three storages, as the `sources` of a run: a third each, and not equally often."""
-    items = json.loads(write_records(folder, count).read_text())
+    items = json.loads(write_records(folder, count, sizes=sizes).read_text())
     (folder / "shards").mkdir()
     third = count // 3
     storing.write_json(folder / "loose.json", items[:third])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
+from mmchat.vision.spec import FITS
 
 
 def add_commands(add) -> None:
@@ -43,6 +44,10 @@ def add_commands(add) -> None:
         "trained at",
     )
     init.add_argument(
+        "--fit", choices=FITS, help="how pictures come to the towers' squares; not given: the tower's own"
+    )
+    init.add_argument("--max-tiles", type=int, help="of --fit tiles: most squares a picture is cut into; not given: 12")
+    init.add_argument(
         "--trust-torchscript", action="store_true", help="open a TorchScript archive of a tower, which is a program"
     )
     init.add_argument(
@@ -80,8 +85,11 @@ def run_init(arguments: argparse.Namespace) -> None:
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
     from mmchat.model.assembly import assemble
     from mmchat.model.directory import save_assistant, save_shapes
-    from mmchat.vision import load_tower
+    from mmchat.vision import Tiling, load_tower
 
+    if arguments.max_tiles is not None and arguments.fit != "tiles":
+        raise UserError("--max-tiles belongs to --fit tiles")
+    tiling = None if arguments.max_tiles is None else Tiling(max_tiles=arguments.max_tiles)
     count = len(arguments.vision)
     feature_layers = per_tower("--layer", arguments.layer, count)
     sizes = per_tower("--image-size", arguments.image_size, count)
@@ -95,6 +103,8 @@ def run_init(arguments: argparse.Namespace) -> None:
             load_tower(source, weights, size, arguments.trust_torchscript, **setting)
             for source, size, setting in zip(arguments.vision, sizes, settings, strict=True)
         ]
+        for tower in towers if arguments.fit else ():
+            tower.fit_by(arguments.fit, tiling)
         model, processor = assemble(
             arguments.language,
             towers,
@@ -109,7 +119,8 @@ def run_init(arguments: argparse.Namespace) -> None:
         )
     (save_assistant if weights else save_shapes)(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{arguments.out}: {parameters:,} parameters, {model.image_tokens} slots per image, {arguments.template}")
+    slots = f"{model.image_tokens} slots per {'tile' if processor.image_processor.tiles else 'image'}"
+    print(f"{arguments.out}: {parameters:,} parameters, {slots}, {arguments.template}")
 
 
 def run_clip_init(arguments: argparse.Namespace) -> None:

@@ -111,7 +111,7 @@ def _facts(index: Any, path: Path, seconds: float) -> dict[str, str]:
     tokens = index.tokens[index.usable]
     total = int(tokens.sum(dtype=np.int64))
     median, p95, longest = np.percentile(tokens, [50, 95, 100]) if len(tokens) else (0, 0, 0)
-    supervised, images, patches = (int(c.sum(dtype=np.int64)) for c in (index.supervised, index.images, index.patches))
+    _, supervised, images, views, patches = (int(column.sum(dtype=np.int64)) for column in index.columns)
     return {
         "samples": f"{len(index):,}",
         "usable": f"{len(tokens):,}",
@@ -121,6 +121,7 @@ def _facts(index: Any, path: Path, seconds: float) -> dict[str, str]:
         "tokens, most": f"{longest:,.0f}",
         "supervised": f"{100 * supervised / max(total, 1):.1f} %",
         "images": f"{images:,}",
+        "views": f"{views:,}",
         "patches": f"{patches:,}",
         "bytes of the index": f"{path.stat().st_size if path.exists() else 0:,}",
         "seconds": f"{seconds:.1f}",

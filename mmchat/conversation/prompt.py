@@ -38,6 +38,12 @@ def encode_prompt(
     return encode_segments(segments, codec, slots, image_tokens).ids
 
 
+def images_in(text: str, tokenizer, slots: SlotTokens, *, sanitize_control_tokens: bool = False) -> int:
+    """How many images `encode_prompt` finds in a prompt; arguments and errors as there."""
+    segments = parse_written(text, codec_for(tokenizer), slots, sanitized=sanitize_control_tokens)
+    return sum(isinstance(segment, Image) for segment in segments)
+
+
 def parse_written(
     text: str, codec: Codec, slots: SlotTokens, *, sanitized: bool, supervised: Spans = ()
 ) -> list[Segment]:

@@ -18,10 +18,10 @@ class Batch:
     """What one forward takes.
 
     input_ids, attention_mask: int[B, L], padded on the right. labels: int[B, L], -100 where not supervised.
-    pixel_values: per tower float32[images, 3, H, W]; None where the batch holds no image.
+    pixel_values: per tower float32[views, 3, H, W]; None where the batch holds no image. images: how many it holds.
     rejected: samples that should have been here, with the reason. cut: tokens that `max_length` took away.
     packed: how long the samples are that lie one behind another in the only row; None where each has a row.
-    tower_features: per tower [images, tokens, width], instead of pixel values; None where the towers run.
+    tower_features: per tower [views, tokens, width], instead of pixel values; None where the towers run.
     """
 
     input_ids: torch.Tensor
@@ -32,6 +32,7 @@ class Batch:
     rejected: list[Rejected] = field(default_factory=list)
     cut: int = 0
     packed: list[int] | None = None
+    images: int = 0
     tower_features: list[torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> "Batch":
@@ -51,7 +52,7 @@ class Batch:
         )
 
     @property
-    def images(self) -> int:
+    def views(self) -> int:
         seen = self.pixel_values or self.tower_features
         return 0 if seen is None else len(seen[0])
 
@@ -87,7 +88,7 @@ class Collator:
     pad_id: int
     specs: list[TowerSpec]
     slot_id: int | None = None
-    tokens_per_image: int = 0
+    tokens_per_view: int = 0
     packs: bool = False
 
     @property
@@ -121,31 +122,35 @@ class Collator:
             rejected=[item for item in items if isinstance(item, Rejected)],
             cut=sum(one.cut for one in encoded),
             packed=lengths if self.packs else None,
+            images=sum(one.images for one in encoded),
             tower_features=_tower_features([features for one in encoded for features in one.features or ()]),
         )
 
     def _check_slots(self, sample: Sample) -> None:
         if self.slot_id is None:
             return
-        slots, images = sample.encoded.input_ids.count(self.slot_id), sample.encoded.images
-        if slots != images * self.tokens_per_image:
+        slots, views = sample.encoded.input_ids.count(self.slot_id), sample.encoded.views
+        if slots != views * self.tokens_per_view:
             raise ValueError(
-                f"sample {sample.id}: {slots} image slots but {images} images x {self.tokens_per_image} features = "
-                f"{images * self.tokens_per_image}"
+                f"sample {sample.id}: {slots} image slots but {views} views x {self.tokens_per_view} features = "
+                f"{views * self.tokens_per_view}"
             )
 
 
 def pixel_values(images: list[list[np.ndarray]], specs: list[TowerSpec]) -> list[torch.Tensor] | None:
-    """What the towers take: per image and tower uint8[3, H, W] -> per tower float32[images, 3, H, W]."""
+    """What the towers take: per image and tower uint8[views, 3, H, W] -> per tower float32[views, 3, H, W]."""
     if not images:
         return None
-    return [torch.from_numpy(normalise([pixels[tower] for pixels in images], spec)) for tower, spec in enumerate(specs)]
+    return [
+        torch.from_numpy(normalise([view for pixels in images for view in pixels[tower]], spec))
+        for tower, spec in enumerate(specs)
+    ]
 
 
 def _tower_features(images: list[list[np.ndarray]]) -> list[torch.Tensor] | None:
     if not images:
         return None
-    per_tower = (torch.from_numpy(np.stack(features)) for features in zip(*images, strict=True))
+    per_tower = (torch.from_numpy(np.concatenate(features)) for features in zip(*images, strict=True))
     return [tensor.view(torch.bfloat16) if images[0][0].dtype == DTYPES["bf16"] else tensor for tensor in per_tower]
 
 

@@ -3,11 +3,10 @@
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.table import Table
 
 from mmchat.data.config import DataConfig, SourceConfig
@@ -31,8 +30,9 @@ class Encoded:
     """What an objective makes of a record.
 
     input_ids, labels: equally long lists; labels is None for an objective that has none.
-    pixels: per image, per tower, uint8[3, H, W]. cut: tokens that `max_length` took away.
-    features: instead of pixels, per image, per tower, what the tower makes of them; None where the towers run.
+    pixels: per image, per tower, uint8[views, 3, H, W]. cut: tokens that `max_length` took away.
+    features: instead of pixels, per image, per tower [views, tokens, width], what the tower makes of them; None where
+        the towers run.
     """
 
     input_ids: list[int]
@@ -42,8 +42,17 @@ class Encoded:
     features: list[list[np.ndarray]] | None = None
 
     @property
+    def seen(self) -> list[list[np.ndarray]]:
+        """Pixels, or features: per image, per tower, so many views."""
+        return self.pixels if self.features is None else self.features
+
+    @property
     def images(self) -> int:
-        return len(self.pixels if self.features is None else self.features)
+        return len(self.seen)
+
+    @property
+    def views(self) -> int:
+        return sum(len(per_tower[0]) for per_tower in self.seen)
 
 
 @dataclass
@@ -55,8 +64,9 @@ class Sample:
     encoded: Encoded
 
 
-Encode = Callable[[Record, list[Image.Image], str | None], Encoded]
-"""(record, its pictures, the template of its source, if it has one of its own)."""
+Encode = Callable[..., Encoded]
+"""(record, its pictures, the template of its source, if it has one of its own); and where features are read, these, as
+`Encoded` has them, while there are no pictures."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ class MixtureDataset:
                 encoded = self.encode(record, images, part.config.template)
             else:
                 features = [self.features.of(picture) for picture in record.pictures]
-                encoded = replace(self.encode(record, [], part.config.template), features=features)
+                encoded = self.encode(record, [], part.config.template, features)
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
         return Sample(number, record.id, encoded)

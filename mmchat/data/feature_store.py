@@ -21,7 +21,8 @@ import numpy as np
 from mmchat.data.pictures import Picture
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
-from mmchat.images import load_image
+from mmchat.images import image_size, load_image
+from mmchat.vision import TowerSpec
 
 DTYPES = {"fp32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
 """What features may be stored as. NumPy has no bfloat16: its bits are kept as integers."""
@@ -43,6 +44,15 @@ _ABANDONED = 3600
 def key_of(data: bytes) -> bytes:
     """What a picture with these encoded bytes is called: their BLAKE2b of 16 bytes."""
     return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
+
+
+def keys_of(data: bytes, spec: TowerSpec, name: str) -> list[bytes]:
+    """What a tower's views of that picture are called: as the picture, where it is the only one; else the hash of that
+    and the view's number. Raises UserError where views hang on its size and it has none; it is called `name`."""
+    key = key_of(data)
+    if spec.preprocessing.tiling is None:
+        return [key]
+    return [key_of(key + number.to_bytes(4, "little")) for number in range(spec.views(image_size(data, name=name)))]
 
 
 def as_keys(keys: Sequence[bytes]) -> np.ndarray:
@@ -93,7 +103,7 @@ class FeatureStore:
         return self._keys[self._at(keys)] == keys
 
     def read(self, key: bytes) -> np.ndarray:
-        """The features of one picture, mapped from the file: dtype[tokens, width].
+        """The features of one view, mapped from the file: dtype[tokens, width].
 
         Raises:
             KeyError: they are not there.
@@ -157,20 +167,24 @@ class FeatureWriter:
 
 
 class PictureFeatures:
-    """Features of a record's pictures instead of their pixels, from one store for each tower."""
+    """Features of a record's pictures instead of their pixels, from one store for each tower.
 
-    def __init__(self, stores: list[FeatureStore]) -> None:
-        self.stores = stores
+    spec: any tower's, since all have the same views of a picture. A record of a store is a view.
+    """
+
+    def __init__(self, stores: list[FeatureStore], spec: TowerSpec) -> None:
+        self.stores, self.spec = stores, spec
 
     def of(self, picture: Picture) -> list[np.ndarray]:
-        """dtype[tokens, width] for each tower.
+        """dtype[views, tokens, width] for each tower.
 
         Raises:
             UserError: the picture cannot be read or decoded, or has no features here.
         """
         data = picture.read()
+        keys = keys_of(data, self.spec, picture.name)
         try:
-            return [store.read(key_of(data)) for store in self.stores]
+            return [np.stack([store.read(key) for key in keys]) for store in self.stores]
         except KeyError:
             load_image(data, name=picture.name)  # whose features were never computed, because this raises
             raise UserError(

@@ -1,14 +1,17 @@
 """How long every sample of a source is, without decoding a picture: what packing, grouping and planning read.
 
-Sixteen bytes a sample, built once in parallel and kept in the cache under a hash of the data and of everything
+Twenty bytes a sample, built once in parallel and kept in the cache under a hash of the data and of everything
 that makes lengths: tokenizer, template, slots, towers.
+
+Where pictures are cut into tiles their headers are read as well. Loose picture files are no part of the hash, as looking
+at each would take as long: one that is replaced by another size keeps its old length here, and is trained on as it is.
 """
 
 import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from mmchat.errors import UserError
 from mmchat.files import write_bytes
 
 CHUNK = 1_000
-FORMAT = 1
+FORMAT = 2
 """Raised when what is counted changes: older indexes are then made anew."""
 
 
@@ -41,15 +44,26 @@ class Measure:
     template: str | None = None
     max_turns: int | None = None
 
-    def __call__(self, record: Record) -> tuple[int, int, int, int]:
-        """Tokens with slots, supervised tokens, images, patches of all towers; UserError where it cannot be used."""
+    def __call__(self, record: Record) -> tuple[int, ...]:
+        """The columns of `LengthIndex`; UserError where the record cannot be used."""
         if self.max_turns is not None:
             record = limit_turns(record, self.max_turns)
-        rendered = self.processor.render(record.messages, max_length=self.max_length, template=self.template)
+        views = self._views(record)
+        rendered = self.processor.render(record.messages, views, self.max_length, template=self.template)
         # The first position of a row predicts nothing, so it is no loss term.
         supervised = len(rendered.labels) - 1 - rendered.labels[1:].count(IGNORE_INDEX)
-        images = len(record.pictures)
-        return len(rendered.input_ids), supervised, images, images * self._patches
+        images, shown = len(record.pictures), sum(views)
+        return len(rendered.input_ids), supervised, images, shown, shown * self._patches
+
+    def _views(self, record: Record) -> list[int]:
+        """Of each picture, none of which is looked at where they hang on nothing."""
+        if not self._tiles:
+            return [1] * len(record.pictures)
+        return [self.processor.image_processor.views(picture.size()) for picture in record.pictures]
+
+    @cached_property
+    def _tiles(self) -> bool:
+        return self.processor.image_processor.tiles
 
     @cached_property
     def _patches(self) -> int:
@@ -66,12 +80,21 @@ class Measure:
 
 @dataclass(frozen=True)
 class LengthIndex:
-    """uint32[samples] each. A sample that cannot be used has 0 tokens."""
+    """uint32[samples] each. A sample that cannot be used has 0 tokens.
+
+    tokens: with slots. views: what a tower sees of the images. patches: features of the views, of all towers.
+    """
 
     tokens: np.ndarray
     supervised: np.ndarray
     images: np.ndarray
+    views: np.ndarray
     patches: np.ndarray
+
+    @property
+    def columns(self) -> list[np.ndarray]:
+        """In the order in which they are kept."""
+        return [getattr(self, field.name) for field in fields(self)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -82,13 +105,16 @@ class LengthIndex:
         return np.flatnonzero(self.tokens)
 
 
+COLUMNS = len(fields(LengthIndex))
+
+
 @dataclass(frozen=True)
 class _Work:
     source: Any
     measure: Measure
 
     def __call__(self, chunk: Sequence[int]) -> np.ndarray:
-        rows = np.zeros((len(chunk), 4), np.uint32)
+        rows = np.zeros((len(chunk), COLUMNS), np.uint32)
         for row, index in zip(rows, chunk, strict=True):
             record = self.source[index]
             if isinstance(record, Rejected):
@@ -115,7 +141,7 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
     path, work = index_path(source, measure), _Work(source, measure)
     columns = _known(path, len(source))
     if columns is None:
-        columns = np.zeros((4, len(source)), np.uint32)
+        columns = np.zeros((COLUMNS, len(source)), np.uint32)
         chunks: Sequence[Sequence[int]] = cut(len(source), CHUNK)
     else:
         unusable = np.flatnonzero(columns[0] == 0)
@@ -137,9 +163,9 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
 
 
 def mixture_sizes(mixture: Mixture, processor: Any, max_length: int | None) -> np.ndarray:
-    """int64[samples, 2]: tokens and pictures of every sample of a mixture, by number. Raises as `length_index`."""
+    """int64[samples, 2]: tokens and views of every sample of a mixture, by number. Raises as `length_index`."""
     lengths = [part_lengths(part, part_measure(part, processor, max_length)) for part in mixture.parts]
-    return np.concatenate([np.stack([one.tokens, one.images], axis=1) for one in lengths]).astype(np.int64)
+    return np.concatenate([np.stack([one.tokens, one.views], axis=1) for one in lengths]).astype(np.int64)
 
 
 def part_measure(part: Part, processor: Any, max_length: int | None) -> Measure:
@@ -150,14 +176,13 @@ def part_measure(part: Part, processor: Any, max_length: int | None) -> Measure:
 def part_lengths(part: Part, measure: Measure) -> LengthIndex:
     """The lengths of the usable records of one source of a mixture, in their order. Raises as `length_index`."""
     index = length_index(part.source, measure)
-    columns = (index.tokens, index.supervised, index.images, index.patches)
-    return LengthIndex(*(column[part.usable] for column in columns))
+    return LengthIndex(*(column[part.usable] for column in index.columns))
 
 
 def _known(path: Path, samples: int) -> np.ndarray | None:
     with contextlib.suppress(OSError, ValueError, EOFError):
         known = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if known.shape == (4, samples):
+        if known.shape == (COLUMNS, samples):
             return known
     return None
 

@@ -20,7 +20,9 @@ from mmchat.settings import settings
 @settings
 class PackingConfig:
     tokens: int | None = Field(None, gt=0, description="most tokens of one forward; null: data.max_length")
-    images: int | None = Field(None, gt=0, description="most pictures of one forward; null: no limit")
+    images: int | None = Field(
+        None, gt=0, description="most pictures of one forward, each tile of one counted; null: no limit"
+    )
     padded: bool = Field(
         False,
         description="samples of like length side by side, padded, instead of one behind another, for models that "
@@ -36,8 +38,8 @@ def pack(sizes: np.ndarray, budget: np.ndarray, ranks: int) -> list[list[list[in
     decreasing, which wastes least), and if that fails too, there is another round.
 
     Args:
-        sizes: int[samples, 2], tokens and pictures, each of which fits into an empty row.
-        budget: float[2], the most tokens and pictures of a row.
+        sizes: int[samples, 2], tokens and views, each of which fits into an empty row.
+        budget: float[2], the most tokens and views of a row.
     """
     assert (sizes <= budget).all(), "a sample that fits into no row"
     rounds = max(1, math.ceil((sizes.sum(axis=0) / budget).max() / ranks))

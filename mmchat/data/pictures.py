@@ -2,20 +2,23 @@
 
 import base64
 import binascii
+import io
 import posixpath
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
+from PIL.ContainerIO import ContainerIO
 
 from mmchat.data import storage
 from mmchat.errors import UserError
-from mmchat.images import load_image, resolve_inside
+from mmchat.images import image_size, load_image, resolve_inside
 
 FETCH_SECONDS = 30
 MAX_FETCHED_BYTES = 64 << 20
@@ -34,6 +37,23 @@ class Picture:
     def open(self, draft: int | None = None) -> Image.Image:
         """The decoded RGB picture; `draft` and UserError as `images.load_image`."""
         return load_image(self.read(), name=self.name, draft=draft)
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of the decoded picture, from its header; UserError as `open`."""
+        with self.stream() as file:
+            return image_size(file, name=self.name)
+
+    def stream(self) -> BinaryIO:
+        """The encoded bytes as a file to be closed, read as far as need be; UserError as `read`."""
+        return io.BytesIO(self.read())
+
+
+@contextmanager
+def _about_an_image() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"image {error}") from None
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,13 @@ class FilePicture(Picture):
 
     def read(self) -> bytes:
         path = self.resolve()
-        try:
+        with _about_an_image():
             return storage.read_bytes(path)
-        except UserError as error:
-            raise UserError(f"image {error}") from None
+
+    def stream(self) -> BinaryIO:
+        path = self.resolve()
+        with _about_an_image():
+            return storage.open_binary(path)
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,9 @@ class StoredPicture(Picture):
 
     def read(self) -> bytes:
         return storage.read_bytes(self.file, self.start, self.stop)
+
+    def stream(self) -> BinaryIO:
+        return ContainerIO(storage.open_binary(self.file), self.start, self.stop - self.start)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the pictures stand and what each tower sees of them.
 Nothing is encoded a second time: what is shown is read from the ids and labels that training would get.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,9 @@ from mmchat.errors import UserError
 LONGEST_CHARACTER = 16
 """Tokens tried until they make whole characters, which have up to four bytes; a token may hold parts of two."""
 
+SHEET_LINE = 8
+"""Pixels between the views of a picture."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -46,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture. towers: per tower what its preprocessing did, and what it sees, uint8[3, H, W]."""
+    """One picture. towers: per tower what its preprocessing did, and what it sees, uint8[views, 3, H, W]."""
 
     name: str
     original: Image.Image
@@ -134,7 +138,8 @@ def show_record(
     record: Record, seen: list[Seen], processor: Any, max_length: int | None = None, template: str | None = None
 ) -> Shown:
     """Raises UserError as `conversation.render`."""
-    rendered = processor.render(record.messages, max_length=max_length, template=template)
+    views = [len(one.towers[0][1]) for one in seen]
+    rendered = processor.render(record.messages, views, max_length, template=template)
     pieces = read_pieces(rendered, processor.tokenizer)
     return Shown(record.where, record.id, template or processor.template, pieces, seen, rendered.cut)
 
@@ -144,11 +149,25 @@ def _see(picture: Picture, image_processor: Any) -> Seen:
     came = f"{image.width}x{image.height} {image.mode}"
     specs, pixels = image_processor.specs, image_processor.pixels(image)
     towers = [
-        (f"{came} -> {spec.image_size}x{spec.image_size} {spec.preprocessing.fit}", one)
+        (f"{came} -> {_views(len(one))}{spec.image_size}x{spec.image_size} {spec.preprocessing.fit}", one)
         for spec, one in zip(specs, pixels, strict=True)
     ]
     name = picture.path if isinstance(picture, FilePicture) else picture.name
     return Seen(name, image, towers)
+
+
+def _views(count: int) -> str:
+    return "" if count == 1 else f"{count} x "
+
+
+def contact_sheet(views: np.ndarray) -> np.ndarray:
+    """uint8[views, 3, H, W] -> uint8[3, H', W']: in reading order on as square a sheet as there is, apart by a line."""
+    columns = math.ceil(math.sqrt(len(views)))
+    missing = -len(views) % columns
+    framed = np.pad(views, ((0, missing), (0, 0), (0, SHEET_LINE), (0, SHEET_LINE)))
+    _, channels, height, width = framed.shape
+    rows = framed.reshape(-1, columns, channels, height, width).transpose(2, 0, 3, 1, 4)
+    return rows.reshape(channels, -1, columns * width)[:, :-SHEET_LINE, :-SHEET_LINE]
 
 
 def read_pieces(rendered: Rendered, tokenizer: Any) -> list[Piece]:

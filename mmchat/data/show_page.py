@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mmchat.data.records import Rejected
-from mmchat.data.show import Piece, Seen, Shown, printable, runs
+from mmchat.data.show import Piece, Seen, Shown, contact_sheet, printable, runs
 from mmchat.files import write_text
 
 THUMBNAIL_SIDE = 224
@@ -68,7 +68,10 @@ def _tip(piece: Piece) -> str:
 def _image(seen: Seen) -> dict[str, Any]:
     original = seen.original.copy()
     original.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    views = [(came.partition(" -> ")[2], _png(Image.fromarray(p.transpose(1, 2, 0)))) for came, p in seen.towers]
+    views = [
+        (came.partition(" -> ")[2], _png(Image.fromarray(contact_sheet(shown).transpose(1, 2, 0))))
+        for came, shown in seen.towers
+    ]
     return {
         "name": printable(seen.name),
         "views": [(f"{seen.original.width}x{seen.original.height} {seen.original.mode}", _png(original)), *views],

@@ -1,5 +1,6 @@
 """Samples in the terminal: colours where there are some, brackets where there are none."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -12,7 +13,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from mmchat.data.records import Rejected
-from mmchat.data.show import Seen, Shown, printable, runs
+from mmchat.data.show import Seen, Shown, contact_sheet, printable, runs
 
 PICTURE_COLUMNS = 32
 """Width of a picture; a character holds two pixels, one above the other."""
@@ -96,15 +97,14 @@ def _learned(text: Text, supervised: bool, plain: bool) -> Text:
 
 def _pictures(images: list[Seen]) -> Iterator[Group]:
     for number, seen in enumerate(images, 1):
-        for came, pixels in seen.towers:
-            yield Group(half_blocks(pixels), Text(f"image {number}: {came}", "cyan"))
+        for came, views in seen.towers:
+            yield Group(half_blocks(contact_sheet(views)), Text(f"image {number}: {came}", "cyan"))
 
 
 def half_blocks(pixels: np.ndarray, columns: int = PICTURE_COLUMNS) -> Text:
     """uint8[3, H, W] -> lines of upper half blocks: the letter's colour is above, its background below."""
-    lines = max(1, round(columns / 2 * pixels.shape[1] / pixels.shape[2]))
-    size = (columns, 2 * lines)
-    small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize(size, Image.Resampling.BOX))
+    rows = 2 * math.ceil(columns * pixels.shape[1] / pixels.shape[2] / 2)
+    small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((columns, rows), Image.Resampling.BOX))
     text = Text(no_wrap=True)
     for number, (above, below) in enumerate(zip(small[::2], small[1::2], strict=True)):
         text.append("\n" if number else "")

@@ -139,11 +139,11 @@ class Generator:
                 f"max_new_tokens must be at least 1 and temperature a number from 0 up, "
                 f"found {max_new_tokens} and {temperature}"
             )
-        rows = [self.processor.render(messages, add_generation_prompt=True).input_ids for messages in conversations]
+        opened = [[_open(picture) for picture in one] for one in images]
+        rows = [self._prompt(messages, pictures) for messages, pictures in zip(conversations, opened, strict=True)]
         inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
-        pictures = [_open(picture) for one in images for picture in one]
-        if pictures:
-            inputs.update(self.processor.image_processor(pictures))
+        if any(opened):
+            inputs.update(self.processor.image_processor(opened))
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         prompt_length = inputs["input_ids"].shape[1]
         context = self.model.config.text_config.max_position_embeddings
@@ -160,6 +160,10 @@ class Generator:
             **sampling,
         )
         return output[:, prompt_length:]
+
+    def _prompt(self, messages: list[Message], pictures: list[Image.Image]) -> list[int]:
+        views = [self.processor.image_processor.views(picture.size) for picture in pictures]
+        return self.processor.render(messages, views, add_generation_prompt=True).input_ids
 
 
 def _stop_all(ids: torch.Tensor, stop: Event) -> torch.Tensor:

@@ -9,7 +9,7 @@ from mmchat.errors import UserError
 from mmchat.model.config import MMChatConfig
 from mmchat.model.projectors import projector_kind, slots_per_image
 from mmchat.model.splice import check_slots, splice
-from mmchat.vision import Fit, TowerConfig, VisionTower, build_tower, refitted
+from mmchat.vision import Fit, TowerConfig, VisionTower, build_tower, refuse_unequal_views
 
 PixelValues = torch.Tensor | list[torch.Tensor]
 
@@ -19,7 +19,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     `towers`, `projectors` and `language_model` are ordinary submodules, and their names are the names of
     the modules in a trainability table. The language model is any `AutoModelForCausalLM`, used whole.
-    `image_tokens` is the number of slots of one image.
+    `image_tokens` is the number of slots of one view: an image has one, or as many as its tiles and thumbnail.
     """
 
     config_class = MMChatConfig
@@ -38,6 +38,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         embedding_dim = self.language_model.get_input_embeddings().embedding_dim
+        refuse_unequal_views([tower.spec for tower in self.towers])
         self.image_tokens = slots_per_image([tower.spec for tower in self.towers], config.projectors, config.fusion)
         width = _projected_width(config.fusion, len(self.towers), embedding_dim)
         self.projectors = nn.ModuleList(
@@ -47,11 +48,15 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def fit_by(self, fit: Fit) -> None:
-        """Be a model that was trained on pictures fitted in this way; its processor is to be told the same."""
-        self.config.towers = [refitted(tower, fit) for tower in self.config.towers]
-        for tower, values in zip(self.towers, self.config.towers, strict=True):
-            tower.config = TowerConfig.from_dict(values)
-            tower.spec = tower.spec_of(tower.config)
+        """Be a model that was trained on pictures fitted in this way; its processor is to be told the same.
+
+        Raises:
+            UserError: the towers would see different tiles.
+        """
+        for tower in self.towers:
+            tower.fit_by(fit)
+        refuse_unequal_views([tower.spec for tower in self.towers])
+        self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -69,10 +74,10 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """What is written into the slots.
 
         Args:
-            pixel_values: float[images, 3, H, W], or a list of such, one per tower.
+            pixel_values: float[views, 3, H, W], or a list of such, one per tower.
 
         Returns:
-            float[images, image_tokens, D] with D the language model's embedding width.
+            float[views, image_tokens, D] with D the language model's embedding width.
         """
         per_tower = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         if len(per_tower) != len(self.towers):
@@ -80,7 +85,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.project([run_tower(tower, pixels) for tower, pixels in zip(self.towers, per_tower, strict=True)])
 
     def project(self, tower_features: list[torch.Tensor]) -> torch.Tensor:
-        """The same from what the towers gave, float[images, N, width of the tower] for each."""
+        """The same from what the towers gave, float[views, N, width of the tower] for each."""
         pairs = zip(self.projectors, tower_features, strict=True)
         projected = [projector(features) for projector, features in pairs]
         return torch.cat(projected, dim=-1 if self.config.fusion == "channels" else 1)
@@ -103,12 +108,12 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int[B, L] with the slots already expanded.
             attention_mask: int[B, L], 0 where padded, on either side.
-            pixel_values: float[images, 3, H, W] (or a list, one per tower), images in reading order.
-            tower_features: per tower float[images, N, width], instead of pixels: what it gave for them.
+            pixel_values: float[views, 3, H, W] (or a list, one per tower), images in reading order.
+            tower_features: per tower float[views, N, width], instead of pixels: what it gave for them.
             image_features: the result of `get_image_features`, where the caller has it already.
             inputs_embeds: float[B, L, D] instead of `input_ids`, features already spliced in.
             labels: int[B, L], -100 where not supervised; the language model shifts them by one.
-            dummy_images: how many pictures at the end fill no slot. A rank without images
+            dummy_images: how many pictures of one view at the end fill no slot. A rank without images
                 passes one, so that every rank runs the same modules and the projector's gradient is zero, not absent.
 
         Raises:
@@ -119,8 +124,8 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             seen = tower_features if pixel_values is None else pixel_values
             if seen is not None and image_features is None:
                 if input_ids.device.type == "cpu":
-                    images = len(seen if isinstance(seen, torch.Tensor) else seen[0])
-                    check_slots(input_ids, self.config.image_token_id, images - dummy_images, self.image_tokens)
+                    views = len(seen if isinstance(seen, torch.Tensor) else seen[0])
+                    check_slots(input_ids, self.config.image_token_id, views - dummy_images, self.image_tokens)
                 image_features = self.project(seen) if pixel_values is None else self.get_image_features(seen)
             if image_features is not None:
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)

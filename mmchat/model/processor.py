@@ -1,5 +1,7 @@
 """The processor: pictures and conversations become the model's inputs, in training and inference alike."""
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from mmchat.conversation import (
     SlotTokens,
     control_tokens,
     encode_prompt,
+    images_in,
     merge_text_parts,
     render,
     to_jinja,
 )
 from mmchat.errors import UserError
 from mmchat.images import load_image
-from mmchat.vision import Fit, TowerSpec, normalise, preprocess, refitted
+from mmchat.vision import Fit, Size, TowerSpec, normalise, preprocess, refitted, refuse_unequal_views
 
 
 class MMChatImageProcessor(BaseImageProcessor):
@@ -41,18 +44,40 @@ class MMChatImageProcessor(BaseImageProcessor):
         return [TowerSpec.from_dict(tower) for tower in self.towers]
 
     def fit_by(self, fit: Fit) -> None:
-        """Bring pictures to every tower's square in this way from now on (`mmchat.vision.spec.Preprocessing`)."""
+        """Bring pictures to every tower's square in this way from now on (`mmchat.vision.spec.Preprocessing`).
+
+        Raises:
+            UserError: the towers would see different tiles.
+        """
         self.towers = [refitted(tower, fit) for tower in self.towers]
+        refuse_unequal_views(self.specs)
+
+    @property
+    def tiles(self) -> bool:
+        """Whether the number of a picture's views hangs on its size."""
+        return any(spec.preprocessing.tiling for spec in self.specs)
+
+    def views(self, size: Size) -> int:
+        """How many views every tower has of a picture of this size."""
+        return self.specs[0].views(size)
+
+    @property
+    def fewest_views(self) -> int:
+        """Of any picture."""
+        tiling = self.specs[0].preprocessing.tiling
+        return 1 if tiling is None else tiling.fewest_views
 
     def pixels(self, image: Image.Image) -> list[np.ndarray]:
-        """One picture for every tower: uint8[3, H, W] each, not normalised yet."""
+        """One picture for every tower: uint8[views, 3, H, W] each, not normalised yet."""
         return [preprocess(image, spec) for spec in self.specs]
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """`pixel_values`: float32[images, 3, H, W], or a list of such where there are several towers."""
+        """`pixel_values`: float32[views, 3, H, W], those of the first image first; a list of such where there are
+        several towers."""
         pixels = [self.pixels(picture) for picture in open_pictures(images)]
         per_tower = [
-            torch.from_numpy(normalise([seen[tower] for seen in pixels], spec)) for tower, spec in enumerate(self.specs)
+            torch.from_numpy(normalise([view for seen in pixels for view in seen[tower]], spec))
+            for tower, spec in enumerate(self.specs)
         ]
         return BatchFeature({"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower})
 
@@ -86,7 +111,7 @@ def _as_rgb(image: Any) -> Image.Image:
 class MMChatProcessor(ProcessorMixin):
     """Tokenizer, image processor and the template that the model was trained with.
 
-    template, system, slots: as in `MMChatConfig`. image_tokens: slots of one image. chat_template: the Jinja of
+    template, system, slots: as in `MMChatConfig`. image_tokens: slots of one view. chat_template: the Jinja of
     these, which is made here unless a saved one is given.
     """
 
@@ -123,6 +148,7 @@ class MMChatProcessor(ProcessorMixin):
     def render(
         self,
         messages: list[dict],
+        views: Sequence[int] | None = None,
         max_length: int | None = None,
         add_generation_prompt: bool = False,
         template: str | None = None,
@@ -130,13 +156,18 @@ class MMChatProcessor(ProcessorMixin):
         """`mmchat.conversation.render` with this model's tokenizer and slots, and its template or another.
 
         The model's own system message goes with its own template only: another may have no place for it.
+
+        views: of each picture, in reading order (`image_processor.views`). None: one of each; not enough where pictures
+            are cut into tiles.
         """
         template = template or self.template
+        if views is None and self.image_processor.tiles:
+            views = ()
         return render(
             messages,
             template,
             self.tokenizer,
-            image_tokens=self.image_tokens,
+            image_tokens=self.image_tokens if views is None else [count * self.image_tokens for count in views],
             system=self.system if template == self.template else None,
             max_length=max_length,
             slots=self.slot_tokens,
@@ -146,11 +177,12 @@ class MMChatProcessor(ProcessorMixin):
     def probe(self) -> BatchFeature:
         """A fixed input that exercises every part of a model; used to compare a model with its saved copy."""
         side = max(spec.image_size for spec in self.image_processor.specs)
-        ramp = np.linspace(0, 255, side * side * 3).astype(np.uint8).reshape(side, side, 3)
+        width = 2 * side if self.image_processor.tiles else side
+        picture = Image.fromarray(np.linspace(0, 255, side * width * 3).astype(np.uint8).reshape(side, width, 3))
         messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A test."}]
-        ids = torch.tensor([self.render(messages).input_ids])
+        ids = torch.tensor([self.render(messages, [self.image_processor.views(picture.size)]).input_ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return BatchFeature({**inputs, **self.image_processor([Image.fromarray(ramp)])})
+        return BatchFeature({**inputs, **self.image_processor([picture])})
 
     def __call__(
         self,
@@ -171,19 +203,20 @@ class MMChatProcessor(ProcessorMixin):
             UserError: the numbers of slot groups and images differ.
         """
         data: dict[str, Any] = {}
-        count = 0
+        pictures = [] if images is None else open_pictures(images)
         if images is not None:
-            pictures = open_pictures(images)
-            count = len(pictures)
             data.update(self.image_processor(pictures))
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
-            how = (self.tokenizer, self.slot_tokens, self.image_tokens)
-            rows = [encode_prompt(p, *how, sanitize_control_tokens=sanitize_control_tokens) for p in prompts]
-            slot = self.tokenizer.convert_tokens_to_ids(self.slots["pad"])
-            found = sum(row.count(slot) for row in rows) // self.image_tokens
-            if found != count:
-                raise UserError(f"the text has places for {found} images, but {count} images were given")
+            words, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
+            places = [images_in(prompt, *words, **sanitize) for prompt in prompts]
+            if sum(places) != len(pictures):
+                raise UserError(f"the text has places for {sum(places)} images, but {len(pictures)} images were given")
+            slots = (self.image_tokens * self.image_processor.views(picture.size) for picture in pictures)
+            rows = [
+                encode_prompt(prompt, *words, list(islice(slots, images)), **sanitize)
+                for prompt, images in zip(prompts, places, strict=True)
+            ]
             data.update(pad_left(rows, self.pad_token_id))
         return BatchFeature(data)
 

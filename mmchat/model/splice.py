@@ -9,7 +9,8 @@ def splice(embeddings: torch.Tensor, input_ids: torch.Tensor, features: torch.Te
     Args:
         embeddings: float[B, L, D], the embedded tokens.
         input_ids: int[B, L]; positions equal to `slot_id` are slots.
-        features: float[images, N, D] or float[images * N, D], in the order of the images in the batch.
+        features: float[views, N, D] or float[views * N, D], in the order of the images in the batch, an
+            image's views in theirs.
 
     Returns:
         float[B, L, D]. Gradients flow to `features` and to the embeddings of all other tokens.
@@ -22,15 +23,15 @@ def splice(embeddings: torch.Tensor, input_ids: torch.Tensor, features: torch.Te
     return embeddings.masked_scatter(slots, features.reshape(-1, embeddings.shape[-1]).to(embeddings.dtype))
 
 
-def check_slots(input_ids: torch.Tensor, slot_id: int, images: int, tokens_per_image: int) -> None:
-    """Compare slots with the features that `images` pictures will give, before anything is computed.
+def check_slots(input_ids: torch.Tensor, slot_id: int, views: int, tokens_per_view: int) -> None:
+    """Compare slots with the features that `views` will give, before anything is computed.
 
     Raises:
         ValueError: the numbers differ; names both, and the slots of each row.
     """
     per_row = (input_ids == slot_id).sum(dim=1).tolist()
-    if sum(per_row) != images * tokens_per_image:
+    if sum(per_row) != views * tokens_per_view:
         raise ValueError(
-            f"the batch has {sum(per_row)} image slots but {images} images x {tokens_per_image} features = "
-            f"{images * tokens_per_image}; slots per row: {per_row}"
+            f"the batch has {sum(per_row)} image slots but {views} views x {tokens_per_view} features = "
+            f"{views * tokens_per_view}; slots per row: {per_row}"
         )

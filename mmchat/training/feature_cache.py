@@ -53,33 +53,35 @@ def open_features(
     Raises:
         SharedError: a tower is trained, a picture cannot be used and the policy is "stop", or there is no room.
     """
-    towers = objective.model.towers
+    towers, specs = objective.model.towers, objective.collator.specs
+    views = "views" if objective.processor.image_processor.tiles else "pictures"
     _refuse_trained(towers)
     mixtures, numbers = zip(*feed.samples(), strict=True)
     samples = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])
     with gathered(towers), signals:
-        stores = distributed.from_first(lambda: _opened(config, towers, objective.collator.specs, console.print))
+        stores = distributed.from_first(lambda: _opened(config, towers, specs, console.print))
         together, found = Together(config.workers, quarantine, signals), []
-        if status := together.take("looking for features", SampleKeys(mixtures, samples), SAMPLES, found.extend):
+        looked_for = SampleKeys(mixtures, samples, specs[0])
+        if status := together.take("looking for features", looked_for, SAMPLES, found.extend):
             return _stopped(status, config, console)
-        keys, missing = _missing(found, stores)
+        wanted, lacking, pictures = _missing(found, stores)
         size = sum(store.record_bytes for store in stores)
-        console.print(_told(config.feature_cache, len(keys), len(missing), size), markup=False)
-        if len(missing):
-            distributed.from_first(lambda: _check_room(config.feature_cache, len(missing) * size))
+        console.print(_told(config.feature_cache, wanted, lacking, size, views), markup=False)
+        if lacking:
+            distributed.from_first(lambda: _check_room(config.feature_cache, lacking * size))
             begin = time.monotonic()
             filler = Filler(towers, stores, config.precision, shard_bytes)
-            pixels = PicturePixels(mixtures, missing, objective.processor.image_processor)
+            pixels = PicturePixels(mixtures, pictures, objective.processor.image_processor)
             status = together.take("features", pixels, PICTURES, filler.take, filler.flush)
             written, seconds = filler.written_by_all(), time.monotonic() - begin
             console.print(
-                f"features of {written // size:,} pictures written, {written / 1e6:,.1f} MB in {seconds:,.1f} s "
-                f"({written / size / seconds:,.1f} pictures/s)"
+                f"features of {written // size:,} {views} written, {written / 1e6:,.1f} MB in {seconds:,.1f} s "
+                f"({written / size / seconds:,.1f} {views}/s)"
             )
             if status:
                 return _stopped(status, config, console)
             stores = distributed.from_first(lambda: [store.reopened() for store in stores])
-    objective.features = PictureFeatures(stores)
+    objective.features = PictureFeatures(stores, specs[0])
     return 0
 
 
@@ -135,19 +137,20 @@ def _opened(
     return stores
 
 
-def _missing(found: list[Found], stores: list[FeatureStore]) -> tuple[np.ndarray, np.ndarray]:
-    """Of what all ranks found: the keys, each once; and for those without features, where such a picture is,
-    int64[n, 3]."""
+def _missing(found: list[Found], stores: list[FeatureStore]) -> tuple[int, int, np.ndarray]:
+    """Of what all ranks found: how many keys there are, and how many without features; and where pictures with such
+    views are, int64[n, 3]."""
     keys = as_keys([key for key, *_ in found])
     places = np.array([place for _, *place in found], np.int64).reshape(-1, 3)
     parts = distributed.all_gather([(keys, places)])
     keys, first = np.unique(np.concatenate([part for part, _ in parts]), return_index=True)
     there = np.logical_and.reduce([store.has(keys) for store in stores])
-    return keys, np.concatenate([part for _, part in parts])[np.sort(first[~there])]
+    lacking = np.concatenate([part for _, part in parts])[first[~there]]
+    return len(keys), len(lacking), np.unique(lacking, axis=0)
 
 
-def _told(folder: Path, pictures: int, missing: int, size: int) -> str:
-    line = f"feature cache {folder}: {pictures:,} pictures, {pictures - missing:,} of them there"
+def _told(folder: Path, wanted: int, missing: int, size: int, views: str) -> str:
+    line = f"feature cache {folder}: {wanted:,} {views}, {wanted - missing:,} of them there"
     return line + (f"; {missing:,} to compute, {missing * size / 1e6:,.1f} MB" if missing else "")
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mmchat.data.collate import pixel_values
 from mmchat.data.dataset import Mixture
-from mmchat.data.feature_store import FeatureStore, FeatureWriter, as_keys, key_of
+from mmchat.data.feature_store import FeatureStore, FeatureWriter, as_keys, keys_of
 from mmchat.data.order import micro_batches
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
@@ -23,10 +23,13 @@ from mmchat.model.processor import MMChatImageProcessor
 from mmchat.progress import progress_bar
 from mmchat.training import distributed
 from mmchat.training.interruption import StopSignals, exit_status, ignore_stop_signals
-from mmchat.vision import VisionTower
+from mmchat.vision import TowerSpec, VisionTower
 
 Found = tuple[bytes, int, int, int]
-"""A picture's key, and where it is: mixture, sample, place in the record."""
+"""The key of a picture's view, and where the picture is: mixture, sample, place in the record."""
+
+VIEWS = 32
+"""Most views that a tower runs on at once; a picture of many tiles may have a third of them."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,12 @@ def _agree(problem: str | None, *counts: int) -> list[int]:
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """Samples int64[n, 2], each its mixture's place in `mixtures` and its number. An item is what is found of their
-    pictures, list[Found], or Rejected."""
+    """Samples int64[n, 2], each its mixture's place in `mixtures` and its number; `spec` is any tower's. An item is
+    what is found of their pictures, list[Found], or Rejected."""
 
     mixtures: Sequence[Mixture]
     samples: np.ndarray
+    spec: TowerSpec
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -119,10 +123,10 @@ class SampleKeys:
         if isinstance(record, Rejected):
             return record
         try:
-            keys = [key_of(picture.read()) for picture in record.pictures]
+            keys = [keys_of(picture.read(), self.spec, picture.name) for picture in record.pictures]
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
-        return [(key, which, number, place) for place, key in enumerate(keys)]
+        return [(key, which, number, place) for place, of_picture in enumerate(keys) for key in of_picture]
 
     def collate(self, items: list) -> tuple[list[Found], list[Rejected]]:
         usable, rejected = _told_apart(items)
@@ -131,8 +135,8 @@ class SampleKeys:
 
 @dataclass(frozen=True)
 class PicturePixels:
-    """Pictures int64[n, 3]: mixture, sample, place in the record. An item is (key, per tower uint8[3, H, W]), or
-    Rejected."""
+    """Pictures int64[n, 3]: mixture, sample, place in the record. An item is (a key for each view, per tower
+    uint8[views, 3, H, W]), or Rejected."""
 
     mixtures: Sequence[Mixture]
     pictures: np.ndarray
@@ -141,7 +145,7 @@ class PicturePixels:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, at: int) -> tuple[bytes, list[np.ndarray]] | Rejected:
+    def __getitem__(self, at: int) -> tuple[list[bytes], list[np.ndarray]] | Rejected:
         which, number, place = self.pictures[at].tolist()
         record = self.mixtures[which].find(number)[1]
         if isinstance(record, Rejected):
@@ -149,15 +153,16 @@ class PicturePixels:
         picture = record.pictures[place]
         try:
             data = picture.read()
-            return key_of(data), self.image_processor.pixels(load_image(data, name=picture.name))
+            keys = keys_of(data, self.image_processor.specs[0], picture.name)
+            return keys, self.image_processor.pixels(load_image(data, name=picture.name))
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
 
     def collate(self, items: list) -> tuple[tuple[list[bytes], list[torch.Tensor] | None], list[Rejected]]:
-        """Keys, and for each tower float32[pictures, 3, H, W]; None where there is no picture."""
+        """Keys, and for each tower float32[views, 3, H, W]; None where there is no picture."""
         usable, rejected = _told_apart(items)
         pixels = pixel_values([pixels for _, pixels in usable], self.image_processor.specs)
-        return ([key for key, _ in usable], pixels), rejected
+        return ([key for keys, _ in usable for key in keys], pixels), rejected
 
 
 def _told_apart(items: list) -> tuple[list, list[Rejected]]:
@@ -177,9 +182,9 @@ class Filler:
         self._writers = [FeatureWriter(store, shard_bytes) for store in stores]
 
     @torch.no_grad()
-    def take(self, pictures: tuple[list[bytes], list[torch.Tensor] | None]) -> None:
-        """Run every tower on the pictures it has no features of. Raises UserError where these cannot be written."""
-        keys, per_tower = pictures
+    def take(self, views: tuple[list[bytes], list[torch.Tensor] | None]) -> None:
+        """Run every tower on the views it has no features of. Raises UserError where these cannot be written."""
+        keys, per_tower = views
         for number, pixels in enumerate(per_tower or []):
             # A run that was killed may have left one tower's shard and not another's.
             lacking = np.flatnonzero(~self._stores[number].has(as_keys(keys))).tolist()
@@ -200,9 +205,9 @@ class Filler:
         return int(distributed.all_reduce(torch.tensor(sum(writer.written for writer in self._writers))).item())
 
     def _features(self, tower: VisionTower, pixels: torch.Tensor) -> np.ndarray:
-        """[pictures, tokens, width], as they are stored."""
+        """[views, tokens, width], as they are stored."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._rounds):
-            features = tower(pixels.to(self._device)).patches
+            features = torch.cat([tower(some.to(self._device)).patches for some in pixels.split(VIEWS)])
         stored = features.bfloat16().view(torch.uint16) if self._rounds else features.float()
         return stored.cpu().numpy()
 

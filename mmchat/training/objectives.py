@@ -7,6 +7,7 @@ and how to write the finished model and prove that it reads back.
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -38,8 +39,17 @@ class Objective(Protocol):
     features: PictureFeatures | None
     """Where the towers' features are read from; None where the towers run."""
 
-    def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
-        """Ids, labels and pixels of a record; `template` is its source's own, if it has one."""
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> Encoded:
+        """Ids, labels and pixels of a record; `template` is its source's own, if it has one.
+
+        features: instead of images, as `Encoded` has them.
+        """
 
     def terms(self, batch: Batch) -> int:
         """How many losses `loss_sum` adds up; their global number divides the gradient."""
@@ -64,16 +74,25 @@ class AssistantObjective:
             pad_id=self.processor.pad_token_id,
             specs=self.processor.image_processor.specs,
             slot_id=self.model.config.image_token_id,
-            tokens_per_image=self.processor.image_tokens,
+            tokens_per_view=self.processor.image_tokens,
             packs=config.packs,
         )
         if self.collator.packs:
             enable_packing(self.model.language_model)
+        if self.processor.image_processor.tiles:
+            _refuse_drafts(config)
 
-    def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
-        rendered = self.processor.render(record.messages, max_length=self.max_length, template=template)
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> Encoded:
         pixels = [self.processor.image_processor.pixels(image) for image in images]
-        return Encoded(rendered.input_ids, rendered.labels, pixels, rendered.cut)
+        views = [len(per_tower[0]) for per_tower in (pixels if features is None else features)]
+        rendered = self.processor.render(record.messages, views, self.max_length, template=template)
+        return Encoded(rendered.input_ids, rendered.labels, pixels, rendered.cut, features)
 
     def terms(self, batch: Batch) -> int:
         return batch.supervised
@@ -134,11 +153,21 @@ class ContrastiveObjective:
         self.model = load_clip(config.model, dtype=WEIGHTS) if weights else shape_clip(config.model)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model)
         self.spec = self.model.towers[0].spec
+        if self.spec.preprocessing.tiling:
+            raise UserError(
+                "objective contrastive compares one vector a picture; its tower must have another fit than tiles"
+            )
         self.context_length = self.model.config.text_config.max_position_embeddings
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
 
-    def encode(self, record: Record, images: list[Image.Image], template: str | None) -> Encoded:
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> Encoded:
         return Encoded(self.caption_ids(record), None, [[preprocess(images[0], self.spec)]])
 
     def caption_ids(self, record: Record) -> list[int]:
@@ -162,6 +191,22 @@ class ContrastiveObjective:
 
     def save(self, directory: Path) -> None:
         save_clip(self.model, self.tokenizer, directory)
+
+
+def _refuse_drafts(config: RunConfig) -> None:
+    """A draft is smaller than its picture, and would be cut into other tiles than the picture."""
+    parts = {"data": config.data, "validation": config.validation}
+    found = [
+        f"{key}.sources.{name}.draft" if data.sources else f"{key}.draft"
+        for key, data in parts.items()
+        if data is not None
+        for name, source in data.by_name().items()
+        if source.draft
+    ]
+    if found:
+        raise UserError(
+            f"pictures are cut into tiles by their size, which a draft has not: leave out {', '.join(found)}"
+        )
 
 
 OBJECTIVES: dict[str, type] = {"assistant": AssistantObjective, "contrastive": ContrastiveObjective}

@@ -62,10 +62,10 @@ class Packed(Sharing):
         self._sizes = distributed.from_first(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
         if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
             record = mixture.find(int(too_large[0]))[1]
-            tokens, images = self._sizes[too_large[0]]
+            tokens, views = self._sizes[too_large[0]]
             raise SharedError(
                 f"{len(too_large)} sample(s) fit into no forward: {record.where} (id {record.id}) has {tokens} tokens "
-                f"and {images} image(s), but packing.tokens is {self._tokens} and packing.images "
+                f"and {views} view(s) of pictures, but packing.tokens is {self._tokens} and packing.images "
                 f"{config.packing.images}; allow more, or cut samples with max_length"
             )
 

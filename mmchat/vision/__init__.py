@@ -7,10 +7,13 @@ are imported on first access.
 from importlib import import_module
 
 from mmchat.vision.preprocess import normalise, preprocess
-from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted, refuse_unequal_views
+from mmchat.vision.tiling import Size, Tiling
 
 __all__ = [
     "Fit",
+    "Size",
+    "Tiling",
     "TowerConfig",
     "TowerOutput",
     "TowerSpec",
@@ -20,6 +23,7 @@ __all__ = [
     "normalise",
     "preprocess",
     "refitted",
+    "refuse_unequal_views",
 ]
 
 _HOMES = {

@@ -26,6 +26,7 @@ FIT_WORDS = {
     "squash": "resized to {size} x {size}, whatever its proportions",
     "pad": "padded to a square with the mean colour, then resized to {size} x {size}",
     "shortest-edge-crop": "its short side resized to {edge}, then the {size} x {size} in the middle",
+    "tiles": "cut into as many squares of {size} x {size} as suit its size, and the whole once more",
     "longest-edge-pad": "its long side resized to {size}, padded right and below with the mean colour",
 }
 
@@ -101,8 +102,7 @@ def in_words(how: Preprocessing, size: int) -> list[str]:
 
 def seen_views(image: Image.Image, spec: TowerSpec) -> np.ndarray:
     """The tower's input for a picture, float32[views, 3, S, S]."""
-    pixels = preprocess(image, spec)
-    return normalise(pixels if pixels.ndim == 4 else pixels[None], spec)
+    return normalise(preprocess(image, spec), spec)
 
 
 def as_pictures(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:

@@ -11,31 +11,53 @@ from math import gcd
 import numpy as np
 from PIL import Image
 
-from mmchat.vision.spec import TowerSpec
+from mmchat.vision.spec import Preprocessing, TowerSpec
+from mmchat.vision.tiling import Tiling
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """Fit one RGB picture to the tower's square: uint8[3, image_size, image_size], or less where `normalise` pads.
+    """What the tower sees of one RGB picture: uint8[views, 3, image_size, image_size], or less where `normalise` pads.
 
-    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, DINOv2, SAM) and to LLaVA's `pad` before normalising.
+    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, DINOv2, SAM, GotOcr2 as InternVL uses it) and to
+    LLaVA's `pad` before normalising.
     """
-    size = spec.image_size
     how = spec.preprocessing
     resample = _RESAMPLING[how.resample]
+    if how.tiling is None:
+        squares = [_fitted(image, how, spec.image_size, resample)]
+    else:
+        squares = tiles(image, how.tiling, spec.image_size, resample)
+    width, height = squares[0].size
+    views = np.empty((len(squares), 3, height, width), np.uint8)
+    for view, square in zip(views, squares, strict=True):
+        view[:] = np.asarray(square).transpose(2, 0, 1)
+    return views
+
+
+def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampling) -> list[Image.Image]:
+    """The picture on the grid's canvas, cut into squares of `size` in reading order; its thumbnail is last."""
+    columns, rows = tiling.grid(image.size, size)
+    canvas = image.resize((columns * size, rows * size), resample)
+    corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
+    squares = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
+    if len(squares) < tiling.views(image.size, size):
+        squares.append(image.resize((size, size), resample))
+    return squares
+
+
+def _fitted(image: Image.Image, how: Preprocessing, size: int, resample: Image.Resampling) -> Image.Image:
     if how.fit == "shortest-edge-crop":
         width, height = image.size
         edge = round(size / how.crop_fraction)
         long = int(edge * max(image.size) / min(image.size))  # truncated, as CLIPImageProcessor does
-        image = resize_and_crop(image, (edge, long) if width <= height else (long, edge), size, resample)
-    elif how.fit == "longest-edge-pad":
-        image = image.resize(longest_edge_size(*image.size, size), resample)
-    else:
-        if how.fit == "pad":
-            image = pad_to_square(image, tuple(int(channel * 255) for channel in how.mean))
-        image = image.resize((size, size), resample)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return resize_and_crop(image, (edge, long) if width <= height else (long, edge), size, resample)
+    if how.fit == "longest-edge-pad":
+        return image.resize(longest_edge_size(*image.size, size), resample)
+    if how.fit == "pad":
+        image = pad_to_square(image, tuple(int(channel * 255) for channel in how.mean))
+    return image.resize((size, size), resample)
 
 
 def resize_and_crop(image: Image.Image, scaled: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from mmchat.errors import UserError
-from mmchat.vision.spec import TowerConfig, TowerSpec
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
+from mmchat.vision.tiling import Tiling
 
 
 @dataclass
@@ -36,6 +37,11 @@ class VisionTower(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.spec = self.spec_of(config)
+
+    def fit_by(self, fit: Fit, tiling: Tiling | None = None) -> None:
+        """Be a tower that was trained on pictures fitted in this way; arguments as in `refitted`."""
+        self.config = TowerConfig.from_dict(refitted(self.config.to_dict(), fit, tiling))
+        self.spec = self.spec_of(self.config)
 
     @classmethod
     @abstractmethod

@@ -201,6 +201,24 @@ def test_init_writes_a_directory_that_chats(run, language_json, data_dir, tmp_pa
     assert "is a config without a tokenizer; name one with --tokenizer" in err
 
 
+def test_init_with_tiles(run, language_json, data_dir, tmp_path, picture):
+    words = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4"]
+    words += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
+    status, _, err = run(*words, "--max-tiles", 3)
+    assert (status, err) == (2, "error: --max-tiles belongs to --fit tiles\n")
+    status, _, err = run(*words, "--fit", "tiles", "--max-tiles", 0)
+    assert status == 2 and "expected 1 <= min_tiles <= max_tiles" in err
+    status, out, err = run(*words, "--fit", "tiles", "--max-tiles", 3)
+    assert (status, err) == (0, "")
+    assert re.match(rf"{tmp_path}/model: [\d,]+ parameters, 16 slots per tile, vicuna_v1\n", out)
+    preprocessing = json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["preprocessing"]
+    assert preprocessing["fit"] == "tiles"
+    assert preprocessing["tiling"] == {"min_tiles": 1, "max_tiles": 3, "thumbnail": True}
+    picture(width=90, height=30).save(tmp_path / "wide.png")
+    words = ["chat", tmp_path / "model", "What?", "--image", tmp_path / "wide.png", "--max-new-tokens", 2]
+    assert run(*words)[0] == 0
+
+
 def test_clip_init(run, make_tower, data_dir, tmp_path):
     (tmp_path / "tower.json").write_text(json.dumps(make_tower().config.to_dict()))
     (tmp_path / "text.json").write_text('{"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}')

@@ -30,12 +30,12 @@ BAD = Rejected("data.json:record 2", "b", "broken")
 
 @pytest.fixture
 def collate():
-    return Collator(pad_id=PAD, specs=SPECS, slot_id=SLOT, tokens_per_image=2)
+    return Collator(pad_id=PAD, specs=SPECS, slot_id=SLOT, tokens_per_view=2)
 
 
 def sample(ids, images=0, name="a", labels=True, seed=0):
     rng = np.random.default_rng(seed)
-    sizes = [(3, spec.image_size, spec.image_size) for spec in SPECS]
+    sizes = [(1, 3, spec.image_size, spec.image_size) for spec in SPECS]
     pixels = [[rng.integers(0, 256, size, dtype=np.uint8) for size in sizes] for _ in range(images)]
     return Sample(0, name, Encoded(ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels))
 
@@ -50,7 +50,7 @@ def test_padding_labels_and_pictures(collate):
     assert (batch.ids, batch.images, batch.tokens, batch.supervised) == (["a", "c", "b"], 3, 11, 8)
     for tower, spec in enumerate(SPECS):
         pictures = [*long.encoded.pixels, *short.encoded.pixels]
-        expected = normalise(np.stack([picture[tower] for picture in pictures]), spec)
+        expected = normalise(np.concatenate([picture[tower] for picture in pictures]), spec)
         assert torch.equal(batch.pixel_values[tower], torch.from_numpy(expected))
 
 
@@ -67,7 +67,7 @@ def test_without_pictures_or_labels(collate):
 
 @pytest.mark.parametrize(("slots", "images"), [(3, 1), (2, 2), (2, 0), (0, 1)])
 def test_a_slot_mismatch_names_the_sample(collate, slots, images):
-    text = f"sample odd: {slots} image slots but {images} images x 2 features = {2 * images}"
+    text = f"sample odd: {slots} image slots but {images} views x 2 features = {2 * images}"
     with pytest.raises(ValueError, match=text):
         collate([sample([1, 2]), sample([1] + [SLOT] * slots, images=images, name="odd")])
     # Sequences without slots (captions of a dual encoder) are not counted.

@@ -21,8 +21,10 @@ from mmchat.data.feature_store import (
 )
 from mmchat.data.pictures import BytesPicture
 from mmchat.errors import UserError
+from mmchat.vision import TowerSpec
 
 SHAPE = (4, 6)
+SPEC = TowerSpec(4, 2, *SHAPE)
 RECORD = 4 * 6 * 4
 
 
@@ -169,11 +171,11 @@ def test_a_picture_without_features_is_named_and_a_broken_one_says_what_it_alway
     data = (tmp_path / "a.png").read_bytes()
     store = FeatureStore(tmp_path, SHAPE, "fp32")
     with pytest.raises(UserError, match=r"image a\.png has no features in .* another picture than") as error:
-        PictureFeatures([store]).of(BytesPicture(data, "a.png"))
+        PictureFeatures([store], SPEC).of(BytesPicture(data, "a.png"))
     assert error.value.kind == NO_FEATURES
     broken = BytesPicture(data[:-40], "a.png")
     with pytest.raises(UserError) as without:
         broken.open()
     with pytest.raises(UserError) as error:
-        PictureFeatures([store]).of(broken)
+        PictureFeatures([store], SPEC).of(broken)
     assert (str(error.value), error.value.kind) == (str(without.value), without.value.kind)

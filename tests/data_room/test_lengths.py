@@ -15,7 +15,7 @@ from mmchat.errors import UserError
 from mmchat.model.directory import load_processor
 
 MAX_LENGTH = 120
-COLUMNS = ("tokens", "supervised", "images", "patches")
+COLUMNS = ("tokens", "supervised", "images", "views", "patches")
 
 
 @pytest.fixture
@@ -52,16 +52,22 @@ def path(tmp_path, tiny_records):
 
 
 def slowly(source: Source, processor, max_length, template=None) -> np.ndarray:
-    """uint32[4, samples], one record after the other."""
+    """uint32[5, samples], one record after the other."""
     rows = []
     for record in source:
-        row = (0, 0, 0, 0)
+        row = (0, 0, 0, 0, 0)
         if not isinstance(record, Rejected):
             try:
                 rendered = processor.render(record.messages, max_length=max_length, template=template)
                 learned = sum(label != IGNORE_INDEX for label in rendered.labels[1:])
                 images = len(rendered.image_spans)
-                row = (len(rendered.input_ids), learned, images, images * processor.image_processor.specs[0].tokens)
+                row = (
+                    len(rendered.input_ids),
+                    learned,
+                    images,
+                    images,
+                    images * processor.image_processor.specs[0].tokens,
+                )
             except UserError:
                 pass
         rows.append(row)
@@ -103,7 +109,7 @@ def test_other_processes_measure_the_same(path, processor, cache):
     alone = columns(length_index(source, measure, workers=0))
     index_path(source, measure).unlink()
     together = columns(length_index(source, measure, workers=2))
-    assert alone.shape == (4, 6010) and np.array_equal(alone, together)
+    assert alone.shape == (5, 6010) and np.array_equal(alone, together)
     assert len(np.unique(alone[0, 10::1000])) == 6
 
 
@@ -205,7 +211,7 @@ def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir,
     names = ("samples", "usable", "tokens", "tokens, median", "tokens, 95 of 100", "tokens, most")
     assert [facts[name] for name in names] == [f"{count:,.0f}" for count in counts]
     assert facts["supervised"] == f"{100 * expected[1].sum() / tokens.sum():.1f} %"
-    assert (facts["images"], facts["patches"]) == ("4", f"{expected[3].sum()}")
+    assert (facts["images"], facts["views"], facts["patches"]) == ("4", "4", f"{expected[4].sum()}")
     (kept,) = cache.iterdir()
     assert facts["bytes of the index"] == str(kept.stat().st_size) and f"kept in {kept}" in first
     assert main(words) == 0

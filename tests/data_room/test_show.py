@@ -14,10 +14,12 @@ from mmchat.cli.main import main
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.config import SourceConfig
 from mmchat.data.records import Rejected
-from mmchat.data.show import choose, examine, open_part, runs
+from mmchat.data.show import choose, contact_sheet, examine, open_part, runs
 from mmchat.data.show_page import write_page
 from mmchat.data.show_terminal import half_blocks, print_samples
 from mmchat.model.directory import load_processor
+from mmchat.vision import Tiling
+from mmchat.vision.spec import Preprocessing
 from tests.demo.browser import CHROMEDRIVER, CHROMIUM, browsing, requested
 
 HOSTILE = (
@@ -154,6 +156,28 @@ def test_on_a_terminal_colours_tell_and_the_picture_is_there(processor, tiny_rec
     ]
     assert [span.style for span in blocks.spans] == styles
     assert half_blocks(pixels[:, :4], columns=8).plain == "\n".join(["▀" * 8] * 2)  # what SAM sees before it is padded
+
+
+def test_every_view_of_a_picture_is_there(make_assistant, make_tower, picture, tmp_path):
+    """Two tiles and the thumbnail on one sheet, two beside each other, and as many slots."""
+    fit = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
+    _, tiling = make_assistant(towers=[make_tower(preprocessing=fit)])
+    picture(width=60, height=28).save(tmp_path / "a.png")
+    (sample,) = samples_of(write(tmp_path / "a.jsonl", talk("<image>What?", "Noise.", image="a.png")), tiling)
+    ((came, views),) = sample.images[0].towers
+    assert came == "60x28 RGB -> 3 x 28x28 tiles" and views.shape == (3, 3, 28, 28)
+    assert sample.slots == 3 * 16
+    sheet = contact_sheet(views)
+    assert sheet.shape == (3, 64, 64)
+    for view, (top, left) in zip(views, ((0, 0), (0, 36), (36, 0)), strict=True):
+        assert np.array_equal(sheet[:, top : top + 28, left : left + 28], view)
+    assert not sheet[:, 28:36].any() and not sheet[:, :, 28:36].any() and not sheet[:, 36:, 36:].any()
+    assert np.array_equal(contact_sheet(views[:1]), views[0])
+    assert contact_sheet(np.concatenate([views, views[:2]])).shape == (3, 64, 100)
+    write_page(tmp_path / "page.html", [sample], "a")
+    assert "3 x 28x28 tiles" in (tmp_path / "page.html").read_text()
+    out = printed([sample], color_system="truecolor", force_terminal=True, legacy_windows=False)
+    assert out.count("▀") == 32 * 16
 
 
 def test_hostile_text_stays_text(processor, tmp_path):

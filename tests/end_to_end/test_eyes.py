@@ -69,6 +69,10 @@ EYES: dict[str, dict] = {
         "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}, VARY],
         "words": ["--projector", "linear", "--projector", "mlp2x_gelu"],
     },
+    "tiles": {
+        "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}],
+        "words": ["--fit", "tiles", "--max-tiles", "4"],
+    },
 }
 
 

@@ -14,6 +14,8 @@ from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
 from mmchat.training.objectives import AssistantObjective
+from mmchat.vision import Tiling
+from mmchat.vision.spec import Preprocessing
 from tests.launching import ROOT, run_ranks, write_config
 from tests.training_fixtures import run_values, write_mixture
 
@@ -59,14 +61,26 @@ WHOLE = {
 }
 
 
+TILED = {
+    1: [case(0, 2), packed(0, 400, 9), packed(3, 400)],
+    2: [case(2, 1), case(3, 2, again="all"), packed(1, 400, 9), packed(3, 400)],
+}
+"""Pictures of one, three or four views: their slots would not fit into the budgets above."""
+
+
 @pytest.fixture(scope="module")
-def setup(request, tmp_path_factory, make_assistant):
+def setup(request, tmp_path_factory, make_assistant, make_tower):
     """A kind's config on a mixture of three sources; every third record is text only, so that with single samples a
     rank is often without pictures while the other has some. With a rate of 0 all steps see the same weights."""
     folder = tmp_path_factory.mktemp("gradients")
-    without_noise = {"dropout": 0.0} if request.param == "opt" else {}
-    save_assistant(*make_assistant(request.param, words="llama", **without_noise), folder / "model")
-    values = run_values(folder, folder / "model", write_mixture(folder / "data", 24), steps=STEPS, batch_size=BATCH)
+    kind, sizes, towers = request.param, [(31, 24)], None
+    if kind == "tiles":
+        fit = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
+        kind, sizes, towers = "llama", [(60, 28), (31, 24), (30, 95)], [make_tower(layer=-2, preprocessing=fit)]
+    without_noise = {"dropout": 0.0} if kind == "opt" else {}
+    save_assistant(*make_assistant(kind, words="llama", towers=towers, **without_noise), folder / "model")
+    data = write_mixture(folder / "data", 24, sizes)
+    values = run_values(folder, folder / "model", data, steps=STEPS, batch_size=BATCH)
     values["trainable"] = dict.fromkeys(("towers", "projectors", "language_model"), "full")
     values["optimizer"] = {"lr": 0.0, "clip": 0.0}
     return folder, write_config(folder / "run.yaml", **values)
@@ -114,6 +128,7 @@ def gradients(out: Path, config: Path, ranks: int, cases: list[dict]) -> dict[st
     [
         pytest.param("llama", COVERING, id="llama-covering"),
         pytest.param("llama", WHOLE, marks=pytest.mark.slow, id="llama-whole"),
+        pytest.param("tiles", TILED, marks=pytest.mark.slow, id="tiles"),
         pytest.param("opt", COVERING, marks=pytest.mark.slow, id="opt-covering"),
         pytest.param("qwen2", COVERING, marks=pytest.mark.slow, id="qwen2-covering"),
     ],

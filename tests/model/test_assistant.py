@@ -96,7 +96,7 @@ def test_slots_and_images_must_agree(make_assistant, picture):
     inputs = example(processor, [picture(0), picture(1)])
     ran = []
     model.towers[0].register_forward_hook(lambda *_: ran.append(1))
-    with pytest.raises(ValueError, match=r"16 image slots but 2 images x 16 features = 32; slots per row: \[16\]"):
+    with pytest.raises(ValueError, match=r"16 image slots but 2 views x 16 features = 32; slots per row: \[16\]"):
         model(**inputs)
     assert not ran
     # A picture that fills no slot changes nothing, and leaves the projector a gradient of zero.

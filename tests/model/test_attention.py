@@ -81,10 +81,10 @@ def test_gradients_of_an_assistant_are_the_sum_of_its_samples(make_assistant, ki
         words = torch.randint(5, 60, (length,), generator=generator).tolist()
         ids = words[:2] + [slot] * (pictures * processor.image_tokens) + words[2:]
         labels = [IGNORE_INDEX if token == slot or place % 3 == 0 else token for place, token in enumerate(ids)]
-        size = (3, specs[0].image_size, specs[0].image_size)
+        size = (1, 3, specs[0].image_size, specs[0].image_size)
         drawn = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for _ in range(pictures)]
         samples.append(Sample(number, str(number), Encoded(ids, labels, [[picture.numpy()] for picture in drawn])))
-    settings = {"pad_id": 0, "specs": specs, "slot_id": slot, "tokens_per_image": processor.image_tokens}
+    settings = {"pad_id": 0, "specs": specs, "slot_id": slot, "tokens_per_view": processor.image_tokens}
 
     expected = []
     for sample in samples:

@@ -69,7 +69,7 @@ def test_flat_features_and_another_dtype():
 @pytest.mark.parametrize(("images", "features"), [(1, 3), (3, 9), (0, 0)])
 def test_a_mismatch_names_both_numbers(images, features):
     input_ids = torch.tensor([[1, SLOT, SLOT, SLOT, 2], [1, SLOT, SLOT, SLOT, 2]])
-    check_slots(input_ids, SLOT, images=2, tokens_per_image=3)
-    text = rf"6 image slots but {images} images x 3 features = {features}; slots per row: \[3, 3\]"
+    check_slots(input_ids, SLOT, views=2, tokens_per_view=3)
+    text = rf"6 image slots but {images} views x 3 features = {features}; slots per row: \[3, 3\]"
     with pytest.raises(ValueError, match=text):
-        check_slots(input_ids, SLOT, images=images, tokens_per_image=3)
+        check_slots(input_ids, SLOT, views=images, tokens_per_view=3)

@@ -23,8 +23,12 @@ from mmchat.training.feature_cache import identity, open_features
 from mmchat.training.feed import Feed
 from mmchat.training.interruption import StopSignals
 from mmchat.training.opening import open_model
+from mmchat.vision import Tiling
+from mmchat.vision.spec import Preprocessing
 from tests.training_fixtures import run_values, write_records
 
+SIZES = ((60, 28), (31, 24), (30, 95))
+"""Of 3, 1 and 4 views in tiles of 28."""
 FROZEN_TOWERS = {"towers": "frozen", "projectors": "full", "language_model": "full"}
 
 
@@ -84,6 +88,9 @@ def never_run(module, inputs):
 def model_with(tmp_path, make_assistant, make_tower, what):
     if what == "one tower":
         parts = {}
+    elif what == "tiles":
+        fit = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
+        parts = {"towers": [make_tower(layer=-2, preprocessing=fit)]}
     else:
         size = {"image_size": 32, "patch_size": 8}
         conv = make_tower(family="conv_vit", layer=-1, backbone={**size, "stem_width": 8, "stem_depth": 2})
@@ -93,17 +100,19 @@ def model_with(tmp_path, make_assistant, make_tower, what):
 
 
 @pytest.mark.parametrize("packing", [None, {"tokens": 400}], ids=["padded", "packed"])
-@pytest.mark.parametrize("what", ["one tower", "two towers"])
+@pytest.mark.parametrize("what", ["one tower", "two towers", "tiles"])
 def test_losses_and_gradients_are_those_of_the_towers(tmp_path, make_assistant, make_tower, make_run, what, packing):
     model = model_with(tmp_path, make_assistant, make_tower, what)
-    without = make_run(model, feature_cache=None, packing=packing)
-    cached = make_run(model, packing=packing)
+    data = write_records(tmp_path / "sizes", 24, sizes=SIZES)
+    without = make_run(model, data, feature_cache=None, packing=packing)
+    cached = make_run(model, data, packing=packing)
     assert cached.fill() == 0
     for tower in cached.objective.model.towers:
         tower.register_forward_pre_hook(never_run)
     for (_, batches), (_, expected) in zip(cached.feed.steps(0), without.feed.steps(0), strict=True):
         for batch, like in zip(batches, expected, strict=True):
-            assert batch.pixel_values is None and (batch.ids, batch.images) == (like.ids, like.images)
+            assert batch.pixel_values is None
+            assert (batch.ids, batch.images, batch.views) == (like.ids, like.images, like.views)
             loss, of_gradients = differences(cached.gradients(batch), without.gradients(like))
             assert loss < 1e-6 and max(of_gradients) < 1e-5
 
@@ -152,6 +161,24 @@ def test_the_second_run_computes_nothing_and_a_picture_is_stored_once(tmp_path, 
     second.objective.model.towers[0].register_forward_pre_hook(never_run)
     second.fill()
     assert second.said.endswith(f": {pictures} pictures, {pictures} of them there\n")
+
+
+def test_a_view_is_a_record(tmp_path, make_assistant, make_tower, make_run):
+    """Of a picture whose views lie in several shards, those of a lost shard are computed anew."""
+    model = model_with(tmp_path, make_assistant, make_tower, "tiles")
+    data = write_records(tmp_path / "sizes", 6, pictures=1, sizes=SIZES)
+    first, second = make_run(model, data, steps=100), make_run(model, data, steps=100)
+    first.fill(shard_bytes=1)
+    views = 2 * (3 + 1 + 4)
+    assert f": {views} views, 0 of them there; {views} to compute" in first.said
+    assert f"features of {views} views written" in first.said
+    shards = sorted((tmp_path / "cache").glob("*/*.shard"))
+    assert len(shards) == views
+    for shard in shards[:3]:
+        shard.unlink()
+    second.fill()
+    assert f": {views} views, {views - 3} of them there; 3 to compute" in second.said
+    assert "features of 3 views written" in second.said
 
 
 def test_only_pictures_that_the_run_takes_are_computed(tmp_path, make_run):

@@ -57,7 +57,7 @@ def batch_of(model, *samples, supervised=5):
     images = sum(images for _, images in samples)
     sides = [tower.spec.image_size for tower in model.towers]
     pixels = [torch.randn(images, 3, side, side) for side in sides] if images else None
-    return Batch(ids, mask, labels, pixels, ids=[str(row) for row in range(len(samples))])
+    return Batch(ids, mask, labels, pixels, ids=[str(row) for row in range(len(samples))], images=images)
 
 
 def with_features(model, batch):
@@ -222,4 +222,4 @@ def test_the_rule_of_thumb(make_assistant, language_json):
         replace(counted, pair={}).of(batch_of(model, (20, 0), supervised=4))
         == 20 * 6 * weights + 4 * counted.supervised
     )
-    assert counted.image > 6 * CLIP_28["hidden_size"] ** 2
+    assert counted.view > 6 * CLIP_28["hidden_size"] ** 2

@@ -46,9 +46,11 @@ def config(tmp_path_factory):
 
 def activations_of(config, stage):
     shapes = open_shapes(config)
-    lengths = LengthIndex(*(np.full(SAMPLES, value) for value in (LENGTH, SUPERVISED, 1, 576)))
+    lengths = LengthIndex(*(np.full(SAMPLES, value) for value in (LENGTH, SUPERVISED, 1, 1, 576)))
     numbers = list(range(SAMPLES))
-    micro = MicroBatch(1, 0, numbers, [LENGTH] * SAMPLES, POSITIONS, SAMPLES, SAMPLES * 576, SAMPLES * SUPERVISED)
+    micro = MicroBatch(
+        1, 0, numbers, [LENGTH] * SAMPLES, POSITIONS, SAMPLES, SAMPLES, SAMPLES * 576, SAMPLES * SUPERVISED
+    )
     with shapes.running():
         batch = made_up(micro, lengths, shapes.objective.collator)
         return shapes, measure(shapes.objective, batch, bf16=True, zero_stage=stage)

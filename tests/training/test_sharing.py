@@ -61,9 +61,12 @@ def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
 @pytest.mark.parametrize(
     ("packing", "fault"),
     [
-        ({"tokens": 144}, "has 145 tokens and 2 image(s), but packing.tokens is 144 and packing.images None"),
-        ({"tokens": 144, "padded": True}, "has 145 tokens and 2 image(s), but packing.tokens is 144"),
-        ({"images": 1}, "has 131 tokens and 2 image(s), but packing.tokens is 400 and packing.images 1"),
+        (
+            {"tokens": 144},
+            "has 145 tokens and 2 view(s) of pictures, but packing.tokens is 144 and packing.images None",
+        ),
+        ({"tokens": 144, "padded": True}, "has 145 tokens and 2 view(s) of pictures, but packing.tokens is 144"),
+        ({"images": 1}, "has 131 tokens and 2 view(s) of pictures, but packing.tokens is 400 and packing.images 1"),
     ],
 )
 def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):

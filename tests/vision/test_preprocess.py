@@ -26,7 +26,7 @@ HOW = {"clip": {"fit": "shortest-edge-crop"}, "pad": {"fit": "pad"}, "siglip": S
 
 def seen(image, size, **how):
     spec = TowerSpec(size, 14, (size // 14) ** 2, 8, Preprocessing(**how))
-    return normalise(preprocess(image, spec)[None], spec)[0]
+    return normalise(preprocess(image, spec), spec)[0]
 
 
 @pytest.mark.parametrize("name", ["gray", "square", "tall", "tiny", "wide"])
@@ -98,7 +98,7 @@ def test_sam_bit_equal_to_transformers_where_that_can(width, height, size, seed)
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
     spec = TowerSpec(size, 16, (size // 16) ** 2, 8, SAM)
     turned = image.rotate(90, expand=True)
-    mine = normalise([preprocess(one, spec) for one in (image, turned)], spec)
+    mine = normalise([preprocess(one, spec)[0] for one in (image, turned)], spec)
     assert mine.shape == (2, 3, size, size)
     if 2 * size * min(width, height) < max(width, height):  # less than half a pixel: transformers makes none
         assert not mine[0, :, 1:, 1:].any()
@@ -112,7 +112,7 @@ def test_vary_is_near_the_original(data_dir, name):
     """Every 16th pixel of 1024; the original resizes with OpenCV, which rounds otherwise: by one of 255 here."""
     expected = load_file(data_dir / "image_processors" / "vary1024_every16.safetensors")[name]
     spec = TowerSpec(1024, 64, 256, 8, VARY)
-    mine = normalise([preprocess(load_image(data_dir / "image_processors" / f"{name}.png"), spec)], spec)[0]
+    mine = normalise(preprocess(load_image(data_dir / "image_processors" / f"{name}.png"), spec), spec)[0]
     assert np.abs(mine[:, ::16, ::16] - expected).max() < 0.02
 
 
@@ -134,7 +134,7 @@ def test_what_is_cropped_away_is_not_computed(monkeypatch, width, height, size, 
     made = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda *words, **how: made.append(words[1]) or resize(*words, **how))
-    cut = preprocess(image, TowerSpec(size, 14, 1, 8)).transpose(1, 2, 0)
+    cut = preprocess(image, TowerSpec(size, 14, 1, 8))[0].transpose(1, 2, 0)
     assert np.array_equal(cut, np.asarray(whole)[top : top + size, left : left + size])
     assert made == [(size, span[1] - span[0]) if width <= height else (span[1] - span[0], size)]
 
@@ -142,7 +142,7 @@ def test_what_is_cropped_away_is_not_computed(monkeypatch, width, height, size, 
 def test_pad_centres_on_the_mean_colour():
     image = Image.new("RGB", (4, 2), (0, 0, 0))
     spec = TowerSpec(4, 2, 4, 8, Preprocessing(mean=(0.2, 0.4, 0.6), fit="pad"))
-    pixels = preprocess(image, spec).transpose(1, 2, 0)
+    pixels = preprocess(image, spec)[0].transpose(1, 2, 0)
     assert (pixels[[0, 3]] == (51, 102, 153)).all()
     assert (pixels[[1, 2]] == 0).all()
 

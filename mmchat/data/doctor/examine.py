@@ -52,7 +52,7 @@ class Examiner:
         looks = [look(picture) for picture in record.pictures]
         findings = [Finding(kind, what, at) for at, seen in enumerate(looks) for kind, what in seen.problems]
         findings += spelling_findings(turns, self._tokens)
-        refusals, tokens, supervised = self._conversation(record, turns)
+        refusals, tokens, supervised = self._conversation(record, turns, self._views(looks))
         findings += refusals
         decoded = all(seen.digest is not None for seen in looks)
         return Examined(
@@ -63,7 +63,14 @@ class Examiner:
     def _tokens(self) -> re.Pattern[str]:
         return token_pattern(control_tokens(self.processor.tokenizer) if self.processor else ())
 
-    def _conversation(self, record: Record, turns: list[Turn]) -> tuple[list[Finding], int, int]:
+    def _views(self, looks: list[Look]) -> list[int]:
+        """Of each picture; one that could not be decoded, which is told anyway, counts as one."""
+        if self.processor is None or not self.processor.image_processor.tiles:
+            return [1] * len(looks)
+        views = self.processor.image_processor.views
+        return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in looks]
+
+    def _conversation(self, record: Record, turns: list[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
         """Findings, tokens and supervised tokens of the words as the template writes them."""
         first = opening(turns, self._alternates and is_data_dialect(record.messages))
         problem = order_problem(turns, first)
@@ -71,7 +78,7 @@ class Examiner:
         if self.processor is None:
             return [*findings, *([Finding("role_order", problem)] if problem else [])], 0, 0
         try:
-            rendered = self.processor.render(record.messages, template=self.config.template)
+            rendered = self.processor.render(record.messages, views, template=self.config.template)
         except UserError as error:
             if problem:
                 return [*findings, Finding("role_order", str(error))], 0, 0
@@ -80,13 +87,13 @@ class Examiner:
             return [*findings, Finding("template_refusal", str(error))], 0, 0
         tokens = len(rendered.input_ids)
         if self.max_length is not None and tokens > self.max_length:
-            findings.append(self._over_length(record, tokens))
+            findings.append(self._over_length(record, views, tokens))
         # The first position of a row predicts nothing, so it is no loss term.
         return findings, tokens, tokens - 1 - rendered.labels[1:].count(IGNORE_INDEX)
 
-    def _over_length(self, record: Record, tokens: int) -> Finding:
+    def _over_length(self, record: Record, views: list[int], tokens: int) -> Finding:
         try:
-            cut = self.processor.render(record.messages, max_length=self.max_length, template=self.config.template).cut
+            cut = self.processor.render(record.messages, views, self.max_length, template=self.config.template).cut
         except UserError as error:
             return Finding("over_length", f"has {tokens:,} tokens: {error}")
         return Finding(

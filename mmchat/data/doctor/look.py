@@ -8,11 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
-from PIL.ExifTags import Base as Exif
 
 from mmchat.data.pictures import BytesPicture, DataUriPicture, Picture
 from mmchat.errors import UserError
-from mmchat.images import MAX_PIXELS, load_image
+from mmchat.images import MAX_PIXELS, load_image, orientation
 
 MAX_ASPECT = 10
 """Long side over short side; a CLIP patch of 14 pixels would see a tenth of that across."""
@@ -28,7 +27,6 @@ KEPT = 4096
 """Pictures whose looks a process remembers: files that many records share are decoded once."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_EXIF_MARKS = (b"eXIf", b"exif", b"tiff:Orientation")
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,8 @@ def _why_undecodable(data: bytes) -> str:
 
 def _turned(data: bytes) -> list[tuple[str, str]]:
     with _header(data) as image:
-        if image.format == "PNG" and not any(mark in data for mark in _EXIF_MARKS):
-            return []  # Pillow would decode the whole picture to look for it at the end
-        orientation = image.getexif().get(Exif.Orientation, 1)
-    return [("exif_rotation", f"has the EXIF orientation {orientation}")] if orientation in range(2, 9) else []
+        turned = orientation(image)
+    return [("exif_rotation", f"has the EXIF orientation {turned}")] if turned in range(2, 9) else []
 
 
 def _odd_shape(width: int, height: int) -> list[tuple[str, str]]:

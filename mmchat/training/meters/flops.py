@@ -42,24 +42,24 @@ LAYERS = (nn.Linear, Conv1D, LoraLayer)
 
 @dataclass(frozen=True)
 class Operations:
-    """Forward and backward, for one image, one real token, one supervised position.
+    """Forward and backward, for one view of an image, one real token, one supervised position.
 
     pair: for a token and one that it sees (itself is one), keyed by how many a layer lets it see (None: all before).
     """
 
-    image: int
+    view: int
     token: int
     supervised: int
     pair: dict[int | None, int]
 
     def of(self, batch: Batch) -> int:
-        return self.count(batch.images, batch.lengths, batch.supervised)
+        return self.count(batch.views, batch.lengths, batch.supervised)
 
-    def count(self, images: int, lengths: Iterable[int], supervised: int) -> int:
+    def count(self, views: int, lengths: Iterable[int], supervised: int) -> int:
         """lengths: tokens of each sample."""
         lengths = list(lengths)
         pairs = sum(causal_pairs(length, window) * cost for window, cost in self.pair.items() for length in lengths)
-        return self.image * images + self.token * sum(lengths) + self.supervised * supervised + pairs
+        return self.view * views + self.token * sum(lengths) + self.supervised * supervised + pairs
 
 
 def causal_pairs(length: int, window: int | None) -> int:

@@ -73,28 +73,31 @@ def cost_of(
     """
     if operations is None:
         return None
-    per_step = sum(operations.count(b.images, b.lengths, b.supervised) for b in batches) / steps
+    per_step = sum(operations.count(b.views, b.lengths, b.supervised) for b in batches) / steps
     hours = per_step * total / flops_per_second / 3600 if flops_per_second else None
     return Cost(per_step, hours, hours * price if hours is not None and price is not None else None)
 
 
 def cache_of(
-    config: RunConfig, objective: Objective, mixture: Mixture, images: int, flops_per_second: float | None
+    config: RunConfig, objective: Objective, mixture: Mixture, images: int, views: int, flops_per_second: float | None
 ) -> CachePlan | None:
-    """images: that one epoch shows. None where no tower is frozen, or nothing has a picture."""
+    """images, views: that one epoch shows. None where no tower is frozen, or nothing has a picture.
+
+    Different pictures are taken to have as many views each as those of an epoch.
+    """
     if not isinstance(objective, AssistantObjective) or not images:
         return None
     frozen = [tower for tower in objective.model.towers if not any(p.requires_grad for p in tower.parameters())]
     if not frozen:
         return None
     pictures, exact = _different_pictures(mixture, images)
-    each = frozen_tower_operations(objective.model)
+    each = frozen_tower_operations(objective.model) * views / images
     element = 2 if config.precision == "bf16" else 4
     size = sum(tower.spec.tokens * tower.spec.dim for tower in frozen) * element
     seconds = (
         (each * pictures / flops_per_second, each * images / flops_per_second) if flops_per_second else (None,) * 2
     )
-    return CachePlan(pictures, exact, size * pictures, *seconds, epochs=pictures / images)
+    return CachePlan(pictures, exact, round(size * pictures * views / images), *seconds, epochs=pictures / images)
 
 
 def _different_pictures(mixture: Mixture, images: int) -> tuple[int, bool]:

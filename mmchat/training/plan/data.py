@@ -1,4 +1,5 @@
-"""What each source gives to learn from, and how long its samples are: known from texts alone, no picture is opened."""
+"""What each source gives to learn from, and how long its samples are: known from texts, and from
+pictures' headers where tiles hang on their sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmchat.data.dataset import Mixture, Part
-from mmchat.data.lengths import LengthIndex, part_lengths, part_measure, refusal
+from mmchat.data.lengths import COLUMNS, LengthIndex, part_lengths, part_measure, refusal
 from mmchat.data.records import Record, Rejected
 from mmchat.errors import UserError
 from mmchat.training.objectives import AssistantObjective, Objective
@@ -16,7 +17,7 @@ from mmchat.training.objectives import AssistantObjective, Objective
 class SourcePlan:
     """One source. records: that were looked at; unusable: of these; first: why the first of them cannot be used.
 
-    supervised, tokens, pictures: of all its usable records, each once. per_epoch: samples of it in one epoch.
+    supervised, tokens, pictures, views: of all its usable records, each once. per_epoch: samples of it in one epoch.
     """
 
     name: str
@@ -26,6 +27,7 @@ class SourcePlan:
     tokens: int
     supervised: int
     pictures: int
+    views: int
     per_epoch: int
 
 
@@ -36,7 +38,7 @@ def look_at_sources(mixture: Mixture, objective: Objective, max_length: int) -> 
         plan, of_part = _look_at(part, count, objective, max_length)
         plans.append(plan)
         lengths.append(of_part)
-    columns = zip(*((one.tokens, one.supervised, one.images, one.patches) for one in lengths), strict=True)
+    columns = zip(*(one.columns for one in lengths), strict=True)
     return plans, LengthIndex(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 
@@ -46,7 +48,7 @@ def _look_at(part: Part, count: int, objective: Objective, max_length: int) -> t
         try:
             lengths = part_lengths(part, measure)
         except UserError:  # not one of them can be used; the first tells why
-            lengths = LengthIndex(*np.zeros((4, len(part)), np.int64))
+            lengths = LengthIndex(*np.zeros((COLUMNS, len(part)), np.int64))
     else:
         measure = _caption_measure(objective)
         lengths = LengthIndex(*np.array([_measured(measure, part.record(i)) for i in range(len(part))]).T)
@@ -57,7 +59,8 @@ def _look_at(part: Part, count: int, objective: Objective, max_length: int) -> t
         first = part.source[rejected].reason
     elif len(refused):
         first = refusal(measure, part.record(int(refused[0])))
-    sums = (int(column.sum(dtype=np.int64)) for column in (lengths.tokens, lengths.supervised, lengths.images))
+    columns = (lengths.tokens, lengths.supervised, lengths.images, lengths.views)
+    sums = (int(column.sum(dtype=np.int64)) for column in columns)
     return SourcePlan(part.name, records, records - len(part) + len(refused), first, *sums, count), lengths
 
 
@@ -75,12 +78,12 @@ def _first_rejected(part: Part) -> int | None:
     return int(gaps[0]) if len(gaps) else len(part)
 
 
-def _caption_measure(objective: Objective) -> Callable[[Record], tuple[int, int, int, int]]:
-    return lambda record: (len(objective.caption_ids(record)), 0, 1, objective.spec.tokens)
+def _caption_measure(objective: Objective) -> Callable[[Record], tuple[int, ...]]:
+    return lambda record: (len(objective.caption_ids(record)), 0, 1, 1, objective.spec.tokens)
 
 
-def _measured(measure: Callable, record: Record | Rejected) -> tuple[int, int, int, int]:
+def _measured(measure: Callable, record: Record | Rejected) -> tuple[int, ...]:
     try:
-        return (0, 0, 0, 0) if isinstance(record, Rejected) else measure(record)
+        return (0,) * COLUMNS if isinstance(record, Rejected) else measure(record)
     except UserError:
-        return 0, 0, 0, 0
+        return (0,) * COLUMNS

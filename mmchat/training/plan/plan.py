@@ -141,8 +141,11 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     flops_per_second = rate(config, hardware.gpu, hardware.ranks, hardware.mfu)
     counted = operations(objective.model, towers_run=config.feature_cache is None)
     plan.cost = cost_of(counted, batches, len(looked_at), total, flops_per_second, hardware.price)
-    per_epoch = sum(s.pictures * s.per_epoch // max(1, s.records - s.unusable) for s in sources)
-    plan.cache = cache_of(config, objective, mixture, per_epoch, flops_per_second) if counted else None
+    pictures, views = (
+        sum(getattr(s, what) * s.per_epoch // max(1, s.records - s.unusable) for s in sources)
+        for what in ("pictures", "views")
+    )
+    plan.cache = cache_of(config, objective, mixture, pictures, views, flops_per_second) if counted else None
     return plan
 
 
@@ -211,10 +214,14 @@ def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batc
     """What the run's collator makes of samples of these sizes, slots first and supervised tokens last."""
     items = []
     for number in batch.samples:
-        tokens, supervised, images = (int(c[number]) for c in (lengths.tokens, lengths.supervised, lengths.images))
-        slots = images * collator.tokens_per_image
+        tokens, supervised, images, views, _ = (int(column[number]) for column in lengths.columns)
+        slots = views * collator.tokens_per_view
         ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
-        picture = [np.zeros((3, spec.image_size, spec.image_size), np.uint8) for spec in collator.specs]
-        items.append(Sample(number, str(number), Encoded(ids, labels, [picture] * images)))
+        pictures = [_made_up_picture(views - images + 1, collator), *[_made_up_picture(1, collator)] * (images - 1)]
+        items.append(Sample(number, str(number), Encoded(ids, labels, pictures[:images])))
     return collator(items)
+
+
+def _made_up_picture(views: int, collator: Collator) -> list[np.ndarray]:
+    return [np.zeros((views, 3, spec.image_size, spec.image_size), np.uint8) for spec in collator.specs]

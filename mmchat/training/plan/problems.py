@@ -21,16 +21,18 @@ def slots_cannot_match(model: Any, processor: Any, max_length: int) -> list[Prob
     found = []
     if processor.image_tokens != model.image_tokens:
         found.append(
-            f"the processor gives a picture {processor.image_tokens} slots, but towers and projectors give it "
-            f"{model.image_tokens} features: config.json and processor_config.json are not of one model; write the "
+            f"the processor gives a view of a picture {processor.image_tokens} slots, but towers and projectors give "
+            f"it {model.image_tokens} features: config.json and processor_config.json are not of one model; write the "
             "directory anew"
         )
     slots = processor.slot_tokens
-    group = processor.image_tokens + sum(token is not None for token in (slots.start, slots.end))
+    group = processor.image_tokens * processor.image_processor.fewest_views + sum(
+        token is not None for token in (slots.start, slots.end)
+    )
     if group >= max_length:
         found.append(
-            f"a picture takes {group} tokens, which data.max_length {max_length} would cut: no sample with a picture "
-            "could be used; raise it"
+            f"a picture takes {group} tokens or more, which data.max_length {max_length} would cut: no sample with a "
+            "picture could be used; raise it"
         )
     return [Problem("slots", message) for message in found]
 

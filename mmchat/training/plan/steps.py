@@ -26,6 +26,7 @@ class MicroBatch:
     lengths: list[int]
     positions: int
     images: int
+    views: int
     patches: int
     supervised: int
 
@@ -90,7 +91,8 @@ def micro_batches(
 def _micro_batch(step: int, rank: int, samples: list[int], packed: bool, lengths: LengthIndex) -> MicroBatch:
     tokens = lengths.tokens[samples].tolist()
     positions = max(1, sum(tokens) if packed else len(tokens) * max(tokens, default=0))
-    sums = (int(column[samples].sum()) for column in (lengths.images, lengths.patches, lengths.supervised))
+    columns = (lengths.images, lengths.views, lengths.patches, lengths.supervised)
+    sums = (int(column[samples].sum()) for column in columns)
     return MicroBatch(step, rank, samples, tokens, positions, *sums)
 
 
@@ -130,7 +132,7 @@ def by_step(batches: list[MicroBatch], contrastive: bool) -> list[StepRow]:
 
 
 def fullest(batches: list[MicroBatch]) -> list[MicroBatch]:
-    """Those that may need most memory: most positions, and most pictures."""
-    positions = max(batches, key=lambda batch: (batch.positions, batch.images))
-    images = max(batches, key=lambda batch: (batch.images, batch.positions))
-    return [positions] if positions.images == images.images else [positions, images]
+    """Those that may need most memory: most positions, and most views of pictures."""
+    positions = max(batches, key=lambda batch: (batch.positions, batch.views))
+    views = max(batches, key=lambda batch: (batch.views, batch.positions))
+    return [positions] if positions.views == views.views else [positions, views]
