@@ -3,8 +3,9 @@
 Twenty bytes a sample, built once in parallel and kept in the cache under a hash of the data and of everything
 that makes lengths: tokenizer, template, slots, towers.
 
-Where pictures are cut into tiles their headers are read as well. Loose picture files are no part of the hash, as looking
-at each would take as long: one that is replaced by another size keeps its old length here, and is trained on as it is.
+Where pictures are cut into tiles their headers are read as well. Loose picture files are no part of the hash, as
+looking at each would take as long: one that is replaced by another size keeps its old length here, and is trained on
+as it is.
 """
 
 import contextlib
