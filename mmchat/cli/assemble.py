@@ -32,7 +32,7 @@ def add_commands(add) -> None:
         "--layer",
         action="append",
         type=layers,
-        help="feature layer, or several laid side by side: -2, or -2,-5; once for all towers, or once for each; "
+        help="feature layer, or several laid side by side: -2, or --layer=-2,-5; once for all, or once for each; "
         "not given: the tower's own",
     )
     init.add_argument("--class-token", action="store_true", help="keep the class token among the features")

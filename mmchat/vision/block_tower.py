@@ -2,12 +2,10 @@
 
 from abc import abstractmethod
 from dataclasses import replace
-from difflib import get_close_matches
 from math import isqrt
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -22,10 +20,7 @@ class BlockTower(VisionTower):
     A leaf names its classes and where its parts are; everything else is here.
     """
 
-    config_class: type[PreTrainedConfig]
     backbone_class: type[PreTrainedModel]
-    own_keys: tuple[str, ...] = ()
-    """What `TowerConfig.backbone` may hold besides `config_class`'s values."""
     class_tokens = 1
     """Before the patches there are so many class tokens (0 or 1) ..."""
     margin = False
@@ -53,20 +48,6 @@ class BlockTower(VisionTower):
             refuse_margin(size, patch)
         tokens = (size // patch) ** 2 + int(config.class_token)
         return TowerSpec(size, patch, tokens, backbone.hidden_size * len(layers), config.preprocessing)
-
-    @classmethod
-    def backbone_config(cls, config: TowerConfig) -> PreTrainedConfig:
-        """Raises UserError: a key that the family does not have, or a value of another type."""
-        known = keys_of(cls.config_class) | set(cls.own_keys)
-        for key in sorted(config.backbone.keys() - known):
-            near = get_close_matches(key, known, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
-            raise UserError(f"the backbone of a {config.family} has no {key!r}{meant}")
-        try:
-            return cls.config_class(**config.backbone)
-        except StrictDataclassError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
 
     @classmethod
     def size_of(cls, backbone: PreTrainedConfig) -> int:
@@ -167,11 +148,6 @@ class BlockTower(VisionTower):
             )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
-
-
-def keys_of(config_class: type[PreTrainedConfig]) -> set[str]:
-    """Its settings; transformers itself would also take, and ignore, any other."""
-    return set(config_class().to_dict())
 
 
 def interpolated(

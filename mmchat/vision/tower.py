@@ -2,9 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from mmchat.errors import UserError
@@ -27,6 +30,10 @@ class VisionTower(nn.Module, ABC):
     """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`."""
 
     backbone: nn.Module
+    config_class: type[PreTrainedConfig]
+    """Of the backbone."""
+    own_keys: tuple[str, ...] = ()
+    """What `TowerConfig.backbone` may hold besides `config_class`'s values."""
     takes_attention = False
     """Whether the backbone's attention can be computed by any function that is registered with transformers."""
     any_size = False
@@ -37,6 +44,20 @@ class VisionTower(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.spec = self.spec_of(config)
+
+    @classmethod
+    def backbone_config(cls, config: TowerConfig) -> PreTrainedConfig:
+        """Raises UserError: a key that the family does not have, or a value of another type."""
+        known = keys_of(cls.config_class) | set(cls.own_keys)
+        for key in sorted(config.backbone.keys() - known):
+            near = get_close_matches(key, known, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            raise UserError(f"the backbone of a {config.family} has no {key!r}{meant}")
+        try:
+            return cls.config_class(**config.backbone)
+        except StrictDataclassError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
 
     def fit_by(self, fit: Fit, tiling: Tiling | None = None) -> None:
         """Be a tower that was trained on pictures fitted in this way; arguments as in `refitted`."""
@@ -80,3 +101,8 @@ class VisionTower(nn.Module, ABC):
         Raises:
             UserError: the original cannot, or not to this size.
         """
+
+
+def keys_of(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Its settings; transformers itself would also take, and ignore, any other."""
+    return set(config_class().to_dict())

@@ -240,3 +240,10 @@ def test_sizes_that_do_not_suit(sam, oracle):
     with pytest.raises(UserError, match="200 is not a multiple of 4 x patch size 16; the nearest sizes are 192"):
         vary.resized(200)
     assert vary.resized(192).spec.tokens == 9
+
+
+def test_unknown_backbone_keys_are_named():
+    with pytest.raises(UserError, match=r"the backbone of a sam has no 'hiden_size'; did you mean 'hidden_size'\?"):
+        build_tower(TowerConfig("sam", {"hiden_size": 32}))
+    with pytest.raises(UserError, match=r"the backbone of a clip_resnet has no 'widht'; did you mean 'width'\?"):
+        build_tower(TowerConfig("clip_resnet", {"widht": 8}))

@@ -51,14 +51,16 @@ class CLIPResNet(VisionTower):
     another width than the patches.
     """
 
+    config_class = ResNetConfig
+
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
-        self.backbone = ModifiedResNet(ResNetConfig(**config.backbone))
+        self.backbone = ModifiedResNet(self.backbone_config(config))
         self._layers = hidden_states(config.layer, STAGES)
 
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
-        backbone = ResNetConfig(**config.backbone)
+        backbone = cls.backbone_config(config)
         if config.class_token or config.final_norm:
             raise UserError("class_token, final_norm: a clip_resnet has neither a class token nor a last norm")
         if len(backbone.layers) != STAGES or backbone.width % 2:

@@ -25,14 +25,14 @@ class Sam(VisionTower):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
-        backbone = SamVisionConfig(**config.backbone)
+        backbone = self.backbone_config(config)
         self.backbone = SamVisionModel(backbone)
         for block in self.blocks:
             block.attn = DecomposedAttention(backbone, block.window_size)
 
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
-        backbone = SamVisionConfig(**config.backbone)
+        backbone = cls.backbone_config(config)
         if config.layer != -1 or config.class_token or config.final_norm:
             raise UserError(
                 f"the features of a {config.family} are what its neck makes of the last block's output: it has no "

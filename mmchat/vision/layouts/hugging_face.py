@@ -7,13 +7,13 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mmchat.pretrained import load_strictly
-from mmchat.vision.block_tower import keys_of
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.layouts import sam
 from mmchat.vision.layouts.image_processor import read_preprocessing
 from mmchat.vision.layouts.layout import Found, in_backbone
 from mmchat.vision.source import Source
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TowerConfig
+from mmchat.vision.tower import keys_of
 
 
 @dataclass(frozen=True)
