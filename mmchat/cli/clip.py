@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli.arguments import positive
+from mmchat.contrastive.prompts import GENERAL_PROMPTS, PROMPTS, check_prompts
 from mmchat.data.labelled import Names, names_in, read_labelled, read_names
 from mmchat.errors import UserError
 from mmchat.files import shown, write_json, write_json_lines
@@ -81,12 +82,12 @@ def run_classify(arguments: argparse.Namespace) -> None:
     names = _names(arguments)
     if names is None:
         raise UserError("which labels? name them with --labels a,b,c or --labels-file FILE")
+    prompts = _prompts(arguments)
     from rich.console import Console
 
     from mmchat.contrastive.embedding import Embedder
     from mmchat.evaluation.zero_shot import batched, class_embeddings, probabilities
 
-    prompts = _prompts(arguments)
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
     classes = class_embeddings(embedder, names.words, prompts)
     unreadable = 0
@@ -156,6 +157,7 @@ def _run_retrieval(arguments: argparse.Namespace) -> None:
 
 
 def _run_zero_shot(arguments: argparse.Namespace) -> None:
+    prompts = _prompts(arguments)
     data = read_labelled(arguments.data, arguments.image_root, _names(arguments))
     from rich.console import Console
 
@@ -163,7 +165,6 @@ def _run_zero_shot(arguments: argparse.Namespace) -> None:
     from mmchat.evaluation.confusion import draw_confusion
     from mmchat.evaluation.zero_shot import classify_labelled
 
-    prompts = _prompts(arguments)
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
     result = classify_labelled(embedder, data, prompts, arguments.batch_size)
     console = Console()
@@ -223,8 +224,6 @@ def _names(arguments: argparse.Namespace) -> Names | None:
 
 
 def _prompts(arguments: argparse.Namespace) -> tuple[str, ...]:
-    from mmchat.evaluation.zero_shot import GENERAL_PROMPTS, PROMPTS, check_prompts
-
     if arguments.ensemble and arguments.prompts:
         raise UserError("--ensemble is a set of prompts, and --prompts names others: give one of them")
     prompts = GENERAL_PROMPTS if arguments.ensemble else tuple(arguments.prompts or PROMPTS)

@@ -24,7 +24,7 @@ class Embedder:
 
     def __init__(self, model: DualEncoder, tokenizer: Any, truncate: bool = False) -> None:
         self.model, self.tokenizer, self.truncate = model, tokenizer, truncate
-        self.spec = model.towers[0].spec
+        self.spec, self.device = model.towers[0].spec, model.device
         self.context_length = model.config.text_config.max_position_embeddings
         if self.spec.preprocessing.tiling:
             raise UserError("a dual encoder gives one vector a picture; its tower must have another fit than tiles")
@@ -48,18 +48,19 @@ class Embedder:
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB pictures, one forward for all -> float32[B, P], unit length."""
+        """RGB pictures, perhaps none, in one forward -> float32[B, P], unit length."""
         pixels = normalise([preprocess(image, self.spec)[0] for image in images], self.spec)
-        return self._encode_image(torch.from_numpy(pixels).to(self.model.device)).float().cpu().numpy()
+        return self._encode_image(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32[B, P], unit length. Raises UserError for a text that is too long, unless they are to be cut."""
-        rows = [torch.tensor(self._ids(text)) for text in texts]
+        rows = [torch.tensor(self.ids(text)) for text in texts]
         parts = [self._padded(rows[i : i + TEXTS_AT_A_TIME]) for i in range(0, len(rows), TEXTS_AT_A_TIME)]
         return np.concatenate([self._encode_text(*part).float().cpu().numpy() for part in parts])
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens with those that begin and end it. Raises UserError where it is too long and not to be cut."""
         ids = encode_caption(self.tokenizer, text, sys.maxsize)
         if len(ids) <= self.context_length:
             return ids
@@ -74,7 +75,7 @@ class Embedder:
         """Ids and attention mask: int[B, L] each. The mask hides what pads, so that any id does."""
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return ids.to(self.model.device), mask.to(self.model.device)
+        return ids.to(self.device), mask.to(self.device)
 
     def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.encode_image(pixels)

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 from mmchat.contrastive.embedding import Embedder
+from mmchat.contrastive.prompts import PROMPTS, prompted
 from mmchat.data.labelled import Labelled
 from mmchat.data.pictures import Picture
 from mmchat.data.records import Rejected
@@ -30,33 +31,12 @@ from mmchat.evaluation.metrics import (
 )
 from mmchat.progress import progress_bar
 
-PROMPTS = ("a photo of a {}.",)
-"""CLIP's default (section 3.1.4)."""
-GENERAL_PROMPTS = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-"""The seven of 80 that did nearly as well as all in openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb."""
 RECALLS = (1, 5, 10)
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises UserError for a prompt without a place for the label."""
-    for prompt in prompts:
-        if prompt.count("{}") != 1:
-            raise UserError(f"prompt {prompt!r} must hold {{}} once, where the label goes")
-
-
 def class_embeddings(embedder: Embedder, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-    """float32[C, P], unit length. Raises UserError for a prompt that is none, or a text that is too long."""
-    check_prompts(prompts)
-    texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
-    means = embedder.texts(texts).reshape(len(classes), len(prompts), -1).mean(axis=1)
+    """float32[C, P], unit length. Raises UserError for a text that is too long."""
+    means = embedder.texts(prompted(classes, prompts)).reshape(len(classes), len(prompts), -1).mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
