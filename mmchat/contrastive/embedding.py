@@ -48,7 +48,7 @@ class Embedder:
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB pictures, perhaps none, in one forward -> float32[B, P], unit length."""
+        """RGB pictures, in one forward -> float32[B, P], unit length."""
         pixels = normalise([preprocess(image, self.spec)[0] for image in images], self.spec)
         return self._encode_image(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
 
