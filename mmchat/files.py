@@ -65,3 +65,8 @@ def replace_directory(aside: Path, final: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def shown(path: str | Path) -> str:
+    """A path, or a message about one, as text that can be written: the name of a file may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "replace")

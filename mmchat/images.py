@@ -4,6 +4,7 @@ A picture comes from outside, so everything about it is doubted: the path may le
 folder, the file may be cut off, and a few kilobytes may claim a billion pixels.
 """
 
+import base64
 import io
 import os
 import struct
@@ -161,6 +162,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def data_uri(image: Image.Image, side: int | None = None) -> str:
+    """A picture as a PNG inside an HTML page, its longer side at most `side` pixels."""
+    if side is not None:
+        image = image.copy()
+        image.thumbnail((side, side))
+    with io.BytesIO() as encoded:
+        image.save(encoded, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def find_images(paths: list[Path]) -> list[Path]:

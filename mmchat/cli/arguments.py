@@ -16,3 +16,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults after each option, and examples with their line breaks."""
+
+
+def positive(word: str) -> int:
+    """An option's type: a number from 1 on."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {word!r}")
+    return int(word)

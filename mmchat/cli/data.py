@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmchat.cli.arguments import positive
 from mmchat.cli.data_source import add_source_arguments, open_processor, read_source_arguments
 from mmchat.errors import UserError
 
@@ -18,7 +19,7 @@ def add_commands(add) -> None:
     add_source_arguments(show)
     chosen = show.add_mutually_exclusive_group()
     chosen.add_argument("--records", type=_numbers, help="these records of each source, as 0,5,7, counted from 0")
-    chosen.add_argument("--number", type=_positive, default=3, help="so many records of each source")
+    chosen.add_argument("--number", type=positive, default=3, help="so many records of each source")
     show.add_argument("--random", action="store_true", help="take them at random, not from the beginning")
     show.add_argument("--seed", type=int, default=0, help="of --random")
     show.add_argument("--only", metavar="NAME", help="one of several sources")
@@ -134,9 +135,3 @@ def _numbers(words: str) -> list[int]:
         return [int(word) for word in words.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers as 0,5,7, found {words!r}") from None
-
-
-def _positive(word: str) -> int:
-    if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {word!r}")
-    return int(word)

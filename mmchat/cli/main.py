@@ -4,7 +4,21 @@ import argparse
 import difflib
 import sys
 
-from mmchat.cli import assemble, caption, chat, data, data_check, evaluate, merge, plan, replay, report, vision
+from mmchat.cli import (
+    assemble,
+    caption,
+    chat,
+    clip,
+    clip_search,
+    data,
+    data_check,
+    evaluate,
+    merge,
+    plan,
+    replay,
+    report,
+    vision,
+)
 from mmchat.cli.arguments import HelpFormatter, OneLineParser
 from mmchat.cli.errors import EXIT_USER_ERROR, reporting
 from mmchat.cli.quiet import quiet_libraries
@@ -13,7 +27,7 @@ from mmchat.errors import UserError
 
 
 def build_commands() -> dict[str, OneLineParser]:
-    """Command (one or two words) -> its parser; `run` is the default that it sets."""
+    """Command (one to three words) -> its parser; `run` is the default that it sets."""
     commands: dict[str, OneLineParser] = {}
 
     def add(name: str, summary: str, example: str) -> OneLineParser:
@@ -25,7 +39,21 @@ def build_commands() -> dict[str, OneLineParser]:
         )
         return commands[name]
 
-    for module in (assemble, vision, chat, caption, evaluate, data, data_check, plan, merge, report, replay):
+    for module in (
+        assemble,
+        clip,
+        clip_search,
+        vision,
+        chat,
+        caption,
+        evaluate,
+        data,
+        data_check,
+        plan,
+        merge,
+        report,
+        replay,
+    ):
         module.add_commands(add)
     return commands
 
@@ -56,7 +84,7 @@ def main(words: list[str] | None = None) -> int:
         print(help_text(commands))
         return 0 if words else EXIT_USER_ERROR
     with reporting():
-        name = next((n for n in (" ".join(words[:2]), words[0]) if n in commands), None)
+        name = next((n for n in (" ".join(words[:count]) for count in (3, 2, 1)) if n in commands), None)
         if name is None:
             near = difflib.get_close_matches(words[0], ["train", *commands], n=1, cutoff=0.0)[0]
             raise UserError(f"there is no command {words[0]!r}; the nearest is {near!r} (see `mmchat --help`)")

@@ -1,7 +1,5 @@
 """Samples as one HTML page that needs nothing beside it. Records are strangers' text: Jinja escapes all of it."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from PIL import Image
 from mmchat.data.records import Rejected
 from mmchat.data.show import Piece, Seen, Shown, contact_sheet, printable, runs
 from mmchat.files import write_text
+from mmchat.images import data_uri
 
 THUMBNAIL_SIDE = 224
 """Longest side of an original in the page, in pixels."""
@@ -66,19 +65,12 @@ def _tip(piece: Piece) -> str:
 
 
 def _image(seen: Seen) -> dict[str, Any]:
-    original = seen.original.copy()
-    original.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    size = f"{seen.original.width}x{seen.original.height} {seen.original.mode}"
     views = [
-        (came.partition(" -> ")[2], _png(Image.fromarray(contact_sheet(shown).transpose(1, 2, 0))))
+        (came.partition(" -> ")[2], data_uri(Image.fromarray(contact_sheet(shown).transpose(1, 2, 0))))
         for came, shown in seen.towers
     ]
     return {
         "name": printable(seen.name),
-        "views": [(f"{seen.original.width}x{seen.original.height} {seen.original.mode}", _png(original)), *views],
+        "views": [(size, data_uri(seen.original, THUMBNAIL_SIDE)), *views],
     }
-
-
-def _png(image: Image.Image) -> str:
-    with io.BytesIO() as encoded:
-        image.save(encoded, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"

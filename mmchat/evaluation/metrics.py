@@ -2,7 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+Interval = tuple[float, float]
+QUERIES_AT_A_TIME = 1024
 
 
 def exact_match(prediction: str, reference: str) -> bool:
@@ -32,3 +38,56 @@ def mean_by_kind(kinds: Sequence[Hashable], hits: Sequence[bool]) -> dict[Hashab
     for kind, hit in zip(kinds, hits, strict=True):
         grouped.setdefault(kind, []).append(hit)
     return {kind: sum(group) / len(group) for kind, group in grouped.items()}
+
+
+def ranks_of_targets(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """How many classes come before the right one: int[N] from float[N, C] and int[N]. Equal scores keep their order,
+    as in argmax, so that rank 0 is what argmax says."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.argmax(order == targets[:, None], axis=1)
+
+
+def mean_per_class(targets: np.ndarray, hits: np.ndarray) -> float:
+    """The mean of every class's share of hits, over the classes that occur; int[N], bool[N]."""
+    counts = np.bincount(targets)
+    return float((np.bincount(targets, weights=hits)[counts > 0] / counts[counts > 0]).mean())
+
+
+def calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., arXiv:1706.04599, equation 3): how far confidence and accuracy are apart.
+
+    Args:
+        confidences: float[N], the probability of what was predicted. hits: bool[N], whether that was right.
+        bins: of equal width, each open below and closed above.
+    """
+    places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(places, weights=confidences - hits, minlength=bins)
+    return float(np.abs(gaps).sum() / len(hits))
+
+
+def share_interval(hits: int, total: int) -> Interval:
+    """Wilson's 95 % interval of a share."""
+    found = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], total: int, draws: int = 1000) -> Interval:
+    """The middle 95 % of `statistic(int[total])` over samples drawn with replacement; the same ones every time."""
+    rng = np.random.default_rng(0)
+    values = [statistic(rng.integers(total, size=total)) for _ in range(draws)]
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
+    """How many wrong items come before the first right one: int[Q] from float[Q, P] and float[G, P], by dot product.
+
+    right: which of the gallery each query looks for, one or more. A tie counts against the model.
+    """
+    ranks = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), QUERIES_AT_A_TIME):
+        block = queries[start : start + QUERIES_AT_A_TIME] @ gallery.T
+        for number, scores in enumerate(block, start):
+            best = scores[right[number]].max()
+            ranks[number] = (scores >= best).sum() - (scores[right[number]] >= best).sum()
+    return ranks

@@ -1,7 +1,5 @@
 """How a run is shown: the score table in the terminal, and one self-contained HTML page."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from rich.table import Table
 from mmchat.evaluation.questions import Result
 from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
-from mmchat.images import load_image
+from mmchat.images import data_uri, load_image
 
 PICTURE_SIDE = 128
 """Side of a picture in the report's grid, in pixels."""
@@ -78,7 +76,7 @@ def _stage(directory: Path) -> dict[str, Any]:
     return {
         "name": directory.name,
         "figures": summarise(directory),
-        "curves": _data_uri(curves.read_bytes(), "image/png") if curves.exists() else None,
+        "curves": data_uri(load_image(curves)) if curves.exists() else None,
         "config": (directory / "config.yaml").read_text(encoding="utf-8"),
         "incidents": read_lines_of(directory / "incidents.jsonl"),
         "left_out": read_lines_of(directory / "quarantine.jsonl"),
@@ -102,15 +100,7 @@ def _grid(predictions: list[dict[str, str]], pictures: int) -> list[dict[str, An
     step = max(1, len(names) // max(1, pictures))
     cells = []
     for name in names[::step][:pictures]:
-        with io.BytesIO() as encoded:
-            picture = load_image(name)
-            picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-            picture.save(encoded, "PNG")
-            uri = _data_uri(encoded.getvalue(), "image/png")
+        uri = data_uri(load_image(name), PICTURE_SIDE)
         questions = [{**q, "right": q["answer"].split() == q["truth"].split()} for q in by_image[name]]
         cells.append({"uri": uri, "name": Path(name).name, "questions": questions})
     return cells
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from mmchat.contrastive.prompts import PROMPTS, check_prompts
 from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
@@ -22,6 +23,27 @@ class ValidationConfig(DataConfig):
     def _each_record_once(self) -> "ValidationConfig":
         if self.epoch_samples or any(s.repeat != 1 or s.weight for s in self.by_name().values()):
             raise ValueError("a validation reads every record once; leave out repeat, weight and epoch_samples")
+        return self
+
+
+@settings
+class ZeroShotConfig:
+    """Held-out pictures of classes that the run tells apart by words alone, while it goes."""
+
+    path: str = Field(description="a folder for each class, or a table with an image and a label column")
+    image_root: Path | None = Field(None, description="folder of a table's images; null: the table's own")
+    labels_file: Path | None = Field(
+        None, description="one label a line, or .json, what the data call a class: words for it; null: as they call it"
+    )
+    prompts: list[str] = Field(
+        default_factory=lambda: list(PROMPTS), min_length=1, description="what is said of a label, {} in its place"
+    )
+    every: int = Field(200, gt=0, description="steps between two evaluations; the last step always has one")
+    batch_size: int = Field(64, gt=0, description="pictures per rank and forward")
+
+    @model_validator(mode="after")
+    def _with_places(self) -> "ZeroShotConfig":
+        check_prompts(self.prompts)
         return self
 
 
@@ -63,6 +85,9 @@ class RunConfig:
     )
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
+    zero_shot: ZeroShotConfig | None = Field(
+        None, description="of objective contrastive: labelled pictures to be told apart by words; null: none"
+    )
     trainable: Trainable = Field(
         description="module -> frozen | full | lora, or {mode, lr, weight_decay} and, for lora, {rank, alpha, dropout, "
         "targets}"
@@ -148,6 +173,8 @@ class RunConfig:
             source.draft for data in (self.data, self.validation) if data for source in data.by_name().values()
         ):
             raise ValueError("feature_cache keeps features of whole pictures, decoded once: leave draft out")
+        if self.zero_shot is not None and self.objective != "contrastive":
+            raise ValueError(f"zero_shot is for objective contrastive, found {self.objective}")
         if self.objective != "assistant" and self.fit is not None:
             raise ValueError(f"fit is for objective assistant; with {self.objective} the tower's own config says it")
         return self

@@ -80,12 +80,12 @@ class Journal:
             self._tell_incident(step, result, ids)
         return _note(result.loss, rates, len(self.quarantine))
 
-    def validation(self, step: int, loss: float, rejected: list[Rejected]) -> None:
-        """Write a validation down. Raises UserError for records that could not be used, as the policy says."""
+    def evaluation(self, step: int, figures: dict[str, float], rejected: list[Rejected]) -> None:
+        """Write down what held-out data gave. Raises UserError for samples that could not be used, by the policy."""
         for item in rejected:
             self.quarantine.add(item)
         if self._metrics:
-            self._write(step=step, validation_loss=loss)
+            self._write(step=step, **figures)
 
     def stopped(self, status: int, step: int, saved: Path) -> None:
         """Say how to go on after a signal. All ranks call this."""

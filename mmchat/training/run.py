@@ -1,5 +1,7 @@
 """One training run from its config to its finished model."""
 
+from collections.abc import Callable
+
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
@@ -25,6 +27,7 @@ from mmchat.training.opening import open_model
 from mmchat.training.run_dir import claim
 from mmchat.training.stability import StepGuard
 from mmchat.training.trainability import GradientWatch, render_table
+from mmchat.training.zero_shot import ZeroShot
 
 WATCHED_STEPS = 3
 """After so many steps the run says which trained tensors have received no gradient."""
@@ -53,6 +56,7 @@ def run(config: RunConfig) -> int:
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, distributed.rank() == 0)
     feed = Feed(config, objective, quarantine)
+    zero_shot = ZeroShot(config.zero_shot, objective) if config.zero_shot else None
     signals = StopSignals()
     if config.feature_cache and (status := open_features(config, objective, feed, quarantine, signals, console)):
         return status
@@ -76,15 +80,24 @@ def run(config: RunConfig) -> int:
     journal = Journal(config, feed, quarantine, console, peak, done)
     watch = GradientWatch(groups) if done == 0 else None
 
-    def validate_and_log(step: int) -> None:
-        journal.validation(step, *validate(engine, objective, feed.held_out()))
+    def validation(step: int) -> None:
+        loss, rejected = validate(engine, objective, feed.held_out())
+        journal.evaluation(step, {"validation_loss": loss}, rejected)
+
+    def due(step: int) -> list[Callable[[int], None]]:
+        """What is to be evaluated after a step."""
+        known = [
+            (config.validation, validation),
+            (config.zero_shot, lambda step: journal.evaluation(step, *zero_shot(engine))),
+        ]
+        return [how for part, how in known if part and (step == feed.total or step % part.every == 0)]
 
     bar_of_steps = progress_bar(config.run_dir.name, feed.total, done, enabled=distributed.rank() == 0)
     folder = config.run_dir / "checkpoints"
     saver = checkpoint.CheckpointSaver(engine, folder, config.checkpoint, console.print, average)
     with journal, signals, bar_of_steps as bar, saver:
-        if owes_validation:
-            validate_and_log(done)
+        for evaluate in due(done) if owes_validation else []:
+            evaluate(done)
         journal.meter.resume()
         for step, batches in feed.steps(done):
             journal.meter.data_ready()
@@ -96,13 +109,12 @@ def run(config: RunConfig) -> int:
             if watch and step == min(WATCHED_STEPS, feed.total):
                 _tell_missing_gradients(watch.finish(), console)
                 watch = None
-            due = config.validation is not None and (last or step % config.validation.every == 0)
             if result.stop:  # whoever sent the signal may not wait for long: validation can be made up for
-                saved = saver.save(step, at_once=True, guard=guard.state(), owes_validation=due)
+                saved = saver.save(step, at_once=True, guard=guard.state(), owes_validation=bool(due(step)))
                 journal.stopped(result.stop, step, saved)
                 return result.stop
-            if due:
-                validate_and_log(step)
+            for evaluate in due(step):
+                evaluate(step)
             if last or step % config.checkpoint.every == 0:
                 saver.save(step, guard=guard.state(), owes_validation=False)
             journal.meter.resume()

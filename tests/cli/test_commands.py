@@ -13,21 +13,6 @@ from mmchat.inference import Generator
 
 
 @pytest.fixture
-def run(capsys):
-    """run(*words) -> (exit status, stdout, stderr)"""
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        return (status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
 def image(tmp_path, picture):
     path = tmp_path / "picture.png"
     picture().save(path)

@@ -35,9 +35,9 @@ def rows(count, **changes):
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """drawn(rows) -> panel title -> label -> (steps, values) of the lines that are named."""
+    """drawn(rows, height of the picture) -> panel title -> label -> (steps, values) of the lines that are named."""
 
-    def draw(values):
+    def draw(values, height=1170):
         kept = []
         monkeypatch.setattr(plt, "close", kept.append)
         with warnings.catch_warnings():
@@ -54,7 +54,7 @@ def drawn(tmp_path, monkeypatch):
         }
         plt.close(kept[0])
         with Image.open(tmp_path / "curves.png") as picture:
-            assert picture.size == (1300, 1170)
+            assert picture.size == (1300, height)
         return panels
 
     return draw
@@ -73,6 +73,12 @@ def test_every_panel_has_its_lines(drawn):
     assert panels["loss"]["validation"] == ([3], [0.5])
     assert panels["tokens"]["all"] == ([1, 2, 3], [101.0, 102.0, 103.0])
     assert panels["memory"]["memory"] == ([1, 2, 3], [1.0, 2.0, 3.0])  # GiB
+
+
+def test_zero_shot_accuracy_has_a_panel_where_it_was_measured(drawn):
+    scores = [{"step": step, "zero_shot_top1": step / 4, "zero_shot_mean_per_class": 0.5} for step in (1, 3)]
+    panels = drawn([*rows(3), *scores], height=1560)
+    assert panels["zero-shot accuracy"] == {"top1": ([1, 3], [0.25, 0.75]), "mean per class": ([1, 3], [0.5, 0.5])}
 
 
 @pytest.mark.parametrize("count", [0, 1, 100])

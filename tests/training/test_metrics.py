@@ -115,13 +115,22 @@ def row(step, seconds, **values):
 
 def test_the_summary_of_a_run(tmp_path):
     skipped = {key: value for key, value in row(2, 3.0, mfu=0.6, memory=3 * 2**29).items() if key != "loss"}
-    write_rows(tmp_path, [row(1, 1.0), {**skipped, "skipped": "nan"}, {"step": 2, "validation_loss": 0.25}])
+    write_rows(
+        tmp_path,
+        [
+            row(1, 1.0),
+            {**skipped, "skipped": "nan"},
+            {"step": 2, "validation_loss": 0.25},
+            {"step": 2, "zero_shot_top1": 0.75},
+        ],
+    )
     (tmp_path / "quarantine.jsonl").write_text('{"where": "a", "reason": "b"}\n')
     assert summarise(tmp_path) == {
         "steps": "1 and 1 skipped",
         "time": "4.0 s",
         "last loss": "2.0000",
         "validation loss": "0.2500",
+        "zero-shot top-1": "75.0%",
         "supervised tokens/s": "5",
         "tokens/s": "50",
         "images/s": "2.0",

@@ -46,10 +46,13 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
     rows = [{**row, **{f"norm of {name}": norm for name, norm in row.get("grad_norms", {}).items()}} for row in rows]
     modules = sorted({field for row in rows for field in row if field.startswith("norm of ")})
     memory = [{**row, "memory": row["memory"] / 2**30} for row in rows if "memory" in row]
+    scored = [row for row in rows if "zero_shot_top1" in row]
+    panels = [["loss", "norm"], ["tokens", "images"], ["shares", "peak"]]
+    panels += [["zero-shot"] * 2] if scored else []
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(3, 2, figsize=(10, 9), layout="constrained")
+        figure, axes_of = plt.subplot_mosaic(panels, figsize=(10, 3 * len(panels)), layout="constrained")
         figure.suptitle(title, fontsize=12)
-        loss, norm, tokens, images, shares, peak = panels.flat
+        loss, norm, tokens, images, shares, peak, *zero_shot = axes_of.values()
         _draw(loss, rows, "loss", "nats", {"loss": "training", "validation_loss": "validation"}, smooth={"loss"})
         norms = {"grad_norm": "whole", **{field: field.removeprefix("norm of ") for field in modules}}
         _draw(norm, rows, "gradient norm", "L2, before clipping", norms, smooth=norms)
@@ -62,6 +65,10 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
         names = {"fill": "batch fill", "mfu": "MFU", "data_wait": "data wait"}
         _draw(shares, rows, "utilisation", "share", names, smooth={"fill"})
         _draw(peak, memory, "memory", "GiB, peak of the fullest rank", {"memory": "memory"})
+        for axes in zero_shot:
+            names = {f"zero_shot_{name}": name.replace("_", " ") for name in ("top1", "top5", "mean_per_class")}
+            _draw(axes, scored, "zero-shot accuracy", "share", names)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
         for axes, formatter in ((tokens, EngFormatter(sep="")), (images, EngFormatter(sep="")), (peak, None)):
             _from_zero(axes, formatter)
         _from_zero(shares, PercentFormatter(1))

@@ -1,0 +1,84 @@
+"""Pictures and texts to unit vectors: a dual encoder with its tokenizer and its preprocessing."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
+
+from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder, encode_caption, load_clip
+from mmchat.errors import UserError
+from mmchat.pretrained import open_pretrained
+from mmchat.vision import normalise, preprocess
+
+TEXTS_AT_A_TIME = 256
+
+
+class Embedder:
+    """truncate: cut texts that are too long for the model, which otherwise raise."""
+
+    def __init__(self, model: DualEncoder, tokenizer: Any, truncate: bool = False) -> None:
+        self.model, self.tokenizer, self.truncate = model, tokenizer, truncate
+        self.spec, self.device = model.towers[0].spec, model.device
+        self.context_length = model.config.text_config.max_position_embeddings
+        if self.spec.preprocessing.tiling:
+            raise UserError("a dual encoder gives one vector a picture; its tower must have another fit than tiles")
+        if len(tokenizer) > model.config.text_config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer):,} tokens, but the text encoder embeds "
+                f"{model.config.text_config.vocab_size:,}; give it the one that it was trained with"
+            )
+
+    @classmethod
+    def open(cls, source: str | Path, truncate: bool = False) -> "Embedder":
+        """A model directory with its tokenizer, on the accelerator if there is one; UserError as `load_clip`."""
+        model = load_clip(source, dtype="float32").eval()
+        tokenizer = open_pretrained(AutoTokenizer, str(source), "tokenizer")
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, truncate)
+
+    @property
+    def scale(self) -> float:
+        """The inverse temperature that similarities are multiplied by."""
+        return min(self.model.logit_scale.exp().item(), MAX_LOGIT_SCALE)
+
+    @torch.no_grad()
+    def images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """RGB pictures, in one forward -> float32[B, P], unit length."""
+        pixels = normalise([preprocess(image, self.spec)[0] for image in images], self.spec)
+        return self._encode_image(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32[B, P], unit length. Raises UserError for a text that is too long, unless they are to be cut."""
+        rows = [torch.tensor(self.ids(text)) for text in texts]
+        parts = [self._padded(rows[i : i + TEXTS_AT_A_TIME]) for i in range(0, len(rows), TEXTS_AT_A_TIME)]
+        return np.concatenate([self._encode_text(*part).float().cpu().numpy() for part in parts])
+
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens with those that begin and end it. Raises UserError where it is too long and not to be cut."""
+        ids = encode_caption(self.tokenizer, text, sys.maxsize)
+        if len(ids) <= self.context_length:
+            return ids
+        if not self.truncate:
+            raise UserError(
+                f"the text {text!r:.80} is {len(ids)} tokens long, the model reads {self.context_length}; "
+                "shorten it, or have it cut with --truncate"
+            )
+        return encode_caption(self.tokenizer, text, self.context_length)
+
+    def _padded(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and attention mask: int[B, L] each. The mask hides what pads, so that any id does."""
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return ids.to(self.device), mask.to(self.device)
+
+    def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_image(pixels)
+
+    def _encode_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_text(ids, mask)

@@ -1,0 +1,141 @@
+"""Pictures with a class each: a folder for every class, or a table with an image and a label column. No torch here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmchat.data.pictures import FilePicture, Picture, refer
+from mmchat.data.records import IMAGE_KEYS, Rejected
+from mmchat.data.sources import open_source
+from mmchat.errors import UserError
+from mmchat.files import read_json
+from mmchat.images import IMAGE_SUFFIXES
+
+LABEL_KEYS = ("label", "class", "category")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """pictures[i] belongs to classes[targets[i]]; every class has a number, whether a picture is of it or not."""
+
+    pictures: list[Picture]
+    targets: list[int]
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Names:
+    """The classes that a user named. keys: what a data set calls each. words: what people do, in the same order."""
+
+    keys: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def names_in(listed: Sequence[str], where: str) -> Names:
+    """Raises UserError where nothing is listed, or something twice; `where` begins the message."""
+    words = tuple(name.strip() for name in listed)
+    if not any(words):
+        raise UserError(f"{where} names no label")
+    if "" in words:
+        raise UserError(f"{where}: label {words.index('') + 1} of {len(words)} is empty")
+    if twice := sorted({word for word in words if words.count(word) > 1}):
+        raise UserError(f"{where} names {', '.join(map(repr, twice))} more than once; each label must be there once")
+    return Names(words, words)
+
+
+def read_names(path: Path) -> Names:
+    """Labels of a text file, one a line; or of a .json object, what the data set calls a class -> words for it.
+
+    Raises:
+        UserError: the file is missing or no text, names nothing, or a label twice.
+    """
+    if path.suffix == ".json":
+        named = read_json(path)
+        if not isinstance(named, dict) or not all(isinstance(words, str) for words in named.values()):
+            raise UserError(f"labels {path} must hold an object of class: words, found {type(named).__name__}")
+        return Names(tuple(named), names_in(list(named.values()), f"labels {path}").words)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"labels {path} does not exist") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"labels {path} is no text file; expected one label a line") from None
+    return names_in([line for line in lines if line.strip()], f"labels {path}")
+
+
+def read_labelled(path: str | Path, image_root: str | Path | None = None, names: Names | None = None) -> Labelled:
+    """All pictures of a folder of classes, or of a table in any storage that `open_source` reads.
+
+    Args:
+        image_root: of a table, as `open_source` has it.
+        names: the classes and their order, and words for them; None takes what is found, in alphabetical order, as it
+            is called. Labels that are numbers count `names` from 0.
+
+    Raises:
+        UserError: nothing is there, a row has no picture or no label, or a label is not among `names`.
+    """
+    folder = Path(path)
+    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    pairs = _of_folders(folder, classes) if classes else _of_table(str(path), image_root)
+    if not pairs:
+        raise UserError(f"{path} holds no labelled picture; expected a folder for each class, or a table")
+    if names is None:
+        if numbered := [where for _, label, where in pairs if isinstance(label, int)]:
+            raise UserError(f"{numbered[0]}: the label is a number; name the classes, in their order")
+        found = tuple(sorted({str(label) for _, label, _ in pairs}))
+        names = Names(found, found)
+    known = {key: number for number, key in enumerate(names.keys)}
+    targets = [_target(label, where, known) for _, label, where in pairs]
+    return Labelled([picture for picture, *_ in pairs], targets, list(names.words))
+
+
+def _target(label: str | int, where: str, known: Mapping[str, int]) -> int:
+    number = label if isinstance(label, int) else known.get(label, -1)
+    if not 0 <= number < len(known):
+        listed = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
+        raise UserError(f"{where}: label {label!r} is none of the {len(known)} that were named ({listed})")
+    return number
+
+
+def _of_folders(root: Path, classes: list[Path]) -> list[tuple[Picture, str, str]]:
+    """(picture, label, where) of every picture below a class's folder.
+
+    Raises:
+        UserError: pictures lie beside the folders, of no class; or a folder has none.
+    """
+    if stray := sorted(p.name for p in root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+        raise UserError(
+            f"{root} holds {len(stray)} pictures beside its classes' folders ({stray[0]}); move them into one"
+        )
+    pairs = []
+    for folder in classes:
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not found:
+            raise UserError(f"{folder} holds no picture; remove it, or fill it")
+        pairs += [(FilePicture(str(root), str(p.relative_to(root))), folder.name, str(folder)) for p in found]
+    return pairs
+
+
+def _of_table(path: str, image_root: str | Path | None) -> list[tuple[Picture, str | int, str]]:
+    source = open_source(path, image_root)
+    pairs = []
+    for index in range(len(source)):
+        where, row = source.table.row(index)
+        if isinstance(row, Rejected):
+            raise UserError(f"{where}: {row.reason}")
+        image, label = (_column(row, keys, where) for keys in (IMAGE_KEYS, LABEL_KEYS))
+        if isinstance(label, bool) or not isinstance(label, str | int):
+            raise UserError(f"{where}: a label must be a text or a number, found {label!r:.80}")
+        try:
+            pairs.append((refer(image, source.image_root, allow_http=False), label, where))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return pairs
+
+
+def _column(row: Any, keys: tuple[str, ...], where: str) -> Any:
+    found = [key for key in keys if row.get(key) is not None] if isinstance(row, Mapping) else []
+    if len(found) != 1:
+        raise UserError(f"{where}: expected one of {', '.join(keys)}, found {', '.join(found) or 'none of them'}")
+    return row[found[0]]

@@ -1,0 +1,170 @@
+"""Zero-shot: classes told in words, pictures put to the class whose words lie nearest; and retrieval both ways.
+
+Radford et al. 2021 (arXiv:2103.00020), section 3.1: a class is the mean of its prompts' unit vectors, made a unit
+vector again (3.1.4), and its probability the softmax over classes of scaled similarities.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
+
+from mmchat.contrastive.embedding import Embedder
+from mmchat.contrastive.prompts import PROMPTS, prompted
+from mmchat.data.labelled import Labelled
+from mmchat.data.pictures import Picture
+from mmchat.data.records import Rejected
+from mmchat.data.sources import Source
+from mmchat.errors import UserError
+from mmchat.evaluation.metrics import (
+    Interval,
+    bootstrap_interval,
+    calibration_error,
+    mean_per_class,
+    ranks_of_targets,
+    retrieval_ranks,
+    share_interval,
+)
+from mmchat.progress import progress_bar
+
+RECALLS = (1, 5, 10)
+
+
+def class_embeddings(embedder: Embedder, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
+    """float32[C, P], unit length. Raises UserError for a text that is too long."""
+    means = embedder.texts(prompted(classes, prompts)).reshape(len(classes), len(prompts), -1).mean(axis=1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def probabilities(images: np.ndarray, classes: np.ndarray, scale: float) -> np.ndarray:
+    """Softmax over classes: float32[N, C] from unit vectors float32[N, P] and float32[C, P]."""
+    return softmax(scale * images @ classes.T, axis=1)
+
+
+def embed_pictures(embedder: Embedder, pictures: Sequence[Picture], batch_size: int) -> np.ndarray:
+    """float32[N, P]. Raises UserError for a picture that cannot be read: an evaluation leaves nothing out."""
+    with progress_bar("looking", len(pictures)) as bar:
+        parts = []
+        for batch in batched((picture.open() for picture in pictures), batch_size):
+            parts.append(embedder.images(batch))
+            bar.advance(len(batch))
+    return np.concatenate(parts)
+
+
+def batched(images: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:
+    images = iter(images)
+    while batch := list(islice(images, size)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """classes: their words. targets, predicted: int[N]. ranks: int[N], classes before the right one. confidences:
+    float[N], of what was predicted."""
+
+    classes: list[str]
+    targets: np.ndarray
+    predicted: np.ndarray
+    ranks: np.ndarray
+    confidences: np.ndarray
+
+    @property
+    def hits(self) -> np.ndarray:
+        return self.ranks == 0
+
+    def figures(self) -> dict[str, tuple[float, Interval]]:
+        """Figure -> value and 95 % interval: Wilson's of a share, else by bootstrap. Top-5 from 6 classes on."""
+        total, hits = len(self.targets), self.hits
+        found = {f"top{k}": _share(self.ranks < k) for k in (1, 5) if k < len(self.classes)}
+        found["mean_per_class"] = (
+            mean_per_class(self.targets, hits),
+            bootstrap_interval(lambda drawn: mean_per_class(self.targets[drawn], hits[drawn]), total),
+        )
+        found["calibration_error"] = (
+            calibration_error(self.confidences, hits),
+            bootstrap_interval(lambda drawn: calibration_error(self.confidences[drawn], hits[drawn]), total),
+        )
+        return found
+
+    def per_class(self) -> list[tuple[str, int, float | None]]:
+        """(class, pictures, share of hits, None where there is no picture), in the order of the classes."""
+        counts = np.bincount(self.targets, minlength=len(self.classes))
+        right = np.bincount(self.targets, weights=self.hits, minlength=len(self.classes))
+        pairs = zip(self.classes, counts.tolist(), right.tolist(), strict=True)
+        return [(name, count, hits / count if count else None) for name, count, hits in pairs]
+
+    def confusion(self) -> np.ndarray:
+        """int[C, C]: pictures by their class (rows) and by what they were taken for (columns)."""
+        return confusion_matrix(self.targets, self.predicted, labels=range(len(self.classes)))
+
+    def flat(self) -> dict[str, float | None]:
+        """Metric name -> number, as `scores.json` holds them."""
+        flat = {"pictures": len(self.targets), "classes": len(self.classes)} | flattened(self.figures())
+        return flat | {f"class/{name}": share for name, _, share in self.per_class()}
+
+
+def flattened(figures: dict[str, tuple[float, Interval]]) -> dict[str, float]:
+    """Each figure with the ends of its interval under names of their own."""
+    flat = {}
+    for name, (value, (low, high)) in figures.items():
+        flat |= {name: value, f"{name}/low": low, f"{name}/high": high}
+    return flat
+
+
+def classify_labelled(
+    embedder: Embedder, data: Labelled, prompts: Sequence[str] = PROMPTS, batch_size: int = 64
+) -> ZeroShotResult:
+    classes = class_embeddings(embedder, data.classes, prompts)
+    return scored(embedder, data, classes, embed_pictures(embedder, data.pictures, batch_size))
+
+
+def scored(embedder: Embedder, data: Labelled, classes: np.ndarray, images: np.ndarray) -> ZeroShotResult:
+    """From the vectors of classes, float32[C, P], and of pictures, float32[N, P]."""
+    targets = np.array(data.targets)
+    similarities = images @ classes.T  # at a high scale far probabilities are rounded to one and the same 0
+    confidences = probabilities(images, classes, embedder.scale).max(axis=1)
+    ranks = ranks_of_targets(similarities, targets)
+    return ZeroShotResult(data.classes, targets, similarities.argmax(axis=1), ranks, confidences)
+
+
+def retrieve(embedder: Embedder, source: Source, batch_size: int = 64) -> dict[str, tuple[float, Interval]]:
+    """Recall@k of pictures by their captions, and of captions by their pictures, with 95 % intervals.
+
+    Equal captions are one, and so are equal picture files: whatever some record pairs is right. Where all captions
+    differ this is the usual recall of COCO and Flickr30k.
+
+    Raises:
+        UserError: a record is unusable, or has other than one picture and one caption or more.
+    """
+    texts: dict[str, int] = {}
+    pictures: dict[Picture, int] = {}
+    pairs: set[tuple[int, int]] = set()
+    for record in source:
+        if isinstance(record, Rejected):
+            raise UserError(f"{record.where}: {record.reason}")
+        captions = ["".join(turn.parts).strip() for turn in record.turns if turn.role == "assistant"]
+        if len(record.pictures) != 1:
+            raise UserError(f"{record.where}: {len(record.pictures)} images; retrieval needs exactly one")
+        picture = pictures.setdefault(record.pictures[0], len(pictures))
+        pairs |= {(texts.setdefault(caption, len(texts)), picture) for caption in captions}
+    if not pairs:
+        raise UserError(f"{source.name} holds no record to retrieve")
+    of_text, of_picture = [[] for _ in texts], [[] for _ in pictures]
+    for text, picture in sorted(pairs):
+        of_text[text].append(picture)
+        of_picture[picture].append(text)
+    words = embedder.texts(list(texts))
+    images = embed_pictures(embedder, list(pictures), batch_size)
+    both = {
+        "text_to_image": retrieval_ranks(words, images, of_text),
+        "image_to_text": retrieval_ranks(images, words, of_picture),
+    }
+    return {f"{way}/recall@{k}": _share(ranks < k) for way, ranks in both.items() for k in RECALLS}
+
+
+def _share(hits: np.ndarray) -> tuple[float, Interval]:
+    return float(hits.mean()), share_interval(int(hits.sum()), len(hits))

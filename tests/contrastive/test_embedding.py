@@ -1,0 +1,58 @@
+"""Vectors of pictures and texts: the model's own, whoever shares a batch; what it cannot read is told."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPTextConfig
+
+from mmchat.contrastive.dual_encoder import load_clip
+from mmchat.contrastive.embedding import Embedder
+from mmchat.errors import UserError
+from mmchat.vision import normalise, preprocess
+from tests.clip_kinds import write_clip
+
+CLOSE = {"atol": 1e-5, "rtol": 0}
+
+
+@pytest.fixture(scope="module")
+def directory(make_tower, data_dir, tmp_path_factory):
+    words = data_dir / "tokenizers" / "llama_like_legacy_false"
+    return write_clip(make_tower(), words, tmp_path_factory.mktemp("clip") / "model")
+
+
+def test_the_models_own_vectors(directory, picture):
+    embedder, model = Embedder.open(directory), load_clip(directory).eval()
+    pictures = [picture(number, width=30 + number) for number in range(3)]
+    pixels = torch.from_numpy(normalise([preprocess(one, embedder.spec)[0] for one in pictures], embedder.spec))
+    with torch.no_grad():
+        np.testing.assert_allclose(embedder.images(pictures), model.encode_image(pixels), **CLOSE)
+        texts = ["a cat", "a picture of a long red house", ""]
+        vectors = embedder.texts(texts)
+        for text, vector in zip(texts, vectors, strict=True):
+            ids = torch.tensor([embedder.ids(text)])
+            np.testing.assert_allclose(vector[None], model.encode_text(ids, torch.ones_like(ids)), **CLOSE)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-2
+    assert embedder.scale == pytest.approx(1 / 0.07)
+
+
+def test_many_texts_are_cut_into_batches(directory, monkeypatch):
+    embedder = Embedder.open(directory)
+    texts = [f"{number} cats" for number in range(5)]
+    whole = embedder.texts(texts)
+    monkeypatch.setattr("mmchat.contrastive.embedding.TEXTS_AT_A_TIME", 2)
+    np.testing.assert_allclose(embedder.texts(texts), whole, **CLOSE)
+
+
+def test_a_text_that_is_too_long(directory):
+    text = "red house " * 30
+    with pytest.raises(UserError, match=r"text 'red house .* tokens.* 24.*shorten it, or have it cut.*--truncate"):
+        Embedder.open(directory).texts([text])
+    cut = Embedder.open(directory, truncate=True)
+    assert len(cut.ids(text)) == 24 and cut.ids(text)[-1] == cut.tokenizer.eos_token_id
+
+
+def test_the_tokenizer_of_another_model(directory):
+    model = load_clip(directory)
+    model.config.text_config = CLIPTextConfig(vocab_size=50, max_position_embeddings=24)
+    with pytest.raises(UserError, match="tokenizer has 1,604 tokens, but the text encoder embeds 50"):
+        Embedder(model, AutoTokenizer.from_pretrained(directory))
