@@ -127,7 +127,7 @@ def run_clip_init(arguments: argparse.Namespace) -> None:
     claim(arguments.out)
     import torch
 
-    from mmchat.contrastive.dual_encoder import init_clip
+    from mmchat.contrastive.directory import init_clip
     from mmchat.files import read_json
     from mmchat.vision import load_tower
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
-from mmchat.contrastive.dual_encoder import encode_caption, init_clip, save_clip
+from mmchat.contrastive.directory import init_clip, load_saved, save_clip
 from mmchat.errors import UserError
 from tests.conftest import CLIP_28
 
@@ -73,8 +73,8 @@ def test_opened_strictly(saved, tmp_path):
         with pytest.raises(UserError, match=f"do not fit its config.*{text}"):
             load_clip(directory)
     (directory / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(UserError, match=r"holds a 'clip', expected a dual encoder \(mmchat_clip\)"):
-        load_clip(directory)
+    with pytest.raises(UserError, match=r"holds a 'clip', expected a dual encoder \(mmchat_clip\); `mmchat clip conv"):
+        load_saved(directory)
 
 
 def test_saving_notices_a_corrupted_copy(saved, words, tmp_path, monkeypatch):
@@ -134,11 +134,3 @@ def test_the_scale_stops_at_a_hundred(saved):
     model.logit_scale.data.fill_(9.0)
     assert model(*inputs)[2].item() == pytest.approx(100)
     model.logit_scale.data.copy_(before)
-
-
-def test_captions_are_cut_inside_their_ends(words):
-    tokenizer = AutoTokenizer.from_pretrained(words)
-    whole = encode_caption(tokenizer, "a red seven", 77)
-    assert (whole[0], whole[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    cut = encode_caption(tokenizer, "a red seven", 4)
-    assert cut == [*whole[:3], tokenizer.eos_token_id]

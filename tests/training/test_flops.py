@@ -149,8 +149,6 @@ def test_dual_encoder(make_tower, pool):
     model = DualEncoder(DualEncoderConfig([tower.config.to_dict()], text, 16, pool)).eval()
     model.set_attn_implementation("eager")
     apply_rules(model, dict.fromkeys([name for name, _ in model.named_children()] + ["logit_scale"], FULL))
-    for parameter in model.parameters():  # the pooled output uses blocks that are idle in an assistant
-        parameter.requires_grad_(pool == "pooled" or parameter.requires_grad)
     ids, mask = torch.full((1, 12), 3), torch.ones(1, 12, dtype=torch.int64)
     batch = Batch(ids, mask, torch.full_like(ids, IGNORE_INDEX), [torch.randn(1, 3, 28, 28)], ids=["a"])
     with FlopCounterMode(display=False) as counter:
