@@ -135,7 +135,7 @@ def clip_config(source: Source, tower: Found, stated: dict[str, Any]) -> DualEnc
     """
     shapes = without_tower(source.shapes)
     openai.need(shapes, ["text_projection"], source.path)
-    text = CLIPTextConfig(**_text_sizes(shapes, source), **{"layer_norm_eps": 1e-5, **stated})
+    text = CLIPTextConfig(**{**_text_sizes(shapes, source), "layer_norm_eps": 1e-5, **stated})
     _true_special_ids(text)
     return DualEncoderConfig(
         [tower.config.to_dict()],
