@@ -29,6 +29,9 @@ class BlockTower(VisionTower):
     """Key in `backbone.state_dict()` of learned positions, [.., class tokens + patches, width]; None: computed ones."""
     interpolation = "bicubic"
     """How they are interpolated."""
+    patch_dropout = 0.0
+    """Share of each picture's patches that no block sees in training, drawn anew each time (Li et al. 2022, FLIP,
+    arXiv:2212.00794)."""
     backbone: PreTrainedModel
     takes_attention = True
 
@@ -90,6 +93,8 @@ class BlockTower(VisionTower):
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
         hidden, told = self.embed(pixel_values)
+        if self.training and self.patch_dropout:
+            hidden = self._some_patches(hidden)
         run = len(self.blocks) if pooled else self.blocks_to_run
         states = {0: hidden}
         for number, block in enumerate(self.blocks[:run], start=1):
@@ -98,6 +103,17 @@ class BlockTower(VisionTower):
                 states[number] = hidden
         patches = torch.cat([self._features(states[layer]) for layer in self._layers], dim=-1)
         return TowerOutput(patches, self._pooled(self.last_norm(hidden)) if pooled else None)
+
+    def patches_kept(self, patches: int) -> int:
+        """How many of so many patches the blocks see in training."""
+        return max(1, round(patches * (1 - self.patch_dropout)))
+
+    def _some_patches(self, hidden: torch.Tensor) -> torch.Tensor:
+        before = self.class_tokens + self.registers
+        first, patches = hidden[:, :before], hidden[:, before:]
+        order = torch.rand(patches.shape[:2], device=hidden.device).argsort(dim=1)
+        kept = order[:, : self.patches_kept(patches.shape[1]), None].expand(-1, -1, patches.shape[2])
+        return torch.cat([first, patches.gather(1, kept)], dim=1)
 
     def _features(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.config.final_norm:

@@ -4,6 +4,7 @@ import gzip
 import html
 import json
 import os
+from itertools import pairwise
 
 import ftfy
 import pytest
@@ -36,10 +37,8 @@ def slow_ids(text):
     for word in regex.findall(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", text):
         pieces = [letters[byte] for byte in word.encode()]
         pieces[-1] += "</w>"
-        while ranked := [
-            (MERGES.index(pair), pair) for pair in map(" ".join, zip(pieces, pieces[1:])) if pair in MERGES
-        ]:
-            first, second = min(ranked)[1].split()
+        while known := [pair for pair in map(" ".join, pairwise(pieces)) if pair in MERGES]:
+            first, second = min(known, key=MERGES.index).split()
             merged = []
             for piece in pieces:
                 if merged and (merged[-1], piece) == (first, second):

@@ -128,7 +128,7 @@ def _dual_encoder(model: DualEncoder) -> Operations:
 def _tower(tower: BlockTower, blocks: int) -> tuple[int, bool]:
     """Operations of one image through the embeddings and so many blocks; whether any of this is trained."""
     patches = (tower.spec.image_size // tower.spec.patch_size) ** 2
-    positions = patches + tower.class_tokens + tower.registers
+    positions = tower.patches_kept(patches) + tower.class_tokens + tower.registers
     later = [part for part in (tower.blocks, tower.last_norm, tower.pooling) if part is not None]
     below = _trained(tower.backbone, but=later)
     run = tower.blocks[:blocks]
