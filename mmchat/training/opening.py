@@ -54,9 +54,8 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
         if tower.takes_attention:
             use_fast_attention(tower.backbone)
     for part, recomputed in config.activation_checkpointing.items():
-        for module in (
-            [tower.backbone for tower in towers] if part == "towers" else [objective.model.get_submodule(part)]
-        ):
+        whole = [tower.backbone for tower in towers] if part == "towers" else [objective.model.get_submodule(part)]
+        for module in whole:
             module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
     if config.patch_dropout:
         for tower in towers:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.contrastive.dual_encoder import DualEncoder
@@ -80,7 +80,9 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
         return None
     if isinstance(model, DualEncoder):
         pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None
-        return None if pools_by_head else _dual_encoder(model)
+        projects = model.config.image_projection and model.config.text_projection
+        known_text = isinstance(model.config.text_config, CLIPTextConfig)
+        return _dual_encoder(model) if known_text and projects and not pools_by_head else None
     return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
 
 
