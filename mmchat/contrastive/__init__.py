@@ -1,14 +1,16 @@
-"""CLIP itself: a dual encoder grown from image-caption pairs. Later stages take its tower."""
+"""CLIP itself: a dual encoder grown from image-caption pairs, or opened. Later stages take its tower."""
 
 from importlib import import_module
 
-__all__ = ["DualEncoder", "DualEncoderConfig", "info_nce", "load_clip"]
+__all__ = ["DualEncoder", "DualEncoderConfig", "encode_caption", "info_nce", "load_clip", "load_tokenizer"]
 
 _HOMES = {
     "DualEncoder": "mmchat.contrastive.dual_encoder",
     "DualEncoderConfig": "mmchat.contrastive.dual_encoder",
+    "encode_caption": "mmchat.contrastive.captions",
     "info_nce": "mmchat.contrastive.objectives",
-    "load_clip": "mmchat.contrastive.dual_encoder",
+    "load_clip": "mmchat.contrastive.directory",
+    "load_tokenizer": "mmchat.contrastive.directory",
 }
 
 

@@ -117,10 +117,13 @@ class RunConfig:
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="to the CPU's memory. optimizer: moments and weights it steps on (ZeRO 1 to 3), all: ZeRO 3"
     )
-    activation_checkpointing: dict[Literal["towers", "language_model"], Recomputed] = Field(
+    activation_checkpointing: dict[Literal["towers", "language_model", "text_encoder"], Recomputed] = Field(
         default_factory=dict,
         description="part -> what its blocks compute again in the backward rather than keep. all; selective: all but "
         "matrix products and attention. A list of parts means all",
+    )
+    patch_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of a picture's patches that a contrastive run leaves out at random (FLIP)"
     )
     deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -159,8 +162,11 @@ class RunConfig:
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
             raise ValueError(f"offload {self.offload} needs zero_stage {needed} or more, found {self.zero_stage}")
-        if self.objective == "contrastive" and "language_model" in self.activation_checkpointing:
-            raise ValueError("activation_checkpointing: objective contrastive has no language_model, only towers")
+        missing = "language_model" if self.objective == "contrastive" else "text_encoder"
+        if missing in self.activation_checkpointing:
+            raise ValueError(f"activation_checkpointing: objective {self.objective} has no {missing}")
+        if self.patch_dropout and self.objective == "assistant":
+            raise ValueError("patch_dropout: an assistant's slots take all patches; it is for contrastive objectives")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
         if self.packing is not None and self.micro_batch_size is not None:

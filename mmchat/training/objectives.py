@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from mmchat.contrastive.dual_encoder import DualEncoder, encode_caption, load_clip, save_clip, shape_clip
+from mmchat.contrastive.captions import fit_caption
+from mmchat.contrastive.directory import load_saved, load_tokenizer, save_clip, shape_clip
+from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.objectives import info_nce
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
@@ -141,8 +143,6 @@ class ContrastiveObjective:
     features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
-        from transformers import AutoTokenizer
-
         from mmchat.training.distributed import ranks
 
         if ranks() > 1 or config.micro_batch_size not in (None, config.batch_size):
@@ -150,14 +150,14 @@ class ContrastiveObjective:
                 "objective contrastive compares every picture with every caption of one forward: run it on one rank "
                 "and without micro_batch_size (gathering over ranks and accumulation does not exist yet)"
             )
-        self.model = load_clip(config.model, dtype=WEIGHTS) if weights else shape_clip(config.model)
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self.model = load_saved(config.model, dtype=WEIGHTS) if weights else shape_clip(config.model)
+        self.tokenizer = load_tokenizer(config.model, self.model)
         self.spec = self.model.towers[0].spec
         if self.spec.preprocessing.tiling:
             raise UserError(
                 "objective contrastive compares one vector a picture; its tower must have another fit than tiles"
             )
-        self.context_length = self.model.config.text_config.max_position_embeddings
+        self.context_length = self.model.config.context_length
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
 
@@ -168,14 +168,19 @@ class ContrastiveObjective:
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
     ) -> Encoded:
-        return Encoded(self.caption_ids(record), None, [[preprocess(images[0], self.spec)]])
+        ids, cut = self.caption_ids(record)
+        return Encoded(ids, None, [[preprocess(images[0], self.spec)]], cut)
 
-    def caption_ids(self, record: Record) -> list[int]:
-        """Raises UserError where there are not one picture and one caption."""
+    def caption_ids(self, record: Record) -> tuple[list[int], int]:
+        """The caption, and how many of its tokens were cut off.
+
+        Raises:
+            UserError: there are not one picture and one caption.
+        """
         captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         if len(record.pictures) != 1 or len(captions) != 1:
             raise UserError(f"expected one image and one caption, found {len(record.pictures)} and {len(captions)}")
-        return encode_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
+        return fit_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
     def terms(self, batch: Batch) -> int:
         return batch.images

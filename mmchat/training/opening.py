@@ -7,6 +7,7 @@ from peft import PeftModel
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
+from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
 from mmchat.training import distributed
 from mmchat.training.activation_checkpointing import CHECKPOINTING
@@ -15,6 +16,8 @@ from mmchat.training.engine import deepspeed_config
 from mmchat.training.lora import add_adapters
 from mmchat.training.objectives import OBJECTIVES, Objective
 from mmchat.training.trainability import ModuleGroup, apply_rules
+from mmchat.vision import VisionTower
+from mmchat.vision.block_tower import BlockTower
 
 
 @dataclass
@@ -51,9 +54,20 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
         if tower.takes_attention:
             use_fast_attention(tower.backbone)
     for part, recomputed in config.activation_checkpointing.items():
-        for module in [tower.backbone for tower in towers] if part == "towers" else [objective.model.language_model]:
+        whole = [tower.backbone for tower in towers] if part == "towers" else [objective.model.get_submodule(part)]
+        for module in whole:
             module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
+    if config.patch_dropout:
+        for tower in towers:
+            _drop_patches(tower, config.patch_dropout)
     return Opened(objective, adapter, apply_rules(objective.model, config.trainable))
+
+
+def _drop_patches(tower: VisionTower, share: float) -> None:
+    """Raises UserError where positions are no part of what enters the first block, and so would not go with it."""
+    if not isinstance(tower, BlockTower) or tower.position_table is None:
+        raise UserError(f"patch_dropout is for towers of blocks with learned positions, found a {tower.config.family}")
+    tower.patch_dropout = share
 
 
 def _let_go_of_files(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rich.table import Table
 from torch import nn
 
+from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.errors import UserError
 from mmchat.model.adapter import LoraShape, adapter_parameters
 from mmchat.settings import settings
@@ -106,7 +107,12 @@ def owner(name: str, rules: dict[str, Rule]) -> str | None:
 def idle_parameters(model: nn.Module) -> set[int]:
     """`id` of the parameters that no forward uses."""
     towers = [module for module in model.modules() if isinstance(module, VisionTower)]
-    return {id(parameter) for tower in towers for parameter in tower.idle_parameters()}
+    return {id(parameter) for tower in towers for parameter in tower.idle_parameters(reads_pooled(model))}
+
+
+def reads_pooled(model: nn.Module) -> bool:
+    """Whether of its towers the pooled output is used, for which more of them runs than for patch features."""
+    return isinstance(model, DualEncoder) and model.config.pool == "pooled"
 
 
 def below_last(model: nn.Module, rules: dict[str, Rule]) -> set[int]:
@@ -128,7 +134,7 @@ def below_last(model: nn.Module, rules: dict[str, Rule]) -> set[int]:
             raise UserError(f"trainable: {name} covers no vision tower, of which alone `last` counts the blocks")
         for path, tower in covered.items():
             try:
-                last = {id(parameter) for parameter in tower.last_parameters(rule.last)}
+                last = {id(parameter) for parameter in tower.last_parameters(rule.last, reads_pooled(model))}
             except UserError as error:
                 raise UserError(
                     f"trainable: {name} is to train the last {rule.last} blocks of {path}: {error}"

@@ -29,6 +29,9 @@ class BlockTower(VisionTower):
     """Key in `backbone.state_dict()` of learned positions, [.., class tokens + patches, width]; None: computed ones."""
     interpolation = "bicubic"
     """How they are interpolated."""
+    patch_dropout = 0.0
+    """Share of each picture's patches that no block sees in training, drawn anew each time (Li et al. 2022, FLIP,
+    arXiv:2212.00794)."""
     backbone: PreTrainedModel
     takes_attention = True
 
@@ -85,10 +88,13 @@ class BlockTower(VisionTower):
 
     @property
     def blocks_to_run(self) -> int:
+        """For patch features; the pooled output takes all."""
         return max(self._layers)
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
         hidden, told = self.embed(pixel_values)
+        if self.training and self.patch_dropout:
+            hidden = self._some_patches(hidden)
         run = len(self.blocks) if pooled else self.blocks_to_run
         states = {0: hidden}
         for number, block in enumerate(self.blocks[:run], start=1):
@@ -98,6 +104,17 @@ class BlockTower(VisionTower):
         patches = torch.cat([self._features(states[layer]) for layer in self._layers], dim=-1)
         return TowerOutput(patches, self._pooled(self.last_norm(hidden)) if pooled else None)
 
+    def patches_kept(self, patches: int) -> int:
+        """How many of so many patches the blocks see in training."""
+        return max(1, round(patches * (1 - self.patch_dropout)))
+
+    def _some_patches(self, hidden: torch.Tensor) -> torch.Tensor:
+        before = self.class_tokens + self.registers
+        first, patches = hidden[:, :before], hidden[:, before:]
+        order = torch.rand(patches.shape[:2], device=hidden.device).argsort(dim=1)
+        kept = order[:, : self.patches_kept(patches.shape[1]), None].expand(-1, -1, patches.shape[2])
+        return torch.cat([first, patches.gather(1, kept)], dim=1)
+
     def _features(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.config.final_norm:
             hidden = self.last_norm(hidden)
@@ -106,6 +123,8 @@ class BlockTower(VisionTower):
 
     @property
     def pooled_dim(self) -> int:
+        if self.pooling is None and not self.class_tokens:
+            return super().pooled_dim
         return self.backbone.config.hidden_size
 
     def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
@@ -115,22 +134,22 @@ class BlockTower(VisionTower):
             raise ValueError(f"a {self.config.family} without a pooling head has no pooled output")
         return normed[:, 0]
 
-    def idle_parameters(self) -> list[nn.Parameter]:
-        idle: list[nn.Module] = list(self.blocks[self.blocks_to_run :])
-        if not self.config.final_norm:
-            idle.append(self.last_norm)
-        if self.pooling is not None:
-            idle.append(self.pooling)
-        return [parameter for module in idle for parameter in module.parameters()]
+    def _used(self, pooled: bool) -> tuple[int, list[nn.Module]]:
+        """How many blocks run, and what of the parts after them does."""
+        norm = [self.last_norm] if pooled or self.config.final_norm else []
+        head = [self.pooling] if pooled and self.pooling is not None else []
+        return len(self.blocks) if pooled else self.blocks_to_run, norm + head
 
-    def last_parameters(self, blocks: int) -> list[nn.Parameter]:
-        run = self.blocks_to_run
+    def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
+        run, used = self._used(pooled)
+        heads = [part for part in (self.last_norm, self.pooling) if part is not None and part not in used]
+        return [parameter for module in [*self.blocks[run:], *heads] for parameter in module.parameters()]
+
+    def last_parameters(self, blocks: int, pooled: bool = False) -> list[nn.Parameter]:
+        run, used = self._used(pooled)
         if blocks > run:
-            raise UserError(f"up to its feature layer it has {run}")
-        later: list[nn.Module] = list(self.blocks[run - blocks : run])
-        if self.config.final_norm:
-            later.append(self.last_norm)
-        return [parameter for module in later for parameter in module.parameters()]
+            raise UserError(f"it has {run}" if pooled else f"up to its feature layer it has {run}")
+        return [parameter for module in [*self.blocks[run - blocks : run], *used] for parameter in module.parameters()]
 
     def resized(self, image_size: int) -> "BlockTower":
         """The same weights for pictures of another size: learned positions are interpolated, as transformers does it

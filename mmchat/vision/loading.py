@@ -66,13 +66,15 @@ def load_tower(
     return tower if image_size is None else tower.resized(image_size)
 
 
-def open_source(source: str, weights: bool = True, trust_torchscript: bool = False) -> Source:
-    """Where a tower comes from; arguments as of `load_tower`, but no `.json`.
+def open_source(
+    source: str, weights: bool = True, trust_torchscript: bool = False, what: str = "vision tower"
+) -> Source:
+    """Where a tower comes from; arguments as of `load_tower`, but no `.json`. what: how messages call it.
 
     Raises:
         UserError: it is not there, and the hub does not give it.
     """
-    return Source(_local_or_hub(source, weights), trust_torchscript)
+    return Source(_local_or_hub(source, weights, what), trust_torchscript)
 
 
 def recognised(source: Source) -> Layout:
@@ -115,14 +117,14 @@ def _fill(tower: VisionTower, state: dict[str, torch.Tensor], path: Path) -> Non
     tower.load_state_dict(state, assign=True)
 
 
-def _local_or_hub(source: str, weights: bool) -> Path:
+def _local_or_hub(source: str, weights: bool, what: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix in (".safetensors", *PICKLED):
         if not path.exists():
-            raise UserError(f"vision tower {source!r}: no such file")
+            raise UserError(f"{what} {source!r}: no such file")
         return path
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UserError(f"vision tower {source!r}: no such directory")
+        raise UserError(f"{what} {source!r}: no such directory")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -130,4 +132,4 @@ def _local_or_hub(source: str, weights: bool) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        raise UserError(f"vision tower {source!r} is no directory here, and the hub did not give it: {error}") from None
+        raise UserError(f"{what} {source!r} is no directory here, and the hub did not give it: {error}") from None

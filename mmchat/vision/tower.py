@@ -83,11 +83,11 @@ class VisionTower(nn.Module, ABC):
         raise UserError(f"a {self.config.family} has no pooled output")
 
     @abstractmethod
-    def idle_parameters(self) -> list[nn.Parameter]:
-        """Parameters that `forward(pixel_values)` does not use: blocks above the feature layer, heads."""
+    def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
+        """Parameters that `forward(pixel_values, pooled)` does not use: blocks above the feature layer, heads."""
 
-    def last_parameters(self, blocks: int) -> list[nn.Parameter]:
-        """Those of the last `blocks` blocks that `forward(pixel_values)` runs, and of what it runs after them.
+    def last_parameters(self, blocks: int, pooled: bool = False) -> list[nn.Parameter]:
+        """Those of the last `blocks` blocks that `forward(pixel_values, pooled)` runs, and of what it runs after them.
 
         Raises:
             UserError: the tower has not so many blocks, or none at all.

@@ -78,7 +78,7 @@ def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assis
 def test_a_contrastive_step_without_a_usable_pair_changes_nothing(tmp_path, make_tower, data_dir):
     from safetensors.torch import load_file
 
-    from mmchat.contrastive.dual_encoder import init_clip
+    from mmchat.contrastive.directory import init_clip
 
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = str(data_dir / "tokenizers" / "llama_like_legacy_false")

@@ -142,15 +142,14 @@ def test_pairs_are_those_that_a_mask_shows(length, window):
     assert causal_pairs(length, window) == shown.sum()
 
 
-@pytest.mark.parametrize("pool", ["max", "pooled"])
-def test_dual_encoder(make_tower, pool):
+@pytest.mark.parametrize(("pool", "dropped"), [("max", 0.0), ("pooled", 0.0), ("pooled", 0.5)])
+def test_dual_encoder(make_tower, pool, dropped):
     tower = make_tower(layer=-2)
     text = {**SHAPE, "vocab_size": 100, "max_position_embeddings": 32}
-    model = DualEncoder(DualEncoderConfig([tower.config.to_dict()], text, 16, pool)).eval()
+    model = DualEncoder(DualEncoderConfig([tower.config.to_dict()], text, 16, pool)).train()
+    model.towers[0].patch_dropout = dropped
     model.set_attn_implementation("eager")
     apply_rules(model, dict.fromkeys([name for name, _ in model.named_children()] + ["logit_scale"], FULL))
-    for parameter in model.parameters():  # the pooled output uses blocks that are idle in an assistant
-        parameter.requires_grad_(pool == "pooled" or parameter.requires_grad)
     ids, mask = torch.full((1, 12), 3), torch.ones(1, 12, dtype=torch.int64)
     batch = Batch(ids, mask, torch.full_like(ids, IGNORE_INDEX), [torch.randn(1, 3, 28, 28)], ids=["a"])
     with FlopCounterMode(display=False) as counter:

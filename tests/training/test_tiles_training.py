@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmchat.contrastive.dual_encoder import init_clip
+from mmchat.contrastive.directory import init_clip
 from mmchat.data import storage
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.dataset import MixtureDataset, open_mixture

@@ -130,6 +130,21 @@ def vit(state, pixels, heads, activation):
     return states, layer_norm(state, "ln_post.", states[-1][:, 0], 1e-5)
 
 
+def text(state, ids, heads, activation, causal, eps=1e-5):
+    """The normed last hidden states [B, L, width] of a text half."""
+    hidden = state["token_embedding.weight"][ids] + state["positional_embedding"][: ids.shape[1]]
+    number = 0
+    while f"transformer.resblocks.{number}.ln_1.weight" in state:
+        block, number = f"transformer.resblocks.{number}.", number + 1
+        seen = layer_norm(state, f"{block}ln_1.", hidden, eps)
+        fused = seen @ state[f"{block}attn.in_proj_weight"].T + state[f"{block}attn.in_proj_bias"]
+        gathered = attention(*fused.chunk(3, dim=-1), heads, causal)
+        hidden = hidden + apply(state, f"{block}attn.out_proj.", gathered)
+        inner = apply(state, f"{block}mlp.c_fc.", layer_norm(state, f"{block}ln_2.", hidden, eps))
+        hidden = hidden + apply(state, f"{block}mlp.c_proj.", activation(inner))
+    return layer_norm(state, "ln_final.", hidden, eps)
+
+
 def siglip(state, pixels, heads):
     """Hidden states [B, N, width], the embeddings' first, and what the pool gathers."""
 
@@ -190,11 +205,13 @@ def resnet(state, pixels):
     return grids, apply(state, "attnpool.c_proj.", gathered[:, 0])
 
 
-def attention(query, key, value, heads):
+def attention(query, key, value, heads, causal=False):
     """[B, Q, width], [B, K, width] twice -> [B, Q, width], one head after another."""
     parts = []
     for q, k, v in zip(*(one.chunk(heads, dim=-1) for one in (query, key, value)), strict=True):
         scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, float("-inf"))
         parts.append(scores.softmax(dim=-1) @ v)
     return torch.cat(parts, dim=-1)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.contrastive.dual_encoder import DualEncoder
@@ -80,7 +80,9 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
         return None
     if isinstance(model, DualEncoder):
         pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None
-        return None if pools_by_head else _dual_encoder(model)
+        projects = model.config.image_projection and model.config.text_projection
+        known_text = isinstance(model.config.text_config, CLIPTextConfig)
+        return _dual_encoder(model) if known_text and projects and not pools_by_head else None
     return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
 
 
@@ -128,7 +130,7 @@ def _dual_encoder(model: DualEncoder) -> Operations:
 def _tower(tower: BlockTower, blocks: int) -> tuple[int, bool]:
     """Operations of one image through the embeddings and so many blocks; whether any of this is trained."""
     patches = (tower.spec.image_size // tower.spec.patch_size) ** 2
-    positions = patches + tower.class_tokens + tower.registers
+    positions = tower.patches_kept(patches) + tower.class_tokens + tower.registers
     later = [part for part in (tower.blocks, tower.last_norm, tower.pooling) if part is not None]
     below = _trained(tower.backbone, but=later)
     run = tower.blocks[:blocks]

@@ -79,7 +79,7 @@ def _first_rejected(part: Part) -> int | None:
 
 
 def _caption_measure(objective: Objective) -> Callable[[Record], tuple[int, ...]]:
-    return lambda record: (len(objective.caption_ids(record)), 0, 1, 1, objective.spec.tokens)
+    return lambda record: (len(objective.caption_ids(record)[0]), 0, 1, 1, objective.spec.tokens)
 
 
 def _measured(measure: Callable, record: Record | Rejected) -> tuple[int, ...]:

@@ -173,7 +173,7 @@ def _plan_memory(plan: Plan, shapes: Shapes, batches: list[MicroBatch], lengths:
         candidates.sort(key=lambda pair: _activations(shapes, pair[1], config, config.zero_stage).total)
     worst, batch = candidates[-1]
     plan.worst = Worst(worst, [plan.mixture.find(number)[1].id for number in worst.samples])
-    everything = ["towers", "language_model"] if config.objective == "assistant" else ["towers"]
+    everything = ["towers", "language_model" if config.objective == "assistant" else "text_encoder"]
     plan.other = {} if config.activation_checkpointing else dict.fromkeys(everything, "all")
     plan.memory = _by_stage(plan, config, batch)
     plan.other_memory = _by_stage(plan, replace(config, activation_checkpointing=plan.other), batch)

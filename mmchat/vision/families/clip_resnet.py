@@ -94,7 +94,9 @@ class CLIPResNet(VisionTower):
     def pooled_dim(self) -> int:
         return self.backbone.config.output_dim
 
-    def idle_parameters(self) -> list[nn.Parameter]:
+    def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
+        if pooled:
+            return []
         idle = [*self.backbone.stages[max(self._layers) :], self.backbone.attnpool]
         return [parameter for module in idle for parameter in module.parameters()]
 

@@ -7,6 +7,11 @@ from mmchat.errors import UserError
 from mmchat.vision.families.clip_vit import CLIPViT
 from mmchat.vision.spec import TowerConfig, TowerSpec
 
+NOT_POOLED = (
+    "this CLIP tower has no pooled output: its checkpoint comes without the norm after the last block, which "
+    "Megatron leaves out; open OpenAI's or the Hugging Face weights instead"
+)
+
 
 class HeadlessCLIPViT(CLIPViT):
     """Patch features as a CLIP ViT gives them. It has no pooled output: that would take the norm."""
@@ -21,8 +26,9 @@ class HeadlessCLIPViT(CLIPViT):
             raise UserError("final_norm: this CLIP tower comes without the norm after its last block")
         return super().spec_of(config)
 
+    @property
+    def pooled_dim(self) -> int:
+        raise UserError(NOT_POOLED)
+
     def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
-        raise UserError(
-            "this CLIP tower has no pooled output: its checkpoint comes without the norm after the last block, which "
-            "Megatron leaves out; open OpenAI's or the Hugging Face weights instead"
-        )
+        raise UserError(NOT_POOLED)

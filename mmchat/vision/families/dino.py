@@ -36,10 +36,10 @@ class Dinov2(BlockTower):
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict]:
         return self.backbone.embeddings(pixel_values), {"attention_mask": None}
 
-    def idle_parameters(self) -> list[nn.Parameter]:
+    def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
         """Masked patches are for pretraining only."""
         masked = self.backbone.embeddings.mask_token
-        return super().idle_parameters() + ([] if masked is None else [masked])
+        return super().idle_parameters(pooled) + ([] if masked is None else [masked])
 
 
 class Dinov2WithRegisters(Dinov2):

@@ -63,7 +63,7 @@ class Sam(VisionTower):
             hidden = block(hidden)
         return encoder.neck(hidden)
 
-    def idle_parameters(self) -> list[nn.Parameter]:
+    def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
         return []
 
     def resized(self, image_size: int) -> "Sam":

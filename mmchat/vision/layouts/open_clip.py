@@ -51,13 +51,13 @@ class OpenCLIP:
     name = "open_clip"
 
     def recognises(self, source: Source) -> bool:
-        if _config_of(source).exists():
+        if config_of(source).exists():
             return True
         with_own_text = any(name.startswith("text.") for name in source.shapes)
         return holds_siglip(source.shapes) or (with_own_text and openai.holds_clip(source.shapes))
 
     def open(self, source: Source, weights: bool) -> Found:
-        path = _config_of(source)
+        path = config_of(source)
         stated = read_json(path) if path.exists() else {}
         model = stated.get("model_cfg", {})
         shapes = openai.of_tower(source.shapes, OTHERS)
@@ -167,7 +167,7 @@ def siglip_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return in_backbone(state)
 
 
-def _config_of(source: Source) -> Path:
+def config_of(source: Source) -> Path:
     """Beside a file, or in a directory."""
     folder = source.path if source.path.is_dir() else source.path.parent
     return folder / "open_clip_config.json"

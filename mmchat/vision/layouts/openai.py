@@ -95,7 +95,7 @@ def clip_config(shapes: Mapping[str, tuple[int, ...]], where: Path, **stated: An
 
 def clip_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A tower's weights, all in float32: published ones are in half precision but for norms, and would not multiply."""
-    state = _resnet_state(tensors) if is_resnet(tensors) else _vit_state(tensors)
+    state = _resnet_state(tensors) if is_resnet(tensors) else transformer_state(tensors, VIT)
     return in_backbone({key: tensor.float() for key, tensor in state.items()})
 
 
@@ -162,10 +162,11 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]], where: Path) -> dict[str, Any
     }
 
 
-def _vit_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def transformer_state(tensors: Mapping[str, torch.Tensor], beginnings: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Either half's weights under transformers' keys, which begin as `beginnings` says."""
     state = {}
     for key, tensor in tensors.items():
-        key = renamed(key, VIT, VIT_BLOCK)
+        key = renamed(key, beginnings, VIT_BLOCK)
         block, fused, kind = key.partition(".attn.in_proj_")
         state |= split(f"{block}.self_attn.", kind, tensor) if fused else {key: tensor}
     return state
