@@ -2,13 +2,15 @@
 
 from importlib import import_module
 
-__all__ = ["DualEncoder", "DualEncoderConfig", "info_nce", "load_clip"]
+__all__ = ["DualEncoder", "DualEncoderConfig", "info_nce", "load_clip", "nt_xent", "pairwise_sigmoid"]
 
 _HOMES = {
     "DualEncoder": "mmchat.contrastive.dual_encoder",
     "DualEncoderConfig": "mmchat.contrastive.dual_encoder",
     "info_nce": "mmchat.contrastive.objectives",
     "load_clip": "mmchat.contrastive.dual_encoder",
+    "nt_xent": "mmchat.contrastive.objectives",
+    "pairwise_sigmoid": "mmchat.contrastive.objectives",
 }
 
 

@@ -18,6 +18,8 @@ POOLS = ("pooled", "max")
 MAX_LOGIT_SCALE = 100.0
 """CLIP clips its inverse temperature here (arXiv:2103.00020, section 2.5)."""
 INITIAL_LOGIT_SCALE = 1 / 0.07
+SIGMOID_LOGIT_BIAS = -10.0
+"""Where SigLIP's bias begins (arXiv:2303.15343, section 3.2)."""
 OUTPUT_TOLERANCE = 1e-5
 """Largest difference of unit vectors between a model and its reloaded copy (fp32)."""
 
@@ -27,6 +29,7 @@ class DualEncoderConfig(PreTrainedConfig):
 
     pool: "pooled" is the tower's own (CLIP's class token); "max" is the maximum over normalised patches, channel
     by channel, which makes the patches themselves carry what the caption tells.
+    sigmoid: SigLIP's kind of model, which has a bias besides its temperature.
     """
 
     model_type = "mmchat_clip"
@@ -38,12 +41,14 @@ class DualEncoderConfig(PreTrainedConfig):
         text_config: dict[str, Any] | CLIPTextConfig | None = None,
         projection_dim: int = 512,
         pool: str = "pooled",
+        sigmoid: bool = False,
         **kwargs: Any,
     ) -> None:
         self.towers = towers or []
         self.text_config = CLIPTextConfig(**text_config) if isinstance(text_config, dict) else text_config
         self.projection_dim = projection_dim
         self.pool = pool
+        self.sigmoid = sigmoid
         if pool not in POOLS:
             raise UserError(f"pool {pool!r} is unknown; expected one of {', '.join(POOLS)}")
         super().__init__(**kwargs)
@@ -67,6 +72,7 @@ class DualEncoder(PreTrainedModel):
         self.image_norm = nn.LayerNorm(image_dim) if config.pool == "max" else nn.Identity()
         # One element, not none: DeepSpeed cannot broadcast a tensor without dimensions.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(INITIAL_LOGIT_SCALE)))
+        self.logit_bias = nn.Parameter(torch.full((1,), SIGMOID_LOGIT_BIAS)) if config.sigmoid else None
         self.post_init()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -87,10 +93,12 @@ class DualEncoder(PreTrainedModel):
 
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unit vectors of images and texts, and the inverse temperature, at most 100."""
+    ) -> tuple[torch.Tensor, ...]:
+        """Unit vectors of images and texts, the inverse temperature, at most 100, and the bias where there is one."""
         scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
-        return self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), scale
+        # A copy: ZeRO 3 takes the parameter itself apart after this.
+        scalars = (scale,) if self.logit_bias is None else (scale, self.logit_bias.clone())
+        return self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), *scalars
 
 
 def load_clip(source: str | Path, dtype: str = "auto") -> DualEncoder:

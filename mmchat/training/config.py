@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from mmchat.contrastive.config import ContrastiveConfig
 from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
@@ -59,7 +60,10 @@ class RunConfig:
         None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
     )
     objective: Literal["assistant", "contrastive"] = Field(
-        "assistant", description="assistant: next token of the answers; contrastive: image-caption InfoNCE"
+        "assistant", description="assistant: next token of the answers; contrastive: pictures against captions"
+    )
+    contrastive: ContrastiveConfig = Field(
+        default_factory=ContrastiveConfig, description="what objective contrastive computes"
     )
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
@@ -71,7 +75,7 @@ class RunConfig:
     steps: int | None = Field(None, gt=0, description="optimizer steps; give this or epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
     batch_size: int = Field(gt=0, description="samples per optimizer step, over all ranks and accumulation")
-    micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
+    micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: all at once")
     packing: PackingConfig | None = Field(
         None, description="how much one forward takes, without padding; null: pad. The steps hold the same samples"
     )
@@ -157,6 +161,7 @@ TRAJECTORY = (
     "model",
     "fit",
     "objective",
+    "contrastive",
     "data",
     "trainable",
     "optimizer",
