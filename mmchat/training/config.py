@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from mmchat.contrastive.config import ContrastiveConfig
+from mmchat.contrastive.config import ContrastiveConfig, SimCLRConfig
 from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
@@ -59,12 +59,15 @@ class RunConfig:
     fit: Fit | None = Field(
         None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
     )
-    objective: Literal["assistant", "contrastive"] = Field(
-        "assistant", description="assistant: next token of the answers; contrastive: pictures against captions"
+    objective: Literal["assistant", "contrastive", "simclr"] = Field(
+        "assistant",
+        description="assistant: next token of the answers; contrastive: pictures against captions; simclr: two views "
+        "of each picture against those of others; model may be any tower",
     )
     contrastive: ContrastiveConfig = Field(
         default_factory=ContrastiveConfig, description="what objective contrastive computes"
     )
+    simclr: SimCLRConfig = Field(default_factory=SimCLRConfig, description="views, head and loss of objective simclr")
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
     trainable: Trainable = Field(
@@ -138,8 +141,8 @@ class RunConfig:
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
             raise ValueError(f"offload {self.offload} needs zero_stage {needed} or more, found {self.zero_stage}")
-        if self.objective == "contrastive" and "language_model" in self.activation_checkpointing:
-            raise ValueError("activation_checkpointing: objective contrastive has no language_model, only towers")
+        if self.objective != "assistant" and "language_model" in self.activation_checkpointing:
+            raise ValueError(f"activation_checkpointing: objective {self.objective} has no language_model, only towers")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
         if self.packing is not None and self.micro_batch_size is not None:
@@ -162,6 +165,7 @@ TRAJECTORY = (
     "fit",
     "objective",
     "contrastive",
+    "simclr",
     "data",
     "trainable",
     "optimizer",

@@ -40,9 +40,8 @@ class Feed:
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number (from 1) and micro-batches of every step after the first `done`."""
-        planned = (
-            self.share(self.order.step(step)) for step in (range(1) if self._repeats else range(done, self.total))
-        )
+        steps = range(1) if self._repeats else range(done, self.total)
+        planned = ((step, self.share(self.order.step(step))) for step in steps)
         groups = self._groups(self.mixture, planned)
         return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
 
@@ -55,18 +54,18 @@ class Feed:
         """One pass over the validation records, in file order, in stretches of as many as a step has; equally many
         micro-batches on every rank, the last perhaps empty."""
         stretches = cut(len(self._held_out), self.config.batch_size)
-        return self._groups(self._held_out, map(self._share_held_out, stretches))
+        return self._groups(self._held_out, ((0, self._share_held_out(stretch)) for stretch in stretches))
 
-    def _groups(self, mixture: Mixture, planned: Iterable[list[list[int]]]) -> Iterator[list[Batch]]:
-        """Micro-batches as they are planned, whose number may differ from group to group."""
+    def _groups(self, mixture: Mixture, planned: Iterable[tuple[int, list[list[int]]]]) -> Iterator[list[Batch]]:
+        """Micro-batches of each (step, sample numbers by micro-batch), as many as there are."""
         counts: deque[int] = deque()  # of the groups that the loader has begun: workers are ahead
 
-        def numbers() -> Iterator[list[int]]:
-            for micro_batches in planned:
+        def drawn() -> Iterator[list[tuple[int, int]]]:
+            for step, micro_batches in planned:
                 counts.append(len(micro_batches))
-                yield from micro_batches
+                yield from ([(number, step) for number in numbers] for numbers in micro_batches)
 
-        batches = load_batches(mixture, self.objective, numbers(), self.config.workers)
+        batches = load_batches(mixture, self.objective, drawn(), self.config.workers)
         for first in batches:
             yield [first, *islice(batches, counts.popleft() - 1)]
 
@@ -87,10 +86,15 @@ def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
     return BatchOrder(mixture.plan, config.seed, config.batch_size, total)
 
 
-def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[int]], workers: int) -> Iterator[Batch]:
-    """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates."""
+def load_batches(
+    mixture: Mixture, objective: Objective, sampler: Iterable[Sequence[int | tuple[int, int]]], workers: int
+) -> Iterator[Batch]:
+    """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates.
+
+    sampler: micro-batches of sample numbers, or of those and the step that draws them.
+    """
     loader = DataLoader(
-        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features),
+        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features, objective.augment),
         batch_sampler=sampler,
         collate_fn=objective.collator,
         num_workers=workers,

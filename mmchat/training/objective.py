@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.dataset import Encoded
+from mmchat.data.dataset import Augment, Encoded
 from mmchat.data.feature_store import PictureFeatures
 from mmchat.data.records import Record
+from mmchat.training.gradient_cache import losses_by_cache
 
 
 class Objective(Protocol):
@@ -26,6 +27,8 @@ class Objective(Protocol):
     collator: Collator
     features: PictureFeatures | None
     """Where the towers' features are read from; None where the towers run."""
+    augment: Augment | None = None
+    """What it makes of pictures at random before `encode` sees them."""
 
     def encode(
         self,
@@ -57,3 +60,25 @@ class Objective(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write the finished model, reload it strictly and compare what the two compute."""
+
+
+class ComparingObjective(Objective):
+    """One whose loss compares all samples of a step, on all ranks and in all micro-batches."""
+
+    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Pairs of unit vectors float[n, 2, P] of the batch's n usable samples, and scalars that all batches share."""
+
+    def of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
+        """Sum of the losses of this rank's pairs."""
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+        return self.of_pairs(*self.embed(module, batch))
+
+    def losses(
+        self, module: nn.Module, batches: list[Batch], images_anywhere: list[bool], device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """Those of the step as a whole (`gradient_cache`)."""
+        if len(batches) == 1:
+            yield from super().losses(module, batches, images_anywhere, device)
+        else:
+            yield from losses_by_cache(lambda batch: self.embed(module, batch.to(device)), self.of_pairs, batches)

@@ -1,6 +1,5 @@
 """The objectives, by the name that a run's config gives them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,8 @@ from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import load_assistant, save_assistant, shape_assistant
 from mmchat.training.config import RunConfig
 from mmchat.training.cross_entropy import cross_entropy_sum
-from mmchat.training.gradient_cache import losses_by_cache
-from mmchat.training.objective import Objective
+from mmchat.training.objective import ComparingObjective, Objective
+from mmchat.training.simclr import SimCLRObjective
 from mmchat.vision import preprocess
 
 WEIGHTS = "float32"
@@ -103,7 +102,7 @@ class AssistantObjective(Objective):
         save_assistant(self.model, self.processor, directory)
 
 
-class ContrastiveObjective(Objective):
+class ContrastiveObjective(ComparingObjective):
     """Pictures against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
 
     model: DualEncoder
@@ -144,20 +143,8 @@ class ContrastiveObjective(Objective):
     def terms(self, batch: Batch) -> int:
         return batch.images
 
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
-        return self._of_pairs(*self._embed(module, batch))
-
-    def losses(
-        self, module: nn.Module, batches: list[Batch], images_anywhere: list[bool], device: torch.device
-    ) -> Iterator[torch.Tensor]:
-        """Those of the step as a whole, whatever its micro-batches (`gradient_cache`)."""
-        if len(batches) == 1:
-            yield from super().losses(module, batches, images_anywhere, device)
-        else:
-            yield from losses_by_cache(lambda batch: self._embed(module, batch.to(device)), self._of_pairs, batches)
-
-    def _embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Pairs float[n, 2, P], inverse temperature and, where there is one, bias."""
+    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The scalars are the inverse temperature and, where there is one, the bias."""
         pixels, mask = batch.pixel_values, batch.attention_mask
         if pixels is None:
             # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
@@ -166,7 +153,7 @@ class ContrastiveObjective(Objective):
         images, texts, *scalars = module(pixels[0], batch.input_ids, mask)
         return torch.stack([images, texts], dim=1)[: batch.images], *scalars
 
-    def _of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
+    def of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
         return self._losses_of(*pairs.unbind(dim=1), *scalars).sum()
 
     def save(self, directory: Path) -> None:
@@ -201,4 +188,8 @@ def _refuse_drafts(config: RunConfig) -> None:
         )
 
 
-OBJECTIVES: dict[str, type] = {"assistant": AssistantObjective, "contrastive": ContrastiveObjective}
+OBJECTIVES: dict[str, type] = {
+    "assistant": AssistantObjective,
+    "contrastive": ContrastiveObjective,
+    "simclr": SimCLRObjective,
+}

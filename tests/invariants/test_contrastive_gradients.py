@@ -14,6 +14,7 @@ from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.feed import Feed
 from mmchat.training.opening import open_model
+from mmchat.vision.directory import save_tower
 from tests.launching import ROOT, run_ranks, write_config
 from tests.training_fixtures import run_values, write_records
 
@@ -30,28 +31,34 @@ CASES = {
 """Ranks -> ZeRO stage and micro-batch."""
 
 
-@pytest.fixture(scope="module", params=["softmax", "sigmoid"])
+@pytest.fixture(scope="module", params=["softmax", "sigmoid", "views"])
 def setup(request, tmp_path_factory, make_tower, data_dir):
     """With a rate of 0 all steps see the same weights."""
     folder = tmp_path_factory.mktemp(request.param)
-    words = AutoTokenizer.from_pretrained(data_dir / "tokenizers" / "llama_like_legacy_false")
-    text = CLIPTextConfig(
-        **TEXT, vocab_size=len(words), bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id
-    )
-    sigmoid = request.param == "sigmoid"
-    torch.manual_seed(0)
-    config = DualEncoderConfig([make_tower().config.to_dict()], text, 16, sigmoid=sigmoid)
-    save_clip(DualEncoder(config), words, folder / "model")
     data = write_records(folder / "data", 2 * BATCH, pictures=1)
     for number in BROKEN:
         (folder / "data" / f"{number}-0.png").write_bytes(b"not a picture")
     values = run_values(folder, folder / "model", data, steps=STEPS, batch_size=BATCH, on_bad_sample="skip")
-    values |= {"objective": "contrastive", "contrastive": {"loss": request.param}}
     values["data"]["max_turns"] = 1
-    names = [*(name for name, _ in load_clip(folder / "model").named_children()), "logit_scale", "logit_bias"]
-    values["trainable"] = {name: "full" for name in names if sigmoid or name != "logit_bias"}
     values["optimizer"] = {"lr": 0.0, "clip": 0.0}
+    if request.param == "views":
+        save_tower(make_tower(), folder / "model")
+        values |= {"objective": "simclr", "trainable": {"towers": "full", "head": "full"}}
+    else:
+        write_dual_encoder(folder / "model", make_tower(), request.param == "sigmoid", data_dir)
+        values |= {"objective": "contrastive", "contrastive": {"loss": request.param}}
+        model = load_clip(folder / "model")
+        names = [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
+        values["trainable"] = dict.fromkeys(names, "full")
     return folder, write_config(folder / "run.yaml", **values), request.param
+
+
+def write_dual_encoder(out, tower, sigmoid, data_dir):
+    words = AutoTokenizer.from_pretrained(data_dir / "tokenizers" / "llama_like_legacy_false")
+    special = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text = CLIPTextConfig(**TEXT, **special, vocab_size=len(words))
+    torch.manual_seed(0)
+    save_clip(DualEncoder(DualEncoderConfig([tower.config.to_dict()], text, 16, sigmoid=sigmoid)), words, out)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +72,12 @@ def reference(setup):
     found = {}
     for step, [batch] in feed.steps(0):
         assert 0 < len(batch.rejected) < BATCH
-        images, texts, *scalars = model(batch.pixel_values[0], batch.input_ids, batch.attention_mask)
         model.zero_grad()
-        slow = slow_softmax if loss == "softmax" else slow_sigmoid
-        value = slow(images, texts, *scalars)
+        if loss == "views":
+            value = slow_views(model(batch.pixel_values[0]), temperature=0.1)
+        else:
+            images, texts, *scalars = model(batch.pixel_values[0], batch.input_ids, batch.attention_mask)
+            value = (slow_softmax if loss == "softmax" else slow_sigmoid)(images, texts, *scalars)
         value.backward()
         found |= {f"{step}/{name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return found
@@ -90,6 +99,16 @@ def slow_sigmoid(images, texts, scale, bias):
             sign = 1 if row == column else -1
             total = total - torch.log(torch.sigmoid(sign * (scale * (image * text).sum() + bias)))
     return total / len(images)
+
+
+def slow_views(vectors, temperature):
+    """Both views of a picture stand one behind the other."""
+    total = 0
+    for row, vector in enumerate(vectors):
+        scores = torch.stack([(vector * other).sum() / temperature for other in vectors])
+        others = [score for column, score in enumerate(scores) if column != row]
+        total = total + torch.logsumexp(torch.stack(others), dim=0) - scores[row ^ 1]
+    return total / len(vectors)
 
 
 @pytest.mark.slow

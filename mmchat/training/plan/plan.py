@@ -102,6 +102,8 @@ class Plan:
 
 def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     """Raises UserError for a mistake in the config or data that leaves nothing to plan."""
+    if config.objective == "simclr":
+        raise UserError("a plan is made for objectives assistant and contrastive, found simclr")
     _check_model(config.model)
     shapes = open_shapes(config)
     objective = shapes.objective
