@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mmchat.contrastive.dual_encoder import init_clip
+from mmchat.contrastive.directory import init_clip
 
 TEXT = {
     "hidden_size": 32,

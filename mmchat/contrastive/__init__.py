@@ -2,7 +2,16 @@
 
 from importlib import import_module
 
-__all__ = ["DualEncoder", "DualEncoderConfig", "encode_caption", "info_nce", "load_clip", "load_tokenizer"]
+__all__ = [
+    "DualEncoder",
+    "DualEncoderConfig",
+    "encode_caption",
+    "info_nce",
+    "load_clip",
+    "load_tokenizer",
+    "nt_xent",
+    "pairwise_sigmoid",
+]
 
 _HOMES = {
     "DualEncoder": "mmchat.contrastive.dual_encoder",
@@ -11,6 +20,8 @@ _HOMES = {
     "info_nce": "mmchat.contrastive.objectives",
     "load_clip": "mmchat.contrastive.directory",
     "load_tokenizer": "mmchat.contrastive.directory",
+    "nt_xent": "mmchat.contrastive.objectives",
+    "pairwise_sigmoid": "mmchat.contrastive.objectives",
 }
 
 

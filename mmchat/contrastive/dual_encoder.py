@@ -155,7 +155,8 @@ class DualEncoder(PreTrainedModel):
         """Unit vectors of images and texts, the inverse temperature (but SigLIP's at most 100); SigLIP's bias, too."""
         images, texts = self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask)
         if self.logit_bias is not None:
-            return images, texts, self.logit_scale.exp(), self.logit_bias
+            # A copy: ZeRO 3 takes the parameter itself apart after this.
+            return images, texts, self.logit_scale.exp(), self.logit_bias.clone()
         return images, texts, self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
 
 

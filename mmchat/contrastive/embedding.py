@@ -1,6 +1,5 @@
 """Pictures and texts to unit vectors: a dual encoder with its tokenizer and its preprocessing."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer
 
-from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder, encode_caption, load_clip
+from mmchat.contrastive.captions import encode_caption
+from mmchat.contrastive.directory import load_clip, load_tokenizer
+from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from mmchat.errors import UserError
-from mmchat.pretrained import open_pretrained
 from mmchat.vision import normalise, preprocess
 
 TEXTS_AT_A_TIME = 256
@@ -25,26 +24,22 @@ class Embedder:
     def __init__(self, model: DualEncoder, tokenizer: Any, truncate: bool = False) -> None:
         self.model, self.tokenizer, self.truncate = model, tokenizer, truncate
         self.spec, self.device = model.towers[0].spec, model.device
-        self.context_length = model.config.text_config.max_position_embeddings
         if self.spec.preprocessing.tiling:
             raise UserError("a dual encoder gives one vector a picture; its tower must have another fit than tiles")
-        if len(tokenizer) > model.config.text_config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {len(tokenizer):,} tokens, but the text encoder embeds "
-                f"{model.config.text_config.vocab_size:,}; give it the one that it was trained with"
-            )
 
     @classmethod
     def open(cls, source: str | Path, truncate: bool = False) -> "Embedder":
-        """A model directory with its tokenizer, on the accelerator if there is one; UserError as `load_clip`."""
+        """A dual encoder with its tokenizer, on the accelerator if there is one; UserError as `load_clip` and
+        `load_tokenizer`."""
         model = load_clip(source, dtype="float32").eval()
-        tokenizer = open_pretrained(AutoTokenizer, str(source), "tokenizer")
+        tokenizer = load_tokenizer(source, model)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, truncate)
 
     @property
     def scale(self) -> float:
         """The inverse temperature that similarities are multiplied by."""
-        return min(self.model.logit_scale.exp().item(), MAX_LOGIT_SCALE)
+        scale = self.model.logit_scale.exp().item()
+        return scale if self.model.config.sigmoid else min(scale, MAX_LOGIT_SCALE)
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -61,15 +56,7 @@ class Embedder:
 
     def ids(self, text: str) -> list[int]:
         """A text's tokens with those that begin and end it. Raises UserError where it is too long and not to be cut."""
-        ids = encode_caption(self.tokenizer, text, sys.maxsize)
-        if len(ids) <= self.context_length:
-            return ids
-        if not self.truncate:
-            raise UserError(
-                f"the text {text!r:.80} is {len(ids)} tokens long, the model reads {self.context_length}; "
-                "shorten it, or have it cut with --truncate"
-            )
-        return encode_caption(self.tokenizer, text, self.context_length)
+        return encode_caption(self.tokenizer, text, self.model.config.context_length, self.truncate)
 
     def _padded(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask: int[B, L] each. The mask hides what pads, so that any id does."""

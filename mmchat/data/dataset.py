@@ -2,11 +2,12 @@
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.table import Table
 
 from mmchat.data.config import DataConfig, SourceConfig
@@ -69,6 +70,11 @@ Encode = Callable[..., Encoded]
 `Encoded` has them, while there are no pictures."""
 
 
+Augment = Callable[[list[Image.Image], Sequence[int]], list[Image.Image]]
+"""(pictures of a record, [its number, the step]) -> what is encoded in their place; all that it draws at random is a
+function of these."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One source of a mixture and its usable records, int64[n]."""
@@ -127,15 +133,25 @@ class MixtureDataset:
 
     square: side in pixels of the largest square that a tower sees; sources with `draft` are decoded for it.
     features: where those of the pictures are read; pictures are not decoded then, and `encode` gets none.
+    augment: what becomes of pictures before `encode` sees them; `dataset[number, step]` says in which step.
     """
 
-    def __init__(self, mixture: Mixture, encode: Encode, square: int, features: PictureFeatures | None = None) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        encode: Encode,
+        square: int,
+        features: PictureFeatures | None = None,
+        augment: Augment | None = None,
+    ) -> None:
         self.mixture, self.encode, self.square, self.features = mixture, encode, square, features
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.mixture)
 
-    def __getitem__(self, number: int) -> Sample | Rejected:
+    def __getitem__(self, drawn: int | tuple[int, int]) -> Sample | Rejected:
+        number, step = drawn if isinstance(drawn, tuple) else (drawn, 0)
         part, record = self.mixture.find(number)
         if isinstance(record, Rejected):
             return record
@@ -143,6 +159,8 @@ class MixtureDataset:
             if self.features is None:
                 draft = DRAFT_OF_SQUARE * self.square if part.config.draft else None
                 images = [picture.open(draft) for picture in record.pictures]
+                if self.augment is not None:
+                    images = self.augment(images, [number, step])
                 encoded = self.encode(record, images, part.config.template)
             else:
                 features = [self.features.of(picture) for picture in record.pictures]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from mmchat.contrastive.config import ContrastiveConfig, SimCLRConfig
 from mmchat.contrastive.prompts import PROMPTS, check_prompts
 from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
@@ -80,9 +81,15 @@ class RunConfig:
     fit: Fit | None = Field(
         None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
     )
-    objective: Literal["assistant", "contrastive"] = Field(
-        "assistant", description="assistant: next token of the answers; contrastive: image-caption InfoNCE"
+    objective: Literal["assistant", "contrastive", "simclr"] = Field(
+        "assistant",
+        description="assistant: next token of the answers; contrastive: pictures against captions; simclr: two views "
+        "of each picture against those of others; model may be any tower",
     )
+    contrastive: ContrastiveConfig = Field(
+        default_factory=ContrastiveConfig, description="what objective contrastive computes"
+    )
+    simclr: SimCLRConfig = Field(default_factory=SimCLRConfig, description="views, head and loss of objective simclr")
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
     zero_shot: ZeroShotConfig | None = Field(
@@ -96,7 +103,7 @@ class RunConfig:
     steps: int | None = Field(None, gt=0, description="optimizer steps; give this or epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the data; give this or steps")
     batch_size: int = Field(gt=0, description="samples per optimizer step, over all ranks and accumulation")
-    micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: no accumulation")
+    micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: all at once")
     packing: PackingConfig | None = Field(
         None, description="how much one forward takes, without padding; null: pad. The steps hold the same samples"
     )
@@ -162,9 +169,10 @@ class RunConfig:
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
             raise ValueError(f"offload {self.offload} needs zero_stage {needed} or more, found {self.zero_stage}")
-        missing = "language_model" if self.objective == "contrastive" else "text_encoder"
-        if missing in self.activation_checkpointing:
-            raise ValueError(f"activation_checkpointing: objective {self.objective} has no {missing}")
+        absent = {"assistant": ["text_encoder"], "contrastive": ["language_model"]}
+        for part in absent.get(self.objective, ["language_model", "text_encoder"]):
+            if part in self.activation_checkpointing:
+                raise ValueError(f"activation_checkpointing: objective {self.objective} has no {part}")
         if self.patch_dropout and self.objective == "assistant":
             raise ValueError("patch_dropout: an assistant's slots take all patches; it is for contrastive objectives")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
@@ -190,6 +198,8 @@ TRAJECTORY = (
     "model",
     "fit",
     "objective",
+    "contrastive",
+    "simclr",
     "data",
     "trainable",
     "optimizer",

@@ -16,7 +16,7 @@ from mmchat.data.records import Rejected
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.interruption import ignore_stop_signals
-from mmchat.training.objectives import Objective
+from mmchat.training.objective import Objective
 from mmchat.training.sharing import sharing
 
 
@@ -40,7 +40,9 @@ class Feed:
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number (from 1) and micro-batches of every step after the first `done`."""
-        groups = self._groups(range(1) if self._repeats else range(done, self.total))
+        steps = range(1) if self._repeats else range(done, self.total)
+        planned = ((step, self.share(self.order.step(step))) for step in steps)
+        groups = self._groups(self.mixture, planned)
         return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
 
     def samples(self) -> list[tuple[Mixture, Sequence[int]]]:
@@ -48,26 +50,24 @@ class Feed:
         taken = [(self.mixture, self.order.taken(1 if self._repeats else self.total))]
         return taken + ([(self._held_out, range(len(self._held_out)))] if self.config.validation else [])
 
-    def _groups(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
-        """The micro-batches of each step, whose number may differ."""
-        counts: deque[int] = deque()  # of the steps that the loader has begun: workers are ahead
+    def held_out(self) -> Iterator[list[Batch]]:
+        """One pass over the validation records, in file order, in stretches of as many as a step has; equally many
+        micro-batches on every rank, the last perhaps empty."""
+        stretches = cut(len(self._held_out), self.config.batch_size)
+        return self._groups(self._held_out, ((0, self._share_held_out(stretch)) for stretch in stretches))
 
-        def numbers() -> Iterator[list[int]]:
-            for step in steps:
-                micro_batches = self.share(self.order.step(step))
+    def _groups(self, mixture: Mixture, planned: Iterable[tuple[int, list[list[int]]]]) -> Iterator[list[Batch]]:
+        """Micro-batches of each (step, sample numbers by micro-batch), as many as there are."""
+        counts: deque[int] = deque()  # of the groups that the loader has begun: workers are ahead
+
+        def drawn() -> Iterator[list[tuple[int, int]]]:
+            for step, micro_batches in planned:
                 counts.append(len(micro_batches))
-                yield from micro_batches
+                yield from ([(number, step) for number in numbers] for numbers in micro_batches)
 
-        batches = load_batches(self.mixture, self.objective, numbers(), self.config.workers)
+        batches = load_batches(mixture, self.objective, drawn(), self.config.workers)
         for first in batches:
             yield [first, *islice(batches, counts.popleft() - 1)]
-
-    def held_out(self) -> Iterator[Batch]:
-        """One pass over the validation records, in file order; equally many batches on every rank, the last perhaps
-        empty."""
-        stretches = cut(len(self._held_out), self.config.batch_size)
-        numbers = (micro_batch for stretch in stretches for micro_batch in self._share_held_out(stretch))
-        return load_batches(self._held_out, self.objective, numbers, self.config.workers)
 
     def ids(self, step: int, rejected: list[Rejected]) -> list[str]:
         """Ids of the step's samples in global order, without those that could not be used."""
@@ -86,10 +86,15 @@ def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
     return BatchOrder(mixture.plan, config.seed, config.batch_size, total)
 
 
-def load_batches(mixture: Mixture, objective: Objective, sampler: Iterable[list[int]], workers: int) -> Iterator[Batch]:
-    """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates."""
+def load_batches(
+    mixture: Mixture, objective: Objective, sampler: Iterable[Sequence[int | tuple[int, int]]], workers: int
+) -> Iterator[Batch]:
+    """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates.
+
+    sampler: micro-batches of sample numbers, or of those and the step that draws them.
+    """
     loader = DataLoader(
-        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features),
+        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features, objective.augment),
         batch_sampler=sampler,
         collate_fn=objective.collator,
         num_workers=workers,

@@ -14,7 +14,7 @@ from mmchat.training.interruption import exit_status
 from mmchat.training.meters.flops import Operations
 from mmchat.training.meters.metrics import peak_memory
 from mmchat.training.meters.norms import ModuleNorms
-from mmchat.training.objectives import Objective
+from mmchat.training.objective import Objective
 from mmchat.training.stability import Incident, StepGuard
 
 
@@ -81,10 +81,12 @@ def train_step(
     loss_sum = torch.zeros((), dtype=torch.float64)
     # ZeRO 3, and ZeRO 2 with offload, keep the last step's gradient of whatever a backward leaves out and add to it.
     run_everything = engine.zero_optimization_stage() >= 2
-    for number, (batch, images_here) in enumerate(zip(batches, images, strict=True), 1):
+    anywhere = [images_here > 0 or run_everything for images_here in images]
+    losses = objective.losses(engine, batches, anywhere, engine.device)
+    for number in range(1, len(batches) + 1):
         last = number == len(batches)
         engine.set_gradient_accumulation_boundary(last)
-        loss = objective.loss_sum(engine, batch.to(engine.device), images_here > 0 or run_everything)
+        loss = next(losses)
         engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double().cpu()
         if last:
@@ -128,16 +130,20 @@ def _memory_of_ranks() -> list[int]:
 
 @torch.no_grad()
 def validate(
-    engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: Iterator[Batch]
+    engine: deepspeed.DeepSpeedEngine, objective: Objective, stretches: Iterator[list[Batch]]
 ) -> tuple[float, list[Rejected]]:
-    """Mean loss per term over a validation set of which every rank holds equally many batches; and its samples, on any
-    rank, that could not be used."""
+    """Mean loss per term over a validation set; and its samples, on any rank, that could not be used.
+
+    stretches: micro-batches of as many samples as a step has, of which every rank holds equally many. What an objective
+    compares, it compares within a stretch, as in a step.
+    """
     engine.eval()
     rejected: list[Rejected] = []
     sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        loss = objective.loss_sum(engine, batch.to(engine.device), images_anywhere=True)
-        sums += torch.tensor([loss.double().item(), objective.terms(batch)], dtype=torch.float64)
-        rejected += batch.rejected
+    for batches in stretches:
+        losses = objective.losses(engine, batches, [True] * len(batches), engine.device)
+        loss = sum(one.double().item() for one in losses)
+        sums += torch.tensor([loss, sum(map(objective.terms, batches))], dtype=torch.float64)
+        rejected += [item for batch in batches for item in batch.rejected]
     loss, terms = distributed.all_reduce(sums).tolist()
     return loss / max(1.0, terms), distributed.all_gather(rejected)

@@ -1,11 +1,6 @@
-"""What a run optimises. The loop sees a sum of losses and how many terms it has; nothing else of the model.
-
-An objective also knows how to open the model directory that a run starts from, how to encode a record,
-and how to write the finished model and prove that it reads back.
-"""
+"""The objectives, by the name that a run's config gives them."""
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +12,7 @@ from mmchat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from mmchat.contrastive.captions import fit_caption
 from mmchat.contrastive.directory import load_saved, load_tokenizer, save_clip, shape_clip
 from mmchat.contrastive.dual_encoder import DualEncoder
-from mmchat.contrastive.objectives import info_nce
+from mmchat.contrastive.objectives import info_nce, pairwise_sigmoid
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
 from mmchat.data.feature_store import PictureFeatures
@@ -27,42 +22,15 @@ from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import load_assistant, save_assistant, shape_assistant
 from mmchat.training.config import RunConfig
 from mmchat.training.cross_entropy import cross_entropy_sum
+from mmchat.training.objective import ComparingObjective, Objective
+from mmchat.training.simclr import SimCLRObjective
 from mmchat.vision import preprocess
 
 WEIGHTS = "float32"
 """Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""
 
 
-class Objective(Protocol):
-    """Made of a run's config. weights: False makes new ones of the same shapes and reads none."""
-
-    model: nn.Module
-    collator: Collator
-    features: PictureFeatures | None
-    """Where the towers' features are read from; None where the towers run."""
-
-    def encode(
-        self,
-        record: Record,
-        images: list[Image.Image],
-        template: str | None,
-        features: list[list[np.ndarray]] | None = None,
-    ) -> Encoded:
-        """Ids, labels and pixels of a record; `template` is its source's own, if it has one.
-
-        features: instead of images, as `Encoded` has them.
-        """
-
-    def terms(self, batch: Batch) -> int:
-        """How many losses `loss_sum` adds up; their global number divides the gradient."""
-
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor: ...
-
-    def save(self, directory: Path) -> None:
-        """Write the finished model, reload it strictly and compare what the two compute."""
-
-
-class AssistantObjective:
+class AssistantObjective(Objective):
     """Next-token loss over the supervised positions of conversations."""
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
@@ -136,21 +104,16 @@ class AssistantObjective:
         save_assistant(self.model, self.processor, directory)
 
 
-class ContrastiveObjective:
-    """InfoNCE between pictures and their captions, within one micro-batch on one rank."""
+class ContrastiveObjective(ComparingObjective):
+    """Pictures against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
 
     model: DualEncoder
     features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
-        from mmchat.training.distributed import ranks
-
-        if ranks() > 1 or config.micro_batch_size not in (None, config.batch_size):
-            raise UserError(
-                "objective contrastive compares every picture with every caption of one forward: run it on one rank "
-                "and without micro_batch_size (gathering over ranks and accumulation does not exist yet)"
-            )
         self.model = load_saved(config.model, dtype=WEIGHTS) if weights else shape_clip(config.model)
+        _check_loss(config.contrastive.loss, self.model, config.model)
+        self._losses_of = LOSSES[config.contrastive.loss]
         self.tokenizer = load_tokenizer(config.model, self.model)
         self.spec = self.model.towers[0].spec
         if self.spec.preprocessing.tiling:
@@ -185,17 +148,33 @@ class ContrastiveObjective:
     def terms(self, batch: Batch) -> int:
         return batch.images
 
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
-        if batch.pixel_values is None:
-            # Nothing of this step could be used: run the same modules on nothing, with a gradient of zero.
-            pixels = torch.zeros(1, 3, self.spec.image_size, self.spec.image_size, device=batch.input_ids.device)
-            images, texts, scale = module(pixels, batch.input_ids, torch.ones_like(batch.input_ids))
-            return 0 * info_nce(images, texts, scale).sum()
-        images, texts, scale = module(batch.pixel_values[0], batch.input_ids, batch.attention_mask)
-        return info_nce(images, texts, scale).sum()
+    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The scalars are the inverse temperature and, where there is one, the bias."""
+        pixels, mask = batch.pixel_values, batch.attention_mask
+        if pixels is None:
+            # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
+            size = (1, 3, self.spec.image_size, self.spec.image_size)
+            pixels, mask = [torch.zeros(size, device=mask.device)], torch.ones_like(mask)
+        images, texts, *scalars = module(pixels[0], batch.input_ids, mask)
+        return torch.stack([images, texts], dim=1)[: batch.images], *scalars
+
+    def of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
+        return self._losses_of(*pairs.unbind(dim=1), *scalars).sum()
 
     def save(self, directory: Path) -> None:
         save_clip(self.model, self.tokenizer, directory)
+
+
+LOSSES = {"softmax": info_nce, "sigmoid": pairwise_sigmoid}
+
+
+def _check_loss(loss: str, model: DualEncoder, where: str) -> None:
+    """Raises UserError where the model is made for the other loss."""
+    biased = model.logit_bias is not None
+    if biased != (loss == "sigmoid"):
+        found = "has a logit_bias, which softmax leaves untrained" if biased else "has no logit_bias"
+        other = "sigmoid" if biased else "softmax"
+        raise UserError(f"contrastive.loss is {loss}, but the model in {where} {found}; say {other}, or start another")
 
 
 def _refuse_drafts(config: RunConfig) -> None:
@@ -214,4 +193,8 @@ def _refuse_drafts(config: RunConfig) -> None:
         )
 
 
-OBJECTIVES: dict[str, type] = {"assistant": AssistantObjective, "contrastive": ContrastiveObjective}
+OBJECTIVES: dict[str, type] = {
+    "assistant": AssistantObjective,
+    "contrastive": ContrastiveObjective,
+    "simclr": SimCLRObjective,
+}

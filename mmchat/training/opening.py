@@ -14,7 +14,8 @@ from mmchat.training.activation_checkpointing import CHECKPOINTING
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import deepspeed_config
 from mmchat.training.lora import add_adapters
-from mmchat.training.objectives import OBJECTIVES, Objective
+from mmchat.training.objective import Objective
+from mmchat.training.objectives import OBJECTIVES
 from mmchat.training.trainability import ModuleGroup, apply_rules
 from mmchat.vision import VisionTower
 from mmchat.vision.block_tower import BlockTower

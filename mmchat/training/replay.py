@@ -56,7 +56,9 @@ def replay(run_dir: Path, step: int) -> Replay:
     """
     config = load_settings(RunConfig, run_dir / "config.yaml", [])
     if config.objective != "assistant":
-        raise UserError("replay shows losses per sample; objective contrastive has losses of whole batches only")
+        raise UserError(
+            f"replay shows losses per sample; objective {config.objective} has losses of whole batches only"
+        )
     mixture = open_mixture(config.data, Quarantine(run_dir / "quarantine.jsonl", config.on_bad_sample, writes=False))
     order = batch_order(config, mixture)
     total = config.steps or order.steps_in_total

@@ -15,7 +15,7 @@ from mmchat.errors import SharedError
 from mmchat.training import distributed
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import accumulation
-from mmchat.training.objectives import Objective
+from mmchat.training.objective import Objective
 
 
 class Sharing(ABC):

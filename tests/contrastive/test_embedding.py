@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextConfig
 
-from mmchat.contrastive.dual_encoder import load_clip
+from mmchat.contrastive.directory import load_clip
 from mmchat.contrastive.embedding import Embedder
 from mmchat.errors import UserError
 from mmchat.vision import normalise, preprocess

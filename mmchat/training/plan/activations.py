@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmchat.data.collate import Batch
-from mmchat.training.objectives import Objective
+from mmchat.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from mmchat.errors import UserError
 from mmchat.training.config import RunConfig
 from mmchat.training.meters.flops import Operations, frozen_tower_operations
 from mmchat.training.meters.peak import GPUS, Gpu
-from mmchat.training.objectives import AssistantObjective, Objective
+from mmchat.training.objective import Objective
+from mmchat.training.objectives import AssistantObjective
 from mmchat.training.plan.steps import MicroBatch
 
 MOST_RECORDS = 100_000

@@ -10,7 +10,8 @@ from mmchat.data.dataset import Mixture, Part
 from mmchat.data.lengths import COLUMNS, LengthIndex, part_lengths, part_measure, refusal
 from mmchat.data.records import Record, Rejected
 from mmchat.errors import UserError
-from mmchat.training.objectives import AssistantObjective, Objective
+from mmchat.training.objective import Objective
+from mmchat.training.objectives import AssistantObjective
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from mmchat.training.config import RunConfig
 from mmchat.training.feed import batch_order
 from mmchat.training.meters.flops import operations
 from mmchat.training.meters.peak import Gpu
-from mmchat.training.objectives import AssistantObjective, Objective
+from mmchat.training.objective import Objective
+from mmchat.training.objectives import AssistantObjective
 from mmchat.training.plan.activations import Activations, measure
 from mmchat.training.plan.cost import CachePlan, Cost, cache_of, cost_of, rate
 from mmchat.training.plan.data import SourcePlan, look_at_sources
@@ -101,9 +102,9 @@ class Plan:
 
 def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     """Raises UserError for a mistake in the config or data that leaves nothing to plan."""
+    if config.objective == "simclr":
+        raise UserError("a plan is made for objectives assistant and contrastive, found simclr")
     _check_model(config.model)
-    if config.objective == "contrastive" and hardware.ranks > 1:
-        raise UserError("objective contrastive runs on one rank; leave --ranks out")
     shapes = open_shapes(config)
     objective = shapes.objective
     assistant = isinstance(objective, AssistantObjective)

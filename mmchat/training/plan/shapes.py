@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from mmchat.model.short_attention import only_fused
 from mmchat.training.config import RunConfig
 from mmchat.training.frozen import keeps_rounded, rounded_anyway
-from mmchat.training.objectives import Objective
+from mmchat.training.objective import Objective
 from mmchat.training.opening import open_model
 from mmchat.training.trainability import ModuleGroup, apply_rules
 

@@ -1,0 +1,35 @@
+"""A tower that learns from pictures alone, by telling views of one from those of others."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmchat.contrastive.config import SimCLRConfig
+from mmchat.vision import VisionTower
+
+
+class SimCLR(nn.Module):
+    """A tower and the projection head that is left behind when it is handed on (Chen et al. 2020, arXiv:2002.05709).
+
+    The head has no batch norm, so that a view's vector does not depend on what shares its forward, and a step may be
+    split over micro-batches and ranks.
+    """
+
+    def __init__(self, tower: VisionTower, config: SimCLRConfig) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList([tower])
+        self.pool = config.pool
+        width = tower.spec.dim
+        widths = [*[width] * config.head_layers, config.head_dim]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.head = nn.Sequential(*layers[:-1])
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """float[B, 3, H, W] -> float[B, P], unit length."""
+        patches = self.towers[0](pixel_values).patches
+        pooled = patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
+        return F.normalize(self.head(pooled).float(), dim=-1)
