@@ -10,9 +10,13 @@ from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
 from mmchat.training.activation_checkpointing import Recomputed
+from mmchat.training.distillation import DistillationConfig
 from mmchat.training.stability import StabilityConfig
 from mmchat.training.trainability import Trainable
 from mmchat.vision import Fit
+
+WEIGHTS = "float32"
+"""Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""
 
 
 @settings
@@ -80,8 +84,16 @@ class RunConfig:
     fit: Fit | None = Field(
         None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
     )
-    objective: Literal["assistant", "contrastive"] = Field(
-        "assistant", description="assistant: next token of the answers; contrastive: image-caption InfoNCE"
+    objective: Literal["assistant", "contrastive", "classify"] = Field(
+        "assistant",
+        description="assistant: next token of the answers; contrastive: image-caption InfoNCE; classify: a picture's "
+        "label",
+    )
+    label_smoothing: float | None = Field(
+        None, gt=0, lt=1, description="classify: share of a label's weight that all classes get alike; null: none"
+    )
+    distillation: DistillationConfig | None = Field(
+        None, description="classify: learn from a larger classifier, too; null: from labels alone"
     )
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
@@ -159,8 +171,12 @@ class RunConfig:
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.zero_stage < needed:
             raise ValueError(f"offload {self.offload} needs zero_stage {needed} or more, found {self.zero_stage}")
-        if self.objective == "contrastive" and "language_model" in self.activation_checkpointing:
-            raise ValueError("activation_checkpointing: objective contrastive has no language_model, only towers")
+        if self.objective != "assistant" and "language_model" in self.activation_checkpointing:
+            raise ValueError(f"activation_checkpointing: objective {self.objective} has no language_model, only towers")
+        if self.objective != "classify" and (self.label_smoothing or self.distillation):
+            raise ValueError(f"label_smoothing and distillation are for objective classify, found {self.objective}")
+        if self.distillation is not None and self.zero_stage == 3:
+            raise ValueError("distillation keeps its teacher whole on every rank: set zero_stage to 2 or less")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
         if self.packing is not None and self.micro_batch_size is not None:
@@ -184,6 +200,8 @@ TRAJECTORY = (
     "model",
     "fit",
     "objective",
+    "label_smoothing",
+    "distillation",
     "data",
     "trainable",
     "optimizer",

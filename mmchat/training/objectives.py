@@ -23,12 +23,10 @@ from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import load_assistant, save_assistant, shape_assistant
-from mmchat.training.config import RunConfig
+from mmchat.training.classification import ClassifyObjective
+from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.cross_entropy import cross_entropy_sum
 from mmchat.vision import preprocess
-
-WEIGHTS = "float32"
-"""Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""
 
 
 class Objective(Protocol):
@@ -209,4 +207,8 @@ def _refuse_drafts(config: RunConfig) -> None:
         )
 
 
-OBJECTIVES: dict[str, type] = {"assistant": AssistantObjective, "contrastive": ContrastiveObjective}
+OBJECTIVES: dict[str, type] = {
+    "assistant": AssistantObjective,
+    "contrastive": ContrastiveObjective,
+    "classify": ClassifyObjective,
+}

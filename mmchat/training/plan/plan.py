@@ -102,6 +102,8 @@ class Plan:
 def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     """Raises UserError for a mistake in the config or data that leaves nothing to plan."""
     _check_model(config.model)
+    if config.objective == "classify":
+        raise UserError("a plan is made for objectives assistant and contrastive, found classify")
     if config.objective == "contrastive" and hardware.ranks > 1:
         raise UserError("objective contrastive runs on one rank; leave --ranks out")
     shapes = open_shapes(config)
