@@ -7,7 +7,8 @@
                                caption in words
 
 The scans of 8 x 8 are enlarged. Scores are on the last 297; whoever chooses anything, a rate or a number of steps,
-writes `--choosing`, which leaves those out and tests on the last 300 of the others.
+writes `--choosing 1` to 5, which leaves those out and tests on a fifth of the others. Scans come writer by writer, so
+that a fifth is of hands that are not among the other four, as the last 297 are.
 
     python data_tools/real_digits.py --out data/digits
 """
@@ -26,8 +27,8 @@ from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.progress import track
 
-REPORTING = ((0, 1500), (1500, 1797))
-CHOOSING = ((0, 1200), (1200, 1500))
+LEARNED, ALL = 1500, 1797
+FIFTHS = 5
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = (
     "a handwritten {word}",
@@ -74,6 +75,14 @@ def save(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
 
 
+def split(choosing: int | None) -> tuple[list[int], list[int]]:
+    """Numbers of the scans to learn from, and to test on: the last 297, or the `choosing`-th fifth of the others."""
+    if choosing is None:
+        return list(range(LEARNED)), list(range(LEARNED, ALL))
+    start, end = (LEARNED // FIFTHS * at for at in (choosing - 1, choosing))
+    return [number for number in range(LEARNED) if not start <= number < end], list(range(start, end))
+
+
 def captioned(image: str, caption: str, digit: int) -> dict:
     """A record of LLaVA's layout; its label is the digit in words."""
     text = caption.format(word=WORDS[digit], figure=digit)
@@ -81,34 +90,39 @@ def captioned(image: str, caption: str, digit: int) -> dict:
     return {"id": Path(image).stem, "image": image, "label": WORDS[digit], "conversations": turns}
 
 
-def write(out: Path, choosing: bool, size: int, variants: int, strength: float, seed: int) -> None:
+def write(out: Path, choosing: int | None, size: int, variants: int, strength: float, seed: int) -> None:
     scans, digits = load_digits(return_X_y=True)
     pictures = [enlarged(scan.reshape(8, 8), size) for scan in scans]
-    train, test = CHOOSING if choosing else REPORTING
-    for split, span in (("train", train), ("test", test)):
-        for number in range(*span):
-            save(out / split / WORDS[digits[number]] / f"{number:04}.png", pictures[number])
+    train, test = split(choosing)
+    for folder, numbers in (("train", train), ("test", test)):
+        for number in numbers:
+            save(out / folder / WORDS[digits[number]] / f"{number:04}.png", pictures[number])
     records = [
         captioned(f"test/{WORDS[digits[number]]}/{number:04}.png", caption, digits[number])
-        for number in range(*test)
+        for number in test
         for caption in CAPTIONS
     ]
     write_records(out / "test.json", records)
     records = []
-    for number in track(range(*train), "drawing variants"):
+    for number in track(train, "drawing variants"):
         rng = np.random.default_rng((seed, number))
         for each in range(variants):
             name = f"captions/{number:04}-{each:02}.png"
             save(out / name, variant(pictures[number], rng, strength))
             records.append(captioned(name, str(rng.choice(CAPTIONS)), digits[number]))
     write_records(out / "captions.json", records)
-    print(f"{out}: {train[1] - train[0]} scans to learn from, {len(records)} variants, {test[1] - test[0]} to test on")
+    print(f"{out}: {len(train)} scans to learn from, {len(records)} variants, {len(test)} to test on")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--choosing", action="store_true", help="leave the last 297 out: to choose settings by")
+    parser.add_argument(
+        "--choosing",
+        type=int,
+        choices=range(1, FIFTHS + 1),
+        help="leave the last 297 out and test on this fifth of the others: to choose settings by",
+    )
     parser.add_argument("--size", type=int, default=32, help="side of a picture in pixels")
     parser.add_argument("--variants", type=int, default=20, help="variants of each scan to learn from")
     parser.add_argument("--strength", type=float, default=1.0, help="how far variants depart from the scan")

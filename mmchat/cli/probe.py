@@ -74,22 +74,24 @@ def results_of(arguments: argparse.Namespace) -> list["ProbeResult"]:
     pictures = [[picture.open() for picture in labelled.pictures] for labelled in sets]
     targets = [np.array(labelled.targets) for labelled in sets]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results: dict[str, ProbeResult] = {}
+    results: list[ProbeResult] = []
 
     def add(name: str, features: list[np.ndarray]) -> None:
         train, test = zip(features, targets, strict=True)
-        results[name] = probe(name, train, test, arguments.seed)
+        results.append(probe(name, train, test, arguments.seed))
 
+    shapes, sizes = [], []
     for source, tower in zip(arguments.towers, towers, strict=True):
-        torch.manual_seed(arguments.seed)
-        shape = build_tower(tower.config)
         pixels = [seen(each, tower.spec) for each in pictures]
         add(source, [tower_features(tower.to(device), each, arguments.pool) for each in pixels])
-        same = [other for other in towers[: towers.index(tower)] if other.config == tower.config]
-        if not same:
-            name = f"{tower.config.family} with random weights"
-            add(name, [tower_features(shape.to(device), each, arguments.pool) for each in pixels])
-        size = tower.spec.image_size
-        if f"raw pixels, {size} x {size}" not in results:
-            add(f"raw pixels, {size} x {size}", [raw_pixels(each) for each in pixels])
-    return list(results.values())
+        if tower.config not in shapes:
+            shapes.append(tower.config)
+            torch.manual_seed(arguments.seed)
+            random = build_tower(tower.config).to(device)
+            add(f"{source}, random weights", [tower_features(random, each, arguments.pool) for each in pixels])
+        seen_as = (tower.spec.image_size, tower.spec.preprocessing.fit)
+        if seen_as not in sizes:
+            sizes.append(seen_as)
+            name = f"raw pixels, {seen_as[0]} x {seen_as[0]}, {seen_as[1]}"
+            add(name, [raw_pixels(each) for each in pixels])
+    return results

@@ -8,19 +8,20 @@ from mmchat.images import IMAGE_SUFFIXES
 
 
 class ClassFolders:
-    """Pictures by number, class by class and each in the order of its files' names; at any depth below its class."""
+    """Pictures by number, class by class and each in the order of its files' names; at any depth below its class.
+
+    Raises:
+        UserError: a folder has no picture, or pictures lie beside the folders, of no class.
+    """
 
     def __init__(self, path: str) -> None:
         self._root = Path(path)
-        self.classes = sorted(folder.name for folder in self._root.iterdir() if folder.is_dir())
-        by_class = {name: _pictures(self._root / name) for name in self.classes}
-        if empty := [name for name, pictures in by_class.items() if not pictures]:
+        stray = sorted(p.name for p in self._root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if stray:
             raise UserError(
-                f"{path} is read as a folder of classes, but there is no picture in {', '.join(empty[:8])}"
-                f"{', ...' if len(empty) > 8 else ''}; remove what is no class, or put pictures there "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
+                f"{path} holds {len(stray)} pictures beside its classes' folders ({stray[0]}); move them into one"
             )
-        self._rows = [(name, picture) for name, pictures in by_class.items() for picture in pictures]
+        self._rows = [(folder.name, picture) for folder in _folders(self._root) for picture in _pictures(folder)]
         self.files = [str(picture) for _, picture in self._rows]
 
     def __len__(self) -> int:
@@ -33,10 +34,15 @@ class ClassFolders:
 
 
 def holds_class_folders(path: str) -> bool:
-    """Whether there is a picture in a folder of this folder."""
-    root = Path(path)
-    return root.is_dir() and any(_pictures(folder) for folder in root.iterdir() if folder.is_dir())
+    return Path(path).is_dir() and bool(_folders(Path(path)))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir())
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"{folder} holds no picture; remove it, or fill it")
+    return found

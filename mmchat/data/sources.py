@@ -114,8 +114,7 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
         return Source(path, ClassFolders(path), root, allow_http)
     if not known:
         raise UserError(
-            f"{path} holds no data file and no folders of pictures; expected one of {', '.join(TABLES)}, or a folder "
-            "for each class"
+            f"{path} holds no data file; expected one of {', '.join(TABLES)}, or a folder of pictures for each class"
         )
     families = {TABLES[kind] for kind in kinds}
     if len(families) > 1:

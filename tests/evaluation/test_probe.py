@@ -108,15 +108,16 @@ def test_the_command_scores_towers_beside_what_needs_no_training(folders, make_t
     config = folders / "tower.json"
     config.write_text(json.dumps(make_tower().config.to_dict()))
     words = ["--train", str(folders / "train"), "--test", str(folders / "test"), "--json", str(folders / "scores.json")]
-    assert main(["clip", "probe", str(config), *words]) == 0
+    other = folders / "other.json"
+    other.write_text(json.dumps(make_tower(backbone={"intermediate_size": 48}).config.to_dict()))
+    assert main(["clip", "probe", str(config), str(config), str(other), *words]) == 0
     assert "95 % interval" in capsys.readouterr().out
-    tower, random, pixels = json.loads((folders / "scores.json").read_text())
-    assert [tower["features"], random["features"], pixels["features"]] == [
-        str(config),
-        "clip_vit with random weights",
-        "raw pixels, 28 x 28",
-    ]
-    assert tower["total"] == 8 and pixels["accuracy"] == 1.0
+    rows = json.loads((folders / "scores.json").read_text())
+    raw = "raw pixels, 28 x 28, shortest-edge-crop"
+    # Of a baseline that two towers share there is one row.
+    expected = [config, f"{config}, random weights", raw, config, other, f"{other}, random weights"]
+    assert [row["features"] for row in rows] == list(map(str, expected))
+    assert rows[0]["total"] == 8 and rows[2]["accuracy"] == 1.0
     (folders / "test" / "dark").rename(folders / "test" / "night")
     with pytest.raises(SystemExit) as stop:
         main(["clip", "probe", str(config), *words])
