@@ -1,10 +1,12 @@
-"""`mmchat vision inspect`: what a tower is, what it sees of a picture, and what it makes of that."""
+"""`mmchat vision inspect`: what a tower is, what it sees of a picture, and what it makes of that. `mmchat vision init`:
+a tower with a head for classes, to be trained.
+"""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat.cli.assemble import layers
+from mmchat.cli.assemble import claim, layers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +44,30 @@ def add_commands(add) -> None:
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
     inspect.set_defaults(run=run_inspect)
 
+    init = add(
+        "vision init",
+        "put a new linear head upon a tower, random or pretrained: where a supervised run (objective: classify) starts",
+        "mmchat vision init configs/vision/tower.json --classes data/pictures --out runs/classify-init",
+    )
+    init.add_argument("source", metavar="TOWER", help="tower config .json, directory, weight file or hub name")
+    init.add_argument(
+        "--classes",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="the labelled pictures to learn: a folder for each class, or a table with an image and a label column",
+    )
+    init.add_argument(
+        "--pool",
+        default="pooled",
+        choices=["pooled", "mean", "max"],
+        help="what the head reads: the tower's pooled output, or mean or maximum of its patches",
+    )
+    init.add_argument("--image-size", type=int, help="side of what the tower sees; not given: the tower's own")
+    init.add_argument("--seed", type=int, default=0, help="of new weights")
+    init.add_argument("--out", type=Path, required=True, help="directory to write")
+    init.set_defaults(run=run_init)
+
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
@@ -66,6 +92,22 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     if image is not None:
         for path in write_pictures(tower, image, arguments.out or Path(f"{arguments.image.stem}.inspect")):
             print(path)
+
+
+def run_init(arguments: argparse.Namespace) -> None:
+    claim(arguments.out)
+    import torch
+
+    from mmchat.data.labelled import read_labelled
+    from mmchat.vision import load_tower
+    from mmchat.vision.classifier import init_classifier
+
+    classes = read_labelled(arguments.classes).classes
+    torch.manual_seed(arguments.seed)
+    tower = load_tower(arguments.source, image_size=arguments.image_size)
+    model = init_classifier(tower, classes, arguments.pool, arguments.out)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{arguments.out}: {parameters:,} parameters, {len(classes)} classes ({', '.join(classes):.80})")
 
 
 def render(found: "Inspection") -> "Table":

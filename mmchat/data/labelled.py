@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmchat.data.pictures import FilePicture, Picture, refer
+from mmchat.data.pictures import Picture, refer
 from mmchat.data.records import IMAGE_KEYS, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.images import IMAGE_SUFFIXES
 
 LABEL_KEYS = ("label", "class", "category")
 
@@ -75,9 +74,7 @@ def read_labelled(path: str | Path, image_root: str | Path | None = None, names:
     Raises:
         UserError: nothing is there, a row has no picture or no label, or a label is not among `names`.
     """
-    folder = Path(path)
-    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    pairs = _of_folders(folder, classes) if classes else _of_table(str(path), image_root)
+    pairs = _pairs(path, image_root)
     if not pairs:
         raise UserError(f"{path} holds no labelled picture; expected a folder for each class, or a table")
     if names is None:
@@ -98,26 +95,8 @@ def _target(label: str | int, where: str, known: Mapping[str, int]) -> int:
     return number
 
 
-def _of_folders(root: Path, classes: list[Path]) -> list[tuple[Picture, str, str]]:
-    """(picture, label, where) of every picture below a class's folder.
-
-    Raises:
-        UserError: pictures lie beside the folders, of no class; or a folder has none.
-    """
-    if stray := sorted(p.name for p in root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-        raise UserError(
-            f"{root} holds {len(stray)} pictures beside its classes' folders ({stray[0]}); move them into one"
-        )
-    pairs = []
-    for folder in classes:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not found:
-            raise UserError(f"{folder} holds no picture; remove it, or fill it")
-        pairs += [(FilePicture(str(root), str(p.relative_to(root))), folder.name, str(folder)) for p in found]
-    return pairs
-
-
-def _of_table(path: str, image_root: str | Path | None) -> list[tuple[Picture, str | int, str]]:
+def _pairs(path: str | Path, image_root: str | Path | None) -> list[tuple[Picture, str | int, str]]:
+    """(picture, label, where) of every row."""
     source = open_source(path, image_root)
     pairs = []
     for index in range(len(source)):

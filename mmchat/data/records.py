@@ -3,7 +3,7 @@
     conversations   LLaVA's JSON and ShareGPT's kin: turns {"from", "value"}, `<image>` where a picture stands
     messages        OpenAI and Hugging Face: {"role", "content"}, content a text or parts of text and images
     texts           the_cauldron and nanoVLM: exchanges {"user", "assistant"} behind the pictures
-    caption         one picture and its caption, as in CSV, TSV and WebDataset
+    caption         one picture and its caption, as in CSV, TSV and WebDataset; a class is a caption as well (label)
 
 LLaVA's layout is that of haotian-liu/LLaVA, docs/Finetune_Custom_Data.md. ShareGPT's names are those that
 LLaMA-Factory and ms-swift read.
@@ -22,7 +22,7 @@ from mmchat.errors import UserError
 from mmchat.files import write_text
 
 IMAGE_KEYS = ("image", "images", "image_path", "image_url", "filepath", "file_name", "path", "url")
-CAPTION_KEYS = ("caption", "text", "title")
+CAPTION_KEYS = ("caption", "text", "title", "label")
 
 # ShareGPT's kin, in LLaVA's words.
 _SPEAKERS = {

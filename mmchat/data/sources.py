@@ -2,7 +2,8 @@
 
 .json .jsonl   a JSON array, or one object a line           .tar       WebDataset shards (shards.py)
 .csv .tsv      a header line; an image and a caption column  .parquet   images and text in columns
-a folder       all such files in it, in order of their names; or what `datasets.save_to_disk` wrote
+a folder       all such files in it, in order of their names; what `datasets.save_to_disk` wrote; or, for each class,
+               a folder of pictures (class_folders.py)
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmchat.data import storage
+from mmchat.data.class_folders import ClassFolders, holds_class_folders
 from mmchat.data.columns import ArrowTable
 from mmchat.data.records import Record, Rejected, read_record
 from mmchat.data.shards import TarTable
@@ -108,8 +110,12 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
         return Source(path, ArrowTable.from_disk(path), root, allow_http)
     known = [file for file in files if _suffix(file) in TABLES]
     kinds = sorted({_suffix(file) for file in known})
+    if not known and holds_class_folders(path):
+        return Source(path, ClassFolders(path), root, allow_http)
     if not known:
-        raise UserError(f"{path} holds no data file; expected one of {', '.join(TABLES)}")
+        raise UserError(
+            f"{path} holds no data file; expected one of {', '.join(TABLES)}, or a folder of pictures for each class"
+        )
     families = {TABLES[kind] for kind in kinds}
     if len(families) > 1:
         raise UserError(

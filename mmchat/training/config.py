@@ -11,9 +11,13 @@ from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
 from mmchat.training.activation_checkpointing import Recomputed
+from mmchat.training.distillation import DistillationConfig
 from mmchat.training.stability import StabilityConfig
 from mmchat.training.trainability import Trainable
 from mmchat.vision import Fit
+
+WEIGHTS = "float32"
+"""Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""
 
 
 @settings
@@ -81,10 +85,16 @@ class RunConfig:
     fit: Fit | None = Field(
         None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
     )
-    objective: Literal["assistant", "contrastive", "simclr"] = Field(
+    objective: Literal["assistant", "contrastive", "simclr", "classify"] = Field(
         "assistant",
         description="assistant: next token of the answers; contrastive: pictures against captions; simclr: two views "
-        "of each picture against those of others; model may be any tower",
+        "of each picture against those of others, model may be any tower; classify: a picture's label",
+    )
+    label_smoothing: float | None = Field(
+        None, gt=0, lt=1, description="classify: share of a label's weight that all classes get alike; null: none"
+    )
+    distillation: DistillationConfig | None = Field(
+        None, description="classify: learn from a larger classifier, too; null: from labels alone"
     )
     contrastive: ContrastiveConfig = Field(
         default_factory=ContrastiveConfig, description="what objective contrastive computes"
@@ -175,6 +185,10 @@ class RunConfig:
                 raise ValueError(f"activation_checkpointing: objective {self.objective} has no {part}")
         if self.patch_dropout and self.objective == "assistant":
             raise ValueError("patch_dropout: an assistant's slots take all patches; it is for contrastive objectives")
+        if self.objective != "classify" and (self.label_smoothing or self.distillation):
+            raise ValueError(f"label_smoothing and distillation are for objective classify, found {self.objective}")
+        if self.distillation is not None and self.zero_stage == 3:
+            raise ValueError("distillation keeps its teacher whole on every rank: set zero_stage to 2 or less")
         if self.objective != "assistant" and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {self.objective}")
         if self.packing is not None and self.micro_batch_size is not None:
@@ -200,6 +214,8 @@ TRAJECTORY = (
     "objective",
     "contrastive",
     "simclr",
+    "label_smoothing",
+    "distillation",
     "data",
     "trainable",
     "optimizer",

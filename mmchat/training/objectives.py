@@ -20,14 +20,12 @@ from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import load_assistant, save_assistant, shape_assistant
-from mmchat.training.config import RunConfig
+from mmchat.training.classification import ClassifyObjective
+from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.cross_entropy import cross_entropy_sum
 from mmchat.training.objective import ComparingObjective, Objective
 from mmchat.training.simclr import SimCLRObjective
 from mmchat.vision import preprocess
-
-WEIGHTS = "float32"
-"""Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""
 
 
 class AssistantObjective(Objective):
@@ -197,4 +195,5 @@ OBJECTIVES: dict[str, type] = {
     "assistant": AssistantObjective,
     "contrastive": ContrastiveObjective,
     "simclr": SimCLRObjective,
+    "classify": ClassifyObjective,
 }

@@ -105,6 +105,8 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     if config.objective == "simclr":
         raise UserError("a plan is made for objectives assistant and contrastive, found simclr")
     _check_model(config.model)
+    if config.objective == "classify":
+        raise UserError("a plan is made for objectives assistant and contrastive, found classify")
     shapes = open_shapes(config)
     objective = shapes.objective
     assistant = isinstance(objective, AssistantObjective)

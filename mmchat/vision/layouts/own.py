@@ -1,4 +1,4 @@
-"""Directories that mmchat wrote: an assistant, a dual encoder, a tower alone. The first tower is taken."""
+"""Directories that mmchat wrote: an assistant, a dual encoder, a classifier, a tower. The first tower is taken."""
 
 from mmchat.vision.layouts.layout import Found
 from mmchat.vision.source import Source
@@ -9,7 +9,7 @@ class Own:
     name = "mmchat's model directory"
 
     def recognises(self, source: Source) -> bool:
-        return source.config.get("model_type") in ("mmchat", "mmchat_clip", "mmchat_tower")
+        return source.config.get("model_type") in ("mmchat", "mmchat_clip", "mmchat_classifier", "mmchat_tower")
 
     def open(self, source: Source, weights: bool) -> Found:
         config = TowerConfig.from_dict(source.config["towers"][0])

@@ -1,0 +1,48 @@
+"""A folder for each class, with its pictures in it: `dogs/rex.jpg` is a picture of the class "dogs"."""
+
+from pathlib import Path
+from typing import Any
+
+from mmchat.errors import UserError
+from mmchat.images import IMAGE_SUFFIXES
+
+
+class ClassFolders:
+    """Pictures by number, class by class and each in the order of its files' names; at any depth below its class.
+
+    Raises:
+        UserError: a folder has no picture, or pictures lie beside the folders, of no class.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._root = Path(path)
+        stray = sorted(p.name for p in self._root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if stray:
+            raise UserError(
+                f"{path} holds {len(stray)} pictures beside its classes' folders ({stray[0]}); move them into one"
+            )
+        self._rows = [(folder.name, picture) for folder in _folders(self._root) for picture in _pictures(folder)]
+        self.files = [str(picture) for _, picture in self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> tuple[str, Any]:
+        label, picture = self._rows[index]
+        name = picture.relative_to(self._root).as_posix()
+        return str(picture), {"id": name, "image": name, "label": label}
+
+
+def holds_class_folders(path: str) -> bool:
+    return Path(path).is_dir() and bool(_folders(Path(path)))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"{folder} holds no picture; remove it, or fill it")
+    return found

@@ -1,0 +1,148 @@
+"""Linear probes: how far apart a tower's frozen features keep the classes, by CLIP's protocol.
+
+Logistic regression on features as they are, scikit-learn's L-BFGS with at most 1,000 iterations. How strongly it is
+regularised is searched between 1e-6 and 1e6 on a validation split: every second decade first, then around the best in
+halved steps, down to eighths of a decade. The last fit takes training and validation together (Radford et al. 2021,
+arXiv:2103.00020, appendix A.3).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+from mmchat.errors import UserError
+from mmchat.evaluation.metrics import share_interval
+from mmchat.vision import TowerSpec, VisionTower, normalise, preprocess
+from mmchat.vision.classifier import pooled_features
+
+STEPS_PER_DECADE, DECADES = 8, 12
+MAX_ITERATIONS = 1000
+VALIDATION_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """hits of total test pictures were told right. regularisation: lambda, 1 / C of scikit-learn's."""
+
+    name: str
+    hits: int
+    total: int
+    regularisation: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.hits / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return share_interval(self.hits, self.total)
+
+
+Features = tuple[np.ndarray, np.ndarray]
+"""float[n, D] and the class of each, int[n]."""
+
+
+def probe(name: str, train: Features, test: Features, seed: int = 0) -> ProbeResult:
+    """Fit on `train`, a seeded part of which first serves to choose the regularisation; score on `test`.
+
+    Raises:
+        UserError: there are too few pictures to hold some of each class back.
+    """
+    features, classes = train
+    if np.bincount(classes)[np.unique(classes)].min() < 2:
+        raise UserError("a probe needs two or more pictures of each class to learn from, one is held back to choose by")
+    held_back = max(round(VALIDATION_SHARE * len(classes)), len(np.unique(classes)))
+    fit_on, choose_by, fit_classes, choose_classes = train_test_split(
+        features, classes, test_size=held_back, stratify=classes, random_state=seed
+    )
+
+    def validated(regularisation: float) -> float:
+        return _fitted(fit_on, fit_classes, regularisation).score(choose_by, choose_classes)
+
+    best = search(validated)
+    hits = int((_fitted(features, classes, best).predict(test[0]) == test[1]).sum())
+    return ProbeResult(name, hits, len(test[1]), best)
+
+
+def search(score: Callable[[float], float]) -> float:
+    """The regularisation with the best score, in steps of an eighth of a decade; of equals the strongest.
+
+    Each is scored once.
+    """
+    scores: dict[int, float] = {}
+
+    def best_of(places: list[int]) -> int:
+        for place in places:
+            if place not in scores:
+                scores[place] = score(_at(place))
+        return max(places, key=lambda place: (scores[place], place))
+
+    last, step = STEPS_PER_DECADE * DECADES, 2 * STEPS_PER_DECADE
+    best = best_of(list(range(0, last + 1, step)))
+    while step > 1:
+        step //= 2
+        best = best_of([place for place in (best - step, best, best + step) if 0 <= place <= last])
+    return _at(best)
+
+
+def _at(place: int) -> float:
+    return 10.0 ** (place / STEPS_PER_DECADE - DECADES / 2)
+
+
+def _fitted(features: np.ndarray, classes: np.ndarray, regularisation: float) -> LogisticRegression:
+    regression = LogisticRegression(C=1 / regularisation, max_iter=MAX_ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops there
+        return regression.fit(features, classes)
+
+
+@torch.no_grad()
+def tower_features(tower: VisionTower, pixels: np.ndarray, pool: str, batch_size: int = 64) -> np.ndarray:
+    """uint8[n, 3, H, W] -> float32[n, D]; `pool` and UserError as `pooled_features`."""
+    tower.eval()
+    device = next(tower.parameters()).device
+    found = []
+    for start in range(0, len(pixels), batch_size):
+        values = torch.from_numpy(normalise(pixels[start : start + batch_size], tower.spec)).to(device)
+        found.append(pooled_features(tower, values, pool).float().cpu())
+    return torch.cat(found).numpy()
+
+
+def seen(pictures: list[Image.Image], spec: TowerSpec) -> np.ndarray:
+    """What the tower sees of each: uint8[n, 3, H, W].
+
+    Raises:
+        UserError: it sees several squares of a picture, or less than a square.
+    """
+    if spec.preprocessing.fit in ("tiles", "longest-edge-pad"):
+        raise UserError(
+            f"a probe takes one square of each picture, but this tower's fit is {spec.preprocessing.fit!r}; "
+            "probe it with another"
+        )
+    return np.concatenate([preprocess(picture, spec) for picture in pictures])
+
+
+def raw_pixels(pixels: np.ndarray) -> np.ndarray:
+    """uint8[n, 3, H, W] -> float32[n, D] from 0 to 1; grey pictures give one channel, as the others say the same."""
+    grey = (pixels == pixels[:, :1]).all()
+    return (pixels[:, :1] if grey else pixels).reshape(len(pixels), -1).astype(np.float32) / 255
+
+
+def probe_table(results: list[ProbeResult]) -> Table:
+    table = Table(title="linear probes", title_justify="left")
+    table.add_column("features", overflow="fold")
+    for column in ("accuracy", "95 % interval", "right", "regularisation"):
+        table.add_column(column, justify="right")
+    for result in results:
+        low, high = result.interval
+        figures = (f"{result.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{result.hits} of {result.total}")
+        table.add_row(result.name, *figures, f"{result.regularisation:.3g}")
+    return table

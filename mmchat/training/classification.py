@@ -1,0 +1,96 @@
+"""Supervised training of a tower: a picture's class, from a linear head on its pooled feature."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from mmchat.data.collate import Batch, Collator
+from mmchat.data.dataset import Encoded
+from mmchat.data.records import Record
+from mmchat.errors import UserError
+from mmchat.training.config import WEIGHTS, RunConfig
+from mmchat.training.distillation import DistillationConfig, soft_cross_entropy_sum
+from mmchat.vision import preprocess
+from mmchat.vision.classifier import ImageClassifier, load_classifier, save_classifier, shape_classifier
+
+
+class ClassifyObjective:
+    """Cross-entropy with a picture's label, and with what a teacher says of it. A sample's only id is its class."""
+
+    model: ImageClassifier
+    features = None
+
+    def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        self.model = load_classifier(config.model, dtype=WEIGHTS) if weights else shape_classifier(config.model)
+        self.classes = {name: number for number, name in enumerate(self.model.config.classes)}
+        self.label_smoothing = config.label_smoothing or 0.0
+        self.distillation = config.distillation
+        self.specs = [self.model.towers[0].spec]
+        if config.distillation is not None:
+            self.teacher = _teacher(config.distillation, self.model)
+            self.specs.append(self.teacher.towers[0].spec)
+        if any(spec.preprocessing.tiling for spec in self.specs):
+            raise UserError("objective classify sees one square a picture; its tower must have another fit than tiles")
+        self.collator = Collator(pad_id=0, specs=self.specs)
+
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> Encoded:
+        return Encoded([self.class_of(record)], None, [[preprocess(images[0], spec) for spec in self.specs]])
+
+    def class_of(self, record: Record) -> int:
+        """Of its `label`, or of its caption where it has none.
+
+        Raises:
+            UserError: there are not one picture and one label, or the label is none of the model's.
+        """
+        answers = ["".join(filter(None, turn.parts)) for turn in record.turns if turn.role == "assistant"]
+        if len(record.pictures) != 1 or len(answers) != 1:
+            raise UserError(f"expected one image and one label, found {len(record.pictures)} and {len(answers)}")
+        label = str(record.extra.get("label", answers[0]))
+        if label not in self.classes:
+            raise UserError(f"label {label!r:.80} is none of the model's classes: {', '.join(self.classes):.300}")
+        return self.classes[label]
+
+    def terms(self, batch: Batch) -> int:
+        return batch.images
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+        if batch.pixel_values is None:
+            # Nothing of this step could be used: run the same modules on nothing, with a gradient of zero.
+            size = self.specs[0].image_size
+            return 0 * module(torch.zeros(1, 3, size, size, device=batch.input_ids.device)).sum()
+        logits, classes = module(batch.pixel_values[0]).float(), batch.input_ids[:, 0]
+        loss = F.cross_entropy(logits, classes, reduction="sum", label_smoothing=self.label_smoothing)
+        if self.distillation is None:
+            return loss
+        with torch.no_grad():
+            answers = self.teacher.to(logits.device)(batch.pixel_values[1])
+        soft = soft_cross_entropy_sum(logits, answers, self.distillation.temperature)
+        return self.distillation.weight * soft + (1 - self.distillation.weight) * loss
+
+    def save(self, directory: Path) -> None:
+        save_classifier(self.model, directory)
+
+
+def _teacher(distillation: DistillationConfig, student: ImageClassifier) -> ImageClassifier:
+    """In evaluation mode; its tower may see pictures of another size.
+
+    Raises:
+        UserError: it is no classifier, or tells other classes apart.
+    """
+    teacher = load_classifier(distillation.teacher, dtype=WEIGHTS).eval().requires_grad_(False)
+    if teacher.config.classes != student.config.classes:
+        raise UserError(
+            f"the teacher {distillation.teacher} knows the classes {', '.join(teacher.config.classes):.200}, but the "
+            f"model {', '.join(student.config.classes):.200}; both must have the same in the same order"
+        )
+    return teacher

@@ -1,0 +1,42 @@
+"""A folder for each class is a data set like any other: records whose caption is the class."""
+
+import pytest
+
+from mmchat.data.labelled import read_labelled
+from mmchat.data.sources import open_source
+from mmchat.errors import UserError
+
+
+@pytest.fixture
+def folders(tmp_path, picture):
+    root = tmp_path / "pictures"
+    for name in ("dog/b.png", "dog/deeper/a.jpg", "cat/z.PNG"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(root / name)
+    (root / "dog" / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_records_come_class_by_class(folders):
+    source = open_source(folders)
+    records = list(source)
+    assert [record.id for record in records] == ["cat/z.PNG", "dog/b.png", "dog/deeper/a.jpg"]
+    assert [record.messages[-1]["content"] for record in records] == ["cat", "dog", "dog"]
+    assert records[2].pictures[0].open().size == (30, 22)
+    digest = source.digest()
+    (folders / "cat" / "z.PNG").write_bytes((folders / "cat" / "z.PNG").read_bytes() + b"\0")
+    assert open_source(folders).digest() != digest
+
+
+def test_labelled_pictures_are_read_from_there(folders):
+    found = read_labelled(folders)
+    assert (found.targets, found.classes) == ([0, 1, 1], ["cat", "dog"])
+
+
+def test_mistakes(folders, picture):
+    (folders / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no picture; remove it, or fill it"):
+        open_source(folders)
+    picture().save(folders / "stray.png")
+    with pytest.raises(UserError, match=r"holds 1 pictures beside its classes' folders \(stray.png\)"):
+        open_source(folders)
