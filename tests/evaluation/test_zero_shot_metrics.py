@@ -52,6 +52,8 @@ def test_calibration_error():
             expected += inside.mean() * abs(hits[inside].mean() - confidences[inside].mean())
     assert calibration_error(confidences, hits) == pytest.approx(expected)
     assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
+    # The end of a bin belongs to it: of these two each has a bin of its own.
+    assert calibration_error(np.array([1 / 15, 0.1]), np.array([True, False])) == pytest.approx((14 / 15 + 0.1) / 2)
 
 
 def test_intervals():
