@@ -14,6 +14,7 @@ from mmchat.training.feed import Feed
 from mmchat.training.simclr import SimCLRObjective
 from mmchat.vision import load_tower
 from mmchat.vision.directory import save_tower
+from tests.launching import launch, metrics, write_config
 from tests.training_fixtures import run_values, write_records
 
 STILL = {"crop_area": (1.0, 1.0), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
@@ -115,3 +116,22 @@ def test_the_head_is_dropped(config, tmp_path, layers):
     assert all(key.startswith("towers.0.") for key in load_file(tmp_path / "out" / "model.safetensors"))
     # The same seed begins with the same head.
     assert torch.equal(objective.model.head[0].weight, SimCLRObjective(run).model.head[0].weight)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_tower(tmp_path, make_tower):
+    """With every rank's micro-batches and a validation; the same whatever they are."""
+    save_tower(make_tower(seed=2), tmp_path / "tower")
+    data = write_records(tmp_path / "data", 12, pictures=1)
+    values = run_values(tmp_path, tmp_path / "tower", data, objective="simclr", batch_size=4, steps=3)
+    values |= {"trainable": {"towers": "full", "head": "full"}, "validation": {"path": str(data), "every": 3}}
+    found = []
+    for ranks, words in ((1, []), (2, ["--micro_batch_size", "1", "--zero_stage", "3"])):
+        run = tmp_path / f"ranks{ranks}"
+        result = launch(write_config(tmp_path / "run.yaml", **values), "--run_dir", str(run), *words, ranks=ranks)
+        assert result.returncode == 0, result.stdout
+        rows = [row.get("loss", row.get("validation_loss")) for row in metrics(run)]
+        found.append((rows, load_tower(run / "model").state_dict()))
+    (losses, tower), (same, other) = found
+    assert len(losses) == 4 and losses == pytest.approx(same, abs=1e-4)
+    assert max((tower[key] - other[key]).abs().max() for key in tower) < 1e-4

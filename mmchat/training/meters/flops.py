@@ -10,7 +10,8 @@ the result needs is counted, however it is computed.
 - The LM head runs at supervised positions. Towers run for the pictures that are there, up to the feature layer; a
   sample without pictures counts as if it had the same way back as the others.
 - Backward, a layer costs its forward again for the gradient of its weight, if that is trained, and once more for that
-  of its input, if anything before the layer is trained. What is recomputed to save memory counts once.
+  of its input, if anything before the layer is trained. What is recomputed to save memory counts once: activations,
+  and the second forward of gradient caching.
 
 Modules are taken in the order in which they run: norms and embeddings first, then layers as they are registered, of
 which all but the last of a module (query, key, value; gate, up) read the same input. What this gets wrong (a module
