@@ -81,7 +81,7 @@ def test_a_list_of_parts_means_all(tmp_path, written, meant):
 @pytest.mark.parametrize(
     ("written", "fault"),
     [
-        (["tower"], "activation_checkpointing.tower.*'towers' or 'language_model'"),
+        (["tower"], "activation_checkpointing.tower.*'towers', 'language_model' or 'text_encoder'"),
         ({"towers": "some"}, "activation_checkpointing.towers: .*'all' or 'selective', found 'some'"),
         ("towers", "activation_checkpointing: .*dictionary, found 'towers'"),
     ],
