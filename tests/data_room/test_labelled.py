@@ -57,7 +57,7 @@ def test_mistakes_in_a_table(folders, rows, message):
 
 
 def test_mistakes_in_folders(folders, tmp_path, picture):
-    with pytest.raises(UserError, match=r"cat: label 'cat' is none of the 1 that were named \(dog\)"):
+    with pytest.raises(UserError, match=r"c\.png: label 'cat' is none of the 1 that were named \(dog\)"):
         read_labelled(folders, names=names_in(["dog"], "--labels"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no data file"):
