@@ -14,11 +14,12 @@ from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.distillation import DistillationConfig, soft_cross_entropy_sum
+from mmchat.training.objective import Objective
 from mmchat.vision import preprocess
 from mmchat.vision.classifier import ImageClassifier, load_classifier, save_classifier, shape_classifier
 
 
-class ClassifyObjective:
+class ClassifyObjective(Objective):
     """Cross-entropy with a picture's label, and with what a teacher says of it. A sample's only id is its class."""
 
     model: ImageClassifier

@@ -22,6 +22,7 @@ from mmchat.settings import settings
 from mmchat.training.distributed import all_reduce
 from mmchat.training.partitions import whole_shape
 from mmchat.vision import VisionTower
+from mmchat.vision.classifier import ImageClassifier
 
 LORA_RANK, LORA_DROPOUT = 128, 0.05
 """LLaVA-1.5's own recipe (scripts/v1_5/finetune_lora.sh), whose alpha is twice the rank."""
@@ -112,7 +113,7 @@ def idle_parameters(model: nn.Module) -> set[int]:
 
 def reads_pooled(model: nn.Module) -> bool:
     """Whether of its towers the pooled output is used, for which more of them runs than for patch features."""
-    return isinstance(model, DualEncoder) and model.config.pool == "pooled"
+    return isinstance(model, DualEncoder | ImageClassifier) and model.config.pool == "pooled"
 
 
 def below_last(model: nn.Module, rules: dict[str, Rule]) -> set[int]:
