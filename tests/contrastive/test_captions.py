@@ -72,7 +72,11 @@ def test_the_originals_ids(data_dir):
         assert (cut > 0) == ("error" in row)
 
 
-@pytest.mark.parametrize("content", [b"no archive", gzip.compress(b"#version\nonly\n"), gzip.compress(b"\xff\xfe")])
+@pytest.mark.parametrize(
+    "content",
+    [b"no archive", gzip.compress(b"#version\nonly\n", mtime=0), gzip.compress(b"\xff\xfe", mtime=0)],
+    ids=["no archive", "no merges", "no text"],
+)
 def test_other_files_are_no_vocabulary(tmp_path, content):
     path = tmp_path / "bpe.txt.gz"
     path.write_bytes(content)
