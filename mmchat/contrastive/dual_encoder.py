@@ -61,6 +61,8 @@ class DualEncoder(PreTrainedModel):
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.text_encoder = CLIPTextModel(config.text_config)
         (tower,) = self.towers
+        if tower.spec.native:
+            raise UserError("a dual encoder's tower sees a square of each picture: give it another fit than native")
         image_dim = tower.pooled_dim if config.pool == "pooled" else tower.spec.dim
         self.image_projection = nn.Linear(image_dim, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
