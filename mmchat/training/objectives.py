@@ -202,7 +202,7 @@ class ContrastiveObjective:
 
 
 def _refuse_drafts(config: RunConfig) -> None:
-    """A draft is smaller than its picture, and would be cut into others tiles, or more patches, than the picture."""
+    """A draft is smaller than its picture, and would be seen in other views."""
     parts = {"data": config.data, "validation": config.validation}
     found = [
         f"{key}.sources.{name}.draft" if data.sources else f"{key}.draft"

@@ -69,9 +69,7 @@ class Preprocessing:
         if self.fit != "tiles" and self.tiling is not None:
             raise UserError(f"preprocessing has a tiling, but its fit is {self.fit!r}; only fit 'tiles' takes one")
         if self.fit != "native" and self.max_patches is not None:
-            raise UserError(
-                f"preprocessing has max_patches, but its fit is {self.fit!r}; only fit 'native' takes that many"
-            )
+            raise UserError(f"preprocessing has max_patches, but its fit is {self.fit!r}; only fit 'native' takes them")
         if self.max_patches is not None and self.max_patches < 1:
             raise UserError(f"preprocessing max_patches is {self.max_patches}; expected 1 or more")
 

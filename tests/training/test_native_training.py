@@ -60,6 +60,9 @@ def test_what_the_index_holds_is_what_training_makes(config):
             encoded = dataset[number].encoded
             assert (len(encoded.input_ids), encoded.images, encoded.views) == (tokens, images, views)
             assert patches == views == sum(rows * columns for rows, columns in encoded.grids)
+            sizes = [picture.open().size for picture in feed.mixture.find(number)[1].pictures]
+            expected = [objective.collator.specs[0].grid(size) for size in sizes]
+            assert objective.collator([dataset[number]]).grids == (expected or None)
             assert look(feed.mixture.find(number)[1]).tokens == tokens
             number += 1
     assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 3

@@ -68,7 +68,10 @@ class Siglip2(Siglip):
         return self._native(pixel_values, grids, counts, pooled)
 
     def _native(self, pixel_values: torch.Tensor, grids: list[Grid], counts: list[int], pooled: bool) -> TowerOutput:
-        """Pictures side by side, each padded to the longest: float[patches of all, 3, p, p] -> float[.., 1, D]"""
+        """Pictures side by side, each padded to the longest: float[patches of all, 3, p, p] -> float[.., 1, D].
+
+        Positions, padding and mask are transformers' (`Siglip2VisionEmbeddings`, `Siglip2VisionModel.forward`).
+        """
         table = self._positions()
         by_grid = {grid: interpolated(table, 0, grid, self.interpolation, antialias=True) for grid in set(grids)}
         flat = self._patches(pixel_values) + torch.cat([by_grid[grid] for grid in grids])
