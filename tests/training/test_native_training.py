@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mmchat.cli.main import main
-from mmchat.contrastive.dual_encoder import init_clip
 from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import MixtureDataset
 from mmchat.data.doctor.examine import Examiner
@@ -141,7 +140,7 @@ def test_what_is_shown_is_what_is_seen(config, picture, tmp_path):
     assert shown.shape == (1, 3, 14, 35) and np.array_equal(shown[0].transpose(1, 2, 0), resized)
 
 
-def test_what_cannot_be_combined(config, tmp_path, native_tower, data_dir):
+def test_what_cannot_be_combined(config, tmp_path):
     data = str(write_records(tmp_path / "more", 3))
     with pytest.raises(UserError, match=r"hangs on its size, which a draft has not: leave out data\.draft$"):
         open_model(config(data={"path": data, "draft": True}))
@@ -150,10 +149,19 @@ def test_what_cannot_be_combined(config, tmp_path, native_tower, data_dir):
     with pytest.raises(UserError, match="feature_cache keeps a record for each view, and with fit native"):
         open_model(config(**cached))
     open_model(config(**cached, fit="squash"))
+
+
+def test_a_dual_encoder_sees_squares(native_tower, data_dir, tmp_path, capsys):
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = str(data_dir / "tokenizers" / "llama_like_legacy_false")
-    with pytest.raises(UserError, match="give it another fit than native"):
-        init_clip(native_tower, text, words, 16, "max", tmp_path / "clip")
+    (tmp_path / "text.json").write_text(json.dumps(text))
+    (tmp_path / "tower.json").write_text(json.dumps(native_tower.config.to_dict()))
+    words = ["--vision", tmp_path / "tower.json", "--text", tmp_path / "text.json", "--out", tmp_path / "clip"]
+    words = ["clip", "init", *map(str, [*words, "--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false"])]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "give it another fit than native" in capsys.readouterr().err
+    main([*words, "--fit", "squash"])
+    assert "pool pooled" in capsys.readouterr().out
 
 
 def test_a_dummy_picture_is_one_patch(config):
