@@ -11,6 +11,7 @@ from PIL import Image
 from mmchat.model.assembly import assemble
 from mmchat.model.directory import save_assistant
 from mmchat.vision import TowerConfig, build_tower
+from mmchat.vision.spec import HALF, Preprocessing
 
 DATA = Path(__file__).parent / "data"
 
@@ -74,6 +75,16 @@ def make_tower():
         return build_tower(TowerConfig(backbone={**CLIP_28, **(backbone or {})}, **settings)).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def native_tower():
+    """A SigLIP 2 that sees pictures of any aspect, in at most 12 patches of 7 pixels."""
+    torch.manual_seed(0)
+    own = {"projection_dim", "image_size"}
+    backbone = {**{key: value for key, value in CLIP_28.items() if key not in own}, "num_patches": 16}
+    how = Preprocessing(HALF, HALF, "bilinear", "native", max_patches=12)
+    return build_tower(TowerConfig("siglip2", backbone, preprocessing=how)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -43,10 +43,13 @@ def add_commands(add) -> None:
         help="side of what a tower sees, in pixels; once for all towers, or once for each; not given: what it was "
         "trained at",
     )
-    init.add_argument(
-        "--fit", choices=FITS, help="how pictures come to the towers' squares; not given: the tower's own"
-    )
+    init.add_argument("--fit", choices=FITS, help="how pictures come to the towers; not given: the tower's own")
     init.add_argument("--max-tiles", type=int, help="of --fit tiles: most squares a picture is cut into; not given: 12")
+    init.add_argument(
+        "--max-patches",
+        type=int,
+        help="of fit native: most patches that a picture has; not given: the tower's own, as a rule 256",
+    )
     init.add_argument(
         "--trust-torchscript", action="store_true", help="open a TorchScript archive of a tower, which is a program"
     )
@@ -67,6 +70,11 @@ def add_commands(add) -> None:
         "--tokenizer runs/quickstart/tokenizer --out runs/clip-init",
     )
     clip.add_argument("--vision", required=True, help="tower config .json, or a directory with a tower")
+    clip.add_argument(
+        "--fit",
+        choices=[fit for fit in FITS if fit != "native"],
+        help="how pictures come to the tower; not given: its own",
+    )
     clip.add_argument(
         "--text",
         required=True,
@@ -123,6 +131,7 @@ def run_init(arguments: argparse.Namespace) -> None:
     if arguments.max_tiles is not None and arguments.fit != "tiles":
         raise UserError("--max-tiles belongs to --fit tiles")
     tiling = None if arguments.max_tiles is None else Tiling(max_tiles=arguments.max_tiles)
+    fitted = {"fit": arguments.fit, "tiling": tiling, "max_patches": arguments.max_patches}
     count = len(arguments.vision)
     feature_layers = per_tower("--layer", arguments.layer, count)
     sizes = per_tower("--image-size", arguments.image_size, count)
@@ -133,11 +142,9 @@ def run_init(arguments: argparse.Namespace) -> None:
     weights = not arguments.without_weights
     with nullcontext() if weights else torch.device("meta"):
         towers = [
-            load_tower(source, weights, size, arguments.trust_torchscript, **setting)
+            load_tower(source, weights, size, arguments.trust_torchscript, **fitted, **setting)
             for source, size, setting in zip(arguments.vision, sizes, settings, strict=True)
         ]
-        for tower in towers if arguments.fit else ():
-            tower.fit_by(arguments.fit, tiling)
         model, processor = assemble(
             arguments.language,
             towers,
@@ -152,7 +159,8 @@ def run_init(arguments: argparse.Namespace) -> None:
         )
     (save_assistant if weights else save_shapes)(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
-    slots = f"{model.image_tokens} slots per {'tile' if processor.image_processor.tiles else 'image'}"
+    view = {"tiles": "tile", "native": "patch"}.get(model.specs[0].preprocessing.fit, "image")
+    slots = f"{model.image_tokens} slot{'s' * (model.image_tokens != 1)} per {view}"
     print(f"{arguments.out}: {parameters:,} parameters, {slots}, {arguments.template}")
 
 
@@ -165,7 +173,7 @@ def run_clip_init(arguments: argparse.Namespace) -> None:
 
     torch.manual_seed(arguments.seed)
     model = init_clip(
-        load_tower(arguments.vision),
+        load_tower(arguments.vision, fit=arguments.fit),
         open_text(arguments.text),
         arguments.tokenizer,
         arguments.projection_dim,

@@ -122,6 +122,10 @@ def render(found: "Inspection") -> "Table":
         "image": f"{found.image_size} x {found.image_size} pixels, {side} x {side} patches of {found.patch_size}",
         "features": f"{found.tokens} tokens{', class token in front' * found.class_token}, {found.width} wide",
     }
+    if found.preprocessing.fit == "native":
+        most = found.preprocessing.max_patches
+        rows["image"] = f"of any proportions, at most {most} patches of {found.patch_size} pixels"
+        rows["features"] = f"1 token for each patch, {found.width} wide"
     if found.layer is not None:
         numbers = [found.layer] if isinstance(found.layer, int) else found.layer
         layer = f"{', '.join(map(str, numbers))}{', normed' * found.final_norm}"

@@ -102,6 +102,8 @@ class DualEncoder(PreTrainedModel):
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.text_encoder = without_pooler(_new(config.text_config))
         (tower,) = self.towers
+        if tower.spec.native:
+            raise UserError("a dual encoder's tower sees a square of each picture: give it another fit than native")
         image_dim = tower.pooled_dim if config.pool == "pooled" else tower.spec.dim
         text = config.text_config
         if config.text_pool == "padded" and not isinstance(text, SiglipTextConfig):

@@ -11,6 +11,7 @@ from mmchat.data.dataset import Encoded, Sample
 from mmchat.data.feature_store import DTYPES
 from mmchat.data.records import Rejected
 from mmchat.vision import TowerSpec, normalise
+from mmchat.vision.spec import Grid
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Batch:
     rejected: samples that should have been here, with the reason. cut: tokens that `max_length` took away.
     packed: how long the samples are that lie one behind another in the only row; None where each has a row.
     tower_features: per tower [views, tokens, width], instead of pixel values; None where the towers run.
+    grids: rows and columns of each image's patches, where the aspect is native, else None.
     """
 
     input_ids: torch.Tensor
@@ -34,6 +36,7 @@ class Batch:
     packed: list[int] | None = None
     images: int = 0
     tower_features: list[torch.Tensor] | None = None
+    grids: list[Grid] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
@@ -124,6 +127,7 @@ class Collator:
             packed=lengths if self.packs else None,
             images=sum(one.images for one in encoded),
             tower_features=_tower_features([features for one in encoded for features in one.features or ()]),
+            grids=[grid for one in encoded for grid in one.grids or ()] or None,
         )
 
     def _check_slots(self, sample: Sample) -> None:

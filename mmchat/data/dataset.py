@@ -19,6 +19,7 @@ from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
 from mmchat.progress import progress_bar
+from mmchat.vision.spec import Grid
 
 DRAFT_OF_SQUARE = 2
 """A draft is so many times as large as what it is shrunk to, which hides what libjpeg's coarser decoding does."""
@@ -34,6 +35,7 @@ class Encoded:
     pixels: per image, per tower, uint8[views, 3, H, W]. cut: tokens that `max_length` took away.
     features: instead of pixels, per image, per tower [views, tokens, width], what the tower makes of them; None where
         the towers run.
+    grids: of each image, where its views are the patches of one of native aspect, else None.
     """
 
     input_ids: list[int]
@@ -41,6 +43,7 @@ class Encoded:
     pixels: list[list[np.ndarray]]
     cut: int = 0
     features: list[list[np.ndarray]] | None = None
+    grids: list[Grid] | None = None
 
     @property
     def seen(self) -> list[list[np.ndarray]]:

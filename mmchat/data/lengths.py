@@ -3,9 +3,9 @@
 Twenty bytes a sample, built once in parallel and kept in the cache under a hash of the data and of everything
 that makes lengths: tokenizer, template, slots, towers.
 
-Where pictures are cut into tiles their headers are read as well. Loose picture files are no part of the hash, as
-looking at each would take as long: one that is replaced by another size keeps its old length here, and is trained on
-as it is.
+Where slots hang on a picture's size (tiles, native aspect) its header is read as well. Loose picture files are no part
+of the hash, as looking at each would take as long: one that is replaced by another size keeps its old length here, and
+is trained on as it is.
 """
 
 import contextlib
@@ -58,13 +58,13 @@ class Measure:
 
     def _views(self, record: Record) -> list[int]:
         """Of each picture, none of which is looked at where they hang on nothing."""
-        if not self._tiles:
+        if not self._views_vary:
             return [1] * len(record.pictures)
         return [self.processor.image_processor.views(picture.size()) for picture in record.pictures]
 
     @cached_property
-    def _tiles(self) -> bool:
-        return self.processor.image_processor.tiles
+    def _views_vary(self) -> bool:
+        return self.processor.image_processor.views_vary
 
     @cached_property
     def _patches(self) -> int:

@@ -25,6 +25,8 @@ from mmchat.data.pictures import FilePicture, Picture
 from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
+from mmchat.vision.preprocess import joined
+from mmchat.vision.spec import Grid, TowerSpec
 
 LONGEST_CHARACTER = 16
 """Tokens tried until they make whole characters, which have up to four bytes; a token may hold parts of two."""
@@ -50,7 +52,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture. towers: per tower what its preprocessing did, and what it sees, uint8[views, 3, H, W]."""
+    """One picture. towers: per tower what its preprocessing did, and what it sees, uint8[squares, 3, H, W]; of native
+    aspect the whole, uint8[1, 3, H, W]."""
 
     name: str
     original: Image.Image
@@ -138,7 +141,7 @@ def show_record(
     record: Record, seen: list[Seen], processor: Any, max_length: int | None = None, template: str | None = None
 ) -> Shown:
     """Raises UserError as `conversation.render`."""
-    views = [len(one.towers[0][1]) for one in seen]
+    views = [processor.image_processor.views(one.original.size) for one in seen]
     rendered = processor.render(record.messages, views, max_length, template=template)
     pieces = read_pieces(rendered, processor.tokenizer)
     return Shown(record.where, record.id, template or processor.template, pieces, seen, rendered.cut)
@@ -148,12 +151,21 @@ def _see(picture: Picture, image_processor: Any) -> Seen:
     image = picture.open()
     came = f"{image.width}x{image.height} {image.mode}"
     specs, pixels = image_processor.specs, image_processor.pixels(image)
-    towers = [
-        (f"{came} -> {_views(len(one))}{spec.image_size}x{spec.image_size} {spec.preprocessing.fit}", one)
-        for spec, one in zip(specs, pixels, strict=True)
-    ]
+    towers = []
+    for spec, views in zip(specs, pixels, strict=True):
+        if grid := spec.grid(image.size):
+            towers.append((f"{came} -> {_native(grid, spec)}", joined(views, grid)[None]))
+        else:
+            size = f"{spec.image_size}x{spec.image_size}"
+            towers.append((f"{came} -> {_views(len(views))}{size} {spec.preprocessing.fit}", views))
     name = picture.path if isinstance(picture, FilePicture) else picture.name
     return Seen(name, image, towers)
+
+
+def _native(grid: Grid, spec: TowerSpec) -> str:
+    rows, columns = grid
+    side = spec.patch_size
+    return f"{columns * side}x{rows * side} {spec.preprocessing.fit}, {columns} x {rows} patches"
 
 
 def _views(count: int) -> str:

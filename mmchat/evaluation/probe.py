@@ -73,7 +73,7 @@ def probe(name: str, train: Features, test: Features, seed: int = 0) -> ProbeRes
 
 
 def search(score: Callable[[float], float]) -> float:
-    """The regularisation with the best score, in steps of an eighth of a decade; of equals the strongest.
+    """The regularisation with the best score, in steps of an eighth of a decade; of equals the one nearest to 1.
 
     Each is scored once.
     """
@@ -83,7 +83,7 @@ def search(score: Callable[[float], float]) -> float:
         for place in places:
             if place not in scores:
                 scores[place] = score(_at(place))
-        return max(places, key=lambda place: (scores[place], place))
+        return max(places, key=lambda place: (scores[place], -abs(place - last // 2), place))
 
     last, step = STEPS_PER_DECADE * DECADES, 2 * STEPS_PER_DECADE
     best = best_of(list(range(0, last + 1, step)))

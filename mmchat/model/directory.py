@@ -8,8 +8,9 @@ from torch import nn
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.model.projectors import slots_per_image
 from mmchat.pretrained import load_strictly, save_verified
-from mmchat.vision import Fit
+from mmchat.vision import Fit, TowerConfig, refitted, refuse_unequal_views, tower_spec
 
 WEIGHTS = "*.safetensors"
 LOGITS_TOLERANCE = 1e-4
@@ -31,10 +32,7 @@ def load_assistant(
         UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
     """
     directory = _checked(source, WEIGHTS, "processor_config.json", "tokenizer.json")
-    model = load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype)
-    if fit is not None:
-        model.fit_by(fit)
-    return model.eval(), load_processor(source, fit)
+    return _fitted(load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype), source, fit)
 
 
 def shape_assistant(
@@ -44,17 +42,28 @@ def shape_assistant(
 
     For whoever wants to know a model's shapes, on the meta device or with fake tensors. The directory needs no weights.
     """
-    model = MMChatForConditionalGeneration(MMChatConfig.from_pretrained(_checked(source)))
+    return _fitted(MMChatForConditionalGeneration(MMChatConfig.from_pretrained(_checked(source))), source, fit)
+
+
+def _fitted(
+    model: MMChatForConditionalGeneration, source: str | Path, fit: Fit | None
+) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
+    processor = load_processor(source)
     if fit is not None:
         model.fit_by(fit)
-    return model.eval(), load_processor(source, fit)
+        processor.suit(model.specs, model.image_tokens)
+    return model.eval(), processor
 
 
 def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcessor:
     """Only the processor, without reading a weight. Raises UserError as `load_assistant`."""
-    processor = MMChatProcessor.from_pretrained(_checked(source, "processor_config.json", "tokenizer.json"))
+    directory = _checked(source, "processor_config.json", "tokenizer.json")
+    processor = MMChatProcessor.from_pretrained(directory)
     if fit is not None:
-        processor.image_processor.fit_by(fit)
+        config = MMChatConfig.from_pretrained(directory)
+        specs = [tower_spec(refitted(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
+        refuse_unequal_views(specs)
+        processor.suit(specs, slots_per_image(specs, config.projectors, config.fusion))
     return processor
 
 

@@ -9,9 +9,10 @@ from mmchat.errors import UserError
 from mmchat.model.config import MMChatConfig
 from mmchat.model.projectors import projector_kind, slots_per_image
 from mmchat.model.splice import check_slots, splice
-from mmchat.vision import Fit, TowerConfig, VisionTower, build_tower, refuse_unequal_views
+from mmchat.vision import Fit, Grid, TowerConfig, TowerSpec, VisionTower, build_tower, refuse_unequal_views
 
 PixelValues = torch.Tensor | list[torch.Tensor]
+Grids = torch.Tensor | list[Grid]
 
 
 class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -19,7 +20,8 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     `towers`, `projectors` and `language_model` are ordinary submodules, and their names are the names of
     the modules in a trainability table. The language model is any `AutoModelForCausalLM`, used whole.
-    `image_tokens` is the number of slots of one view: an image has one, or as many as its tiles and thumbnail.
+    `image_tokens` is the number of slots of one view: an image has one, or as many as its tiles and thumbnail, or
+    as its patches, where its aspect is native.
     """
 
     config_class = MMChatConfig
@@ -38,8 +40,8 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         embedding_dim = self.language_model.get_input_embeddings().embedding_dim
-        refuse_unequal_views([tower.spec for tower in self.towers])
-        self.image_tokens = slots_per_image([tower.spec for tower in self.towers], config.projectors, config.fusion)
+        refuse_unequal_views(self.specs)
+        self.image_tokens = slots_per_image(self.specs, config.projectors, config.fusion)
         width = _projected_width(config.fusion, len(self.towers), embedding_dim)
         self.projectors = nn.ModuleList(
             projector_kind(name).build(tower.spec, width)
@@ -47,15 +49,22 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.post_init()
 
+    @property
+    def specs(self) -> list[TowerSpec]:
+        """The towers', in order."""
+        return [tower.spec for tower in self.towers]
+
     def fit_by(self, fit: Fit) -> None:
-        """Be a model that was trained on pictures fitted in this way; its processor is to be told the same.
+        """Be a model that was trained on pictures fitted in this way; its processor is to be told the same
+        (`MMChatProcessor.suit`).
 
         Raises:
-            UserError: the towers would see different tiles.
+            UserError: a tower or its projector cannot have this fit, or the towers would see different views.
         """
         for tower in self.towers:
             tower.fit_by(fit)
-        refuse_unequal_views([tower.spec for tower in self.towers])
+        refuse_unequal_views(self.specs)
+        self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
         self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -70,11 +79,13 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
-    def get_image_features(self, pixel_values: PixelValues) -> torch.Tensor:
+    def get_image_features(self, pixel_values: PixelValues, grids: Grids | None = None) -> torch.Tensor:
         """What is written into the slots.
 
         Args:
             pixel_values: float[views, 3, H, W], or a list of such, one per tower.
+            grids: rows and columns of every picture's patches, where their aspect is native: int[pictures, 2], best on
+                the CPU, or a list of tuples.
 
         Returns:
             float[views, image_tokens, D] with D the language model's embedding width.
@@ -82,7 +93,10 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         per_tower = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         if len(per_tower) != len(self.towers):
             raise ValueError(f"pixel values for {len(per_tower)} towers, but the model has {len(self.towers)}")
-        return self.project([run_tower(tower, pixels) for tower, pixels in zip(self.towers, per_tower, strict=True)])
+        if isinstance(grids, torch.Tensor):
+            grids = [(rows, columns) for rows, columns in grids.tolist()]
+        pairs = zip(self.towers, per_tower, strict=True)
+        return self.project([run_tower(tower, pixels, grids) for tower, pixels in pairs])
 
     def project(self, tower_features: list[torch.Tensor]) -> torch.Tensor:
         """The same from what the towers gave, float[views, N, width of the tower] for each."""
@@ -100,6 +114,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         dummy_images: int = 0,
+        grids: Grids | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """One pass; everything not named here (`past_key_values`, `position_ids`, `logits_to_keep`,
@@ -115,6 +130,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: int[B, L], -100 where not supervised; the language model shifts them by one.
             dummy_images: how many pictures of one view at the end fill no slot. A rank without images
                 passes one, so that every rank runs the same modules and the projector's gradient is zero, not absent.
+            grids: as in `get_image_features`, beside pixel values.
 
         Raises:
             ValueError: slots and images disagree in number (checked where the ids lie on the CPU).
@@ -126,31 +142,43 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 if input_ids.device.type == "cpu":
                     views = len(seen if isinstance(seen, torch.Tensor) else seen[0])
                     check_slots(input_ids, self.config.image_token_id, views - dummy_images, self.image_tokens)
-                image_features = self.project(seen) if pixel_values is None else self.get_image_features(seen)
+                image_features = self.project(seen) if pixel_values is None else self.get_image_features(seen, grids)
             if image_features is not None:
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs):
         """Beams and several answers per prompt copy rows; each copy needs all pictures of its row, in order."""
-        names = [name for name in ("pixel_values", "image_features") if kwargs.get(name) is not None]
+        names = [name for name in ("pixel_values", "image_features", "grids") if kwargs.get(name) is not None]
         pictures = {name: kwargs.pop(name) for name in names}
         if pictures and expand_size > 1:
-            slots = (input_ids == self.config.image_token_id).sum(dim=1)
-            rows = torch.arange(int(slots.sum()) // self.image_tokens).split((slots // self.image_tokens).tolist())
-            order = torch.cat([row.repeat(expand_size) for row in rows])
-            for name, value in pictures.items():
+            views = (input_ids == self.config.image_token_id).sum(dim=1) // self.image_tokens
+            order = copied_rows(views.tolist(), expand_size)
+            if "grids" in pictures:
+                grids = torch.as_tensor(pictures.pop("grids")).cpu()
+                # A row's last picture ends where its views end.
+                ends = torch.searchsorted(grids.prod(dim=1).cumsum(0), views.cpu().cumsum(0), right=True)
+                counts = ends.diff(prepend=ends.new_zeros(1))
+                pictures["grids"] = grids[copied_rows(counts.tolist(), expand_size)]
+            for name in pictures.keys() - {"grids"}:
+                value = pictures[name]
                 copied = [one[order.to(one.device)] for one in (value if isinstance(value, list) else [value])]
                 pictures[name] = copied if isinstance(value, list) else copied[0]
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
         return input_ids, {**kwargs, **pictures}
 
 
-def run_tower(tower: VisionTower, pixels: torch.Tensor) -> torch.Tensor:
+def copied_rows(counts: list[int], copies: int) -> torch.Tensor:
+    """int64[copies * sum(counts)]: of things that lie row after row, so many in each, which they are when every row is
+    repeated. [2, 1] and 2: 0 1 0 1 2 2."""
+    return torch.cat([row.repeat(copies) for row in torch.arange(sum(counts)).split(counts)])
+
+
+def run_tower(tower: VisionTower, pixels: torch.Tensor, grids: list[Grid] | None = None) -> torch.Tensor:
     """Patch features float[B, N, D]; a frozen tower keeps no activations."""
     trained = any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-        return tower(pixels).patches
+        return (tower(pixels, grids=grids) if tower.spec.native else tower(pixels)).patches
 
 
 def _projected_width(fusion: str, towers: int, embedding_dim: int) -> int:

@@ -1,6 +1,6 @@
 """The processor: pictures and conversations become the model's inputs, in training and inference alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mmchat.conversation import (
 )
 from mmchat.errors import UserError
 from mmchat.images import load_image
-from mmchat.vision import Fit, Size, TowerSpec, normalise, preprocess, refitted, refuse_unequal_views
+from mmchat.vision import Grid, Size, TowerSpec, normalise, preprocess
 
 
 class MMChatImageProcessor(BaseImageProcessor):
@@ -33,7 +33,7 @@ class MMChatImageProcessor(BaseImageProcessor):
     towers: one `TowerSpec.to_dict()` per tower, in the model's order.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names = ["pixel_values", "grids"]
 
     def __init__(self, towers: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,27 +43,23 @@ class MMChatImageProcessor(BaseImageProcessor):
     def specs(self) -> list[TowerSpec]:
         return [TowerSpec.from_dict(tower) for tower in self.towers]
 
-    def fit_by(self, fit: Fit) -> None:
-        """Bring pictures to every tower's square in this way from now on (`mmchat.vision.spec.Preprocessing`).
-
-        Raises:
-            UserError: the towers would see different tiles.
-        """
-        self.towers = [refitted(tower, fit) for tower in self.towers]
-        refuse_unequal_views(self.specs)
-
     @property
-    def tiles(self) -> bool:
+    def views_vary(self) -> bool:
         """Whether the number of a picture's views hangs on its size."""
-        return any(spec.preprocessing.tiling for spec in self.specs)
+        return any(spec.native or spec.preprocessing.tiling for spec in self.specs)
 
     def views(self, size: Size) -> int:
         """How many views every tower has of a picture of this size."""
         return self.specs[0].views(size)
 
+    def grids(self, sizes: Iterable[Size]) -> list[Grid] | None:
+        """Rows and columns of patches of pictures of these sizes; None where their aspect is not native."""
+        spec = self.specs[0]
+        return [spec.grid(size) for size in sizes] if spec.native else None
+
     @property
     def fewest_views(self) -> int:
-        """Of any picture."""
+        """Any picture has so many or more."""
         tiling = self.specs[0].preprocessing.tiling
         return 1 if tiling is None else tiling.fewest_views
 
@@ -73,13 +69,17 @@ class MMChatImageProcessor(BaseImageProcessor):
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """`pixel_values`: float32[views, 3, H, W], those of the first image first; a list of such where there are
-        several towers."""
-        pixels = [self.pixels(picture) for picture in open_pictures(images)]
+        several towers. `grids`: int64[images, 2], rows and columns of their patches, where the aspect is native."""
+        pictures = open_pictures(images)
+        pixels = [self.pixels(picture) for picture in pictures]
         per_tower = [
             torch.from_numpy(normalise([view for seen in pixels for view in seen[tower]], spec))
             for tower, spec in enumerate(self.specs)
         ]
-        return BatchFeature({"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower})
+        data = {"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower}
+        if grids := self.grids(picture.size for picture in pictures):
+            data["grids"] = torch.tensor(grids)
+        return BatchFeature(data)
 
     preprocess = __call__
 
@@ -136,6 +136,11 @@ class MMChatProcessor(ProcessorMixin):
         # What typed text must never become; transformers marks only special tokens unless told.
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
 
+    def suit(self, specs: list[TowerSpec], image_tokens: int) -> None:
+        """Prepare pictures for other towers from now on, with so many slots for a view."""
+        self.image_processor.towers = [spec.to_dict() for spec in specs]
+        self.image_tokens = image_tokens
+
     @property
     def slot_tokens(self) -> SlotTokens:
         return SlotTokens(**self.slots)
@@ -157,11 +162,11 @@ class MMChatProcessor(ProcessorMixin):
 
         The model's own system message goes with its own template only: another may have no place for it.
 
-        views: of each picture, in reading order (`image_processor.views`). None: one of each; not enough where pictures
-            are cut into tiles.
+        views: of each picture, in reading order (`image_processor.views`). None: one of each; not enough where their
+            number hangs on a picture's size.
         """
         template = template or self.template
-        if views is None and self.image_processor.tiles:
+        if views is None and self.image_processor.views_vary:
             views = ()
         return render(
             messages,
@@ -177,7 +182,7 @@ class MMChatProcessor(ProcessorMixin):
     def probe(self) -> BatchFeature:
         """A fixed input that exercises every part of a model; used to compare a model with its saved copy."""
         side = max(spec.image_size for spec in self.image_processor.specs)
-        width = 2 * side if self.image_processor.tiles else side
+        width = 2 * side if self.image_processor.views_vary else side
         picture = Image.fromarray(np.linspace(0, 255, side * width * 3).astype(np.uint8).reshape(side, width, 3))
         messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A test."}]
         ids = torch.tensor([self.render(messages, [self.image_processor.views(picture.size)]).input_ids])

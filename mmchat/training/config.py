@@ -83,7 +83,7 @@ class RunConfig:
     run_dir: Path = Field(description="where everything of this run goes; must not hold another run")
     model: str = Field(description="model directory to start from (mmchat init), or a stage's model/")
     fit: Fit | None = Field(
-        None, description="how pictures come to the towers' squares, in training and ever after; null: the model's own"
+        None, description="how pictures come to the towers, in training and ever after; null: the model's own"
     )
     objective: Literal["assistant", "contrastive", "simclr", "classify"] = Field(
         "assistant",

@@ -54,7 +54,7 @@ def open_features(
         SharedError: a tower is trained, a picture cannot be used and the policy is "stop", or there is no room.
     """
     towers, specs = objective.model.towers, objective.collator.specs
-    views = "views" if objective.processor.image_processor.tiles else "pictures"
+    views = "views" if objective.processor.image_processor.views_vary else "pictures"
     _refuse_trained(towers)
     mixtures, numbers = zip(*feed.samples(), strict=True)
     samples = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])

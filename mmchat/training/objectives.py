@@ -47,8 +47,13 @@ class AssistantObjective(Objective):
         )
         if self.collator.packs:
             enable_packing(self.model.language_model)
-        if self.processor.image_processor.tiles:
+        if self.processor.image_processor.views_vary:
             _refuse_drafts(config)
+        if config.feature_cache is not None and self.collator.specs[0].native:
+            raise UserError(
+                "feature_cache keeps a record for each view, and with fit native each patch is one: leave "
+                "feature_cache out, or choose another fit"
+            )
 
     def encode(
         self,
@@ -60,13 +65,15 @@ class AssistantObjective(Objective):
         pixels = [self.processor.image_processor.pixels(image) for image in images]
         views = [len(per_tower[0]) for per_tower in (pixels if features is None else features)]
         rendered = self.processor.render(record.messages, views, self.max_length, template=template)
-        return Encoded(rendered.input_ids, rendered.labels, pixels, rendered.cut, features)
+        grids = self.processor.image_processor.grids(image.size for image in images)
+        return Encoded(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids)
 
     def terms(self, batch: Batch) -> int:
         return batch.supervised
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
-        pictures, dummies = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features}, 0
+        seen = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
+        pictures, dummies = seen, 0
         if not batch.images and (images_anywhere or not self._text_trains()):
             # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
             # run the same modules here, into no slot, with a gradient of zero.
@@ -88,11 +95,12 @@ class AssistantObjective(Objective):
         ).logits
         return cross_entropy_sum(logits, targets[supervised])
 
-    def _dummy_picture(self, device: torch.device) -> dict[str, list[torch.Tensor]]:
+    def _dummy_picture(self, device: torch.device) -> dict[str, list]:
         specs = self.collator.specs
         if self.features is None:
-            sizes = [(1, 3, spec.image_size, spec.image_size) for spec in specs]
-            return {"pixel_values": [torch.zeros(size, device=device) for size in sizes]}
+            sizes = [(1, 3, spec.view_size, spec.view_size) for spec in specs]
+            grids = {"grids": [(1, 1)]} if specs[0].native else {}
+            return {"pixel_values": [torch.zeros(size, device=device) for size in sizes], **grids}
         return {"tower_features": [torch.zeros(1, spec.tokens, spec.dim, device=device) for spec in specs]}
 
     def _text_trains(self) -> bool:
@@ -176,7 +184,7 @@ def _check_loss(loss: str, model: DualEncoder, where: str) -> None:
 
 
 def _refuse_drafts(config: RunConfig) -> None:
-    """A draft is smaller than its picture, and would be cut into other tiles than the picture."""
+    """A draft is smaller than its picture, and would be seen in other views."""
     parts = {"data": config.data, "validation": config.validation}
     found = [
         f"{key}.sources.{name}.draft" if data.sources else f"{key}.draft"
@@ -187,7 +195,7 @@ def _refuse_drafts(config: RunConfig) -> None:
     ]
     if found:
         raise UserError(
-            f"pictures are cut into tiles by their size, which a draft has not: leave out {', '.join(found)}"
+            f"what a tower sees of a picture hangs on its size, which a draft has not: leave out {', '.join(found)}"
         )
 
 

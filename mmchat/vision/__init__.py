@@ -7,11 +7,12 @@ are imported on first access.
 from importlib import import_module
 
 from mmchat.vision.preprocess import normalise, preprocess
-from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted, refuse_unequal_views
+from mmchat.vision.spec import Fit, Grid, TowerConfig, TowerSpec, refitted, refuse_unequal_views
 from mmchat.vision.tiling import Size, Tiling
 
 __all__ = [
     "Fit",
+    "Grid",
     "Size",
     "Tiling",
     "TowerConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "preprocess",
     "refitted",
     "refuse_unequal_views",
+    "tower_spec",
 ]
 
 _HOMES = {
@@ -31,6 +33,7 @@ _HOMES = {
     "VisionTower": "mmchat.vision.tower",
     "build_tower": "mmchat.vision.loading",
     "load_tower": "mmchat.vision.loading",
+    "tower_spec": "mmchat.vision.loading",
 }
 
 

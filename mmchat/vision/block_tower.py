@@ -95,14 +95,21 @@ class BlockTower(VisionTower):
         hidden, told = self.embed(pixel_values)
         if self.training and self.patch_dropout:
             hidden = self._some_patches(hidden)
-        run = len(self.blocks) if pooled else self.blocks_to_run
+        patches, normed = self.run_blocks(hidden, told, pooled)
+        return TowerOutput(patches, self._pooled(normed) if pooled else None)
+
+    def run_blocks(
+        self, hidden: torch.Tensor, told: dict[str, Any], to_the_end: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `embed` gives -> features float[B, N, D] and, of all blocks, the normed output."""
+        run = len(self.blocks) if to_the_end else self.blocks_to_run
         states = {0: hidden}
         for number, block in enumerate(self.blocks[:run], start=1):
             hidden = block(hidden, **told)
             if number in self._layers:
                 states[number] = hidden
         patches = torch.cat([self._features(states[layer]) for layer in self._layers], dim=-1)
-        return TowerOutput(patches, self._pooled(self.last_norm(hidden)) if pooled else None)
+        return patches, self.last_norm(hidden) if to_the_end else None
 
     def patches_kept(self, patches: int) -> int:
         """How many of so many patches the blocks see in training."""
@@ -127,9 +134,10 @@ class BlockTower(VisionTower):
             return super().pooled_dim
         return self.backbone.config.hidden_size
 
-    def _pooled(self, normed: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, normed: torch.Tensor, *mask: torch.Tensor) -> torch.Tensor:
+        """mask: bool[B, N] for a head that is to see some of the patches only."""
         if self.pooling is not None:
-            return self.pooling(normed)
+            return self.pooling(normed, *mask)
         if not self.class_tokens:
             raise ValueError(f"a {self.config.family} without a pooling head has no pooled output")
         return normed[:, 0]

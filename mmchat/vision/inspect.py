@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmchat.vision.block_tower import BlockTower
 from mmchat.vision.loading import open_source, recognised
-from mmchat.vision.preprocess import normalise, preprocess
+from mmchat.vision.preprocess import joined, normalise, preprocess
 from mmchat.vision.spec import Preprocessing, TowerSpec
 from mmchat.vision.tower import VisionTower
 
 SHOWN_SIDE = 448
-"""Pixels that a shown view has at least on each side, so that a person sees something."""
+"""Pixels that the longer side of a shown view has at least, so that a person sees something."""
 CLIPPED = 1.0
 """Per cent of the patches that are beyond either end of a colour's scale: a few outliers (arXiv:2309.16588) would leave
 all others grey."""
@@ -27,13 +27,15 @@ FIT_WORDS = {
     "pad": "padded to a square with the mean colour, then resized to {size} x {size}",
     "shortest-edge-crop": "its short side resized to {edge}, then the {size} x {size} in the middle",
     "tiles": "cut into as many squares of {size} x {size} as suit its size, and the whole once more",
+    "native": "resized to nearly {patches} patches, its proportions kept up to a patch",
     "longest-edge-pad": "its long side resized to {size}, padded right and below with the mean colour",
 }
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Sizes in pixels. tokens, width: of the features. layer: as in `TowerConfig`; None: the tower is no row of blocks.
+    """Sizes in pixels. image_size, tokens: as in `TowerSpec`. width: of the features. layer: as in `TowerConfig`; None:
+    the tower is no row of blocks.
 
     parameters_run: how many of the parameters the features need. dtypes: of the weights, as they were opened.
     """
@@ -93,16 +95,19 @@ def _layout(source: str, trust_torchscript: bool) -> str:
 
 def in_words(how: Preprocessing, size: int) -> list[str]:
     """What happens to a picture before a tower of `size` pixels sees it."""
+    size_words = {"size": size, "edge": round(size / how.crop_fraction), "patches": how.max_patches}
     shift, scale = (", ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
     return [
-        f"{FIT_WORDS[how.fit].format(size=size, edge=round(size / how.crop_fraction))} ({how.resample})",
+        f"{FIT_WORDS[how.fit].format(**size_words)} ({how.resample})",
         f"red, green, blue from 0 to 1, minus {shift}, divided by {scale}",
     ]
 
 
 def seen_views(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """The tower's input for a picture, float32[views, 3, S, S]."""
-    return normalise(preprocess(image, spec), spec)
+    """The tower's input for a picture, float32[squares, 3, S, S]; of native aspect the whole, float32[1, 3, H, W]."""
+    views = normalise(preprocess(image, spec), spec)
+    grid = spec.grid(image.size)
+    return views if grid is None else joined(views, grid)[None]
 
 
 def as_pictures(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:
@@ -113,10 +118,14 @@ def as_pictures(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def patch_features(tower: VisionTower, views: np.ndarray) -> torch.Tensor:
-    """float32[views, side, side, D], without class tokens. `tower` is turned to fp32 and evaluation mode."""
-    patches = tower.float().eval()(torch.from_numpy(views)).patches
-    patches = patches[:, int(tower.config.class_token) :]
+def patch_features(tower: VisionTower, image: Image.Image) -> torch.Tensor:
+    """Of what `seen_views` shows, float32[squares, rows, columns, D], without class tokens. `tower` is turned to fp32
+    and evaluation mode."""
+    tower, spec = tower.float().eval(), tower.spec
+    views = torch.from_numpy(normalise(preprocess(image, spec), spec))
+    if grid := spec.grid(image.size):
+        return tower(views, grids=[grid]).patches.view(1, *grid, spec.dim)
+    patches = tower(views).patches[:, int(tower.config.class_token) :]
     return patches.unflatten(1, (isqrt(patches.shape[1]), -1))
 
 
@@ -137,7 +146,7 @@ def principal_components(features: torch.Tensor, count: int = 3) -> tuple[torch.
 
 
 def as_colours(components: torch.Tensor) -> np.ndarray:
-    """float[views, side, side, 3] -> uint8, each component from dark to bright over all views."""
+    """float[squares, rows, columns, 3] -> uint8, each component from dark to bright over all views."""
     values = components.numpy()
     low, high = np.percentile(values, [CLIPPED, 100 - CLIPPED], axis=(0, 1, 2))
     spread = np.where(high > low, high - low, 1)
@@ -147,18 +156,19 @@ def as_colours(components: torch.Tensor) -> np.ndarray:
 def write_pictures(tower: VisionTower, image: Image.Image, out: Path) -> list[Path]:
     """What the tower sees of a picture (`seen.png`), the three first principal components of its patch features as red,
     green and blue (`features.png`), and both side by side (`inspect.png`), in the folder `out`."""
-    size = tower.spec.image_size
-    side = size * -(-SHOWN_SIDE // size)
-    views = seen_views(image, tower.spec)
-    features = patch_features(tower, views)
+    views = as_pictures(seen_views(image, tower.spec), tower.spec.preprocessing)
+    features = patch_features(tower, image)
     components, share = principal_components(features)
     # By whole pixels and patches: nothing is smoothed that the tower has not.
-    seen = [_enlarged(view, side) for view in as_pictures(views, tower.spec.preprocessing)]
-    coloured = [_enlarged(Image.fromarray(view), side) for view in as_colours(components)]
-    grid = features.shape[1]
+    width, height = views[0].size
+    times = -(-SHOWN_SIDE // max(width, height))
+    shown = (times * width, times * height)
+    seen = [_enlarged(view, shown) for view in views]
+    coloured = [_enlarged(Image.fromarray(view), shown) for view in as_colours(components)]
+    _, rows, columns, _ = features.shape
     told = (
-        f"what the tower sees: {size} x {size}" + (f", {len(seen)} views" if len(seen) > 1 else ""),
-        f"its features: {grid} x {grid}, {share:.0%} of their variance",
+        f"what the tower sees: {width} x {height}" + (f", {len(seen)} views" if len(seen) > 1 else ""),
+        f"its features: {columns} x {rows}, {share:.0%} of their variance",
     )
     seen_sheet, coloured_sheet = _sheet(seen), _sheet(coloured)
     pictures = {
@@ -172,18 +182,18 @@ def write_pictures(tower: VisionTower, image: Image.Image, out: Path) -> list[Pa
     return [out / name for name in pictures]
 
 
-def _enlarged(picture: Image.Image, side: int) -> Image.Image:
-    return picture.resize((side, side), Image.Resampling.NEAREST)
+def _enlarged(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def _sheet(pictures: list[Image.Image]) -> Image.Image:
     """Of one size, in reading order, in a block about as wide as high."""
     columns = isqrt(len(pictures) - 1) + 1
-    step = pictures[0].width + MARGIN
+    right, down = (side + MARGIN for side in pictures[0].size)
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * step - MARGIN, rows * step - MARGIN), "white")
+    sheet = Image.new("RGB", (columns * right - MARGIN, rows * down - MARGIN), "white")
     for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * step, number // columns * step))
+        sheet.paste(picture, (number % columns * right, number // columns * down))
     return sheet
 
 

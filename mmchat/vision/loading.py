@@ -13,7 +13,8 @@ from mmchat.vision.layouts import LAYOUTS
 from mmchat.vision.layouts.hugging_face import KINDS
 from mmchat.vision.layouts.layout import Layout, refuse_misfits
 from mmchat.vision.source import PICKLED, Source
-from mmchat.vision.spec import TowerConfig
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
+from mmchat.vision.tiling import Tiling
 from mmchat.vision.tower import VisionTower
 
 SHOWN_KEYS = 5
@@ -25,9 +26,18 @@ def build_tower(config: TowerConfig) -> VisionTower:
     Raises:
         UserError: the family is unknown, or its configuration contradicts itself.
     """
+    return _family(config)(config)
+
+
+def tower_spec(config: TowerConfig) -> TowerSpec:
+    """What such a tower promises; raises as `build_tower`, and makes no weight."""
+    return _family(config).spec_of(config)
+
+
+def _family(config: TowerConfig) -> type[VisionTower]:
     if config.family not in FAMILIES:
         raise UserError(f"vision tower family {config.family!r} is unknown; known: {', '.join(FAMILIES)}")
-    return FAMILIES[config.family](config)
+    return FAMILIES[config.family]
 
 
 def load_tower(
@@ -35,6 +45,9 @@ def load_tower(
     weights: bool = True,
     image_size: int | None = None,
     trust_torchscript: bool = False,
+    fit: Fit | None = None,
+    tiling: Tiling | None = None,
+    max_patches: int | None = None,
     **settings: Any,
 ) -> VisionTower:
     """Open a pretrained tower, strictly: every weight it needs is there, and nothing else of it is left over.
@@ -47,18 +60,24 @@ def load_tower(
         image_size: side of the pictures in pixels, where it is to be another than the source's; learned positions are
             interpolated.
         trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
+        fit, tiling, max_patches: how pictures come to it, where not as the source says (`refitted`).
         settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
 
     Raises:
         UserError: the source is not recognised, its weights do not fit, or the size does not suit it.
     """
+
+    def built(config: TowerConfig) -> VisionTower:
+        wanted = replace(config, **settings)
+        return build_tower(refitted(wanted, fit or wanted.preprocessing.fit, tiling, max_patches))
+
     source = str(source)
     if source.endswith(".json"):
-        tower = build_tower(replace(TowerConfig.from_dict(read_json(Path(source))), **settings))
+        tower = built(TowerConfig.from_dict(read_json(Path(source))))
     else:
         opened = open_source(source, weights, trust_torchscript)
         found = recognised(opened).open(opened, weights)
-        tower = build_tower(replace(found.config, **settings))
+        tower = built(found.config)
         if found.state is not None:
             _fill(tower, found.state, opened.path)
         if image_size is None:

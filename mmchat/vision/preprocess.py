@@ -11,20 +11,24 @@ from math import gcd
 import numpy as np
 from PIL import Image
 
-from mmchat.vision.spec import Preprocessing, TowerSpec
+from mmchat.vision.spec import Grid, Preprocessing, TowerSpec
 from mmchat.vision.tiling import Tiling
 
+PATCHES_AT_ONCE = 256
+"""Of a picture of native aspect, about: more do not fit into the cache, see `normalise`."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """What the tower sees of one RGB picture: uint8[views, 3, image_size, image_size], or less where `normalise` pads.
+    """What the tower sees of one RGB picture: uint8[views, 3, view_size, view_size], or less where `normalise` pads.
 
-    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, DINOv2, SAM, GotOcr2 as InternVL uses it) and to
-    LLaVA's `pad` before normalising.
+    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, SigLIP 2, DINOv2, SAM, GotOcr2 as InternVL uses it)
+    and to LLaVA's `pad` before normalising.
     """
     how = spec.preprocessing
     resample = _RESAMPLING[how.resample]
+    if grid := spec.grid(image.size):
+        return patches(image, grid, spec.patch_size, resample)
     if how.tiling is None:
         squares = [_fitted(image, how, spec.image_size, resample)]
     else:
@@ -45,6 +49,21 @@ def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampl
     if len(squares) < tiling.views(image.size, size):
         squares.append(image.resize((size, size), resample))
     return squares
+
+
+def patches(image: Image.Image, grid: Grid, side: int, resample: Image.Resampling) -> np.ndarray:
+    """The picture resized to the grid, and cut: uint8[rows * columns, 3, side, side] in reading order."""
+    rows, columns = grid
+    whole = np.asarray(image.resize((columns * side, rows * side), resample)).reshape(rows, side, columns, side, 3)
+    return np.ascontiguousarray(whole.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, side, side)
+
+
+def joined(views: np.ndarray, grid: Grid) -> np.ndarray:
+    """`patches` put together again: [rows * columns, 3, side, side] -> [3, rows * side, columns * side]"""
+    rows, columns = grid
+    _, channels, side, _ = views.shape
+    whole = views.reshape(rows, columns, channels, side, side).transpose(2, 0, 3, 1, 4)
+    return whole.reshape(channels, rows * side, columns * side)
 
 
 def _fitted(image: Image.Image, how: Preprocessing, size: int, resample: Image.Resampling) -> Image.Image:
@@ -109,14 +128,20 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 def normalise(pictures: Sequence[np.ndarray], spec: TowerSpec) -> np.ndarray:
     """Bytes to the tower's input range, `(x/255 - mean) / std`: uint8[3, h, w] each -> float32[B, 3, H, W].
 
-    H and W are the tower's. What a picture lacks right and below is 0 (SAM), which no byte would have become.
+    H and W are a view's. What a picture lacks right and below is 0 (SAM), which no byte would have become.
 
     Rounded step by step like transformers (float64 product, float32 afterwards), so results are bit-equal.
     """
     how = spec.preprocessing
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     tables = [(unit - np.float32(mean)) / np.float32(std) for mean, std in zip(how.mean, how.std, strict=True)]
-    out = np.zeros((len(pictures), 3, spec.image_size, spec.image_size), dtype=np.float32)
+    out = np.zeros((len(pictures), 3, spec.view_size, spec.view_size), dtype=np.float32)
+    if spec.native:  # patches are so small that a call for each would take longer than its work
+        for start in range(0, len(pictures), PATCHES_AT_ONCE):
+            some = np.stack(pictures[start : start + PATCHES_AT_ONCE])
+            for channel, table in enumerate(tables):
+                out[start : start + len(some), channel] = np.take(table, some[:, channel], mode="clip")
+        return out
     # Channel by channel, because NumPy widens indices to 64 bits, and a channel's still fit into the cache. No byte is
     # beyond the table; without "clip" `out` would be written by way of a copy.
     for seen, square in zip(pictures, out, strict=True):

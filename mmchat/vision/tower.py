@@ -12,7 +12,6 @@ from transformers.utils import ModelOutput
 
 from mmchat.errors import UserError
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
-from mmchat.vision.tiling import Tiling
 
 
 @dataclass
@@ -27,7 +26,11 @@ class TowerOutput(ModelOutput):
 
 
 class VisionTower(nn.Module, ABC):
-    """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`."""
+    """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`.
+
+    Where `spec.native`, B counts the patches of all pictures, one picture after another in reading order, H and W are a
+    patch's, and `forward` has to be told the pictures' `grids` as well.
+    """
 
     backbone: nn.Module
     config_class: type[PreTrainedConfig]
@@ -39,6 +42,8 @@ class VisionTower(nn.Module, ABC):
     any_size = False
     """Whether the original is used at other sizes than its positions were learned at (DINOv2), so that of two sizes
     that a source names the one of its image processor is taken."""
+    any_aspect = False
+    """Whether pictures may keep their aspect (fit native); `forward` then takes `grids`."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -47,7 +52,12 @@ class VisionTower(nn.Module, ABC):
 
     @classmethod
     def backbone_config(cls, config: TowerConfig) -> PreTrainedConfig:
-        """Raises UserError: a key that the family does not have, or a value of another type."""
+        """Raises UserError: a key that the family does not have, a value of another type, a fit that it cannot have."""
+        if config.preprocessing.fit == "native" and not cls.any_aspect:
+            raise UserError(
+                f"fit native needs a tower for any aspect ratio, which is siglip2; found {config.family}, which sees "
+                "squares: choose another fit"
+            )
         known = keys_of(cls.config_class) | set(cls.own_keys)
         for key in sorted(config.backbone.keys() - known):
             near = get_close_matches(key, known, n=1)
@@ -59,9 +69,9 @@ class VisionTower(nn.Module, ABC):
             reason = " ".join(str(error).split())
             raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
 
-    def fit_by(self, fit: Fit, tiling: Tiling | None = None) -> None:
-        """Be a tower that was trained on pictures fitted in this way; arguments as in `refitted`."""
-        self.config = TowerConfig.from_dict(refitted(self.config.to_dict(), fit, tiling))
+    def fit_by(self, fit: Fit) -> None:
+        """Be a tower that was trained on pictures fitted in this way. Raises UserError: the family cannot have it."""
+        self.config = refitted(self.config, fit)
         self.spec = self.spec_of(self.config)
 
     @classmethod

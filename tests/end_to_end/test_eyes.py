@@ -59,6 +59,10 @@ EYES: dict[str, dict] = {
     "dinov3_vit": {"towers": [{"family": "dinov3_vit", "backbone": {**VIT_28, **REGISTERS}, "final_norm": True}]},
     "siglip": {"towers": [{"family": "siglip", "backbone": {**VIT_28, **MLP}}]},
     "siglip2": {"towers": [{"family": "siglip2", "backbone": {**NAFLEX_28, **MLP}}]},
+    "siglip2, native": {
+        "towers": [{"family": "siglip2", "backbone": {**NAFLEX_28, **MLP}}],
+        "words": ["--fit", "native", "--max-patches", "20"],
+    },
     "clip_vit, resampled, its last block trained": {
         "towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}],
         "words": ["--projector", "resampler16"],

@@ -28,9 +28,10 @@ def test_search_finds_the_best_of_all_without_trying_all(peak):
     assert {round(float(np.log10(each)), 3) for each in tried} >= {-6, -4, -2, 0, 2, 4, 6}
 
 
-def test_of_equals_the_strongest():
-    assert search(lambda regularisation: min(regularisation, 1)) == pytest.approx(1e6)
+def test_of_equals_the_one_nearest_to_1():
+    assert search(lambda regularisation: min(regularisation, 1)) == pytest.approx(1)
     assert search(lambda regularisation: -max(regularisation, 1)) == pytest.approx(1)
+    assert search(lambda regularisation: min(regularisation, 100)) == pytest.approx(100)
 
 
 @pytest.fixture

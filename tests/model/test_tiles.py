@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmchat.errors import UserError
 from mmchat.inference import Generator
-from mmchat.model.directory import load_assistant, save_assistant
+from mmchat.model.directory import load_assistant, load_processor, save_assistant
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 
@@ -130,7 +130,7 @@ def test_copies_of_a_row_keep_all_views_of_its_pictures(generator, picture, monk
     assert torch.equal(seen[0], inputs["pixel_values"][first * 2 + last * 2])
 
 
-def test_towers_of_one_model_see_the_same_views(make_assistant, make_tower, picture):
+def test_towers_of_one_model_see_the_same_views(make_assistant, make_tower, picture, tmp_path):
     tiled = make_tower(preprocessing=TILES)
     for other in (make_tower(), make_tower(preprocessing=Preprocessing(fit="tiles")), _larger(make_tower)):
         with pytest.raises(UserError, match="all towers must see the same tiles"):
@@ -139,10 +139,11 @@ def test_towers_of_one_model_see_the_same_views(make_assistant, make_tower, pict
     model, processor = make_assistant(towers=two)
     pixels = processor.image_processor([picture(0, *SIZES[0])])["pixel_values"]
     assert [len(seen) for seen in pixels] == [3, 3] and len(model.get_image_features(pixels)) == 3
-    unequal, processor = make_assistant(towers=[make_tower(), _larger(make_tower, fit="squash")], fusion="sequence")
-    for part in (unequal, processor.image_processor):
+    unequal = make_assistant(towers=[make_tower(), _larger(make_tower, fit="squash")], fusion="sequence")
+    save_assistant(*unequal, tmp_path / "model")
+    for opened in (load_assistant, load_processor):
         with pytest.raises(UserError, match="all towers must see the same tiles"):
-            part.fit_by("tiles")
+            opened(tmp_path / "model", fit="tiles")
 
 
 def _larger(make_tower, fit="tiles"):

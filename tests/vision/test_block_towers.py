@@ -41,6 +41,8 @@ ORIGINALS = {
 ORIGINALS["siglip2"][1].pop("image_size")
 PREFIX = {"clip_vit": 1, "siglip": 0, "siglip2": 0, "dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 3}
 BICUBIC_CALLS = {"clip_vit": {"interpolate_pos_encoding": True}, "siglip": {"interpolate_pos_encoding": True}}
+SQUARES = {"siglip2": {"fit": "squash"}}
+"""How a tower is told to see them, where it does not by itself (tests/vision/test_native.py)."""
 FAMILY = pytest.mark.parametrize("family", sorted(ORIGINALS))
 
 
@@ -105,7 +107,8 @@ def assert_close(mine, theirs):
 def test_features(original, family, layer, final_norm):
     directory, model = original(family)
     for class_token in [False, True][: 1 + FAMILIES[family].class_tokens]:
-        tower = load_tower(directory, layer=layer, class_token=class_token, final_norm=final_norm).eval()
+        settings = {"layer": layer, "class_token": class_token, "final_norm": final_norm, **SQUARES.get(family, {})}
+        tower = load_tower(directory, **settings).eval()
         patches = tower(pictures()).patches
         assert_close(patches, expected_features(family, model, pictures(), layer, class_token, final_norm))
         assert patches.shape == (2, tower.spec.tokens, tower.spec.dim)
@@ -116,7 +119,7 @@ def test_features(original, family, layer, final_norm):
 @pytest.mark.parametrize("size", [14, 49])
 def test_another_size(original, family, size):
     directory, model = original(family)
-    tower = load_tower(directory, image_size=size).eval()
+    tower = load_tower(directory, image_size=size, **SQUARES.get(family, {})).eval()
     output = tower(pictures(size), pooled=True)
     expected = run(family, model, pictures(size))
     final_norm = family.startswith("dino")
@@ -129,15 +132,15 @@ def test_another_size(original, family, size):
 def test_sizes_that_the_patch_does_not_divide(original, family):
     directory, _ = original(family)
     with pytest.raises(UserError, match=r"40 is not a multiple of patch size 7; the nearest sizes are 35 and 42$"):
-        load_tower(directory, image_size=40)
+        load_tower(directory, image_size=40, **SQUARES.get(family, {}))
     with pytest.raises(UserError, match=r"image size 5 is not a multiple of patch size 7; the nearest size is 7$"):
-        load_tower(directory, image_size=5)
+        load_tower(directory, image_size=5, **SQUARES.get(family, {}))
 
 
 @FAMILY
 def test_gradients(original, family):
     directory, model = original(family)
-    tower = load_tower(directory, layer=(1, -1), final_norm=True)
+    tower = load_tower(directory, layer=(1, -1), final_norm=True, **SQUARES.get(family, {}))
     (tower.train()(pictures()).patches.square().sum()).backward()
     model.zero_grad()
     expected_features(family, model, pictures(), (1, -1), final_norm=True).square().sum().backward()
@@ -156,7 +159,7 @@ def test_gradients(original, family):
 @FAMILY
 def test_layers_that_are_kept_rounded(original, family):
     """A frozen tower's are in training; the features are those that autocast makes of the originals."""
-    tower = load_tower(original(family)[0]).eval()
+    tower = load_tower(original(family)[0], **SQUARES.get(family, {})).eval()
     with torch.autocast("cpu", torch.bfloat16):
         before = tower(pictures()).patches
         for module in tower.modules():
@@ -208,7 +211,7 @@ SAID = {
         Preprocessing(HALF, HALF, "bilinear", "squash"),
         28,
     ),
-    "siglip2": ({"max_num_patches": 27, "patch_size": 7}, Preprocessing(HALF, HALF, "bilinear", "squash"), 35),
+    "siglip2": ({"size": {"height": 35, "width": 35}}, Preprocessing(HALF, HALF, "bilinear", "squash"), 35),
     "dinov2": (DINO_SAYS, Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop_fraction=28 / 32), 28),
     "dinov2_with_registers": (
         {"crop_size": 14, "size": 14},

@@ -1,5 +1,7 @@
 """Dynamic tiles: the grid of OpenGVLab's `dynamic_preprocess`, and its pixels as transformers makes them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from mmchat.errors import UserError
-from mmchat.vision import Tiling, TowerSpec, normalise, preprocess, refitted, refuse_unequal_views
+from mmchat.vision import Tiling, TowerConfig, TowerSpec, normalise, preprocess, refitted, refuse_unequal_views
 from mmchat.vision.spec import Preprocessing
 
 SIZE = 14
@@ -101,11 +103,11 @@ def test_what_contradicts_itself_is_refused():
 def test_a_tiling_goes_through_json_and_another_fit():
     spec = tiled(max_tiles=6)
     assert TowerSpec.from_dict(spec.to_dict()) == spec
-    assert TowerSpec.from_dict(refitted(spec.to_dict(), "tiles")) == spec
-    padded = TowerSpec.from_dict(refitted(spec.to_dict(), "pad"))
-    assert padded.preprocessing.tiling is None and padded.views((300, 10)) == 1
-    again = TowerSpec.from_dict(refitted(padded.to_dict(), "tiles"))
-    assert again.preprocessing.tiling == Tiling()
+    config = TowerConfig("any", {}, preprocessing=spec.preprocessing)
+    assert TowerConfig.from_dict(config.to_dict()) == config == refitted(config, "tiles")
+    padded = refitted(config, "pad")
+    assert padded == TowerConfig("any", {}, preprocessing=replace(spec.preprocessing, fit="pad", tiling=None))
+    assert refitted(padded, "tiles").preprocessing.tiling == Tiling()
 
 
 def test_towers_that_see_other_views_are_refused():

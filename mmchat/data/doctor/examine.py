@@ -65,7 +65,7 @@ class Examiner:
 
     def _views(self, looks: list[Look]) -> list[int]:
         """Of each picture; one that could not be decoded, which is told anyway, counts as one."""
-        if self.processor is None or not self.processor.image_processor.tiles:
+        if self.processor is None or not self.processor.image_processor.views_vary:
             return [1] * len(looks)
         views = self.processor.image_processor.views
         return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in looks]

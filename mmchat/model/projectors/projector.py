@@ -25,6 +25,11 @@ def grid_side(spec: TowerSpec, divisor: int, what: str) -> int:
     Raises:
         UserError: they fill none, or `divisor` does not divide its side; `what` begins the message.
     """
+    if spec.native:
+        raise UserError(
+            f"{what} needs a square of patches, and with fit native pictures have any aspect ratio: take a projector "
+            "that leaves each patch by itself (linear, mlp2x_gelu), or another fit"
+        )
     side = isqrt(spec.tokens)
     if side**2 != spec.tokens or side % divisor:
         evenly = f" whose side is a multiple of {divisor}" if divisor > 1 else ""

@@ -79,6 +79,8 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
     known = (MMChatForConditionalGeneration, DualEncoder)
     if not (isinstance(model, known) and all(isinstance(tower, BlockTower) for tower in model.towers)):
         return None
+    if any(tower.spec.native for tower in model.towers):  # attention among the patches of a picture is of no view alone
+        return None
     if isinstance(model, DualEncoder):
         pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None
         projects = model.config.image_projection and model.config.text_projection

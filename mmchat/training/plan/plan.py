@@ -221,10 +221,12 @@ def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batc
         slots = views * collator.tokens_per_view
         ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
-        pictures = [_made_up_picture(views - images + 1, collator), *[_made_up_picture(1, collator)] * (images - 1)]
-        items.append(Sample(number, str(number), Encoded(ids, labels, pictures[:images])))
+        counts = [views // images + (place < views % images) for place in range(images)]
+        pictures = [_made_up_picture(count, collator) for count in counts]
+        grids = [(1, count) for count in counts] if collator.specs[0].native else None
+        items.append(Sample(number, str(number), Encoded(ids, labels, pictures, grids=grids)))
     return collator(items)
 
 
 def _made_up_picture(views: int, collator: Collator) -> list[np.ndarray]:
-    return [np.zeros((views, 3, spec.image_size, spec.image_size), np.uint8) for spec in collator.specs]
+    return [np.zeros((views, 3, spec.view_size, spec.view_size), np.uint8) for spec in collator.specs]

@@ -31,7 +31,7 @@ INTERNVIT = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, fit="squash")
 _OTHER_HALF = ("text_", "visual_projection", "logit_")
 _CLASSIFIER = ("classifier.",)
 _SIGLIP = Preprocessing(HALF, HALF, fit="squash")
-_SIGLIP2 = Preprocessing(HALF, HALF, "bilinear", "squash")
+_SIGLIP2 = Preprocessing(HALF, HALF, "bilinear", "native")
 _DINOV2 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop_fraction=224 / 256)
 _DINOV3 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "bilinear", "squash")
 _NORMED = {"final_norm": True}

@@ -1,6 +1,5 @@
-"""What transformers' file of an image processor says about the squares that a tower sees."""
+"""What transformers' file of an image processor says about the squares that a tower sees, or the patches."""
 
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ def read_preprocessing(directory: Path, usual: Preprocessing) -> tuple[Preproces
         resample=usual.resample if resample is None else _PIL_RESAMPLING[resample],
         fit=fit,
         crop_fraction=fraction,
+        max_patches=values.get("max_num_patches") if fit == "native" else None,
     )
     return preprocessing, side
 
@@ -45,8 +45,8 @@ def find_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 def read_geometry(values: dict[str, Any], usual: Preprocessing, path: Path) -> tuple[str, float, int | None]:
     """(`Preprocessing.fit`, `.crop_fraction`, side of the square or None) of an image processor's values."""
-    if patches := values.get("max_num_patches"):  # SigLIP 2 at any aspect ratio: the largest square of them
-        return "squash", usual.crop_fraction, isqrt(patches) * values["patch_size"]
+    if "max_num_patches" in values:  # SigLIP 2
+        return "native", usual.crop_fraction, None
     if not values.keys() & {"size", "do_center_crop"}:
         return usual.fit, usual.crop_fraction, None
     if longest := longest_edge_of(values):  # SAM
