@@ -17,10 +17,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 """As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's training pictures (torchvision's references)."""
-
 Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad", "tiles", "native"]
 FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic")
