@@ -66,4 +66,5 @@ if __name__ == "__main__":
     found["optimizer"] = bytes_of([*states, *own])
     if distributed.rank() == 0:
         out.write_text(json.dumps(found))
+    distributed.barrier()  # ZeRO 3 may be fetching parameters ahead, which both ranks have to end before either leaves
     distributed.stop()
