@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmchat.vision.families import FAMILIES
 from tests.conftest import CLIP_28, LANGUAGE
 from tests.end_to_end.test_path import run
 from tests.launching import launch, write_config
@@ -50,12 +51,19 @@ EYES: dict[str, dict] = {
             {"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}, "layer": 3}
         ]
     },
+    "conv_vit": {
+        "towers": [{"family": "conv_vit", "backbone": {**CLIP_28, "patch_size": 4, "stem_width": 8, "stem_depth": 2}}]
+    },
+    "clip_vit_headless": {"towers": [{"family": "clip_vit_headless", "backbone": CLIP_28, "layer": -2}]},
     "clip_vit": {"towers": [{"family": "clip_vit", "backbone": CLIP_28, "layer": -2}]},
     "internvit": {
         "towers": [{"family": "internvit", "backbone": INTERNVIT_28}],
         "words": ["--projector", "pixel_shuffle"],
     },
     "dinov2": {"towers": [{"family": "dinov2", "backbone": VIT_28, "final_norm": True}]},
+    "dinov2_with_registers": {
+        "towers": [{"family": "dinov2_with_registers", "backbone": {**VIT_28, "num_register_tokens": 2}}]
+    },
     "dinov3_vit": {"towers": [{"family": "dinov3_vit", "backbone": {**VIT_28, **REGISTERS}, "final_norm": True}]},
     "siglip": {"towers": [{"family": "siglip", "backbone": {**VIT_28, **MLP}}]},
     "siglip2": {"towers": [{"family": "siglip2", "backbone": {**NAFLEX_28, **MLP}}]},
@@ -96,6 +104,10 @@ def data(tmp_path_factory) -> Path:
     (folder / "records.json").write_text(json.dumps(records))
     (folder / "language.json").write_text(json.dumps({"model_type": "llama", **LANGUAGE["llama"], "hidden_size": 64}))
     return folder
+
+
+def test_every_family_has_an_eye_here():
+    assert {tower["family"] for eye in EYES.values() for tower in eye["towers"]} == FAMILIES.keys()
 
 
 @pytest.mark.slow
