@@ -22,18 +22,6 @@ esac
 prepare_environment data
 export OMP_WAIT_POLICY=passive
 
-# step TITLE RESULT COMMAND...: runs the command unless RESULT exists already.
-step() {
-  local title=$1 result=$2
-  shift 2
-  if [ -e "$result" ]; then
-    say "$title: done before ($result)"
-  else
-    say "$title"
-    "$@"
-  fi
-}
-
 started=$SECONDS
 step "1/7 the digits as pictures" "$DATA/captions.json" \
   python data_tools/real_digits.py --out "$DATA"

@@ -1,8 +1,20 @@
-# Sourced by the scripts beside it: `prepare_environment EXTRA` leaves .venv active with mmchat[EXTRA] in it.
+# Sourced by the scripts beside it, for `step` and for `prepare_environment EXTRA`, which leaves .venv active with mmchat[EXTRA] in it.
 # Works on a bare machine with Python >= 3.11; the second time it only activates.
 
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+# step TITLE RESULT COMMAND...: runs the command unless RESULT exists already.
+step() {
+  local title=$1 result=$2
+  shift 2
+  if [ -e "$result" ]; then
+    say "$title: done before ($result)"
+  else
+    say "$title"
+    "$@"
+  fi
+}
 
 find_python() {
   local candidate

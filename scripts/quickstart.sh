@@ -25,17 +25,6 @@ prepare_environment demo
 export OMP_WAIT_POLICY=passive
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
 
-# step TITLE RESULT COMMAND...: runs the command unless RESULT exists already.
-step() {
-  local title=$1 result=$2
-  shift 2
-  if [ -e "$result" ]; then
-    say "$title: done before ($result)"
-  else
-    say "$title"
-    "$@"
-  fi
-}
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 # train RANKS CONFIG. Two ranks of half the threads do about half as much again as one rank of all; InfoNCE, which
 # compares all pictures of a batch, needs one.

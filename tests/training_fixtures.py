@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmchat.data.quarantine import Quarantine
+from mmchat.training.feed import Feed
+from mmchat.training.opening import open_model
 from tests.data_room import storing
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "house"]
@@ -70,3 +73,20 @@ def run_values(folder: Path, model: Path, data: Path | dict, **changes) -> dict:
         "checkpoint": {"every": 1000},
     }
     return values | changes
+
+
+def opened(config):
+    """(objective, feed) of a run config."""
+    objective = open_model(config).objective
+    return objective, Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
+
+
+def gradients(objective, batches):
+    """Sum of losses over all supervised tokens, and every gradient of it."""
+    model = objective.model
+    model.zero_grad()
+    terms = sum(map(objective.terms, batches))
+    losses = [objective.loss_sum(model, batch, images_anywhere=True) / terms for batch in batches]
+    sum(losses).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return sum(losses).item(), found

@@ -12,18 +12,16 @@ from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import MixtureDataset
 from mmchat.data.doctor.examine import Examiner
 from mmchat.data.lengths import part_lengths, part_measure
-from mmchat.data.quarantine import Quarantine
 from mmchat.data.show import examine, open_part
 from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
 from mmchat.training.meters.flops import operations
 from mmchat.training.opening import open_model
 from mmchat.training.plan.plan import Hardware, make_plan
 from tests.invariants.test_gradients import assert_equal
-from tests.training_fixtures import run_values, write_mixture, write_records
+from tests.training_fixtures import gradients, opened, run_values, write_mixture, write_records
 
 SIZES = ((60, 28), (31, 24), (30, 95))
 """Of 10, 12 and 12 patches in grids of 2 x 5, 3 x 4 and 6 x 2."""
@@ -44,11 +42,6 @@ def config(tmp_path, model, monkeypatch):
     return lambda **changes: validate(RunConfig, values | changes, "test")
 
 
-def opened(config):
-    objective = open_model(config).objective
-    return objective, Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
-
-
 def test_what_the_index_holds_is_what_training_makes(config):
     objective, feed = opened(config())
     dataset = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
@@ -65,17 +58,6 @@ def test_what_the_index_holds_is_what_training_makes(config):
             assert look(feed.mixture.find(number)[1]).tokens == tokens
             number += 1
     assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 3
-
-
-def gradients(objective, batches):
-    """Sum of losses over all supervised tokens, and every gradient of it."""
-    model = objective.model
-    model.zero_grad()
-    terms = sum(map(objective.terms, batches))
-    losses = [objective.loss_sum(model, batch, images_anywhere=True) / terms for batch in batches]
-    sum(losses).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return sum(losses).item(), found
 
 
 WAYS = {

@@ -21,7 +21,6 @@ from mmchat.errors import SharedError, UserError
 from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
 from mmchat.training.meters.flops import operations
 from mmchat.training.opening import open_model
 from mmchat.training.plan.plan import Hardware, make_plan
@@ -29,7 +28,7 @@ from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.data_room import storing
 from tests.invariants.test_gradients import assert_equal
-from tests.training_fixtures import run_values, write_mixture, write_records
+from tests.training_fixtures import gradients, opened, run_values, write_mixture, write_records
 
 TILES = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
 SIZES = ((60, 28), (31, 24), (30, 95))
@@ -49,11 +48,6 @@ def config(tmp_path, model, monkeypatch):
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     values = run_values(tmp_path, model, write_mixture(tmp_path / "data", 12, SIZES), steps=2, batch_size=6)
     return lambda **changes: validate(RunConfig, values | changes, "test")
-
-
-def opened(config):
-    objective = open_model(config).objective
-    return objective, Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
 
 
 def test_what_the_index_holds_is_what_training_makes(config):
@@ -91,17 +85,6 @@ def test_a_picture_that_tells_no_size_makes_its_sample_unusable(config, tmp_path
     assert index.usable.tolist() == [0, 2, 3]
     plan = make_plan(config(on_bad_sample="skip"), Hardware())
     assert plan.sources[0].unusable == 1 and "1-0.png is not in a format" in plan.sources[0].first
-
-
-def gradients(objective, batches):
-    """Sum of losses over all supervised tokens, and every gradient of it."""
-    model = objective.model
-    model.zero_grad()
-    terms = sum(map(objective.terms, batches))
-    losses = [objective.loss_sum(model, batch, images_anywhere=True) / terms for batch in batches]
-    sum(losses).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return sum(losses).item(), found
 
 
 WAYS = {
