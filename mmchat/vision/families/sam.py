@@ -29,6 +29,11 @@ class Sam(VisionTower):
         self.backbone = SamVisionModel(backbone)
         for block in self.blocks:
             block.attn = DecomposedAttention(backbone, block.window_size)
+        # transformers draws SAM's weights with a standard deviation of 1e-10: such a tower sees nothing and its features,
+        # near 1e-13, let nothing come back. The original (segment_anything/modeling) keeps PyTorch's own.
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.reset_parameters()
 
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
