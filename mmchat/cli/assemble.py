@@ -84,6 +84,11 @@ def add_commands(add) -> None:
         required=True,
         help="side of what a tower sees, in pixels; once for all towers, or once for each",
     )
+    resize.add_argument(
+        "--keep-positions",
+        action="store_true",
+        help="for pictures that show more, as large as before; without it, for the same pictures with more pixels",
+    )
     resize.add_argument("--out", type=Path, required=True, help="directory to write")
     resize.set_defaults(run=run_resize)
 
@@ -93,7 +98,8 @@ def run_resize(arguments: argparse.Namespace) -> None:
     from mmchat.model.directory import load_assistant, save_assistant
 
     model, processor = load_assistant(arguments.model)
-    model.resize_towers(per_tower("--image-size", arguments.image_size, len(model.towers)))
+    sizes = per_tower("--image-size", arguments.image_size, len(model.towers))
+    model.resize_towers(sizes, arguments.keep_positions)
     processor.suit(model.specs, model.image_tokens)
     save_assistant(model, processor, arguments.out)
     sides = ", ".join(f"{spec.image_size} x {spec.image_size}" for spec in model.specs)

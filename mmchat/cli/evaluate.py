@@ -24,6 +24,12 @@ def add_commands(add) -> None:
         help="a score beside exact match; repeat for several: ned, bleu, f1, anls, relaxed_accuracy, scrm_slight and "
         "others (docs/scores.md)",
     )
+    command.add_argument(
+        "--blind",
+        choices=("swapped", "blank"),
+        default="swapped",
+        help="what the blind score looks at: the others' pictures, or white ones",
+    )
     command.add_argument("--batch-size", type=int, default=32, help="questions per forward")
     command.add_argument("--max-new-tokens", type=int, default=64, help="longest answer")
     command.set_defaults(run=run_eval)
@@ -39,13 +45,15 @@ def run_eval(arguments: argparse.Namespace) -> None:
 
     questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
     check(arguments.metric, questions)
-    result = evaluate(Generator(arguments.checkpoint), questions, arguments.batch_size, arguments.max_new_tokens)
+    result = evaluate(
+        Generator(arguments.checkpoint), questions, arguments.batch_size, arguments.max_new_tokens, arguments.blind
+    )
     scores = measure(arguments.metric, questions, result.predictions, result.blind)
-    Console().print(score_table(result))
+    Console().print(score_table(result, arguments.blind))
     if scores:
-        Console().print(metric_table(scores))
+        Console().print(metric_table(scores, arguments.blind))
     if arguments.out:
-        write_json(arguments.out / "scores.json", result.flat() | flat(scores))
+        write_json(arguments.out / "scores.json", {"blind_by": arguments.blind} | result.flat() | flat(scores))
         lines = [
             {"image": q.image.name, "kind": q.kind, "question": q.text, "answer": p, "truth": q.answer}
             for q, p in zip(questions, result.predictions, strict=True)

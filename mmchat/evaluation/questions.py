@@ -1,13 +1,17 @@
 """The question task: every question of a file asked by itself, scored by exact match per kind.
 
 Beside the score stand two that keep it honest: always giving a kind's commonest answer, and the blind
-score, the same questions with the pictures swapped among them.
+score, the same questions with the pictures swapped among them, or about blank ones.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
+
+from PIL import Image
 
 from mmchat.data.pictures import Picture
 from mmchat.data.records import Rejected
@@ -16,6 +20,11 @@ from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
 from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
+
+Blind = Literal["swapped", "blank"]
+BLINDS: dict[Blind, str] = {"swapped": "another picture", "blank": "a blank picture"}
+"""What is looked at for the blind score."""
+Look = Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -30,12 +39,12 @@ class Question:
 
 @dataclass(frozen=True)
 class KindScore:
-    """Shares of 1. `other_picture` is the blind score."""
+    """Shares of 1."""
 
     kind: str
     questions: int
     score: float
-    other_picture: float
+    blind: float
     commonest: float
 
 
@@ -50,7 +59,7 @@ class Result:
         """Metric name -> number, as `scores.json` holds them."""
         named = {"overall": self.overall} | {f"kind/{score.kind}": score for score in self.kinds}
         flat = {name: score.score for name, score in named.items()}
-        flat |= {f"{name}/blind": score.other_picture for name, score in named.items()}
+        flat |= {f"{name}/blind": score.blind for name, score in named.items()}
         flat |= {f"{name}/commonest": score.commonest for name, score in named.items()}
         return flat | {f"{name}/questions": score.questions for name, score in named.items()}
 
@@ -95,10 +104,15 @@ def swap_pictures(questions: Sequence[Question]) -> list[Picture]:
     return [other[question.image] for question in questions]
 
 
+def blank(picture: Picture) -> Image.Image:
+    """White paper of the same size."""
+    return Image.new("RGB", picture.open().size, "white")
+
+
 def answer_all(
     generator: Generator,
     questions: Sequence[Question],
-    images: Sequence[Picture],
+    looks: Sequence[Look],
     title: str,
     batch_size: int,
     max_new_tokens: int,
@@ -109,7 +123,7 @@ def answer_all(
     with progress_bar(title, len(questions)) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            pictures = [images[i].open() for i in batch]
+            pictures = [looks[i]() for i in batch]
             conversations = [
                 generator.conversation(questions[i].text, picture, ())[0]
                 for i, picture in zip(batch, pictures, strict=True)
@@ -122,14 +136,20 @@ def answer_all(
 
 
 def evaluate(
-    generator: Generator, questions: Sequence[Question], batch_size: int = 32, max_new_tokens: int = 64
+    generator: Generator,
+    questions: Sequence[Question],
+    batch_size: int = 32,
+    max_new_tokens: int = 64,
+    blind: Blind = "swapped",
 ) -> Result:
-    """Ask everything twice: with the right pictures, and with others."""
+    """Ask everything twice: about the right pictures, and about others."""
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    own = [question.image for question in questions]
+    own: list[Look] = [question.image.open for question in questions]
+    other: list[Look] = [partial(blank, question.image) for question in questions]
+    if blind == "swapped":
+        other = [picture.open for picture in swap_pictures(questions)]
     predictions = answer_all(generator, questions, own, "answering", **options)
-    blind = answer_all(generator, questions, swap_pictures(questions), "answering blind", **options)
-    return score(questions, predictions, blind)
+    return score(questions, predictions, answer_all(generator, questions, other, "answering blind", **options))
 
 
 def score(questions: Sequence[Question], predictions: Sequence[str], blind: Sequence[str]) -> Result:

@@ -1,6 +1,7 @@
 """How a run is shown: the score table in the terminal, and one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from rich.table import Table
 
 from mmchat.errors import UserError
-from mmchat.evaluation.questions import Result
+from mmchat.evaluation.questions import BLINDS, Blind, Result
+from mmchat.evaluation.scores import METRICS
 from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
 from mmchat.images import data_uri, load_image
@@ -19,16 +21,16 @@ SHOWN_LINES = 20
 """Most incidents, and most samples left out, that the report lists by name."""
 
 
-def score_table(result: Result) -> Table:
+def score_table(result: Result, blind: Blind = "swapped") -> Table:
     """Per kind: exact match, the blind score, and what the commonest answer would get."""
     table = Table(title="exact match, %", title_justify="left")
     table.add_column("kind of question")
-    for column in ("questions", "model", "blind (another picture)", "commonest answer"):
+    for column in ("questions", "model", f"blind ({BLINDS[blind]})", "commonest answer"):
         table.add_column(column, justify="right")
     for row in [*result.kinds, result.overall]:
         if row is result.overall:
             table.add_section()
-        shares = (f"{100 * share:.1f}" for share in (row.score, row.other_picture, row.commonest))
+        shares = (f"{100 * share:.1f}" for share in (row.score, row.blind, row.commonest))
         table.add_row(row.kind, str(row.questions), *shares)
     return table
 
@@ -58,6 +60,8 @@ def write_report(
             beside=list(others),
             kinds=[_kind(name, scores, others) for name in scores if name.startswith("kind/") and name.count("/") == 1],
             overall=_kind("overall", scores, others) if scored else None,
+            metrics=[_metric(name, scores, others) for name in METRICS if name in scores],
+            blind_by=BLINDS[scores.get("blind_by", "swapped")],
             grid=_grid(read_json_lines(run / "predictions.jsonl"), pictures) if scored else [],
             environment=read_json(run / "environment.json"),
             shown=SHOWN_LINES,
@@ -108,6 +112,22 @@ def _kind(name: str, scores: dict[str, float], others: dict[str, dict[str, float
         "score": scores[name],
         "beside": [theirs[name] for theirs in others.values()],
         **{column: scores[f"{name}/{column}"] for column in ("blind", "commonest", "questions")},
+    }
+
+
+def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A table of one of the scores that were asked for beside exact match."""
+    kinds = [key for key in scores if key.startswith("kind/") and key.count("/") == 1]
+
+    def row(key: str) -> list[float]:
+        return [scores[key], *(theirs.get(key, nan) for theirs in others.values()), scores[f"{key}/blind"]]
+
+    return {
+        "name": name,
+        "says": METRICS[name].says,
+        "kinds": {kind.removeprefix("kind/"): row(f"{kind}/{name}") for kind in kinds},
+        "overall": row(name),
+        "interval": (scores[f"{name}/low"], scores[f"{name}/high"]),
     }
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from mmchat.errors import UserError
 from mmchat.evaluation.answer_scores import anls, relaxed_accuracy
 from mmchat.evaluation.metrics import Interval, bootstrap_interval, mean_by_kind, share_interval
-from mmchat.evaluation.questions import Question
+from mmchat.evaluation.questions import BLINDS, Blind, Question
 from mmchat.evaluation.table_scores import HIGH, SLIGHT, STRICT, scrm
 from mmchat.evaluation.text_scores import (
     bleu,
@@ -49,13 +49,14 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True)
 class MetricScore:
-    """The mean over all questions and its 95 % interval; `blind` is that of the answers about other pictures."""
+    """The mean over all questions and its 95 % interval; `blind` is that of the answers about other pictures. Of each
+    kind both means."""
 
     name: str
     mean: float
     interval: Interval
     blind: float
-    per_kind: Mapping[str, float]
+    per_kind: Mapping[str, tuple[float, float]]
 
 
 def check(names: Sequence[str], questions: Sequence[Question]) -> None:
@@ -82,15 +83,18 @@ def measure(
 
 
 def _measure(name: str, questions: Sequence[Question], predictions: Sequence[str], blind: Sequence[str]) -> MetricScore:
-    metric, references = METRICS[name], [question.answer for question in questions]
-    values = np.array([float(metric.of(p, r)) for p, r in zip(predictions, references, strict=True)])
-    blind_mean = sum(float(metric.of(p, r)) for p, r in zip(blind, references, strict=True)) / len(references)
+    metric, kinds = METRICS[name], [question.kind for question in questions]
+    values, blind_values = (
+        np.array([float(metric.of(p, question.answer)) for p, question in zip(answers, questions, strict=True)])
+        for answers in (predictions, blind)
+    )
     if metric.hit:
         interval = share_interval(int(values.sum()), len(values))
     else:
         interval = bootstrap_interval(lambda drawn: float(values[drawn].mean()), len(values))
-    per_kind = mean_by_kind([question.kind for question in questions], values.tolist())
-    return MetricScore(name, float(values.mean()), interval, blind_mean, per_kind)
+    seen, unseen = (mean_by_kind(kinds, each.tolist()) for each in (values, blind_values))
+    per_kind = {kind: (seen[kind], unseen[kind]) for kind in seen}
+    return MetricScore(name, float(values.mean()), interval, float(blind_values.mean()), per_kind)
 
 
 def flat(scores: Sequence[MetricScore]) -> dict[str, float]:
@@ -100,19 +104,23 @@ def flat(scores: Sequence[MetricScore]) -> dict[str, float]:
         low, high = score.interval
         flat |= {score.name: score.mean, f"{score.name}/low": low, f"{score.name}/high": high}
         flat[f"{score.name}/blind"] = score.blind
-        flat |= {f"kind/{kind}/{score.name}": value for kind, value in score.per_kind.items()}
+        for kind, (mean, blind) in score.per_kind.items():
+            flat |= {f"kind/{kind}/{score.name}": mean, f"kind/{kind}/{score.name}/blind": blind}
     return flat
 
 
-def metric_table(scores: Sequence[MetricScore]) -> Table:
-    """A line per metric: mean, interval, and the mean of answers about other pictures."""
+def metric_table(scores: Sequence[MetricScore], blind: Blind = "swapped") -> Table:
+    """A line per metric: mean, interval, and the mean of answers about other pictures; below it one per kind."""
     table = Table(title="other scores, %", title_justify="left")
     table.add_column("score")
-    for column in ("model", "95 % interval", "blind (another picture)"):
+    for column in ("model", "95 % interval", f"blind ({BLINDS[blind]})"):
         table.add_column(column, justify="right")
     table.add_column("what it is")
     for score in scores:
         low, high = (f"{100 * end:.1f}" for end in score.interval)
-        mean, blind = f"{100 * score.mean:.1f}", f"{100 * score.blind:.1f}"
-        table.add_row(score.name, mean, f"{low} to {high}", blind, METRICS[score.name].says)
+        mean, unseen = f"{100 * score.mean:.1f}", f"{100 * score.blind:.1f}"
+        table.add_row(score.name, mean, f"{low} to {high}", unseen, METRICS[score.name].says)
+        for kind, means in sorted(score.per_kind.items()):
+            mean, unseen = (f"{100 * value:.1f}" for value in means)
+            table.add_row(f"  {kind}", mean, "", unseen)
     return table

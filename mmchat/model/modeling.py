@@ -69,9 +69,9 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
         self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
-    def resize_towers(self, image_sizes: Sequence[int]) -> None:
+    def resize_towers(self, image_sizes: Sequence[int], keep_positions: bool = False) -> None:
         """Be a model for pictures of another size, in pixels, one for each tower: positions that towers learned are
-        interpolated (`VisionTower.resized`), and a picture has other slots. Its processor is to be told
+        stretched or kept (`VisionTower.resized`), and a picture has other slots. Its processor is to be told
         (`MMChatProcessor.suit`).
 
         Raises:
@@ -79,7 +79,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 fused on channels would give different numbers.
         """
         pairs = zip(self.towers, image_sizes, strict=True)
-        self.towers = nn.ModuleList(tower.resized(size) for tower, size in pairs)
+        self.towers = nn.ModuleList(tower.resized(size, keep_positions) for tower, size in pairs)
         refuse_unequal_views(self.specs)
         self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
         for place, (old, new) in enumerate(zip(self.projectors, self._new_projectors(), strict=True)):

@@ -159,9 +159,9 @@ class BlockTower(VisionTower):
             raise UserError(f"it has {run}" if pooled else f"up to its feature layer it has {run}")
         return [parameter for module in [*self.blocks[run - blocks : run], *used] for parameter in module.parameters()]
 
-    def resized(self, image_size: int) -> "BlockTower":
-        """The same weights for pictures of another size: learned positions are interpolated, as transformers does it
-        in `interpolate_pos_encoding`, or antialiased where the config says so."""
+    def resized(self, image_size: int, keep_positions: bool = False) -> "BlockTower":
+        """Learned positions are stretched as transformers does it in `interpolate_pos_encoding`, or antialiased where the
+        config says so."""
         if image_size == self.spec.image_size:
             return self
         refuse_margin(image_size, self.spec.patch_size)
@@ -170,9 +170,12 @@ class BlockTower(VisionTower):
         state = self.backbone.state_dict()
         if self.position_table is not None:
             table, side = state[self.position_table], image_size // self.spec.patch_size
-            state[self.position_table] = interpolated(
-                table, self.class_tokens, (side, side), self.interpolation, config.antialias
-            )
+            if keep_positions:
+                state[self.position_table] = kept(table, self.class_tokens, (side, side))
+            else:
+                state[self.position_table] = interpolated(
+                    table, self.class_tokens, (side, side), self.interpolation, config.antialias
+                )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 
@@ -191,6 +194,17 @@ def interpolated(
     other = nn.functional.interpolate(square, grid, mode=mode, antialias=antialias)
     resized = torch.cat([first, other.flatten(2)[0].T.to(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)
+
+
+def kept(table: torch.Tensor, class_tokens: int, grid: tuple[int, int]) -> torch.Tensor:
+    """As `interpolated`, but row 3, column 5 of any grid has the same position; places that the table does not know
+    have the nearest's."""
+    positions = table.reshape(-1, table.shape[-1])
+    first, learned = positions[:class_tokens], positions[class_tokens:]
+    side = isqrt(len(learned))
+    rows, columns = (torch.arange(count, device=table.device).clamp(max=side - 1) for count in grid)
+    moved = torch.cat([first, learned.unflatten(0, (side, side))[rows][:, columns].flatten(0, 1)])
+    return moved.reshape(*table.shape[:-2], *moved.shape)
 
 
 def refuse_margin(size: int, patch: int, merged: int = 1) -> None:

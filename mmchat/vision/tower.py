@@ -105,8 +105,12 @@ class VisionTower(nn.Module, ABC):
         raise UserError(f"a {self.config.family} is no row of blocks")
 
     @abstractmethod
-    def resized(self, image_size: int) -> "VisionTower":
-        """A tower with the same weights for pictures of another size, as the original does it.
+    def resized(self, image_size: int, keep_positions: bool = False) -> "VisionTower":
+        """A tower with the same weights for pictures of another size, as the original does it: learned positions are
+        stretched over the new grid, for the same pictures with more pixels.
+
+        keep_positions: patches keep the positions that they have, counted from the upper left, and those beyond take
+        the nearest; for pictures that show more, as large as before (pages that grow).
 
         Raises:
             UserError: the original cannot, or not to this size.

@@ -122,6 +122,7 @@ def test_the_grown_tower_is_what_the_assistant_starts_from(path):
 
 def test_scores_are_flat_numbers_and_the_table_shows_the_blind_score(path):
     scores = json.loads((path / "sft" / "scores.json").read_text())
+    assert scores.pop("blind_by") == "swapped"
     assert all(isinstance(value, int | float) for value in scores.values())
     assert {"overall", "overall/blind", "overall/commonest"} <= scores.keys()
     assert "blind" in (path / "table.txt").read_text()

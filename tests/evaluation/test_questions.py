@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmchat.data.pictures import FilePicture
 from mmchat.errors import UserError
@@ -65,10 +66,10 @@ def test_score_by_hand():
     result = score(asked, predictions=["1", "2", "2", "red"], blind=["1", "1", "1", "blue"])
     count, colour = result.kinds[1], result.kinds[0]
     assert (count.kind, count.questions) == ("count", 3)
-    assert (count.score, count.other_picture, count.commonest) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
-    assert (colour.score, colour.other_picture, colour.commonest) == (1, 0, 1)
+    assert (count.score, count.blind, count.commonest) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert (colour.score, colour.blind, colour.commonest) == (1, 0, 1)
     assert result.overall.score == 0.75
-    assert result.overall.other_picture == 0.5
+    assert result.overall.blind == 0.5
     assert result.overall.commonest == pytest.approx(0.75)
     flat = result.flat()
     assert flat["overall"] == 0.75
@@ -142,5 +143,10 @@ def test_evaluate_asks_with_the_own_and_with_another_picture(assistant_dir, writ
     monkeypatch.setattr(generator, "generate", answer)
     result = evaluate(generator, questions, batch_size=2, max_new_tokens=5)
     assert result.predictions == ["What? True", "Long question? True", "What? False"]
+    assert result.blind == ["What? False", "Long question? False", "What? True"]
     assert seen == [[2, 5], [1, 5]] * 2
     assert result.overall.questions == 3
+    own = Image.new("RGB", picture().size, "white").tobytes()
+    result = evaluate(generator, questions, batch_size=2, max_new_tokens=5, blind="blank")
+    assert result.blind == ["What? True", "Long question? True", "What? True"]
+    assert result.predictions == ["What? False", "Long question? False", "What? False"]

@@ -218,11 +218,12 @@ def test_means_and_intervals():
     answers, blind = ["104", "yes", "yes", "8"], ["7", "no", "no", "7"]
     relaxed, distance = measure(["relaxed_accuracy", "ned"], questions, answers, blind)
     assert (relaxed.mean, relaxed.interval, relaxed.blind) == (0.5, share_interval(2, 4), 0.5)
-    assert relaxed.per_kind == {"number": 0.5, "word": 0.5}
+    assert relaxed.per_kind == {"number": (0.5, 0.5), "word": (0.5, 0.5)}
     # Distances 1/3, 0, 1, 1; blind 1, 1, 0, 0.
     assert distance.mean == pytest.approx((1 / 3 + 2) / 4)
     assert distance.blind == 0.5
-    assert distance.per_kind == pytest.approx({"number": 2 / 3, "word": 0.5})
+    assert distance.per_kind["number"] == pytest.approx((2 / 3, 0.5))
+    assert distance.per_kind["word"] == pytest.approx((0.5, 0.5))
     assert 0 <= distance.interval[0] < distance.mean < distance.interval[1] <= 1
     figures = flat([relaxed, distance])
     assert figures["ned"] == distance.mean

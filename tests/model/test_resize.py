@@ -7,8 +7,9 @@ from mmchat.cli.main import main
 from mmchat.model.directory import load_assistant, save_assistant
 
 
-def resize(source, out, *sizes):
-    main(["resize", str(source), "--out", str(out), *(word for size in sizes for word in ("--image-size", str(size)))])
+def resize(source, out, *sizes, options=()):
+    words = [word for size in sizes for word in ("--image-size", str(size))]
+    main(["resize", str(source), "--out", str(out), *words, *options])
     return load_assistant(out)
 
 
@@ -34,6 +35,20 @@ def test_the_same_size_is_the_same_model(assistant_dir, tmp_path):
     states = before.state_dict(), after.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+
+
+@torch.no_grad()
+def test_pictures_that_show_more(assistant_dir, tmp_path):
+    """Row by row and column by column the positions are the old ones; below and at the right of them, the nearest."""
+    before = load_assistant(assistant_dir)[0].towers[0]
+    after = resize(assistant_dir, tmp_path / "out", 42, options=["--keep-positions"])[0].towers[0]
+    old, new = (tower.backbone.state_dict()[tower.position_table] for tower in (before, after))
+    first = len(old) - 16
+    assert torch.equal(new[:first], old[:first])
+    for row in range(6):
+        for column in range(6):
+            nearest = old[first + min(row, 3) * 4 + min(column, 3)]
+            assert torch.equal(new[first + row * 6 + column], nearest), (row, column)
 
 
 @pytest.mark.parametrize(

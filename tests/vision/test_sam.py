@@ -5,11 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from transformers import SamConfig, SamModel, SamVisionConfig, SamVisionModel
 from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 from mmchat.errors import UserError
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower
+from mmchat.vision.families.sam import lengthened
 from mmchat.vision.layouts.sam import PREPROCESSING as SAM
 from mmchat.vision.layouts.vary import PREPROCESSING as VARY
 from mmchat.vision.relative_position import DecomposedAttention
@@ -215,6 +217,23 @@ def test_another_size(sam, size):
         expected = reference(pixels).last_hidden_state.flatten(2).mT
         torch.testing.assert_close(tower(pixels).patches, expected, atol=TOLERANCE, rtol=0)
     assert not tower.training
+
+
+@torch.no_grad()
+def test_pages_that_grow():
+    """A tower that looks at windows alone sees in the upper left of a larger page what it saw before; where a block sees
+    the whole page, each distance keeps its position."""
+    windowed = {**TINY, "global_attn_indexes": [], "window_size": 4}
+    tower = spread(build_tower(TowerConfig("sam", windowed))).eval()
+    small = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    large = F.pad(small, (0, 64, 0, 64))
+    before, after = tower.grid(small), tower.resized(128, keep_positions=True).grid(large)
+    # The neck's second convolution looks one patch beyond the old edge.
+    torch.testing.assert_close(after[..., :7, :7], before[..., :7, :7], atol=1e-5, rtol=0)
+    assert (tower.resized(128).grid(large)[..., :7, :7] - before[..., :7, :7]).abs().max() > 1e-2
+    table = torch.arange(7.0)[:, None]
+    assert lengthened(table, 11).flatten().tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6]
+    assert lengthened(table, 3).flatten().tolist() == [2, 3, 4]
 
 
 def bicubic(grid, side):

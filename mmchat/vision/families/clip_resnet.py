@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import hidden_states, interpolated, refuse_margin
+from mmchat.vision.block_tower import hidden_states, interpolated, kept, refuse_margin
 from mmchat.vision.spec import TowerConfig, TowerSpec
 from mmchat.vision.tower import TowerOutput, VisionTower
 
@@ -100,7 +100,7 @@ class CLIPResNet(VisionTower):
         idle = [*self.backbone.stages[max(self._layers) :], self.backbone.attnpool]
         return [parameter for module in idle for parameter in module.parameters()]
 
-    def resized(self, image_size: int) -> "CLIPResNet":
+    def resized(self, image_size: int, keep_positions: bool = False) -> "CLIPResNet":
         """Only the attention pool knows the size of the grid; its positions are interpolated like a ViT's."""
         if image_size == self.spec.image_size:
             return self
@@ -108,7 +108,10 @@ class CLIPResNet(VisionTower):
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
         table, side = "attnpool.positional_embedding", image_size // STRIDES[-1]
-        state[table] = interpolated(state[table], 1, (side, side), antialias=config.antialias)
+        if keep_positions:
+            state[table] = kept(state[table], 1, (side, side))
+        else:
+            state[table] = interpolated(state[table], 1, (side, side), antialias=config.antialias)
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import SamVisionConfig, SamVisionModel
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import interpolated, refuse_margin
+from mmchat.vision.block_tower import interpolated, kept, refuse_margin
 from mmchat.vision.relative_position import DecomposedAttention
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
 from mmchat.vision.tower import TowerOutput, VisionTower
@@ -29,8 +29,8 @@ class Sam(VisionTower):
         self.backbone = SamVisionModel(backbone)
         for block in self.blocks:
             block.attn = DecomposedAttention(backbone, block.window_size)
-        # transformers draws SAM's weights with a standard deviation of 1e-10: such a tower sees nothing and its features,
-        # near 1e-13, let nothing come back. The original (segment_anything/modeling) keeps PyTorch's own.
+        # transformers draws SAM's weights with a standard deviation of 1e-10: such a tower's features are near 1e-13
+        # whatever it sees, and no gradient comes through it. The original (segment_anything/modeling) keeps PyTorch's.
         for module in self.backbone.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.reset_parameters()
@@ -75,10 +75,10 @@ class Sam(VisionTower):
     def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
         return []
 
-    def resized(self, image_size: int) -> "Sam":
-        """The same weights for pictures of another size: absolute positions are interpolated bicubically, relative ones
-        of blocks that see the whole picture linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM
-        itself leaves its absolute positions at 1024). Windows stay as they are."""
+    def resized(self, image_size: int, keep_positions: bool = False) -> "Sam":
+        """Stretched, absolute positions are interpolated bicubically and relative ones of blocks that see the whole
+        picture linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM itself leaves its absolute
+        positions at 1024). Windows stay as they are."""
         if image_size == self.spec.image_size:
             return self
         config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
@@ -89,9 +89,10 @@ class Sam(VisionTower):
                 continue
             if key.endswith("pos_embed"):
                 side = shapes[key][1]
-                state[key] = interpolated(tensor.flatten(1, 2), 0, (side, side)).unflatten(1, (side, side))
+                move = kept if keep_positions else interpolated
+                state[key] = move(tensor.flatten(1, 2), 0, (side, side)).unflatten(1, (side, side))
             else:
-                state[key] = stretched(tensor, shapes[key][0])
+                state[key] = (lengthened if keep_positions else stretched)(tensor, shapes[key][0])
         other.load_state_dict(state)
         return other.train(self.training)
 
@@ -125,3 +126,10 @@ def compressed(tower: Sam, fit: Fit = "squash") -> VarySam:
 def stretched(table: torch.Tensor, length: int) -> torch.Tensor:
     """Vectors by distance, float[n, c] -> float[length, c], linearly between neighbours."""
     return F.interpolate(table.T[None].float(), length, mode="linear")[0].T.to(table.dtype)
+
+
+def lengthened(table: torch.Tensor, length: int) -> torch.Tensor:
+    """Vectors by distance, of which the middle one is distance 0: each distance keeps its own, longer ones have that of
+    the longest, shorter tables lose those."""
+    margin = (length - len(table)) // 2
+    return table[(torch.arange(length, device=table.device) - margin).clamp(0, len(table) - 1)]

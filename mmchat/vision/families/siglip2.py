@@ -85,13 +85,13 @@ class Siglip2(Siglip):
         vectors = self._pooled(normed, there.to(flat.device)) if pooled else None
         return TowerOutput(patches.flatten(0, 1)[places, None], vectors)
 
-    def resized(self, image_size: int) -> "Siglip2":
+    def resized(self, image_size: int, keep_positions: bool = False) -> "Siglip2":
         if self.spec.native:
             raise UserError(
                 "a tower of fit native has no image size: say how many patches a picture has at most (max_patches), or "
                 "choose a fit that makes squares"
             )
-        return super().resized(image_size)
+        return super().resized(image_size, keep_positions)
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """float[.., 3, p, p] -> float[.., width]. A pixel's colours lie together, rows of pixels one after another."""
