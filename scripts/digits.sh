@@ -13,12 +13,7 @@ cd "$ROOT"
 . scripts/environment.sh
 
 DATA=data/digits RUN=runs/digits SIMCLR=runs/digits/simclr CONFIGS=configs/clip
-case "${1:-}" in
-  "") ;;
-  --fresh) rm -rf "$DATA" "$RUN" ;;
-  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) die "unknown argument '$1'; expected nothing or --fresh" ;;
-esac
+begin "${1:-}" "$DATA" "$RUN"
 
 prepare_environment data
 # Both towers are grown at once, on one core each.

@@ -1,8 +1,20 @@
-# Sourced by the scripts beside it, for `step` and for `prepare_environment EXTRA`, which leaves .venv active with mmchat[EXTRA] in it.
+# Sourced by the scripts beside it, for `begin`, `step` and `prepare_environment EXTRA`, which leaves .venv active with mmchat[EXTRA] in it.
 # Works on a bare machine with Python >= 3.11; the second time it only activates.
 
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+# begin ARGUMENT FOLDER...: of a script with one option: --fresh deletes the folders, --help prints the script's head.
+begin() {
+  local argument=$1
+  shift
+  case "$argument" in
+    "") ;;
+    --fresh) rm -rf "$@" ;;
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) die "unknown argument '$argument'; expected nothing or --fresh" ;;
+  esac
+}
 
 # step TITLE RESULT COMMAND...: runs the command unless RESULT exists already.
 step() {

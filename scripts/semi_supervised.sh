@@ -14,12 +14,7 @@ cd "$ROOT"
 . scripts/environment.sh
 
 DATA=data/digits SIMCLR=runs/digits/simclr RUN=runs/semi_supervised
-case "${1:-}" in
-  "") ;;
-  --fresh) rm -rf "$SIMCLR" "$RUN" ;;
-  -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) die "unknown argument '$1'; expected nothing or --fresh" ;;
-esac
+begin "${1:-}" "$SIMCLR" "$RUN"
 
 prepare_environment data
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1

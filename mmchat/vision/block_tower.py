@@ -160,7 +160,7 @@ class BlockTower(VisionTower):
         return [parameter for module in [*self.blocks[run - blocks : run], *used] for parameter in module.parameters()]
 
     def resized(self, image_size: int, keep_positions: bool = False) -> "BlockTower":
-        """Learned positions are stretched as transformers does it in `interpolate_pos_encoding`, or antialiased where the
+        """Learned positions are stretched as transformers does it in `interpolate_pos_encoding`, antialiased where the
         config says so."""
         if image_size == self.spec.image_size:
             return self

@@ -221,7 +221,7 @@ def test_another_size(sam, size):
 
 @torch.no_grad()
 def test_pages_that_grow():
-    """A tower that looks at windows alone sees in the upper left of a larger page what it saw before; where a block sees
+    """A tower of windows alone sees in the upper left of a larger page what it saw before; where a block sees
     the whole page, each distance keeps its position."""
     windowed = {**TINY, "global_attn_indexes": [], "window_size": 4}
     tower = spread(build_tower(TowerConfig("sam", windowed))).eval()
