@@ -8,9 +8,10 @@ from pathlib import Path
 import make_pages
 import numpy as np
 import pytest
-from engine import degrade, layout, produce
+from engine import degrade, produce
 from engine.check import DefectError, Piece, check, check_turned
 from engine.fonts import SHIPPED, SYSTEM, Face, find_faces
+from engine.line_breaking import broken
 from engine.pages import PageMaker, draw
 from engine.texts import open_texts, tidy
 from PIL import Image
@@ -188,7 +189,7 @@ def test_chinese_breaks_between_characters_but_not_before_stops(maker, tmp_path)
 
 def test_a_word_wider_than_its_line_is_cut_and_loses_nothing(faces):
     text = "a " + "w" * 100 + " b"
-    lines = list(layout._lines(text, faces[0], 20, 150, 0))
+    lines = list(broken(text, faces[0], 20, 150, 0))
     assert len(lines) > 5 and max(line.length for line in lines) <= 150
     together = "".join(line.text + line.glue_behind for line in lines)
     assert together == text and [text[: line.end] for line in lines][-1] == text
