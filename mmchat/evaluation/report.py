@@ -15,8 +15,8 @@ from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
 from mmchat.images import data_uri, load_image
 
-PICTURE_SIDE = 128
-"""Side of a picture in the report's grid, in pixels."""
+PICTURE_SIDE = 256
+"""Side of a picture in the report's grid, in pixels, if it has as many."""
 SHOWN_LINES = 20
 """Most incidents, and most samples left out, that the report lists by name."""
 
@@ -140,7 +140,8 @@ def _grid(predictions: list[dict[str, str]], pictures: int) -> list[dict[str, An
     step = max(1, len(names) // max(1, pictures))
     cells = []
     for name in names[::step][:pictures]:
-        uri = data_uri(load_image(name), PICTURE_SIDE)
+        image = load_image(name)
+        shown = {"uri": data_uri(image, PICTURE_SIDE), "name": Path(name).name, "large": max(image.size) > 128}
         questions = [{**q, "right": q["answer"].split() == q["truth"].split()} for q in by_image[name]]
-        cells.append({"uri": uri, "name": Path(name).name, "questions": questions})
+        cells.append({**shown, "questions": questions})
     return cells
