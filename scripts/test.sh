@@ -27,4 +27,4 @@ if [ "${1:-}" = --slow ]; then
   exec python -m pytest -m slow "$@"
 fi
 # Two processes, because half the time tests wait for launchers; a file's tests stay together, as they share runs.
-exec python -m pytest -m "not slow" -n 2 --dist loadfile "$@"
+exec python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@"

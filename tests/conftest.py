@@ -14,6 +14,14 @@ from mmchat.vision import TowerConfig, build_tower
 from mmchat.vision.spec import HALF, Preprocessing
 
 DATA = Path(__file__).parent / "data"
+LAUNCHED = {"training", "invariants", "end_to_end"}
+"""Rooms whose tests wait for launchers."""
+
+
+def pytest_collection_modifyitems(items):
+    """Long ones first, so that the two processes of scripts/test.sh end together."""
+    items.sort(key=lambda item: item.path.parent.name not in LAUNCHED)
+
 
 CLIP_28 = {
     "hidden_size": 32,
