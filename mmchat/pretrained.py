@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mmchat.errors import UserError
-from mmchat.files import replace_directory
+from mmchat.files import read_json, replace_directory
 
 
 def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (), dtype: str = "auto") -> Any:
@@ -50,6 +50,19 @@ def _filled(model_class: Any, source: Path | None, where: Path, others: tuple[st
         found = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in problems.items() if keys)
         raise UserError(f"the weights in {where} do not fit its config: {found}")
     return model
+
+
+def directory_of(source: str | Path, model_type: str, what: str, remedy: str) -> Path:
+    """The directory, if what mmchat saved there is of this type; `what` and `remedy` are for the message.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    directory = Path(source)
+    found = read_json(directory / "config.json").get("model_type")
+    if found != model_type:
+        raise UserError(f"{directory} holds a {found!r}, expected {what} ({model_type}); {remedy}")
+    return directory
 
 
 def open_pretrained(auto_class: Any, source: str, what: str) -> Any:

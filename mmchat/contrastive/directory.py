@@ -9,9 +9,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from mmchat.contrastive.captions import encode_caption, open_tokenizer, refuse_other_tokenizer
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_of, without_pooler
 from mmchat.contrastive.layouts import open_layout
-from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.pretrained import load_strictly, open_pretrained, save_verified
+from mmchat.pretrained import directory_of, load_strictly, open_pretrained, save_verified
 from mmchat.vision import VisionTower
 from mmchat.vision.layouts.layout import refuse_misfits
 from mmchat.vision.loading import open_source
@@ -49,12 +48,12 @@ def load_saved(directory: str | Path, dtype: str = "auto") -> DualEncoder:
     Raises:
         UserError: the directory holds something else, or weights are missing or left over.
     """
-    return load_strictly(DualEncoder, _checked(directory), dtype=dtype)
+    return load_strictly(DualEncoder, _directory(directory), dtype=dtype)
 
 
 def shape_clip(directory: str | Path) -> DualEncoder:
     """As `load_saved`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
-    return DualEncoder(DualEncoderConfig.from_pretrained(_checked(directory)))
+    return DualEncoder(DualEncoderConfig.from_pretrained(_directory(directory)))
 
 
 def load_tokenizer(source: str | Path, model: DualEncoder) -> Any:
@@ -68,15 +67,9 @@ def load_tokenizer(source: str | Path, model: DualEncoder) -> Any:
     return tokenizer
 
 
-def _checked(directory: str | Path) -> Path:
-    directory = Path(directory)
-    found = read_json(directory / "config.json").get("model_type")
-    if found != DualEncoderConfig.model_type:
-        raise UserError(
-            f"{directory} holds a {found!r}, expected a dual encoder ({DualEncoderConfig.model_type}); "
-            "`mmchat clip convert` makes one of what others publish"
-        )
-    return directory
+def _directory(source: str | Path) -> Path:
+    remedy = "`mmchat clip convert` makes one of what others publish"
+    return directory_of(source, DualEncoderConfig.model_type, "a dual encoder", remedy)
 
 
 def init_clip(

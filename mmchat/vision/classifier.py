@@ -9,8 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
-from mmchat.pretrained import load_strictly, save_verified
+from mmchat.pretrained import directory_of, load_strictly, save_verified
 from mmchat.vision.loading import build_tower
 from mmchat.vision.spec import TowerConfig, refuse_several_views
 from mmchat.vision.tower import VisionTower
@@ -103,12 +102,12 @@ def load_classifier(source: str | Path, dtype: str = "auto") -> ImageClassifier:
     Raises:
         UserError: the directory holds something else, or weights are missing or left over.
     """
-    return load_strictly(ImageClassifier, _checked(source), dtype=dtype)
+    return load_strictly(ImageClassifier, _directory(source), dtype=dtype)
 
 
 def shape_classifier(source: str | Path) -> ImageClassifier:
     """As `load_classifier`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
-    return ImageClassifier(ImageClassifierConfig.from_pretrained(_checked(source)))
+    return ImageClassifier(ImageClassifierConfig.from_pretrained(_directory(source)))
 
 
 def save_classifier(model: ImageClassifier, directory: Path) -> None:
@@ -123,12 +122,6 @@ def save_classifier(model: ImageClassifier, directory: Path) -> None:
     save_verified(model, [], directory, load_classifier, outputs, OUTPUT_TOLERANCE)
 
 
-def _checked(source: str | Path) -> Path:
-    directory = Path(source)
-    found = read_json(directory / "config.json").get("model_type")
-    if found != ImageClassifierConfig.model_type:
-        raise UserError(
-            f"{directory} holds a {found!r}, expected a classifier ({ImageClassifierConfig.model_type}); make one "
-            "around any tower with `mmchat vision init`"
-        )
-    return directory
+def _directory(source: str | Path) -> Path:
+    remedy = "make one around any tower with `mmchat vision init`"
+    return directory_of(source, ImageClassifierConfig.model_type, "a classifier", remedy)
