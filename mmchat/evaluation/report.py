@@ -116,11 +116,11 @@ def _kind(name: str, scores: dict[str, float], others: dict[str, dict[str, float
 
 
 def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A table of one of the scores that were asked for beside exact match."""
+    """A table of one of the scores that were asked for beside exact match; nan where a file has it not."""
     kinds = [key for key in scores if key.startswith("kind/") and key.count("/") == 1]
 
     def row(key: str) -> list[float]:
-        return [scores[key], *(theirs.get(key, nan) for theirs in others.values()), scores[f"{key}/blind"]]
+        return [scores[key], *(theirs.get(key, nan) for theirs in others.values()), scores.get(f"{key}/blind", nan)]
 
     return {
         "name": name,

@@ -58,7 +58,7 @@ def path(tmp_path_factory):
     conversations = {"data__path": data / "train.json", "validation__path": data / "dev.json"}
     train("sft", run_dir=folder / "sft", model=folder / "projector" / "model", **conversations, **small)
     model = folder / "sft" / "model"
-    scoring = (model, data / "heldout.json", "--out", folder / "sft", "--max-new-tokens", 4)
+    scoring = (model, data / "heldout.json", "--out", folder / "sft", "--max-new-tokens", 4, "--metric", "ned")
     (folder / "table.txt").write_text(run(mmchat, "eval", *scoring, cwd=folder))
     out = ("--out", folder / "captions.jsonl", "--max-new-tokens", 4)
     run(mmchat, "caption", model, data / "heldout", *out, cwd=folder)
@@ -137,6 +137,7 @@ def test_the_report_is_one_self_contained_page(path):
     page = (path / "sft" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 + 6
     assert page.count("<summary>Config of ") == 3 and "MFU" in page and "peak memory" in page
+    assert "<h2>ned</h2>" in page and "edit distance / longer text" in page
     assert "<th>the same</th>" in page and "+0.0 points for this run" in page
     assert "http://" not in page and "https://" not in page
 
