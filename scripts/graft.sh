@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What Vary's graft buys, in small, on a CPU: the tower that learned to read set beside a CLIP-style one, against that one alone.
-# Both frozen; a new language model learns to read with them in the same steps, samples and slots; three seeds. About 20 minutes.
+# Both frozen; a new language model learns to read with them in the same steps, samples and slots; three seeds. About 18 minutes.
 #
 #   bash scripts/graft.sh           finished steps are skipped, an interrupted one is resumed
 #   bash scripts/graft.sh --fresh   delete runs/graft first
