@@ -90,4 +90,5 @@ PYTHON
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 echo "  table    $RUN/scores.md
   report   $RUN/256/report.html   (curves of all stages, held-out pages with what was read)
-  chat     mmchat chat $RUN/256/model"
+  try next . .venv/bin/activate
+           mmchat ocr $RUN/256/model $DATA/256/heldout --prompt \"Read this.\" --out read.jsonl"
