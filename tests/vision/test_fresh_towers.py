@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmchat.vision import TowerConfig, build_tower
-from mmchat.vision.families import FAMILIES
+from mmchat.vision.families import FAMILIES, sam
 
 TRANSFORMER = {
     "image_size": 32,
@@ -33,3 +33,17 @@ def test_begins_to_see(family):
     assert features.std(dim=0).mean() > 1e-3
     (features * torch.randn_like(features)).sum().backward()
     assert pixels.grad.std() > 1e-3
+
+
+def test_a_sam_of_which_weights_are_elsewhere(monkeypatch):
+    """ZeRO 3 leaves nothing in a module's weights as soon as it is made."""
+
+    class Shared(sam.SamVisionModel):
+        def __init__(self, config):
+            super().__init__(config)
+            for parameter in self.parameters():
+                parameter.data = torch.empty(0)
+
+    monkeypatch.setattr(sam, "SamVisionModel", Shared)
+    tower = build_tower(TowerConfig("vary_sam", BACKBONES["vary_sam"]))
+    assert tower.backbone.vision_encoder.patch_embed.projection.weight.numel() == 0

@@ -31,8 +31,9 @@ class Sam(VisionTower):
             block.attn = DecomposedAttention(backbone, block.window_size)
         # transformers draws SAM's weights with a standard deviation of 1e-10: such a tower's features are near 1e-13
         # whatever it sees, and no gradient comes through it. The original (segment_anything/modeling) keeps PyTorch's.
+        # Where ZeRO 3 builds a model, weights are empty here: they come from a file.
         for module in self.backbone.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.numel():
                 module.reset_parameters()
 
     @classmethod
