@@ -170,41 +170,37 @@ class BlockTower(VisionTower):
         state = self.backbone.state_dict()
         if self.position_table is not None:
             table, side = state[self.position_table], image_size // self.spec.patch_size
-            if keep_positions:
-                state[self.position_table] = kept(table, self.class_tokens, (side, side))
-            else:
-                state[self.position_table] = interpolated(
-                    table, self.class_tokens, (side, side), self.interpolation, config.antialias
-                )
+            state[self.position_table] = regridded(
+                table, self.class_tokens, (side, side), self.interpolation, config.antialias, keep_positions
+            )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 
 
-def interpolated(
-    table: torch.Tensor, class_tokens: int, grid: tuple[int, int], mode: str = "bicubic", antialias: bool = False
+def regridded(
+    table: torch.Tensor,
+    class_tokens: int,
+    grid: tuple[int, int],
+    mode: str = "bicubic",
+    antialias: bool = False,
+    keep_positions: bool = False,
 ) -> torch.Tensor:
     """Positions float[.., class_tokens + n * n, width] -> float[.., class_tokens + rows * columns, width].
 
-    grid: rows and columns of patches.
+    grid: rows and columns of patches. mode, antialias: how positions are stretched over them. keep_positions: they are
+    not; row 3, column 5 of any grid has the same one, and places that the table does not know have the nearest's.
     """
     positions = table.reshape(-1, table.shape[-1])
     first, learned = positions[:class_tokens], positions[class_tokens:]
     side = isqrt(len(learned))
     square = learned.float().T.reshape(1, -1, side, side)
-    other = nn.functional.interpolate(square, grid, mode=mode, antialias=antialias)
+    if keep_positions:
+        rows, columns = (torch.arange(count, device=table.device).clamp(max=side - 1) for count in grid)
+        other = square[:, :, rows][..., columns]
+    else:
+        other = nn.functional.interpolate(square, grid, mode=mode, antialias=antialias)
     resized = torch.cat([first, other.flatten(2)[0].T.to(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)
-
-
-def kept(table: torch.Tensor, class_tokens: int, grid: tuple[int, int]) -> torch.Tensor:
-    """As `interpolated`, but row 3, column 5 of any grid has the same position; places that the table does not know
-    have the nearest's."""
-    positions = table.reshape(-1, table.shape[-1])
-    first, learned = positions[:class_tokens], positions[class_tokens:]
-    side = isqrt(len(learned))
-    rows, columns = (torch.arange(count, device=table.device).clamp(max=side - 1) for count in grid)
-    moved = torch.cat([first, learned.unflatten(0, (side, side))[rows][:, columns].flatten(0, 1)])
-    return moved.reshape(*table.shape[:-2], *moved.shape)
 
 
 def refuse_margin(size: int, patch: int, merged: int = 1) -> None:

@@ -16,7 +16,7 @@ from mmchat.cli.main import main
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower, normalise, preprocess, refuse_unequal_views
-from mmchat.vision.block_tower import interpolated
+from mmchat.vision.block_tower import regridded
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.inspect import as_pictures, seen_views, write_pictures
 from mmchat.vision.native import native_size
@@ -66,7 +66,7 @@ def test_positions(rows, columns):
     theirs = Siglip2VisionEmbeddings.resize_positional_embeddings(
         table.reshape(5, 5, 6), torch.tensor([[rows, columns]]), rows * columns
     )
-    mine = interpolated(table, 0, (rows, columns), "bilinear", antialias=True)
+    mine = regridded(table, 0, (rows, columns), "bilinear", antialias=True)
     torch.testing.assert_close(mine, theirs[0], atol=1e-6, rtol=0)
 
 

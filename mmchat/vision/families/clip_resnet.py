@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import hidden_states, interpolated, kept, refuse_margin
+from mmchat.vision.block_tower import hidden_states, refuse_margin, regridded
 from mmchat.vision.spec import TowerConfig, TowerSpec
 from mmchat.vision.tower import TowerOutput, VisionTower
 
@@ -108,10 +108,8 @@ class CLIPResNet(VisionTower):
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
         table, side = "attnpool.positional_embedding", image_size // STRIDES[-1]
-        if keep_positions:
-            state[table] = kept(state[table], 1, (side, side))
-        else:
-            state[table] = interpolated(state[table], 1, (side, side), antialias=config.antialias)
+        how = {"antialias": config.antialias, "keep_positions": keep_positions}
+        state[table] = regridded(state[table], 1, (side, side), **how)
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 

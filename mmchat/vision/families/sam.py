@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import SamVisionConfig, SamVisionModel
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import interpolated, kept, refuse_margin
+from mmchat.vision.block_tower import refuse_margin, regridded
 from mmchat.vision.relative_position import DecomposedAttention
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
 from mmchat.vision.tower import TowerOutput, VisionTower
@@ -90,8 +90,8 @@ class Sam(VisionTower):
                 continue
             if key.endswith("pos_embed"):
                 side = shapes[key][1]
-                move = kept if keep_positions else interpolated
-                state[key] = move(tensor.flatten(1, 2), 0, (side, side)).unflatten(1, (side, side))
+                moved = regridded(tensor.flatten(1, 2), 0, (side, side), keep_positions=keep_positions)
+                state[key] = moved.unflatten(1, (side, side))
             else:
                 state[key] = (lengthened if keep_positions else stretched)(tensor, shapes[key][0])
         other.load_state_dict(state)
