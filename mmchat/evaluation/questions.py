@@ -145,8 +145,10 @@ def evaluate(
     """Ask everything twice: about the right pictures, and about others."""
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     own: list[Look] = [question.image.open for question in questions]
-    other: list[Look] = [partial(blank, question.image) for question in questions]
-    if blind == "swapped":
+    other: list[Look]
+    if blind == "blank":
+        other = [partial(blank, question.image) for question in questions]
+    else:
         other = [picture.open for picture in swap_pictures(questions)]
     predictions = answer_all(generator, questions, own, "answering", **options)
     return score(questions, predictions, answer_all(generator, questions, other, "answering blind", **options))

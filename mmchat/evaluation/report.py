@@ -58,7 +58,7 @@ def write_report(
             name=run.name,
             stages=[_stage(directory) for directory in (*earlier, run)],
             beside=list(others),
-            kinds=[_kind(name, scores, others) for name in scores if name.startswith("kind/") and name.count("/") == 1],
+            kinds=[_kind(name, scores, others) for name in _kinds(scores)],
             overall=_kind("overall", scores, others) if scored else None,
             metrics=[_metric(name, scores, others) for name in METRICS if name in scores],
             blind_by=BLINDS[scores.get("blind_by", "swapped")],
@@ -106,6 +106,10 @@ def _scores_beside(directory: Path, scores: dict[str, float]) -> dict[str, float
     return theirs
 
 
+def _kinds(scores: dict[str, Any]) -> list[str]:
+    return [name for name in scores if name.startswith("kind/") and name.count("/") == 1]
+
+
 def _kind(name: str, scores: dict[str, float], others: dict[str, dict[str, float]]) -> dict[str, Any]:
     return {
         "name": name.removeprefix("kind/"),
@@ -117,7 +121,6 @@ def _kind(name: str, scores: dict[str, float], others: dict[str, dict[str, float
 
 def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A table of one of the scores that were asked for beside exact match; nan where a file has it not."""
-    kinds = [key for key in scores if key.startswith("kind/") and key.count("/") == 1]
 
     def row(key: str) -> list[float]:
         return [scores[key], *(theirs.get(key, nan) for theirs in others.values()), scores.get(f"{key}/blind", nan)]
@@ -125,7 +128,7 @@ def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]
     return {
         "name": name,
         "says": METRICS[name].says,
-        "kinds": {kind.removeprefix("kind/"): row(f"{kind}/{name}") for kind in kinds},
+        "kinds": {kind.removeprefix("kind/"): row(f"{kind}/{name}") for kind in _kinds(scores)},
         "overall": row(name),
         "interval": (scores[f"{name}/low"], scores[f"{name}/high"]),
     }
