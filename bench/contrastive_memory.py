@@ -18,7 +18,7 @@ from side_by_side.recorder import high_water
 from torch.nn import functional as F
 
 from mmchat.contrastive import DualEncoder, DualEncoderConfig, info_nce, pairwise_sigmoid
-from mmchat.training.gradient_cache import losses_by_cache
+from mmchat.training.objectives.gradient_cache import losses_by_cache
 
 MIB = 2**20
 SCALARS = torch.tensor([10.0]), torch.tensor([-10.0])

@@ -22,9 +22,9 @@ from statistics import median
 
 import numpy as np
 from PIL import Image
-from side_by_side.pictures import draw_clouds
+from side_by_side.images import draw_clouds
 
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.data.dataset import DRAFT_OF_SQUARE
 from mmchat.files import write_json
 from mmchat.images import load_image

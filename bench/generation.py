@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side.pictures import draw_clouds
+from side_by_side.images import draw_clouds
 from side_by_side.shapes import SHAPES
 from train import HERE, hardware, say
 from transformers import GenerationConfig
 
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import read_json, write_json
 
 VARIANTS = ("alone", "padded", "ours")
@@ -163,7 +163,7 @@ def measure(variant: str, folder: Path, model: str, pictures: int, batch_size: i
 
 def theirs(directory: Path, files: list[Path], stops: list[int], batch: int):
     """The model, and what captions all pictures. Pixels and prompts are ready beforehand."""
-    from side_by_side.theirs import open_llava
+    from side_by_side.reference_run import open_llava
 
     from mmchat.images import load_image
     from mmchat.model.directory import load_processor

@@ -27,7 +27,7 @@ from mmchat.model.processor import MMChatImageProcessor, MMChatProcessor
 from mmchat.vision import TowerSpec
 
 REPOSITORY = Path(__file__).parents[1]
-TOKENIZER = REPOSITORY / "tests/data/tokenizers/llama_like_legacy_false"
+TOKENIZER = REPOSITORY / "tests/fixtures/tokenizers/llama_like_legacy_false"
 PICTURES = 1_000
 SHARE_WITH_PICTURE = 0.8
 WATCH_SECONDS = 0.1

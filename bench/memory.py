@@ -14,7 +14,7 @@ from pathlib import Path
 from side_by_side.comparison import Measured, told
 from train import Bench, hardware, parse, title
 
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import write_json
 
 KINDS = ("parameters", "gradients", "moments", "saved")

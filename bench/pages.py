@@ -20,12 +20,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_tools"))  # programs, not a package that is installed
 
-from engine import degrade, english  # noqa: E402
-from engine.fonts import FONTS_HELP, SHIPPED, find_faces  # noqa: E402
-from engine.pages import PageMaker, draw  # noqa: E402
-from engine.produce import produce  # noqa: E402
-from engine.records import OCR_PROMPT  # noqa: E402
-from engine.texts import open_texts  # noqa: E402
+from synthetic import degrade, english  # noqa: E402
+from synthetic.fonts import FONTS_HELP, SHIPPED, find_faces  # noqa: E402
+from synthetic.pages import PageMaker, draw  # noqa: E402
+from synthetic.produce import produce  # noqa: E402
+from synthetic.records import OCR_PROMPT  # noqa: E402
+from synthetic.texts import open_texts  # noqa: E402
 
 from mmchat.files import write_json  # noqa: E402
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionSdpaAttention
 
-from mmchat.vision.relative_position import DecomposedAttention
+from mmchat.vision.sam_attention import DecomposedAttention
 
 WAYS = (SamVisionSdpaAttention, DecomposedAttention)
 SHAPES = {"windows": (25, 14, 14, 768), "global": (1, 64, 64, 768)}

@@ -26,7 +26,7 @@ from side_by_side.comparison import WARM, Measured, agree, disagreement, figures
 from side_by_side.shapes import SHAPES
 from side_by_side.variant import WAYS_OF_A
 
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import write_json
 
 HERE = Path(__file__).resolve().parent

@@ -19,8 +19,8 @@ from convert_readers import captions, hugging_face, llava, questions
 from convert_readers.items import Found, Job, Skipped
 from convert_writer import summary, write
 
-from mmchat.cli.arguments import OneLineParser
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import OneLineParser
+from mmchat.command_line.errors import reporting
 from mmchat.errors import UserError
 from mmchat.progress import progress_bar
 

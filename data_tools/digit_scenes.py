@@ -30,7 +30,7 @@ from digit_talk import COLORS, STATE, Question, Thing, candidates, converse, in_
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmchat.cli.errors import reporting
+from mmchat.command_line.errors import reporting
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.progress import track

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mmchat.cli.arguments import HelpFormatter
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter
+from mmchat.command_line.errors import reporting
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import write_json_lines

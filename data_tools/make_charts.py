@@ -13,14 +13,14 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.charts import ChartMaker
-from engine.fonts import FONTS_HELP, SHIPPED, digest, find_faces
-from engine.preview import write_preview
-from engine.produce import produce
-from engine.tables import read_tables
+from synthetic.charts import ChartMaker
+from synthetic.fonts import FONTS_HELP, SHIPPED, digest, find_faces
+from synthetic.preview import write_preview
+from synthetic.produce import produce
+from synthetic.tables import read_tables
 
-from mmchat.cli.arguments import HelpFormatter, OneLineParser, positive
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
+from mmchat.command_line.errors import reporting
 
 
 def main(words: list[str] | None = None) -> None:

@@ -18,16 +18,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from engine import english
-from engine.fonts import FONTS_HELP, SHIPPED, Face, digest, families, find_faces
-from engine.lines import LineMaker, Style
-from engine.preview import write_preview
-from engine.produce import InTurn, produce
-from engine.records import OCR_PROMPT
-from engine.texts import open_texts
+from synthetic import english
+from synthetic.fonts import FONTS_HELP, SHIPPED, Face, digest, families, find_faces
+from synthetic.lines import LineMaker, Style
+from synthetic.preview import write_preview
+from synthetic.produce import InTurn, produce
+from synthetic.records import OCR_PROMPT
+from synthetic.texts import open_texts
 
-from mmchat.cli.arguments import HelpFormatter, OneLineParser, positive
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
+from mmchat.command_line.errors import reporting
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
 

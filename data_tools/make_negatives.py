@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from engine.preview import write_preview
-from engine.produce import Sample, produce
-from engine.records import OCR_PROMPT, place_of, record
 from PIL import Image, ImageOps
+from synthetic.preview import write_preview
+from synthetic.produce import Sample, produce
+from synthetic.records import OCR_PROMPT, place_of, record
 
-from mmchat.cli.arguments import HelpFormatter, OneLineParser, positive
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
+from mmchat.command_line.errors import reporting
 from mmchat.errors import UserError
 from mmchat.images import IMAGE_SUFFIXES, load_image
 

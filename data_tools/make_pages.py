@@ -13,17 +13,17 @@ anew for every number: columns, headings, tables, formulas, one of the fonts tha
 import argparse
 from pathlib import Path
 
-from engine.degrade import LEVELS
-from engine.fonts import FONTS_HELP, SHIPPED, SYSTEM, digest, find_faces
-from engine.pages import PageMaker
-from engine.pdf import PdfMaker, open_pdfs
-from engine.preview import write_preview
-from engine.produce import REDRAWN, SKIPPED, InTurn, produce
-from engine.records import OCR_PROMPT
-from engine.texts import open_texts
+from synthetic.degrade import LEVELS
+from synthetic.fonts import FONTS_HELP, SHIPPED, SYSTEM, digest, find_faces
+from synthetic.pages import PageMaker
+from synthetic.pdf import PdfMaker, open_pdfs
+from synthetic.preview import write_preview
+from synthetic.produce import REDRAWN, SKIPPED, InTurn, produce
+from synthetic.records import OCR_PROMPT
+from synthetic.texts import open_texts
 
-from mmchat.cli.arguments import HelpFormatter, OneLineParser, positive
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
+from mmchat.command_line.errors import reporting
 from mmchat.errors import UserError
 
 LETTERS = ((9, 12), (12, 26))

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmchat.cli.arguments import HelpFormatter
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter
+from mmchat.command_line.errors import reporting
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.progress import track
-from mmchat.warping import warped
+from mmchat.vision.transforms.elastic import warped
 
 LEARNED, ALL = 1500, 1797
 FIFTHS = 5

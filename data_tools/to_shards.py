@@ -13,8 +13,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmchat.cli.arguments import HelpFormatter, OneLineParser
-from mmchat.cli.errors import reporting
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser
+from mmchat.command_line.errors import reporting
 from mmchat.data.records import Record, Rejected, stored_form
 from mmchat.data.shards import INDEX_SUFFIX, index_shard
 from mmchat.data.sources import Source, open_source

@@ -16,7 +16,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from mmchat.cli.errors import reporting
+from mmchat.command_line.errors import reporting
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
 from mmchat.progress import track

@@ -13,9 +13,9 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False
 
 import gradio as gr
 
-from mmchat.cli.arguments import HelpFormatter, OneLineParser
-from mmchat.cli.errors import reporting
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser
+from mmchat.command_line.errors import reporting
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from mmchat.model.directory import save_assistant
 from mmchat.vision import TowerConfig, build_tower
 from mmchat.vision.spec import HALF, Preprocessing
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 LAUNCHED = {"training", "invariants", "end_to_end"}
 """Rooms whose tests wait for launchers."""
 
@@ -69,7 +69,7 @@ TEMPLATE_OF = {"llama": "vicuna_v1", "opt": "vary_opt", "qwen2": "chatml"}
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """tests/data: tokenizers, and small outputs of the original programs."""
+    """tests/fixtures: tokenizers, and small outputs of the original programs."""
     return DATA
 
 

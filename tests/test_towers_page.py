@@ -8,8 +8,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from mmchat.model.projectors import PROJECTORS
-from mmchat.training.lora import add_adapters
-from mmchat.training.trainability import Trainable, apply_rules
+from mmchat.training.optim.lora import add_adapters
+from mmchat.training.optim.trainable import Trainable, apply_rules
 from mmchat.vision.families import FAMILIES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "towers.md").read_text()

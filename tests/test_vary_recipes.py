@@ -12,7 +12,7 @@ from mmchat.files import read_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import accumulation
-from mmchat.training.trainability import apply_rules, optimizer_groups
+from mmchat.training.optim.trainable import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig
 from tests.conftest import DATA, TOKENIZER_OF
 from tests.launching import ROOT, launch, metrics

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from mmchat.data.quarantine import Quarantine
-from mmchat.training.feed import Feed
-from mmchat.training.opening import open_model
-from tests.data_room import storing
+from mmchat.training.build_model import open_model
+from mmchat.training.dataloader import Feed
+from tests.data import storing
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "house"]
 

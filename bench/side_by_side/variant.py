@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import write_json
 from mmchat.settings import load_settings
 
@@ -24,16 +24,16 @@ def main() -> None:
     # Both variants import both sides, so that memory is counted from the same start.
     import torch
 
-    from mmchat.training import distributed
     from mmchat.training.config import RunConfig
-    from mmchat.training.meters.peak import find_peak
-    from side_by_side import ours, theirs
+    from mmchat.training.distributed import collectives
+    from mmchat.training.monitoring.peak_flops import find_peak
+    from side_by_side import mmchat_run, reference_run
     from side_by_side.kinds import MemoryByKind
     from side_by_side.recorder import Recorder
 
     config = load_settings(RunConfig, arguments.workload / "run.yaml", overrides)
     if arguments.variant == "ours":
-        distributed.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
+        collectives.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
     peak = find_peak(config.precision, config.peak_tflops)
     kinds = MemoryByKind() if arguments.kinds else None
     # A's samples are there before memory is counted: B reads its own as it goes.
@@ -41,12 +41,12 @@ def main() -> None:
     recorder = Recorder(kinds)
     with kinds or nullcontext():
         if arguments.variant == "ours":
-            ours.train(config, arguments.steps, recorder)
+            mmchat_run.train(config, arguments.steps, recorder)
         else:
-            theirs.train(config, samples, arguments.steps, arguments.variant, recorder)
+            reference_run.train(config, samples, arguments.steps, arguments.variant, recorder)
     packages = {name: version(name) for name in ("mmchat", "torch", "transformers", "deepspeed")}
     write_json(arguments.out, {**recorder.result(), "peak": peak.flops, "peak_source": peak.source, **packages})
-    distributed.stop()
+    collectives.stop()
 
 
 if __name__ == "__main__":

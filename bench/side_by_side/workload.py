@@ -18,12 +18,12 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.model.assembly import assemble
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
-from mmchat.training.objectives import AssistantObjective
+from mmchat.training.dataloader import Feed
+from mmchat.training.objectives.registry import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
-from side_by_side.pictures import draw_clouds
+from side_by_side.images import draw_clouds
+from side_by_side.reference_run import ROW
 from side_by_side.shapes import Shape
-from side_by_side.theirs import ROW
 
 SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
 SPECIAL = ["<unk>", "<s>", "</s>"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmchat.cli.arguments import positive
+from mmchat.command_line.arguments import positive
 from mmchat.contrastive.prompts import GENERAL_PROMPTS, PROMPTS, check_prompts
 from mmchat.data.labelled import Names, names_in, read_labelled, read_names
 from mmchat.errors import UserError

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmchat.cli.assemble import claim
+from mmchat.cli.init import claim
 from mmchat.vision.spec import FITS
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmchat.cli.arguments import positive
+from mmchat.command_line.arguments import positive
 from mmchat.errors import UserError
 from mmchat.files import shown
 from mmchat.images import load_image

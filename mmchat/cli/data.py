@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmchat.cli.arguments import positive
 from mmchat.cli.data_source import add_source_arguments, open_processor, read_source_arguments
+from mmchat.command_line.arguments import positive
 from mmchat.errors import UserError
 
 
@@ -43,9 +43,9 @@ def run_show(arguments: argparse.Namespace) -> None:
     config, model, fit = read_source_arguments(arguments)
     from rich.console import Console
 
-    from mmchat.data.show import choose, examine, open_part
-    from mmchat.data.show_page import write_page
-    from mmchat.data.show_terminal import print_samples
+    from mmchat.data.preview.html import write_page
+    from mmchat.data.preview.preview import choose, examine, open_part
+    from mmchat.data.preview.terminal import print_samples
 
     sources = config.by_name()
     if arguments.only is not None:

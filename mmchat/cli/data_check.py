@@ -48,7 +48,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     from mmchat.data.doctor.report import write_reports
     from mmchat.data.doctor.run import Question, check, file_name, told
     from mmchat.data.doctor.terminal import print_answer
-    from mmchat.data.doctor.words import next_command
+    from mmchat.data.doctor.wording import next_command
 
     out = arguments.out or Path(f"{file_name(Path(arguments.source).stem)}.check")
     root = arguments.against_image_root

@@ -5,7 +5,6 @@ import difflib
 import sys
 
 from mmchat.cli import (
-    assemble,
     caption,
     chat,
     clip,
@@ -13,8 +12,6 @@ from mmchat.cli import (
     clip_search,
     data,
     data_check,
-    evaluate,
-    importing,
     merge,
     ocr,
     plan,
@@ -23,10 +20,13 @@ from mmchat.cli import (
     report,
     vision,
 )
-from mmchat.cli.arguments import HelpFormatter, OneLineParser
-from mmchat.cli.errors import EXIT_USER_ERROR, reporting
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.cli import eval as evaluate
+from mmchat.cli import import_ as importing
+from mmchat.cli import init as initialise
 from mmchat.cli.train import launch_main
+from mmchat.command_line.arguments import HelpFormatter, OneLineParser
+from mmchat.command_line.errors import EXIT_USER_ERROR, reporting
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
 
 
@@ -44,7 +44,7 @@ def build_commands() -> dict[str, OneLineParser]:
         return commands[name]
 
     for module in (
-        assemble,
+        initialise,
         clip_models,
         clip,
         clip_search,

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from mmchat.cli.arguments import positive
+from mmchat.command_line.arguments import positive
 from mmchat.constants import OCR_PROMPT
 from mmchat.images import IMAGE_SUFFIXES, find_images
 

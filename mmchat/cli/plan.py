@@ -40,11 +40,11 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
     from mmchat.errors import UserError
     from mmchat.files import write_json
+    from mmchat.planning.cost import find_gpu
+    from mmchat.planning.plan import Hardware, make_plan
+    from mmchat.planning.tables import as_values, print_plan
     from mmchat.settings import load_settings
     from mmchat.training.config import RunConfig
-    from mmchat.training.plan.cost import find_gpu
-    from mmchat.training.plan.plan import Hardware, make_plan
-    from mmchat.training.plan.render import as_values, print_plan
 
     if arguments.ranks < 1 or not 0 < arguments.mfu <= 1:
         raise UserError("--ranks must be 1 or more, and --mfu above 0 and at most 1")

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from mmchat.cli.errors import reporting
-from mmchat.cli.quiet import quiet_libraries
+from mmchat.command_line.errors import reporting
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
 from mmchat.settings import describe, load_settings
 
@@ -66,14 +66,14 @@ def train_main(words: list[str] | None = None) -> None:
 
         config = load_settings(RunConfig, path, overrides)
 
-        from mmchat.training import distributed
-        from mmchat.training.run import run
+        from mmchat.training.distributed import collectives
+        from mmchat.training.trainer import run
 
-        distributed.start()
+        collectives.start()
         try:
             status = run(config)
         finally:
-            distributed.stop()
+            collectives.stop()
         sys.exit(status)
 
 
@@ -93,7 +93,7 @@ def launch_main(words: list[str]) -> int:
             del words[at : at + 2]
         import torch
 
-        from mmchat.training.distributed import free_port
+        from mmchat.training.distributed.collectives import free_port
 
         if not chosen and not torch.cuda.is_available():
             chosen = ["--num_accelerators", "1"]
@@ -105,11 +105,12 @@ def launch_main(words: list[str]) -> int:
 def supervise(command: list[str]) -> int:
     """Run DeepSpeed's launcher where the terminal's Ctrl-C does not reach it, and hand signals to the ranks alone.
 
-    Told itself, the launcher would kill the ranks before they have saved, or forget them (`training.interruption`).
+    Told itself, the launcher would kill the ranks before they have saved, or forget them
+    (`training.distributed.signals`).
     """
     import psutil
 
-    from mmchat.training.interruption import LAUNCHED_BY, SIGNALS
+    from mmchat.training.distributed.signals import LAUNCHED_BY, SIGNALS
 
     environment = {**os.environ, LAUNCHED_BY: str(os.getpid())}
     process = subprocess.Popen(command, start_new_session=True, env=environment)

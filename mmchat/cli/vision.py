@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat.cli.assemble import claim, layers
+from mmchat.cli.init import claim, layers
 
 if TYPE_CHECKING:
     from rich.table import Table

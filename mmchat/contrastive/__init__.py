@@ -17,11 +17,11 @@ _HOMES = {
     "DualEncoder": "mmchat.contrastive.dual_encoder",
     "DualEncoderConfig": "mmchat.contrastive.dual_encoder",
     "encode_caption": "mmchat.contrastive.captions",
-    "info_nce": "mmchat.contrastive.objectives",
+    "info_nce": "mmchat.contrastive.losses",
     "load_clip": "mmchat.contrastive.directory",
     "load_tokenizer": "mmchat.contrastive.directory",
-    "nt_xent": "mmchat.contrastive.objectives",
-    "pairwise_sigmoid": "mmchat.contrastive.objectives",
+    "nt_xent": "mmchat.contrastive.losses",
+    "pairwise_sigmoid": "mmchat.contrastive.losses",
 }
 
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from mmchat.contrastive.augmentation import AugmentationConfig
 from mmchat.settings import settings
+from mmchat.vision.transforms.augmentation import AugmentationConfig
 
 
 @settings

@@ -8,11 +8,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmchat.contrastive.captions import encode_caption, open_tokenizer, refuse_other_tokenizer
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_of, without_pooler
-from mmchat.contrastive.layouts import open_layout
+from mmchat.contrastive.text_formats import open_layout
 from mmchat.files import read_json
 from mmchat.pretrained import directory_of, load_strictly, open_pretrained, save_verified
 from mmchat.vision import VisionTower
-from mmchat.vision.layouts.layout import refuse_misfits
+from mmchat.vision.checkpoint_formats.base import refuse_misfits
 from mmchat.vision.loading import open_source
 
 OUTPUT_TOLERANCE = 1e-5

@@ -24,7 +24,7 @@ from transformers import (
 from mmchat.contrastive.captions import encode_caption
 from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from mmchat.contrastive.embedding import Embedder
-from mmchat.contrastive.layouts import LEGACY_EOS
+from mmchat.contrastive.text_formats import LEGACY_EOS
 from mmchat.errors import UserError
 from mmchat.files import replace_directory
 from mmchat.vision import TowerSpec

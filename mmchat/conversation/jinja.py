@@ -7,14 +7,14 @@ BOS is written out, as every chat template does, because apply_chat_template enc
 import json
 import re
 
-from mmchat.conversation.auto import auto_jinja, quote
-from mmchat.conversation.dialogue import FOLLOWS
+from mmchat.conversation.apply_template import check_system
 from mmchat.conversation.encoding import codec_for
-from mmchat.conversation.marks import mark_tokens
 from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
+from mmchat.conversation.special_tokens import mark_tokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
-from mmchat.conversation.writing import check_system
+from mmchat.conversation.tokenizer_template import auto_jinja, quote
+from mmchat.conversation.turn_order import FOLLOWS
 
 _TEXT_MACRO = """\
 {%- macro text(content) -%}

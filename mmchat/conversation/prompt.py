@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from mmchat.conversation.encoding import Codec, codec_for, encode_segments
-from mmchat.conversation.marks import MARK_END, MARK_START
 from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Spans, Text, parse_segments
+from mmchat.conversation.special_tokens import MARK_END, MARK_START
 from mmchat.errors import UserError
 
 

@@ -6,13 +6,13 @@ from itertools import takewhile
 from typing import Any
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.conversation.auto import write_auto
-from mmchat.conversation.dialogue import read_dialogue
+from mmchat.conversation.apply_template import write_segments
 from mmchat.conversation.encoding import Codec, Encoded, codec_for, encode_segments
 from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
-from mmchat.conversation.writing import write_segments
+from mmchat.conversation.tokenizer_template import write_auto
+from mmchat.conversation.turn_order import read_dialogue
 from mmchat.errors import UserError
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
-from mmchat.conversion.format import Format
-from mmchat.conversion.vary import VaryOPT, VaryQwen
+from mmchat.conversion.formats.base import Format
+from mmchat.conversion.formats.vary import VaryOPT, VaryQwen
 from mmchat.errors import UserError
 from mmchat.model.assembly import with_words
 from mmchat.pretrained import fill_strictly
-from mmchat.vision.source import Source
+from mmchat.vision.checkpoint_formats.weight_files import Source
 
 FORMATS: tuple[Format, ...] = (VaryOPT(), VaryQwen())
 """A new one is a file here and a line above."""

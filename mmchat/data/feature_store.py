@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmchat.data.pictures import Picture
+from mmchat.data.image_refs import Picture
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
 from mmchat.images import image_size, load_image

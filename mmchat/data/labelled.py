@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmchat.data.pictures import Picture, refer
+from mmchat.data.image_refs import Picture, refer
 from mmchat.data.records import IMAGE_KEYS, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation.messages import Turn, parse_messages
-from mmchat.data.pictures import Picture, refer
+from mmchat.data.image_refs import Picture, refer
 from mmchat.errors import UserError
 from mmchat.files import write_text
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmchat.data import storage
-from mmchat.data.pictures import StoredPicture
+from mmchat.data.image_refs import StoredPicture
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.files import write_bytes

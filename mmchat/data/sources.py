@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmchat.data import storage
+from mmchat.data.arrow_tables import ArrowTable
 from mmchat.data.class_folders import ClassFolders, holds_class_folders
-from mmchat.data.columns import ArrowTable
 from mmchat.data.records import Record, Rejected, read_record
 from mmchat.data.shards import TarTable
 from mmchat.data.text_files import CsvTable, JsonTable

@@ -13,7 +13,7 @@ from typing import Literal
 
 from PIL import Image
 
-from mmchat.data.pictures import Picture
+from mmchat.data.image_refs import Picture
 from mmchat.data.records import Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError

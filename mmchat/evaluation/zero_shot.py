@@ -15,8 +15,8 @@ from sklearn.metrics import confusion_matrix
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import PROMPTS, prompted
+from mmchat.data.image_refs import Picture
 from mmchat.data.labelled import Labelled
-from mmchat.data.pictures import Picture
 from mmchat.data.records import Rejected
 from mmchat.data.sources import Source
 from mmchat.errors import UserError

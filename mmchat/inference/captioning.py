@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from mmchat.images import load_image
+from mmchat.inference.batch_job import Item, Job, JobSummary, Line, run_job
 from mmchat.inference.generator import Generator
-from mmchat.inference.picture_job import Item, Job, JobSummary, Line, run_job
 
 
 def caption_files(

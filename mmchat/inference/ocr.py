@@ -14,9 +14,9 @@ from PIL import Image
 from mmchat.constants import OCR_PROMPT
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines, shown, write_text
-from mmchat.inference.bands import cut_into_bands
+from mmchat.inference.batch_job import Item, Job, JobSummary, Line, run_job
 from mmchat.inference.generator import Generator, Reading
-from mmchat.inference.picture_job import Item, Job, JobSummary, Line, run_job
+from mmchat.inference.page_splitting import cut_into_bands
 
 STOPS = ("end", "length", "repetition")
 """From harmless to worst."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmchat.errors import UserError
 from mmchat.images import MAX_PIXELS, load_image, picture_count
-from mmchat.inference.picture_job import Item
+from mmchat.inference.batch_job import Item
 
 PDF_MARK = b"%PDF-"
 PDF_MARK_WITHIN = 1024

@@ -5,17 +5,17 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from mmchat.contrastive.augmentation import AugmentationConfig
 from mmchat.contrastive.config import ContrastiveConfig, SimCLRConfig
 from mmchat.contrastive.prompts import PROMPTS, check_prompts
 from mmchat.data.config import DataConfig
 from mmchat.data.packing import PackingConfig
 from mmchat.settings import settings
-from mmchat.training.activation_checkpointing import Recomputed
-from mmchat.training.distillation import DistillationConfig
-from mmchat.training.stability import StabilityConfig
-from mmchat.training.trainability import Trainable
+from mmchat.training.distributed.activation_checkpointing import Recomputed
+from mmchat.training.monitoring.nan_guard import StabilityConfig
+from mmchat.training.objectives.distillation import DistillationConfig
+from mmchat.training.optim.trainable import Trainable
 from mmchat.vision import Fit
+from mmchat.vision.transforms.augmentation import AugmentationConfig
 
 WEIGHTS = "float32"
 """Weights are trained in full precision, whatever they were written in; `precision: bf16` rounds inside the forward."""

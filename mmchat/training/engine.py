@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.training import distributed
 from mmchat.training.config import OptimizerConfig, RunConfig
-from mmchat.training.frozen import keeps_rounded, round_frozen
-from mmchat.training.meters.norms import ModuleNorms
-from mmchat.training.optimizer import build_optimizer
-from mmchat.training.stability import StepGuard
-from mmchat.training.trainability import ModuleGroup
+from mmchat.training.distributed import collectives
+from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.optim.frozen_weights import keeps_rounded, round_frozen
+from mmchat.training.optim.optimizer import build_optimizer
+from mmchat.training.optim.trainable import ModuleGroup
 
 BUCKET = 25_000_000
 """Elements of gradients that ranks exchange at a time: 100 MB."""
@@ -150,7 +150,7 @@ def mean_over_ranks(engine: deepspeed.DeepSpeedEngine) -> None:
     """
     if engine.zero_optimization():
         return
-    if distributed.ranks() > 1:
+    if collectives.ranks() > 1:
         engine.allreduce_gradients(BUCKET)
         return
     for group in engine.optimizer.param_groups:

@@ -8,14 +8,14 @@ import torch
 
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
-from mmchat.training import distributed
+from mmchat.training.distributed import collectives
+from mmchat.training.distributed.signals import exit_status
 from mmchat.training.engine import mean_over_ranks
-from mmchat.training.interruption import exit_status
-from mmchat.training.meters.flops import Operations
-from mmchat.training.meters.metrics import peak_memory
-from mmchat.training.meters.norms import ModuleNorms
-from mmchat.training.objective import Objective
-from mmchat.training.stability import Incident, StepGuard
+from mmchat.training.monitoring.flops import Operations
+from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.metrics import peak_memory
+from mmchat.training.monitoring.nan_guard import Incident, StepGuard
+from mmchat.training.objectives.base import Objective
 
 
 @dataclass
@@ -76,7 +76,7 @@ def train_step(
     counts += [sum(map(cost.of, batches)) if cost else 0]
     counts += [batch.images for batch in batches]
     engine.train()  # models are opened, and left by a validation, in evaluation mode
-    summed = distributed.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
+    summed = collectives.all_reduce(torch.tensor(counts, dtype=torch.int64)).tolist()
     terms, tokens, left_out, positions, cut, operations, *images = summed
     loss_sum = torch.zeros((), dtype=torch.float64)
     # ZeRO 3, and ZeRO 2 with offload, keep the last step's gradient of whatever a backward leaves out and add to it.
@@ -87,13 +87,13 @@ def train_step(
         last = number == len(batches)
         engine.set_gradient_accumulation_boundary(last)
         loss = next(losses)
-        engine.backward(loss * (distributed.ranks() / max(1, terms)), scale_wrt_gas=False)
+        engine.backward(loss * (collectives.ranks() / max(1, terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double().cpu()
         if last:
             mean_over_ranks(engine)
             # The optimizer's turn is next: the guard must know the loss by then; signals and memory ride along.
             sums = torch.tensor([loss_sum.item(), *stop_flags(), *_memory_of_ranks()], dtype=torch.float64)
-            total, interrupted, ended, *memory = distributed.all_reduce(sums).tolist()
+            total, interrupted, ended, *memory = collectives.all_reduce(sums).tolist()
             guard.begin(total / max(1, terms))
         engine.step()
     grad_norm = float(engine.get_global_grad_norm())
@@ -102,7 +102,7 @@ def train_step(
         guard.passes(grad_norm)
         engine.lr_scheduler.step()
     incident = guard.end(grad_norm)
-    rejected = distributed.all_gather(rejected) if left_out else []
+    rejected = collectives.all_gather(rejected) if left_out else []
     return StepResult(
         loss=total / max(1, terms),
         grad_norm=grad_norm,
@@ -123,8 +123,8 @@ def train_step(
 
 def _memory_of_ranks() -> list[int]:
     """This rank's peak in its own place, so that a sum over ranks shows every rank's."""
-    places = [0] * distributed.ranks()
-    places[distributed.rank()] = peak_memory()
+    places = [0] * collectives.ranks()
+    places[collectives.rank()] = peak_memory()
     return places
 
 
@@ -148,6 +148,6 @@ def validate(
         for batch in batches:
             sums[2:] += torch.tensor(objective.right(engine, batch, engine.device), dtype=torch.float64)
         rejected += [item for batch in batches for item in batch.rejected]
-    loss, terms, right, answers = distributed.all_reduce(sums).tolist()
+    loss, terms, right, answers = collectives.all_reduce(sums).tolist()
     figures = {"validation_loss": loss / max(1.0, terms)} | ({"validation_top1": right / answers} if answers else {})
-    return figures, distributed.all_gather(rejected)
+    return figures, collectives.all_gather(rejected)

@@ -12,11 +12,11 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
-from mmchat.training.checkpoints.files import damage, no_code_from_files, read_manifest
+from mmchat.training.checkpoints.storage import damage, no_code_from_files, read_manifest
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import batch_order
-from mmchat.training.lora import add_adapters
-from mmchat.training.objectives import AssistantObjective
+from mmchat.training.dataloader import batch_order
+from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.optim.lora import add_adapters
 
 
 @dataclass

@@ -7,9 +7,9 @@ import yaml
 
 from mmchat.errors import UserError
 from mmchat.files import write_text
-from mmchat.training import distributed
-from mmchat.training.checkpoints import checkpoint
+from mmchat.training.checkpoints.saver import newest
 from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
+from mmchat.training.distributed import collectives
 
 
 def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
@@ -30,9 +30,9 @@ def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
         if changed:
             difference = "; ".join(f"{key}: {before.get(key)} -> {values[key]}" for key in changed)
             raise UserError(f"{directory} was begun with other settings ({difference}); a resumed run must keep them")
-    distributed.barrier()  # every rank has looked before rank 0 writes
+    collectives.barrier()  # every rank has looked before rank 0 writes
     if (directory / "model" / "config.json").exists():
         return "finished"
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         write_text(resolved, yaml.safe_dump(values, sort_keys=False))
-    return checkpoint.newest(directory / "checkpoints", tell) if config.resume else None
+    return newest(directory / "checkpoints", tell) if config.resume else None

@@ -6,9 +6,9 @@ are imported on first access.
 
 from importlib import import_module
 
-from mmchat.vision.preprocess import normalise, preprocess
 from mmchat.vision.spec import Fit, Grid, TowerConfig, TowerSpec, refitted, refuse_several_views, refuse_unequal_views
-from mmchat.vision.tiling import Size, Tiling
+from mmchat.vision.transforms.preprocess import normalise, preprocess
+from mmchat.vision.transforms.tiling import Size, Tiling
 
 __all__ = [
     "Fit",

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmchat.vision.block_tower import BlockTower
 from mmchat.vision.loading import open_source, recognised
-from mmchat.vision.preprocess import joined, normalise, preprocess
 from mmchat.vision.spec import Preprocessing, TowerSpec
 from mmchat.vision.tower import VisionTower
+from mmchat.vision.transforms.preprocess import joined, normalise, preprocess
 
 SHOWN_SIDE = 448
 """Pixels that the longer side of a shown view has at least, so that a person sees something."""

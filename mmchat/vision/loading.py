@@ -8,14 +8,14 @@ import torch
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.vision.checkpoint_formats import LAYOUTS
+from mmchat.vision.checkpoint_formats.base import Layout, refuse_misfits
+from mmchat.vision.checkpoint_formats.hugging_face import KINDS
+from mmchat.vision.checkpoint_formats.weight_files import PICKLED, Source
 from mmchat.vision.families import FAMILIES
-from mmchat.vision.layouts import LAYOUTS
-from mmchat.vision.layouts.hugging_face import KINDS
-from mmchat.vision.layouts.layout import Layout, refuse_misfits
-from mmchat.vision.source import PICKLED, Source
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
-from mmchat.vision.tiling import Tiling
 from mmchat.vision.tower import VisionTower
+from mmchat.vision.transforms.tiling import Tiling
 
 SHOWN_KEYS = 5
 
@@ -53,9 +53,9 @@ def load_tower(
     """Open a pretrained tower, strictly: every weight it needs is there, and nothing else of it is left over.
 
     Args:
-        source: a directory or a file with weights in one of `mmchat.vision.layouts`, told apart by what they hold; or
-            a `.json` file holding a `TowerConfig`, which gives random weights. A name that is no local path is
-            looked up on the Hugging Face hub.
+        source: a directory or a file with weights in one of `mmchat.vision.checkpoint_formats`, told apart by what
+            they hold; or a `.json` file holding a `TowerConfig`, which gives random weights. A name that is no local
+            path is looked up on the Hugging Face hub.
         weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
         image_size: side of the pictures in pixels, where it is to be another than the source's; learned positions are
             interpolated.

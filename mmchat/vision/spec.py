@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from mmchat.errors import UserError
-from mmchat.vision.native import native_size
-from mmchat.vision.tiling import Size, Tiling
+from mmchat.vision.transforms.native_aspect import native_size
+from mmchat.vision.transforms.tiling import Size, Tiling
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

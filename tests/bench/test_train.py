@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from side_by_side.comparison import WARM, agree, disagreement, figures, medians
-from side_by_side.theirs import ROW, collate, packed
+from side_by_side.reference_run import ROW, collate, packed
 from side_by_side.workload import LONGEST, SHORTEST, text_lengths
 
 from mmchat.constants import IGNORE_INDEX

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from mmchat.cli.errors import reporting
 from mmchat.cli.main import build_commands, main, parse
+from mmchat.command_line.errors import reporting
 from mmchat.errors import SharedError, UserError
 from mmchat.inference import Generator
 
@@ -110,7 +110,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch, image, tmp_path):
     ],
 )
 def test_what_all_ranks_know_is_said_by_the_first(monkeypatch, capsys, rank, kind, said):
-    monkeypatch.setattr("mmchat.cli.errors.OTHER_RANKS_WAIT", 0)
+    monkeypatch.setattr("mmchat.command_line.errors.OTHER_RANKS_WAIT", 0)
     with pytest.raises(SystemExit, match="2"), reporting(rank):
         raise kind("x")
     assert capsys.readouterr().err == said

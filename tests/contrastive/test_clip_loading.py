@@ -10,9 +10,9 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from mmchat.cli.main import main
 from mmchat.contrastive import DualEncoder, load_clip, load_tokenizer
-from mmchat.contrastive.layouts import clip_config, clip_state
+from mmchat.contrastive.text_formats import clip_config, clip_state
 from mmchat.errors import UserError
-from mmchat.vision.layouts.openai import OpenAI
+from mmchat.vision.checkpoint_formats.openai import OpenAI
 from tests.vision import slow_clip
 from tests.vision.test_clip_layouts import RELEASED, original_shapes
 

@@ -11,9 +11,9 @@ from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
 from mmchat.contrastive.directory import init_clip, load_saved, open_text, save_clip
 from mmchat.errors import UserError
 from mmchat.settings import validate
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.opening import open_model
-from mmchat.training.trainability import Rule, apply_rules
+from mmchat.training.optim.trainable import Rule, apply_rules
 from mmchat.vision import TowerConfig, build_tower
 from tests.conftest import CLIP_28
 from tests.training_fixtures import run_values

@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmchat.contrastive.augmentation import AugmentationConfig, colour_jitter, random_view, shift_hue
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
-from mmchat.training.simclr import SimCLRObjective
+from mmchat.training.dataloader import Feed
+from mmchat.training.objectives.simclr import SimCLRObjective
 from mmchat.vision import load_tower
 from mmchat.vision.directory import save_tower
+from mmchat.vision.transforms.augmentation import AugmentationConfig, colour_jitter, random_view, shift_hue
 from tests.launching import launch, metrics, write_config
 from tests.training_fixtures import run_values, write_records
 

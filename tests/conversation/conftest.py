@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from mmchat.conversation import TEMPLATES, control_tokens
 
-TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers"
+TOKENIZERS = Path(__file__).parents[1] / "fixtures" / "tokenizers"
 NAMES = ("llama_like_legacy_false", "neox_like", "opt_like", "qwen_like")
 SLOTS = ["<imgpad>", "<img>", "</img>"]
 WRITTEN = list(dict.fromkeys([*SLOTS, *(token for template in TEMPLATES.values() for token in template.control)]))

@@ -23,11 +23,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mmchat.cli.main import main
 from mmchat.conversion import import_model
-from mmchat.conversion.qwen import tokenizer_of
+from mmchat.conversion.formats.vary_qwen import tokenizer_of
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.vision import load_tower
-from mmchat.vision.layouts.vary import PREPROCESSING
+from mmchat.vision.checkpoint_formats.vary import PREPROCESSING
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 OPT_PLACE = "model.vision_tower_2."

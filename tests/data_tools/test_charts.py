@@ -8,10 +8,10 @@ from dataclasses import replace
 import make_charts
 import make_negatives
 import pytest
-from engine.charts import KINDS, ChartMaker, draw_chart
-from engine.check import DefectError
-from engine.fonts import SHIPPED, find_faces
-from engine.tables import ABSENT, Table, excerpt, invented, questions, read_tables
+from synthetic.charts import KINDS, ChartMaker, draw_chart
+from synthetic.check import DefectError
+from synthetic.fonts import SHIPPED, find_faces
+from synthetic.tables import ABSENT, Table, excerpt, invented, questions, read_tables
 
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError

@@ -7,7 +7,7 @@ import convert
 import pytest
 from convert_readers import captions
 
-DATA = Path(__file__).parents[1] / "data" / "convert"
+DATA = Path(__file__).parents[1] / "fixtures" / "convert"
 SHORT = "\nAnswer the question using a single word or phrase."
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import convert
 import pytest
 
-from mmchat.cli.errors import reporting
+from mmchat.command_line.errors import reporting
 
-DATA = Path(__file__).parents[1] / "data" / "convert"
+DATA = Path(__file__).parents[1] / "fixtures" / "convert"
 GQA, CHARTQA, COCO = "train_balanced_questions.json", "chartqa_train_human.json", "captions_train2017.json"
 
 

@@ -6,11 +6,11 @@ import re
 import make_lines
 import numpy as np
 import pytest
-from engine.check import DefectError
-from engine.fonts import SHIPPED, find_faces
-from engine.lines import LETTERS, SHUFFLED, Style, draw, letters
-from engine.texts import tidy
 from PIL import Image
+from synthetic.check import DefectError
+from synthetic.fonts import SHIPPED, find_faces
+from synthetic.lines import LETTERS, SHUFFLED, Style, draw, letters
+from synthetic.texts import tidy
 
 from mmchat.data.sources import open_source
 from mmchat.files import read_json_lines
@@ -132,7 +132,7 @@ def test_users_mistakes(made, text_folder, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_every_machine_has_real_english():
-    from engine import english
+    from synthetic import english
 
     words = [word for paragraph in english.paragraphs() for word in paragraph.split()]
     assert len(words) > 100_000 and len(set(words)) > 8_000

@@ -8,13 +8,13 @@ from pathlib import Path
 import make_pages
 import numpy as np
 import pytest
-from engine import degrade, produce
-from engine.check import DefectError, Piece, check, check_turned
-from engine.fonts import SHIPPED, SYSTEM, Face, find_faces
-from engine.line_breaking import broken
-from engine.pages import PageMaker, draw
-from engine.texts import open_texts, tidy
 from PIL import Image
+from synthetic import degrade, produce
+from synthetic.check import DefectError, Piece, check, check_turned
+from synthetic.fonts import SHIPPED, SYSTEM, Face, find_faces
+from synthetic.line_breaking import broken
+from synthetic.pages import PageMaker, draw
+from synthetic.texts import open_texts, tidy
 
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError

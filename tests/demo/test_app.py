@@ -20,7 +20,7 @@ from mmchat.model.directory import save_assistant
 from mmchat.vision import load_tower
 
 REPOSITORY = Path(__file__).parents[2]
-TOKENIZER = REPOSITORY / "tests/data/tokenizers/llama_like_legacy_false"
+TOKENIZER = REPOSITORY / "tests/fixtures/tokenizers/llama_like_legacy_false"
 TOWER = {
     "family": "clip_vit",
     "backbone": {

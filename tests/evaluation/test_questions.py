@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmchat.data.pictures import FilePicture
+from mmchat.data.image_refs import FilePicture
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
 from mmchat.evaluation.questions import Question, evaluate, read_questions, score, swap_pictures

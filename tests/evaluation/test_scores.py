@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nltk.metrics.scores import f_measure, precision, recall
 from nltk.translate.bleu_score import sentence_bleu
 
-from mmchat.data.pictures import FilePicture
+from mmchat.data.image_refs import FilePicture
 from mmchat.errors import UserError
 from mmchat.evaluation.answer_scores import anls, relaxed_accuracy
 from mmchat.evaluation.metrics import share_interval

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mmchat.errors import UserError
+from mmchat.inference.batch_job import JobSummary
 from mmchat.inference.captioning import caption_files
-from mmchat.inference.picture_job import JobSummary
 
 
 class FakeGenerator:

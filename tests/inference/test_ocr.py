@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from mmchat.errors import UserError
 from mmchat.inference import Generator
+from mmchat.inference.batch_job import JobSummary
 from mmchat.inference.generator import Reading
 from mmchat.inference.ocr import OcrOptions, lines_in_order, place_of_lines, read_pages, write_text_of
 from mmchat.inference.pages import draw_page, pages_of
-from mmchat.inference.picture_job import JobSummary
 from mmchat.inference.repetition import Loop
 
 

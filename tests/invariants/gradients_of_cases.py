@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
-from mmchat.training import distributed
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
+from mmchat.training.dataloader import Feed
+from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine
-from mmchat.training.feed import Feed
 from mmchat.training.loop import train_step
-from mmchat.training.meters.norms import ModuleNorms
-from mmchat.training.opening import open_model
-from mmchat.training.stability import StepGuard
+from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.nan_guard import StepGuard
 
 
 class Recorder(StepGuard):
@@ -49,20 +49,20 @@ def record(config: RunConfig, out: Path) -> None:
     objective, groups = opened.objective, opened.groups
     feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
     norms, recorder = ModuleNorms(groups, sharded=config.zero_stage > 0), Recorder(config, objective.model)
-    engine = build_engine(objective.model, groups, config, feed.total, distributed.ranks(), recorder, norms)
+    engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), recorder, norms)
     for _, batches in feed.steps(0):
         result = train_step(engine, objective, batches, recorder, norms, lambda: [0, 0])
         for name, norm in result.grad_norms.items():
             recorder.found[f"{recorder.step}/norm of {name}"] = torch.tensor(norm)
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         save_file(recorder.found, out)
     engine.destroy()
 
 
 if __name__ == "__main__":
     path, cases, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    distributed.start()
+    collectives.start()
     for name, changes in json.loads(cases.read_text()).items():
         words = [word for key, value in changes.items() for word in (f"--{key}", json.dumps(value))]
         record(load_settings(RunConfig, path, words), out / f"{name}.safetensors")
-    distributed.stop()
+    collectives.stop()

@@ -11,9 +11,9 @@ from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
 from mmchat.contrastive.directory import save_clip
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
-from mmchat.training.opening import open_model
+from mmchat.training.dataloader import Feed
 from mmchat.vision.directory import save_tower
 from tests.launching import ROOT, run_ranks, write_config
 from tests.training_fixtures import run_values, write_records

@@ -12,8 +12,8 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
-from mmchat.training.objectives import AssistantObjective
+from mmchat.training.dataloader import Feed
+from mmchat.training.objectives.registry import AssistantObjective
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.launching import ROOT, run_ranks, write_config

@@ -1,7 +1,7 @@
 """`render` gives the ids and labels of the original programs, exactly.
 
-tests/data/labels holds what LLaVA's preprocess_* and Vary's CaptionDataset and ConversationDataset made of
-our conversations, with the tokenizers of tests/data/tokenizers.
+tests/fixtures/labels holds what LLaVA's preprocess_* and Vary's CaptionDataset and ConversationDataset made of
+our conversations, with the tokenizers of tests/fixtures/tokenizers.
 """
 
 import json
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import SlotTokens, render
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 LLAVA_TEMPLATES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2", "mpt": "mpt", "plain": "plain"}
 VARY_TEMPLATES = {"vary_opt": "vary_opt", "vary_qwen_mpt": "vary_qwen"}
 LLAVA_IMAGE = -200

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.feature_cache import open_features
-from mmchat.training.feed import Feed
-from mmchat.training.interruption import StopSignals
-from mmchat.training.opening import open_model
+from mmchat.training.dataloader import Feed
+from mmchat.training.distributed.signals import StopSignals
+from mmchat.training.feature_cache.cache import open_features
 
 config = load_settings(RunConfig, Path(sys.argv[1]), [])
 objective = open_model(config).objective

@@ -15,13 +15,13 @@ import torch
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
-from mmchat.training import distributed
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
+from mmchat.training.dataloader import Feed
+from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine
-from mmchat.training.feed import Feed
-from mmchat.training.meters.norms import ModuleNorms
-from mmchat.training.opening import open_model
-from mmchat.training.stability import StepGuard
+from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.nan_guard import StepGuard
 
 
 def bytes_of(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -40,12 +40,12 @@ def gradients(engine) -> list[torch.Tensor | None]:
 
 if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    distributed.start()
+    collectives.start()
     config = load_settings(RunConfig, path, [])
     opened = open_model(config, in_parts=config.zero_stage == 3)
     feed = Feed(config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
     guard, norms = StepGuard(config.stability), ModuleNorms(opened.groups, sharded=config.zero_stage > 0)
-    engine = build_engine(opened.objective.model, opened.groups, config, feed.total, distributed.ranks(), guard, norms)
+    engine = build_engine(opened.objective.model, opened.groups, config, feed.total, collectives.ranks(), guard, norms)
     (_, (batch,)) = next(iter(feed.steps(0)))
     engine.train()
     guard.begin(1.0)
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     own = [p for group in adamw.param_groups for p in group["params"]] if config.zero_stage in (1, 2) else []
     own += engine.optimizer.fp32_partitioned_groups_flat if three else []
     found["optimizer"] = bytes_of([*states, *own])
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         out.write_text(json.dumps(found))
-    distributed.barrier()  # ZeRO 3 may be fetching parameters ahead, which both ranks have to end before either leaves
-    distributed.stop()
+    collectives.barrier()  # ZeRO 3 may be fetching parameters ahead, which both ranks have to end before either leaves
+    collectives.stop()

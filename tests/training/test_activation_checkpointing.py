@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmchat.errors import UserError
 from mmchat.settings import validate
-from mmchat.training.activation_checkpointing import CHECKPOINTING
 from mmchat.training.config import RunConfig, as_dict
+from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
 from tests.training_fixtures import run_values
 
 

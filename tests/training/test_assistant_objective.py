@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmchat.settings import load_settings
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.opening import open_model
 from tests.launching import write_config
 from tests.training_fixtures import run_values, write_records
 

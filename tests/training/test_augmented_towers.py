@@ -9,9 +9,9 @@ from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.feed import Feed
-from mmchat.training.objectives import AssistantObjective
-from mmchat.vision import retouch
+from mmchat.training.dataloader import Feed
+from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.vision.transforms import page_augmentation
 from tests.training_fixtures import run_values, write_records
 
 
@@ -39,7 +39,7 @@ def opened(dual_dir, tmp_path):
 
 @pytest.fixture
 def always_noisy(monkeypatch):
-    monkeypatch.setattr(retouch, "CHANGES", ((1.0, retouch.noise),))
+    monkeypatch.setattr(page_augmentation, "CHANGES", ((1.0, page_augmentation.noise),))
 
 
 def seen(feed, done=0):

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from mmchat.errors import SharedError, UserError
-from mmchat.training.checkpoints import checkpoint
-from mmchat.training.checkpoints.checkpoint import CheckpointSaver
-from mmchat.training.checkpoints.files import MANIFEST, CheckpointFiles, _Summed, damage, read_manifest, snapshot
-from mmchat.training.checkpoints.random_state import random_state, restore_random_state, seed_all
-from mmchat.training.checkpoints.universal import load_converted
+from mmchat.training.checkpoints.reshard import load_converted
+from mmchat.training.checkpoints.rng_state import random_state, restore_random_state, seed_all
+from mmchat.training.checkpoints.saver import CheckpointSaver, load, newest
+from mmchat.training.checkpoints.storage import MANIFEST, CheckpointFiles, _Summed, damage, read_manifest, snapshot
 from mmchat.training.config import CheckpointConfig
 from tests.launching import launch, write_config
 from tests.training_fixtures import run_values, write_records
@@ -58,10 +57,10 @@ def names(directory):
 
 def test_two_are_kept_and_all_files_are_in_the_manifest(three):
     assert names(three) == ["latest", "step-00000006", "step-00000009"]
-    newest = checkpoint.newest(three, pytest.fail)
-    assert newest.name == "step-00000009"
-    assert set(read_manifest(newest).files) == {"states.pt", "random-rank-0.pt"}
-    state = torch.load(newest / "states.pt")
+    last = newest(three, pytest.fail)
+    assert last.name == "step-00000009"
+    assert set(read_manifest(last).files) == {"states.pt", "random-rank-0.pt"}
+    state = torch.load(last / "states.pt")
     assert (state["step"], state["guard"]) == (9, {}) and torch.equal(state["module"], torch.arange(40_000.0))
 
 
@@ -83,7 +82,7 @@ def test_damage_to_the_newest_is_told_and_the_one_before_is_used(three, name, ha
     if harm:
         file.write_bytes(harm(data))
     said = []
-    assert checkpoint.newest(three, said.append).name == "step-00000006"
+    assert newest(three, said.append).name == "step-00000006"
     assert len(said) == 1 and "step-00000009 is damaged: " in said[0] and words in said[0]
     assert said[0].endswith("; trying step-00000006")
     # What is saved next takes the place of the damaged one.
@@ -95,17 +94,17 @@ def test_only_damaged_ones_are_an_error(three):
     for folder in three.glob("step-*"):
         (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match="no undamaged checkpoint"):
-        checkpoint.newest(three, lambda line: None)
+        newest(three, lambda line: None)
 
 
 def test_a_half_written_one_and_a_pointer_into_the_void(three):
     (three / ".step-00000012.partial").mkdir()
-    assert checkpoint.newest(three, pytest.fail).name == "step-00000009"
+    assert newest(three, pytest.fail).name == "step-00000009"
     (three / "latest").write_text("step-00000007")
     said = []
-    assert checkpoint.newest(three, said.append).name == "step-00000006"
+    assert newest(three, said.append).name == "step-00000006"
     assert "step-00000007, which is not there" in said[0]
-    assert checkpoint.newest(three / "nowhere", pytest.fail) is None
+    assert newest(three / "nowhere", pytest.fail) is None
     saver(three).save(8)
     assert names(three) == ["latest", "step-00000006", "step-00000008"]
 
@@ -175,7 +174,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_t
             torch.rand(3)
         # As a SIGKILL would leave it now:
         assert names(three) == [".step-00000012.partial", "latest", "step-00000006", "step-00000009"]
-        assert checkpoint.newest(three, pytest.fail).name == "step-00000009"
+        assert newest(three, pytest.fail).name == "step-00000009"
         slow_disk.set()
     assert names(three) == ["latest", "step-00000009", "step-00000012"] and damage(final) is None
     state = torch.load(final / "states.pt")
@@ -237,7 +236,7 @@ def test_another_zero_stage_is_refused(three):
     folder = three / "step-00000009"
     (folder / MANIFEST).write_text(json.dumps({"ranks": 1, "zero_stage": 2, "files": {}}))
     with pytest.raises(SharedError, match="written under ZeRO 2, this run uses ZeRO 0; resume with zero_stage: 2"):
-        checkpoint.load(Engine(), folder, 0, pytest.fail)
+        load(Engine(), folder, 0, pytest.fail)
 
 
 def test_generators_begin_anew_at_a_function_of_seed_step_and_rank():

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from mmchat.contrastive import DualEncoder, DualEncoderConfig
-from mmchat.contrastive.augmentation import random_square
 from mmchat.contrastive.directory import init_clip
 from mmchat.errors import UserError
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.objectives import ContrastiveObjective, _check_loss
+from mmchat.training.objectives.registry import ContrastiveObjective, _check_loss
+from mmchat.vision.transforms.augmentation import random_square
 from tests.training_fixtures import run_values
 
 TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}

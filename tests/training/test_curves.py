@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from mmchat.training.meters.curves import SMOOTHING, _running_mean, draw_curves
+from mmchat.training.monitoring.curves import SMOOTHING, _running_mean, draw_curves
 
 
 def rows(count, **changes):

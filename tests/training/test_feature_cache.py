@@ -17,12 +17,13 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
-from mmchat.training import feature_cache, loop
+from mmchat.training import loop
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.feature_cache import identity, open_features
-from mmchat.training.feed import Feed
-from mmchat.training.interruption import StopSignals
-from mmchat.training.opening import open_model
+from mmchat.training.dataloader import Feed
+from mmchat.training.distributed.signals import StopSignals
+from mmchat.training.feature_cache import cache
+from mmchat.training.feature_cache.cache import identity, open_features
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.training_fixtures import run_values, write_records
@@ -287,7 +288,7 @@ class StopAfter(StopSignals):
 
 
 def test_a_signal_keeps_what_was_computed(make_run, monkeypatch):
-    monkeypatch.setattr(feature_cache, "PICTURES", 4)
+    monkeypatch.setattr(cache, "PICTURES", 4)
     run = make_run(steps=100)
     assert run.fill(StopAfter(3)) == 128 + signal.SIGTERM
     assert run.objective.features is None

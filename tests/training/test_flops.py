@@ -13,9 +13,9 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig
 from mmchat.data.collate import Batch
 from mmchat.model.assembly import assemble
-from mmchat.training.lora import add_adapters
-from mmchat.training.meters.flops import LANGUAGE_MODELS, causal_pairs, operations
-from mmchat.training.trainability import Rule, apply_rules
+from mmchat.training.monitoring.flops import LANGUAGE_MODELS, causal_pairs, operations
+from mmchat.training.optim.lora import add_adapters
+from mmchat.training.optim.trainable import Rule, apply_rules
 from mmchat.vision import TowerConfig, build_tower
 from mmchat.vision.block_tower import BlockTower
 from mmchat.vision.families import FAMILIES

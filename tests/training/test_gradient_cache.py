@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmchat.contrastive import info_nce
-from mmchat.training.gradient_cache import losses_by_cache
+from mmchat.training.objectives.gradient_cache import losses_by_cache
 
 
 class Encoders(nn.Module):

@@ -8,8 +8,8 @@ from rich.console import Console
 from mmchat.errors import UserError
 from mmchat.model.adapter import load_adapter, merge, save_adapter
 from mmchat.model.directory import load_assistant, probe_logits, save_assistant
-from mmchat.training.lora import add_adapters
-from mmchat.training.trainability import GradientWatch, Trainable, apply_rules, render_table
+from mmchat.training.optim.lora import add_adapters
+from mmchat.training.optim.trainable import GradientWatch, Trainable, apply_rules, render_table
 
 REST = {"projectors": "frozen", "language_model": "frozen"}
 BLOCK = "towers.0.backbone.encoder.layers."

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from mmchat.errors import UserError
 from mmchat.training.config import OptimizerConfig
-from mmchat.training.lora import add_adapters
-from mmchat.training.optimizer import build_optimizer
-from mmchat.training.trainability import GradientWatch, Trainable, apply_rules, optimizer_groups, render_table
+from mmchat.training.optim.lora import add_adapters
+from mmchat.training.optim.optimizer import build_optimizer
+from mmchat.training.optim.trainable import GradientWatch, Trainable, apply_rules, optimizer_groups, render_table
 
 ROOT = Path(__file__).parents[2]
 BLOCK = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

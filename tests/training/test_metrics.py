@@ -9,9 +9,9 @@ import torch
 
 from mmchat.errors import UserError
 from mmchat.evaluation.summary import summarise, summary_table
-from mmchat.training.meters import metrics, peak
-from mmchat.training.meters.metrics import Meter, peak_memory, write_environment
-from mmchat.training.meters.peak import GPUS, Peak, find_peak, matmul_rate
+from mmchat.training.monitoring import metrics, peak_flops
+from mmchat.training.monitoring.metrics import Meter, peak_memory, write_environment
+from mmchat.training.monitoring.peak_flops import GPUS, Peak, find_peak, matmul_rate
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_peak_stated_known_or_measured(monkeypatch):
     known = find_peak("bf16", None)
     assert known.flops == GPUS["NVIDIA H100 80GB HBM3"].flops and "H100" in known.source
     # fp32, or a part of a device, is not what the data sheet says.
-    monkeypatch.setattr(peak, "matmul_rate", lambda device, dtype: 7e12)
+    monkeypatch.setattr(peak_flops, "matmul_rate", lambda device, dtype: 7e12)
     assert find_peak("fp32", None).flops == 7e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
     found = find_peak("bf16", None)
@@ -87,7 +87,7 @@ def test_the_measured_rate_is_of_the_right_size(monkeypatch):
     """Against a product timed here: within a factor of 20, on a machine that others use, too."""
     import time
 
-    monkeypatch.setattr(peak, "MEASURED_SECONDS", 0.05)
+    monkeypatch.setattr(peak_flops, "MEASURED_SECONDS", 0.05)
     rate = matmul_rate(torch.device("cpu"), torch.float32)
     a, best = torch.ones(512, 512), float("inf")
     for _ in range(10):

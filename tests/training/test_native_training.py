@@ -10,16 +10,16 @@ import torch
 from mmchat.cli.main import main
 from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import MixtureDataset
-from mmchat.data.doctor.examine import Examiner
+from mmchat.data.doctor.record_checks import Examiner
 from mmchat.data.lengths import part_lengths, part_measure
-from mmchat.data.show import examine, open_part
+from mmchat.data.preview.preview import examine, open_part
 from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
+from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.meters.flops import operations
-from mmchat.training.opening import open_model
-from mmchat.training.plan.plan import Hardware, make_plan
+from mmchat.training.monitoring.flops import operations
 from tests.invariants.test_gradients import assert_equal
 from tests.training_fixtures import gradients, opened, run_values, write_mixture, write_records
 

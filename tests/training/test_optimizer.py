@@ -6,8 +6,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mmchat.training.config import OptimizerConfig, RunConfig
-from mmchat.training.optimizer import build_optimizer
-from mmchat.training.trainability import Rule, apply_rules
+from mmchat.training.optim.optimizer import build_optimizer
+from mmchat.training.optim.trainable import Rule, apply_rules
 
 
 class Reader(nn.Module):

@@ -13,20 +13,20 @@ from mmchat.contrastive.directory import init_clip
 from mmchat.data import storage
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.dataset import MixtureDataset, open_mixture
-from mmchat.data.doctor.examine import Examiner
+from mmchat.data.doctor.record_checks import Examiner
 from mmchat.data.lengths import Measure, index_path, length_index, part_lengths, part_measure
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.sources import open_source
 from mmchat.errors import SharedError, UserError
 from mmchat.model.directory import save_assistant
+from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
+from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.meters.flops import operations
-from mmchat.training.opening import open_model
-from mmchat.training.plan.plan import Hardware, make_plan
+from mmchat.training.monitoring.flops import operations
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
-from tests.data_room import storing
+from tests.data import storing
 from tests.invariants.test_gradients import assert_equal
 from tests.training_fixtures import gradients, opened, run_values, write_mixture, write_records
 

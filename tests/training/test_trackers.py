@@ -10,7 +10,7 @@ import pytest
 from mmchat.errors import UserError
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.meters.trackers import TAGS, check_installed, open_trackers, scalars
+from mmchat.training.monitoring.trackers import TAGS, check_installed, open_trackers, scalars
 from tests.training_fixtures import run_values
 
 ROW = {

@@ -12,8 +12,8 @@ from mmchat.errors import UserError
 from mmchat.evaluation.zero_shot import classify_labelled
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.objectives import ContrastiveObjective
-from mmchat.training.zero_shot import ZeroShot
+from mmchat.training.objectives.registry import ContrastiveObjective
+from mmchat.training.validation.zero_shot_accuracy import ZeroShot
 from tests.clip_kinds import write_classes, write_clip
 from tests.launching import launch, metrics, run_ranks, write_config
 from tests.training_fixtures import run_values

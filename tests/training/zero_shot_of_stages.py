@@ -11,16 +11,16 @@ import torch
 from transformers import AutoTokenizer
 
 from mmchat.contrastive import load_clip
-from mmchat.contrastive.objectives import info_nce
+from mmchat.contrastive.losses import info_nce
 from mmchat.files import write_json
 from mmchat.settings import load_settings
-from mmchat.training import distributed
 from mmchat.training.config import RunConfig
+from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine, mean_over_ranks
-from mmchat.training.meters.norms import ModuleNorms
-from mmchat.training.stability import StepGuard
-from mmchat.training.trainability import apply_rules
-from mmchat.training.zero_shot import ZeroShot
+from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.optim.trainable import apply_rules
+from mmchat.training.validation.zero_shot_accuracy import ZeroShot
 
 
 def scores(config: RunConfig) -> list:
@@ -31,7 +31,7 @@ def scores(config: RunConfig) -> list:
         config.zero_shot, SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(config.model))
     )
     guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
-    engine = build_engine(model, groups, config, 2, distributed.ranks(), guard, norms)
+    engine = build_engine(model, groups, config, 2, collectives.ranks(), guard, norms)
     found = [zero_shot(engine)]
     for step in range(2):
         engine.train()
@@ -51,8 +51,8 @@ def scores(config: RunConfig) -> list:
 
 if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    distributed.start()
+    collectives.start()
     found = {stage: scores(load_settings(RunConfig, path, ["--zero_stage", str(stage)])) for stage in range(4)}
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         write_json(out, found)
-    distributed.stop()
+    collectives.stop()

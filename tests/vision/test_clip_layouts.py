@@ -14,7 +14,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from mmchat.cli.main import main
 from mmchat.errors import UserError
 from mmchat.vision import TowerConfig, build_tower, load_tower
-from mmchat.vision.layouts import open_clip, openai
+from mmchat.vision.checkpoint_formats import open_clip, openai
 from mmchat.vision.spec import HALF, Preprocessing
 from tests.conftest import LANGUAGE
 from tests.vision import slow_clip

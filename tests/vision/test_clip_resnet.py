@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mmchat.errors import UserError
-from mmchat.training.activation_checkpointing import CHECKPOINTING
+from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower
 from tests.vision import slow_clip
 

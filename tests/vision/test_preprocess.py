@@ -16,8 +16,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.vision import TowerSpec, normalise, preprocess
-from mmchat.vision.layouts.sam import PREPROCESSING as SAM
-from mmchat.vision.layouts.vary import PREPROCESSING as VARY
+from mmchat.vision.checkpoint_formats.sam import PREPROCESSING as SAM
+from mmchat.vision.checkpoint_formats.vary import PREPROCESSING as VARY
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 SIGLIP = {"mean": HALF, "std": HALF, "fit": "squash"}

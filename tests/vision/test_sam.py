@@ -11,10 +11,10 @@ from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 from mmchat.errors import UserError
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower
+from mmchat.vision.checkpoint_formats.sam import PREPROCESSING as SAM
+from mmchat.vision.checkpoint_formats.vary import PREPROCESSING as VARY
 from mmchat.vision.families.sam import lengthened
-from mmchat.vision.layouts.sam import PREPROCESSING as SAM
-from mmchat.vision.layouts.vary import PREPROCESSING as VARY
-from mmchat.vision.relative_position import DecomposedAttention
+from mmchat.vision.sam_attention import DecomposedAttention
 
 TOLERANCE = 2e-5
 EXACTLY = {"atol": 1e-10, "rtol": 1e-10}

@@ -14,11 +14,11 @@ from PIL import Image
 
 from mmchat.data.doctor.charts import HEIGHT, WIDTH, Chart, histogram
 from mmchat.data.doctor.findings import KINDS
-from mmchat.data.doctor.gather import Example
+from mmchat.data.doctor.inputs import Subject
+from mmchat.data.doctor.outputs import Example
 from mmchat.data.doctor.run import Answer
-from mmchat.data.doctor.subjects import Subject
-from mmchat.data.doctor.words import cleanly, not_checked, verdict
-from mmchat.data.pictures import Picture
+from mmchat.data.doctor.wording import cleanly, not_checked, verdict
+from mmchat.data.image_refs import Picture
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.files import write_text

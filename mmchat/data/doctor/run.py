@@ -17,10 +17,10 @@ import numpy as np
 
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.dataset import save_clean_index
-from mmchat.data.doctor.compare import Relations
-from mmchat.data.doctor.gather import Gatherer, Tally, flat_counts, locate, written_aside
-from mmchat.data.doctor.parts import Facts, Parts
-from mmchat.data.doctor.subjects import Subject, open_subject
+from mmchat.data.doctor.inputs import Subject, open_subject
+from mmchat.data.doctor.outputs import Gatherer, Tally, flat_counts, locate, written_aside
+from mmchat.data.doctor.overlap import Relations
+from mmchat.data.doctor.partial_results import Facts, Parts
 from mmchat.data.lengths import Measure
 from mmchat.data.parallel import map_chunks
 from mmchat.errors import UserError

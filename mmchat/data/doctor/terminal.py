@@ -6,7 +6,7 @@ from rich.text import Text
 
 from mmchat.data.doctor.findings import KINDS
 from mmchat.data.doctor.run import Answer
-from mmchat.data.doctor.words import not_checked, verdict
+from mmchat.data.doctor.wording import not_checked, verdict
 
 STYLES = {"error": "bold red", "warning": "yellow"}
 

@@ -11,7 +11,7 @@ from transformers import SamVisionConfig, SamVisionModel
 
 from mmchat.errors import UserError
 from mmchat.vision.block_tower import refuse_margin, regridded
-from mmchat.vision.relative_position import DecomposedAttention
+from mmchat.vision.sam_attention import DecomposedAttention
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
 from mmchat.vision.tower import TowerOutput, VisionTower
 

@@ -1,0 +1,44 @@
+"""Variant B: a run of mmchat without its files, from config to optimizer step by the modules that a run is made of."""
+
+from rich.console import Console
+
+from mmchat.data.quarantine import Quarantine
+from mmchat.training.build_model import open_model
+from mmchat.training.config import RunConfig
+from mmchat.training.dataloader import Feed
+from mmchat.training.distributed import collectives
+from mmchat.training.distributed.signals import StopSignals
+from mmchat.training.engine import build_engine
+from mmchat.training.feature_cache.cache import move_towers, open_features
+from mmchat.training.loop import train_step
+from mmchat.training.monitoring.flops import operations
+from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.nan_guard import StepGuard
+from side_by_side.recorder import Recorder
+
+
+def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
+    opened = open_model(config)
+    objective, groups = opened.objective, opened.groups
+    quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
+    feed = Feed(config, objective, quarantine)
+    if config.feature_cache:
+        open_features(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
+    guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
+    engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms)
+    move_towers(config, objective, "cpu")
+    cost = operations(objective.model, towers_run=objective.features is None)
+    recorder.begin(objective.model)
+    for step, batches in feed.steps(0):
+        recorder.data_ready()
+        result = train_step(engine, objective, batches, guard, norms, lambda: [0, 0], cost)
+        recorder.step(
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            grad_norms=result.grad_norms,
+            tokens=result.tokens,
+            positions=result.positions,
+            operations=result.operations,
+        )
+        if step == steps:
+            break

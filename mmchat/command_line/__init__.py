@@ -1,0 +1,1 @@
+"""What all programs share: argument parsing, error reporting and quiet libraries."""

@@ -1,0 +1,124 @@
+"""A dialogue written out as a template says: as typed segments."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+from mmchat.conversation.encoding import Codec
+from mmchat.conversation.messages import Turn
+from mmchat.conversation.segments import Control, Image, Segment, Text, parse_segments, strip_around_images
+from mmchat.conversation.special_tokens import drop_marks
+from mmchat.conversation.template import Template
+from mmchat.conversation.turn_order import Dialogue
+from mmchat.errors import UserError
+
+
+class Literal(NamedTuple):
+    """What the template itself writes, before it is known which of it are tokens."""
+
+    text: str
+    supervised: bool = False
+
+
+Written = Segment | Literal
+
+
+def write_segments(
+    dialogue: Dialogue, template: Template, codec: Codec, system: str | None, add_generation_prompt: bool
+) -> list[Segment]:
+    """The segments of a dialogue. The messages' own system message wins over `system`, that over the default.
+
+    Raises:
+        UserError: the template has no place for the system message, a generation prompt would follow an
+            assistant turn, or the tokenizer lacks a token that the template writes.
+    """
+    for token in template.control:
+        codec.require(token)
+    turns = dialogue.turns
+    if add_generation_prompt and template.alternating and turns and turns[-1].role == "assistant":
+        raise UserError("a generation prompt must follow a user turn, the last turn is the assistant's")
+    block = _system_block(dialogue.system if dialogue.system is not None else system, template)
+    segments = _resolve(_write(turns, block, template, add_generation_prompt), codec)
+    return strip_around_images(segments) if template.strip_around_images else segments
+
+
+def check_system(system: str | None, template: Template) -> None:
+    """UserError where the template has no place for this system message."""
+    if system and template.system is None:
+        raise UserError(
+            f"template {template.name!r} has no place for a system message; leave it out (found {repr(system)[:80]})"
+        )
+
+
+def _system_block(system: str | None, template: Template) -> list[Written]:
+    check_system(system, template)
+    # The default is the template's own writing; what anyone else says is text.
+    words = Literal(template.default_system) if system is None else Text(drop_marks(system))
+    if not template.system or not words.text:
+        return []
+    before, after = template.system
+    return [Literal(before), words, Literal(after)]
+
+
+def _write(
+    turns: list[Turn], system_block: list[Written], template: Template, add_generation_prompt: bool
+) -> Iterator[Written]:
+    if not template.system_in_user:
+        yield from system_block
+    for number, turn in enumerate(turns):
+        if turn.role == "user":
+            yield Literal(template.user[0] if number == 0 else template.next_user + template.user[0])
+            if template.system_in_user and number == 0:
+                yield from system_block
+            yield from _user_content(turn, template)
+            yield Literal(template.user[1])
+        elif turn.role == "assistant":
+            yield Literal(template.header)
+            yield Literal(template.answer[0], turn.train)
+            yield Text(drop_marks(turn.text), turn.train)
+            yield Literal(template.answer[1], turn.train)
+            yield Literal(template.after_answer)
+        else:
+            first, last = (not 0 <= n < len(turns) or turns[n].role != "tool" for n in (number - 1, number + 1))
+            yield Literal(template.tools[0] * first + template.tool[0])
+            yield Text(drop_marks(turn.text))
+            yield Literal(template.tool[1] + template.tools[1] * last)
+    if add_generation_prompt:
+        yield Literal(template.header)
+    else:
+        yield Literal(template.end, bool(turns) and turns[-1].train)
+
+
+def _user_content(turn: Turn, template: Template) -> Iterator[Segment]:
+    beside_images = None in turn.parts
+    keep_text = {"keep": True, "drop": False, "drop_beside_images": not beside_images}[template.user_text]
+    for part in turn.parts:
+        if part is None:
+            yield Image()
+        elif keep_text:
+            yield Text(drop_marks(part))
+
+
+def _resolve(written: Iterator[Written], codec: Codec) -> list[Segment]:
+    """Literals become the tokens they spell and text. Neighbours are read as one string, as a tokenizer reads
+    them, so that a token may be written by two."""
+    segments: list[Segment] = []
+    for is_literal, group in groupby(written, lambda segment: isinstance(segment, Literal)):
+        if not is_literal:
+            segments += group
+            continue
+        literals = tuple(group)
+        if literals not in codec.read_literals:  # a template has few
+            codec.read_literals[literals] = _read_literals(literals, codec)
+        segments += codec.read_literals[literals]
+    return segments
+
+
+def _read_literals(literals: tuple[Literal, ...], codec: Codec) -> list[Segment]:
+    text, spans = "", []
+    for literal in literals:
+        start = len(text)
+        text += codec.fill(literal.text)
+        if literal.supervised:
+            spans.append((start, len(text)))
+    return parse_segments(text, codec.pattern, spans, lambda match, supervised: Control(match[0], supervised))

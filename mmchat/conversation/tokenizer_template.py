@@ -1,0 +1,226 @@
+"""The template `auto`: the tokenizer's own Jinja chat template writes the conversation.
+
+A Jinja says nothing about what to learn, unless it has `{% generation %}` blocks. Without them an answer is
+what the conversation up to it has more than the prompt for it; where that is no plain continuation (a Jinja
+that rewrites earlier turns), nothing can be said about labels, and nothing is guessed.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from mmchat.conversation.encoding import Codec, codec_for
+from mmchat.conversation.messages import Turn, parse_messages
+from mmchat.conversation.prompt import parse_written
+from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
+from mmchat.conversation.special_tokens import drop_marks, mark_tokens
+from mmchat.errors import UserError
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REMEDY = (
+    "choose a named template that fits the model, or put {% generation %} ... {% endgeneration %} around the "
+    "answers in the tokenizer's chat template"
+)
+
+# In front of the tokenizer's own Jinja: images become slot groups and content parts one string, which every
+# Jinja can read. It ends with a line break that trim_blocks takes away, so the Jinja behind it stands at the
+# beginning of a line, as it did.
+_PRELUDE_END = "{#- The tokenizer's own chat template. #}\n"
+_PRELUDE = """\
+{%- set flat = namespace(messages=[], text='') -%}
+{%- if SYSTEM and messages and messages[0]['role'] != 'system' -%}
+  {%- set flat.messages = [{'role': 'system', 'content': SYSTEM}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['tool_calls'] -%}
+    {{- raise_exception('tool_calls is not written: put the call into the content as text') -}}
+  {%- endif -%}
+  {%- set flat.text = '' -%}
+  {%- set content = message['content'] -%}
+  {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+    {%- if part['type'] == 'text' -%}
+      {%- set flat.text = flat.text + part['text'] -%}
+    {%- elif part['type'] == 'image' and message['role'] == 'user' -%}
+      {%- set flat.text = flat.text + SLOTS -%}
+    {%- else -%}
+      {{- raise_exception('content part ' ~ part['type'] ~ ' in a message of the ' ~ message['role']) -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': flat.text}] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+
+
+def write_auto(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer,
+    slots: SlotTokens,
+    system: str | None,
+    add_generation_prompt: bool,
+) -> list[Segment]:
+    """The segments of a conversation as the tokenizer's own chat template writes it.
+
+    system: put in front as a system message where the messages bring none. Where the Jinja has a default
+    of its own, None and "" leave it standing. Nothing is supervised with `add_generation_prompt`.
+
+    Raises:
+        UserError: no chat template; one that refuses the conversation or leaves out an image; or one from
+            which it cannot be told what an answer is.
+    """
+    turns = parse_messages(messages)
+    if drop_marks(system or "") and turns[0].role != "system":
+        turns.insert(0, Turn("system", (system,)))
+    codec = codec_for(tokenizer)
+    writer = _Writer(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(messages))
+    if add_generation_prompt:
+        text, spans = writer.write(len(turns), add_generation_prompt=True), ()
+    else:
+        text, spans = _generation_spans(writer, turns) if writer.tracks else _difference_spans(writer, turns, codec)
+    segments = parse_written(text, codec, slots, sanitized=True, supervised=spans)
+    _check_complete(writer, turns, text, segments)
+    return segments
+
+
+def auto_jinja(tokenizer, slots: SlotTokens, system: str | None) -> str:
+    """The tokenizer's own chat template, made to read content parts and `system`; idempotent.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", codec_for(tokenizer)))}
+    prelude = re.sub("SLOTS|SYSTEM", lambda match: values[match[0]], _PRELUDE)
+    return prelude + _PRELUDE_END + _own_jinja(tokenizer)
+
+
+def quote(string: str) -> str:
+    """A Jinja string constant: Jinja reads escapes as Python does, and JSON's are among them."""
+    return json.dumps(string, ensure_ascii=False)
+
+
+def _own_jinja(tokenizer) -> str:
+    try:
+        jinja = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(
+            "template 'auto' is the tokenizer's own chat template, but this tokenizer has none (or several, none of "
+            "them the default); choose a named template, or set tokenizer.chat_template"
+        ) from error
+    return jinja.rpartition(_PRELUDE_END)[2]  # a tokenizer saved with an assistant has ours in front
+
+
+def _message(turn: Turn, codec: Codec, slots: SlotTokens) -> dict[str, str]:
+    """A chat message with one string, in which only slots are tokens."""
+    return {"role": turn.role, "content": slots.group.join(mark_tokens(text, codec) for text in _texts(turn))}
+
+
+def _texts(turn: Turn) -> list[str]:
+    """What stands between the images."""
+    texts = [""]
+    for part in turn.parts:
+        if part is None:
+            texts.append("")
+        else:
+            texts[-1] += part
+    return texts
+
+
+class _Writer:
+    """Writes the first messages of one conversation with the tokenizer's Jinja."""
+
+    def __init__(self, tokenizer, chat: list[dict[str, str]], added: int):
+        """added: how many of the first messages are not the user's own."""
+        self.jinja = _own_jinja(tokenizer)
+        self.tokens = tokenizer.special_tokens_map
+        self.chat = chat
+        self.added = added
+        self.tracks = bool(_GENERATION.search(self.jinja))
+
+    def name(self, number: int) -> str:
+        return f"message {number - self.added}"
+
+    def write(self, count: int, add_generation_prompt: bool = False) -> str:
+        return self._write(count, add_generation_prompt, False)[0]
+
+    def write_tracked(self) -> tuple[str, Spans]:
+        """The whole conversation, and the spans of its generation blocks."""
+        return self._write(len(self.chat), False, True)
+
+    def _write(self, count: int, add_generation_prompt: bool, track: bool) -> tuple[str, Spans]:
+        # Here, because it loads torch, which parse_messages must not; templates compile once, in its cache.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            (text,), spans = render_jinja_template(
+                [self.chat[:count]],
+                chat_template=self.jinja,
+                return_assistant_tokens_mask=track,
+                add_generation_prompt=add_generation_prompt,
+                **self.tokens,
+            )
+        except TemplateError as error:
+            where = f"the first {count} of {len(self.chat)} messages" if count < len(self.chat) else "the conversation"
+            raise UserError(f"the tokenizer's chat template refuses {where}: {error}; {_REMEDY}") from error
+        return text, spans[0] if track else ()
+
+
+def _check_complete(writer: _Writer, turns: list[Turn], text: str, segments: list[Segment]) -> None:
+    written = sum(isinstance(segment, Image) for segment in segments)
+    given = sum(turn.parts.count(None) for turn in turns)
+    if written != given:
+        raise UserError(f"the messages hold {given} image(s), the tokenizer's chat template writes {written} of them")
+    for number, turn in enumerate(turns):
+        if turn.role == "user" and writer.chat[number]["content"].strip() not in text:
+            raise UserError(
+                "template 'auto': the tokenizer's chat template leaves out or changes the words of "
+                f"{writer.name(number)}; choose a named template that fits the model"
+            )
+
+
+def _generation_spans(writer: _Writer, turns: list[Turn]) -> tuple[str, Spans]:
+    """The text, and the generation blocks of the turns that are trained on."""
+    text, blocks = writer.write_tracked()
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    if len(blocks) != len(answers):
+        raise UserError(
+            f"the tokenizer's chat template has {len(blocks)} generation blocks for {len(answers)} assistant turns, "
+            "so it cannot be told which belongs to which; write each answer in one block, or choose a named template"
+        )
+    for number, (start, stop) in zip(answers, blocks, strict=True):
+        _check_inside(writer, number, text[start:stop])
+    return text, [block for number, block in zip(answers, blocks, strict=True) if turns[number].train]
+
+
+def _difference_spans(writer: _Writer, turns: list[Turn], codec: Codec) -> tuple[str, Spans]:
+    """The text, and what each turn that is trained on adds to its prompt."""
+    text = writer.write(len(turns))
+    return text, [_difference(writer, text, n, codec) for n, turn in enumerate(turns) if turn.train]
+
+
+def _difference(writer: _Writer, text: str, number: int, codec: Codec) -> tuple[int, int]:
+    prompt = writer.write(number, add_generation_prompt=True)
+    answered = writer.write(number + 1)
+    stripped = answered.rstrip(WHITE_SPACE)
+    if not answered.startswith(prompt):
+        raise _unsound(writer, number, "writes the turn otherwise than as a continuation of its generation prompt")
+    if not text.startswith(stripped):
+        raise _unsound(writer, number, "writes the turn otherwise once others follow it")
+    ends_with_token = re.search(f"(?:{codec.pattern.pattern})$", stripped)
+    stop = len(answered) if text.startswith(answered) and not ends_with_token else max(len(stripped), len(prompt))
+    _check_inside(writer, number, answered[len(prompt) : stop])
+    return len(prompt), stop
+
+
+def _check_inside(writer: _Writer, number: int, span: str) -> None:
+    if writer.chat[number]["content"].strip() not in span:
+        raise _unsound(writer, number, "does not write the answer's own words where the assistant's turn is")
+
+
+def _unsound(writer: _Writer, number: int, why: str) -> UserError:
+    return UserError(
+        f"template 'auto': what to learn from {writer.name(number)} cannot be told, because the tokenizer's chat "
+        f"template {why}; {_REMEDY}"
+    )

@@ -1,0 +1,1 @@
+"""Foreign assistant formats: one file per format."""

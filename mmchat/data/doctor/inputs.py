@@ -1,0 +1,100 @@
+"""What a pass looks at: the sources of a mixture as training would read them, and evaluation sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmchat.constants import IMAGE_PLACEHOLDER
+from mmchat.conversation import get_template
+from mmchat.data.config import SourceConfig
+from mmchat.data.dataset import load_clean_index
+from mmchat.data.doctor.record_checks import Examiner
+from mmchat.data.image_refs import Picture, refer
+from mmchat.data.records import IMAGE_KEYS, Record, Rejected
+from mmchat.data.sources import Source, open_source
+from mmchat.errors import UserError
+
+DEEPEST = 20
+EXCHANGE = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\na"}, {"from": "gpt", "value": "b"}]
+"""What every template can write."""
+LONGEST_TEXT = 10_000
+"""Characters of one text that quarantine files repeat; a data URI has millions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One source. numbers: which records of it are looked at, all or those of its clean index."""
+
+    name: str
+    config: SourceConfig
+    source: Source
+    numbers: Sequence[int]
+    examiner: Examiner
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def record(self, place: int) -> Record | Rejected:
+        return self.source[int(self.numbers[place])]
+
+    def stored(self, place: int) -> tuple[str, str, Any]:
+        """where, id, and the object as it is stored, fit for JSON."""
+        where, item = self.source.table.row(int(self.numbers[place]))
+        if isinstance(item, Rejected):
+            return item.where, item.id, shortened(item.raw)
+        identity = item.get("id") if isinstance(item, dict) else None
+        return where, where if identity is None else str(identity)[:LONGEST_TEXT], shortened(item)
+
+    def pictures(self, place: int) -> list[Picture]:
+        """As many of the record's pictures as can be had, also where the reader refused it."""
+        record = self.record(place)
+        if isinstance(record, Record):
+            return list(record.pictures)
+        _, item = self.source.table.row(int(self.numbers[place]))
+        entries = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
+        pictures = []
+        for entry in entries if isinstance(entries, list) else [entries]:
+            try:
+                pictures.append(refer(entry, self.source.image_root, allow_http=False))
+            except UserError:
+                continue
+        return pictures
+
+    def key(self) -> str:
+        """Tells whether two passes look at the same records."""
+        chosen = "all" if isinstance(self.numbers, range) else np.asarray(self.numbers).tobytes().hex()
+        return f"{self.name} {self.config!r} {self.source.digest()} {chosen}"
+
+
+def open_subject(name: str, config: SourceConfig, processor: Any = None, max_length: int | None = None) -> Subject:
+    """Raises UserError: the source or its index cannot be opened, it is empty, or its template does not exist or does
+    not fit the model's tokenizer (so that no record could be written)."""
+    if config.template is not None:
+        get_template(config.template)
+    if processor is not None:
+        processor.render(EXCHANGE, views=[1], template=config.template)
+    source = open_source(config.path, config.image_root, config.allow_http)
+    numbers = range(len(source)) if config.index is None else load_clean_index(config.index, source)
+    if not len(numbers):
+        raise UserError(f"{config.path} holds no record")
+    return Subject(name, config, source, numbers, Examiner(config, processor, max_length))
+
+
+def shortened(value: Any, depth: int = 0) -> Any:
+    """What JSON can hold of a stored object: no bytes, no text without end, no depth without bottom."""
+    if isinstance(value, Picture):
+        return value.name[:LONGEST_TEXT]
+    if isinstance(value, bytes):
+        return f"<{len(value):,} bytes>"
+    if isinstance(value, str):
+        rest = len(value) - LONGEST_TEXT
+        return value if rest <= 0 else f"{value[:LONGEST_TEXT]}... ({rest:,} characters more)"
+    if isinstance(value, dict | list | tuple) and depth == DEEPEST:
+        return "..."
+    if isinstance(value, dict):
+        return {str(key)[:LONGEST_TEXT]: shortened(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(inner, depth + 1) for inner in value]
+    return value if isinstance(value, int | float | None) else str(value)[:LONGEST_TEXT]

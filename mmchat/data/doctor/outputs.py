@@ -1,0 +1,128 @@
+"""From the parts of a pass to its files: quarantine, warnings, clean indexes and counts."""
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from mmchat.data.doctor.findings import KINDS, Finding, is_error
+from mmchat.data.doctor.inputs import Subject
+from mmchat.data.doctor.overlap import Relation, Relations
+from mmchat.data.doctor.partial_results import Parts
+
+
+class Example(NamedTuple):
+    """A finding to be shown. pictures: (which subject, its record, the record's picture) of what it is about."""
+
+    finding: Finding
+    where: str
+    id: str
+    pictures: list[tuple[Subject, int, int]]
+
+
+@dataclass
+class Tally:
+    """findings: of each kind. records: which have at least one error, or only warnings. examples: by kind."""
+
+    findings: Counter[str] = field(default_factory=Counter)
+    erroneous: int = 0
+    warned: int = 0
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+
+class Gatherer:
+    """Writes one line a finding, in the order of the data, errors apart from warnings."""
+
+    def __init__(self, quarantine: BinaryIO, warnings: BinaryIO, held_out: list[Subject], examples: int) -> None:
+        self._files = {True: quarantine, False: warnings}
+        self._held_out, self._examples = held_out, examples
+        self.tally = Tally()
+
+    def add(self, subject: Subject, number: int, starts: range, parts: Parts, relations: Relations) -> None:
+        """All findings of one source, chunk by chunk."""
+        for start in starts:
+            own: dict[int, list[Finding]] = {}
+            for record, finding in parts.findings(number, start):
+                own.setdefault(record, []).append(finding)
+            stop = min(start + starts.step, len(subject))
+            for record in sorted(own.keys() | relations.records(start, stop)):
+                self._add_record(subject, record, own.get(record, []), list(relations.of(record)))
+
+    def _add_record(self, subject: Subject, record: int, own: list[Finding], related: list[Relation]) -> None:
+        where, identity, raw = subject.stored(record)
+        found = [(finding, [(subject, record, finding.picture)]) for finding in own]
+        found += [self._in_words(subject, relation) for relation in related]
+        bad = any(is_error(finding.kind) for finding, _ in found)
+        self.tally.erroneous += bad
+        self.tally.warned += not bad
+        for finding, pictures in found:
+            self.tally.findings[finding.kind] += 1
+            line = {"where": where, "id": identity, "kind": finding.kind, "reason": finding.reason, "record": raw}
+            self._files[is_error(finding.kind)].write(to_line(line))
+            examples = self.tally.examples.setdefault(finding.kind, [])
+            if len(examples) < self._examples:
+                examples.append(Example(finding, where, identity, pictures))
+
+    def _in_words(self, subject: Subject, relation: Relation) -> tuple[Finding, list[tuple[Subject, int, int]]]:
+        other, place = subject, relation.other
+        if relation.kind in ("leak", "near_leak"):
+            number, place = locate(self._held_out, relation.other)
+            other = self._held_out[number]
+        where, *_ = other.stored(place)
+        what = "has" if relation.picture < 0 else f"picture {relation.picture + 1} is"
+        said = {
+            "leak": "the same words as" if relation.picture < 0 else "the same as in",
+            "exact_duplicate": "the same pictures and words as",
+            "near_leak": "nearly the same as in",
+            "near_duplicate": "nearly the same as in",
+        }
+        pictures = [(subject, relation.record, relation.picture), (other, place, relation.other_picture)]
+        return Finding(relation.kind, f"{what} {said[relation.kind]} {where}", relation.picture), pictures
+
+
+def locate(subjects: list[Subject], record: int) -> tuple[int, int]:
+    """Of a record counted through several sources: which source, and its number there."""
+    for number, subject in enumerate(subjects):
+        if record < len(subject):
+            return number, record
+        record -= len(subject)
+    raise IndexError(record)
+
+
+def to_line(value: dict[str, Any]) -> bytes:
+    # Lone surrogates become \udXXX, which JSON writes the same way.
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears when it is complete; of any length, so it is not held in memory."""
+    aside = path.with_name(f".{path.name}.tmp")  # one name, so that a killed pass leaves nothing behind for long
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def flat_counts(tally: Tally, subjects: list[Subject], kept: list[int]) -> dict[str, int]:
+    """`findings.json`: what a program asks for, by one flat name each."""
+    counts = {
+        "records": sum(map(len, subjects)),
+        "records/sound": sum(kept),
+        "records/with_errors": tally.erroneous,
+        "records/with_warnings_only": tally.warned,
+        "errors": sum(n for kind, n in tally.findings.items() if is_error(kind)),
+        "warnings": sum(n for kind, n in tally.findings.items() if not is_error(kind)),
+    }
+    counts |= {f"{kind.severity}/{name}": tally.findings[name] for name, kind in KINDS.items()}
+    for subject, sound in zip(subjects, kept, strict=True):
+        counts |= {f"source/{subject.name}/records": len(subject), f"source/{subject.name}/sound": sound}
+    return counts

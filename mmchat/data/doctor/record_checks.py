@@ -1,0 +1,114 @@
+"""One record: everything that can be said without looking at another one."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.conversation import Turn, control_tokens, get_template
+from mmchat.conversation.messages import is_data_dialect
+from mmchat.data.config import SourceConfig
+from mmchat.data.doctor.findings import Finding, is_error
+from mmchat.data.doctor.image_checks import Look, digest, look
+from mmchat.data.doctor.text_checks import answer_findings, opening, order_problem, spelling_findings, token_pattern
+from mmchat.data.records import Record, Rejected, limit_turns
+from mmchat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Examined:
+    """digest: of pictures and words, None where a picture could not be had or the reader refused the record.
+
+    tokens, supervised: before any cut; 0 without a model.
+    """
+
+    findings: list[Finding]
+    looks: list[Look]
+    digest: tuple[int, int] | None = None
+    tokens: int = 0
+    supervised: int = 0
+    turns: int = 0
+
+    @property
+    def sound(self) -> bool:
+        return not any(is_error(finding.kind) for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """processor: the model's, or None: then lengths, its tokens and what its template refuses stay unchecked."""
+
+    config: SourceConfig
+    processor: Any = None
+    max_length: int | None = None
+
+    def __call__(self, record: Record | Rejected) -> Examined:
+        if isinstance(record, Rejected):
+            return Examined([Finding(record.kind or "malformed_record", record.reason)], [])
+        if self.config.max_turns is not None:
+            record = limit_turns(record, self.config.max_turns)
+        turns = record.turns
+        looks = [look(picture) for picture in record.pictures]
+        findings = [Finding(kind, what, at) for at, seen in enumerate(looks) for kind, what in seen.problems]
+        findings += spelling_findings(turns, self._tokens)
+        refusals, tokens, supervised = self._conversation(record, turns, self._views(looks))
+        findings += refusals
+        decoded = all(seen.digest is not None for seen in looks)
+        return Examined(
+            findings, looks, content_digest(turns, looks) if decoded else None, tokens, supervised, len(turns)
+        )
+
+    @cached_property
+    def _tokens(self) -> re.Pattern[str]:
+        return token_pattern(control_tokens(self.processor.tokenizer) if self.processor else ())
+
+    def _views(self, looks: list[Look]) -> list[int]:
+        """Of each picture; one that could not be decoded, which is told anyway, counts as one."""
+        if self.processor is None or not self.processor.image_processor.views_vary:
+            return [1] * len(looks)
+        views = self.processor.image_processor.views
+        return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in looks]
+
+    def _conversation(self, record: Record, turns: list[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
+        """Findings, tokens and supervised tokens of the words as the template writes them."""
+        first = opening(turns, self._alternates and is_data_dialect(record.messages))
+        problem = order_problem(turns, first)
+        findings = answer_findings(turns[first:])
+        if self.processor is None:
+            return [*findings, *([Finding("role_order", problem)] if problem else [])], 0, 0
+        try:
+            rendered = self.processor.render(record.messages, views, template=self.config.template)
+        except UserError as error:
+            if problem:
+                return [*findings, Finding("role_order", str(error))], 0, 0
+            if any(finding.kind == "nothing_to_learn" for finding in findings):
+                return findings, 0, 0
+            return [*findings, Finding("template_refusal", str(error))], 0, 0
+        tokens = len(rendered.input_ids)
+        if self.max_length is not None and tokens > self.max_length:
+            findings.append(self._over_length(record, views, tokens))
+        # The first position of a row predicts nothing, so it is no loss term.
+        return findings, tokens, tokens - 1 - rendered.labels[1:].count(IGNORE_INDEX)
+
+    def _over_length(self, record: Record, views: list[int], tokens: int) -> Finding:
+        try:
+            cut = self.processor.render(record.messages, views, self.max_length, template=self.config.template).cut
+        except UserError as error:
+            return Finding("over_length", f"has {tokens:,} tokens: {error}")
+        return Finding(
+            "cut_text", f"has {tokens:,} tokens, max_length is {self.max_length:,}: the last {cut:,} are cut"
+        )
+
+    @property
+    def _alternates(self) -> bool:
+        if self.processor is None:
+            return True
+        template = get_template(self.config.template or self.processor.template)
+        return template.alternating and not template.from_tokenizer
+
+
+def content_digest(turns: list[Turn], looks: list[Look]) -> tuple[int, int]:
+    """The same for records with the same pictures, byte for byte, and the same words from the same speakers."""
+    content = repr(([seen.digest for seen in looks], [(turn.role, turn.parts, turn.train) for turn in turns]))
+    return digest(content.encode("utf-8"))

@@ -1,0 +1,76 @@
+"""Samples as one HTML page that needs nothing beside it. Records are strangers' text: Jinja escapes all of it."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from mmchat.data.preview.preview import Piece, Seen, Shown, contact_sheet, printable, runs
+from mmchat.data.records import Rejected
+from mmchat.files import write_text
+from mmchat.images import data_uri
+
+THUMBNAIL_SIDE = 224
+"""Longest side of an original in the page, in pixels."""
+
+
+def write_page(path: Path, samples: list[Shown | Rejected], title: str) -> None:
+    """Write the page; lengths are drawn relative to the longest sample."""
+    environment = Environment(
+        loader=PackageLoader("mmchat.data.preview", "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    longest = max((sample.tokens for sample in samples if isinstance(sample, Shown)), default=1)
+    values = [_rejected(s) if isinstance(s, Rejected) else _sample(s, longest) for s in samples]
+    write_text(path, environment.get_template("show.html.jinja").render(title=title, samples=values))
+
+
+def _rejected(sample: Rejected) -> dict[str, Any]:
+    return {"where": printable(sample.where), "reason": printable(sample.reason, "\n")}
+
+
+def _sample(sample: Shown, longest: int) -> dict[str, Any]:
+    parts = {"supervised": sample.supervised, "image": sample.slots}
+    parts["ignored"] = sample.tokens - sum(parts.values())
+    return {
+        "where": printable(sample.where),
+        "reason": None,
+        "facts": sample.facts(),
+        "bar": [(name, count, 100 * count / longest) for name, count in parts.items()],
+        "images": [_image(seen) for seen in sample.images],
+        "runs": [
+            {
+                "kind": kind,
+                "supervised": supervised,
+                "pieces": [(text, _tip(piece)) for piece, text in pieces],
+            }
+            for kind, supervised, pieces in runs(sample.pieces)
+        ],
+    }
+
+
+def _tip(piece: Piece) -> str:
+    """What hovering tells."""
+    label = "supervised" if piece.supervised else "ignored"
+    last = piece.start + len(piece.ids) - 1
+    if piece.kind == "image":
+        return f"positions {piece.start}-{last}: {len(piece.ids)} x id {piece.ids[0]}, {label}"
+    if len(piece.ids) == 1:
+        return f"position {piece.start}: id {piece.ids[0]}, {label}"
+    return f"positions {piece.start}-{last}: {len(piece.ids)} ids {', '.join(map(str, piece.ids))}, {label}"
+
+
+def _image(seen: Seen) -> dict[str, Any]:
+    size = f"{seen.original.width}x{seen.original.height} {seen.original.mode}"
+    views = [
+        (came.partition(" -> ")[2], data_uri(Image.fromarray(contact_sheet(shown).transpose(1, 2, 0))))
+        for came, shown in seen.towers
+    ]
+    return {
+        "name": printable(seen.name),
+        "views": [(size, data_uri(seen.original, THUMBNAIL_SIDE)), *views],
+    }

@@ -1,0 +1,113 @@
+"""Samples in the terminal: colours where there are some, brackets where there are none."""
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import numpy as np
+from PIL import Image
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.text import Text
+
+from mmchat.data.preview.preview import Seen, Shown, contact_sheet, printable, runs
+from mmchat.data.records import Rejected
+
+PICTURE_COLUMNS = 32
+"""Width of a picture; a character holds two pixels, one above the other."""
+
+STYLES = {
+    ("text", False): "grey54",
+    ("text", True): "bold green",
+    ("control", False): "grey93 on grey35",
+    ("control", True): "bold black on green",
+    ("image", False): "white on purple4",
+    ("broken", False): "red on grey35",
+    ("broken", True): "bold red on green",
+}
+"""(kind, supervised) -> style. Background means: one token, written by the template and not typed."""
+
+
+def print_samples(console: Console, samples: Iterable[Shown | Rejected], tokens: bool = False) -> None:
+    """Legend and samples; `tokens` adds every id."""
+    plain = console.no_color or console.color_system is None
+    console.print(legend(plain))
+    for sample in samples:
+        console.print()
+        console.print(Rule(Text(printable(sample.where), "bold"), align="left", style="grey54"))
+        if isinstance(sample, Rejected):
+            reason = Text.assemble(("rejected", "bold white on red"), " ", printable(sample.reason, "\n"))
+            console.print(reason, soft_wrap=plain)
+            continue
+        console.print(Text("  ".join(sample.facts()), "cyan"), soft_wrap=plain)
+        console.print()
+        if sample.images and not plain and console.is_terminal:
+            console.print(Padding(Columns(list(_pictures(sample.images)), padding=(0, 3)), (0, 0, 1, 0)))
+        console.print(conversation(sample, plain, tokens), soft_wrap=plain)
+
+
+def legend(plain: bool) -> Text:
+    """The notation, in the notation."""
+    words = [
+        ("supervised", "text", True),
+        ("ignored", "text", False),
+        ("control token", "control", False),
+        ("supervised one", "control", True),
+        ("image 1: 256 slots", "image", False),
+    ]
+    gap = Text("  ")
+    shown = [_learned(_piece(*word, plain), word[2], plain) for word in words]
+    return gap.join([*shown, Text("↵ break  · space  ⇥ tab", STYLES["text", False])])
+
+
+def conversation(sample: Shown, plain: bool, tokens: bool = False) -> Text:
+    """The whole text; with `tokens` each piece is followed by its ids, and every other one is underlined."""
+    whole = Text(overflow="fold")
+    number = 0
+    for supervised, stretch in groupby(runs(sample.pieces), lambda run: run[1]):
+        text = Text()
+        for kind, _, pieces in stretch:
+            if not tokens:
+                text.append_text(_piece("".join(visible for _, visible in pieces), kind, supervised, plain))
+                continue
+            for piece, visible in pieces:
+                words, line_break = visible.removesuffix("\n"), visible[len(visible.removesuffix("\n")) :]
+                shown = _piece(words, kind, supervised, plain)
+                shown.stylize("underline" if number % 2 else "")
+                ids = str(piece.ids[0]) if kind == "image" else ",".join(map(str, piece.ids))
+                text.append_text(shown).append(f"/{ids}/", "blue").append(line_break)
+                number += 1
+        whole.append_text(_learned(text, supervised, plain))
+    return whole
+
+
+def _piece(text: str, kind: str, supervised: bool, plain: bool) -> Text:
+    if kind == "image":
+        text = f"[{text}]"
+    elif kind != "text":
+        text = f"⟨{text}⟩"  # no spaces: lines would be broken at them
+    return Text(text, "" if plain else STYLES[kind, supervised])
+
+
+def _learned(text: Text, supervised: bool, plain: bool) -> Text:
+    return Text.assemble("⟦", text, "⟧") if supervised and plain else text
+
+
+def _pictures(images: list[Seen]) -> Iterator[Group]:
+    for number, seen in enumerate(images, 1):
+        for came, views in seen.towers:
+            yield Group(half_blocks(contact_sheet(views)), Text(f"image {number}: {came}", "cyan"))
+
+
+def half_blocks(pixels: np.ndarray, columns: int = PICTURE_COLUMNS) -> Text:
+    """uint8[3, H, W] -> lines of upper half blocks: the letter's colour is above, its background below."""
+    rows = 2 * math.ceil(columns * pixels.shape[1] / pixels.shape[2] / 2)
+    small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((columns, rows), Image.Resampling.BOX))
+    text = Text(no_wrap=True)
+    for number, (above, below) in enumerate(zip(small[::2], small[1::2], strict=True)):
+        text.append("\n" if number else "")
+        for top, bottom in zip(above.tolist(), below.tolist(), strict=True):
+            text.append("▀", "rgb({},{},{}) on rgb({},{},{})".format(*top, *bottom))
+    return text

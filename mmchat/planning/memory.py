@@ -1,0 +1,122 @@
+"""What one rank holds, by kind: model states as DeepSpeed 0.19.8 allocates them, activations as measured.
+
+States follow its source (`runtime/zero/stage_1_and_2.py`, `stage3.py`) for weights that are trained in fp32. Of T
+trained and F frozen elements on R ranks, in bytes:
+
+    ZeRO   parameters      gradients   optimizer (AdamW)           buckets, and what is gathered
+    0      4T + 4F *       4T          8T                          -
+    1      4T + 4F *       4T          12T/R: its own fp32 copy    4 x reduce_bucket_size for each type of gradients
+    2      4T + 4F *       4T/R        12T/R                       the same
+    3      4(T + F)/R      4T/R        12T/R                       a bucket of each type; 4 x what may be gathered
+
+* Two bytes less for what is frozen and held rounded (`training.optim.frozen_weights`). Its own copy stands beside
+weights that are fp32 already. Types of gradients are bf16 (linear layers and convolutions under autocast) and fp32.
+The sum takes all parts as if they were fullest at the same moment.
+"""
+
+from dataclasses import dataclass
+
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from torch import nn
+
+from mmchat.planning.activations import Activations
+from mmchat.training.config import RunConfig
+from mmchat.training.engine import deepspeed_config
+from mmchat.training.optim.optimizer import hidden_matrices
+from mmchat.training.optim.trainable import ModuleGroup
+
+CUDA_CONTEXT = 1 << 30
+"""What a CUDA process takes before its first tensor (context, cuBLAS, NCCL): half a GiB to one, by experience."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank on its device. on_cpu: what `offload` keeps in the CPU's memory instead."""
+
+    zero_stage: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    buckets: int
+    gathered: int
+    average: int
+    activations: Activations
+    on_cpu: int
+
+    @property
+    def total(self) -> int:
+        states = self.parameters + self.gradients + self.optimizer + self.buckets + self.gathered + self.average
+        return states + self.activations.total
+
+
+def bytes_of(parameter: nn.Parameter) -> int:
+    """Of a parameter as it is held for the whole run."""
+    return parameter.numel() * parameter.element_size()
+
+
+def memory(
+    config: RunConfig, model: nn.Module, groups: list[ModuleGroup], stage: int, ranks: int, activations: Activations
+) -> Memory:
+    """Of the run as its config says, but at this ZeRO stage; offload as far as the stage has it."""
+    zero = zero_settings(config, stage, ranks)
+    trained = [parameter for group in groups for parameter in group.trained.values()]
+    frozen = [parameter for group in groups for parameter in group.frozen.values()]
+    weights, held = sum(map(bytes_of, trained)), sum(map(bytes_of, [*trained, *frozen]))
+
+    def share(total: int) -> int:
+        return -(-total // ranks)
+
+    moments = _moments(config, model, trained)
+    parts = {
+        "parameters": share(held) if stage == 3 else held,
+        "gradients": share(weights) if stage >= 2 else weights,
+        "optimizer": share(moments + weights) if stage else moments,
+        "buckets": _buckets(config, model, trained, zero, stage),
+        "gathered": min(held, 4 * zero.max_live_parameters) if stage == 3 else 0,
+        "average": share(weights) if config.ema else 0,
+    }
+    moved = _moved(config, stage)
+    on_cpu = sum(parts[name] for name in moved)
+    if moved:
+        # In ZeRO 1 gradients have a share there, too, and below ZeRO 3 weights that were stepped pass through.
+        on_cpu += {1: 2, 2: 1, 3: 0}[stage] * share(weights)
+    here = {name: 0 if name in moved else size for name, size in parts.items()}
+    return Memory(stage, **here, activations=activations, on_cpu=on_cpu)
+
+
+def _moved(config: RunConfig, stage: int) -> list[str]:
+    """What lies in the CPU's memory: as the config says, as far as this stage can."""
+    if config.offload == "none" or not stage:
+        return []
+    moved = ["optimizer"] + (["gradients"] if stage >= 2 else [])
+    return moved + (["parameters"] if config.offload == "all" and stage == 3 else [])
+
+
+def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroConfig:
+    """DeepSpeed's own defaults under what the run says, at this stage."""
+    stated = deepspeed_config(config, ranks)["zero_optimization"]
+    kept = {key: value for key, value in stated.items() if not key.startswith("offload")}
+    return DeepSpeedZeroConfig(**{**kept, "stage": stage})
+
+
+def _moments(config: RunConfig, model: nn.Module, trained: list[nn.Parameter]) -> int:
+    """Two of AdamW; one where Muon is."""
+    with_muon = hidden_matrices(model) if config.optimizer.name == "muon" else set()
+    return sum(4 * parameter.numel() * (1 if id(parameter) in with_muon else 2) for parameter in trained)
+
+
+def _buckets(
+    config: RunConfig, model: nn.Module, trained: list[nn.Parameter], zero: DeepSpeedZeroConfig, stage: int
+) -> int:
+    """ZeRO 1 and 2 take a bucket of fp32 whatever it carries, ZeRO 3 one of its type; with overlap ZeRO 1 and 2 two."""
+    if not stage:
+        return 0
+    rounded = {id(p) for m in model.modules() if type(m) in ROUNDED for p in m.parameters(recurse=False)}
+    types = {2 if config.precision == "bf16" and id(parameter) in rounded else 4 for parameter in trained}
+    if stage == 3:
+        return sum(zero.reduce_bucket_size * size for size in types)
+    return 4 * zero.reduce_bucket_size * len(types) * (2 if zero.overlap_comm else 1)
+
+
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""deepspeed.runtime.torch_autocast.LOWER_PRECISION_SAFE_MODULES: exactly these classes."""

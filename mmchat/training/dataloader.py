@@ -1,0 +1,107 @@
+"""What a run feeds on: its mixture, cut into optimizer steps, micro-batches and this rank's share of them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, repeat
+
+import torch
+from torch.utils.data import DataLoader
+
+from mmchat.data.collate import Batch
+from mmchat.data.dataset import Mixture, MixtureDataset, open_mixture
+from mmchat.data.order import BatchOrder
+from mmchat.data.parallel import cut
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Rejected
+from mmchat.training.config import RunConfig
+from mmchat.training.distributed import collectives
+from mmchat.training.distributed.signals import ignore_stop_signals
+from mmchat.training.micro_batches import sharing
+from mmchat.training.objectives.base import Objective
+
+
+class Feed:
+    """total: optimizer steps of the whole run. share: says how a step's samples become this rank's micro-batches.
+
+    Raises:
+        UserError: data that cannot be used, or samples that cannot be shared out as the config says.
+    """
+
+    def __init__(self, config: RunConfig, objective: Objective, quarantine: Quarantine) -> None:
+        self.config, self.objective = config, objective
+        shows = collectives.rank() == 0
+        self.mixture = open_mixture(config.data, quarantine, show_progress=shows)
+        self.order = batch_order(config, self.mixture)
+        self.total = config.steps or self.order.steps_in_total
+        self.share = sharing(config, config.data, self.mixture, objective)
+        if config.validation:
+            self._held_out = open_mixture(config.validation, quarantine, show_progress=shows)
+            self._share_held_out = sharing(config, config.validation, self._held_out, objective)
+
+    def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
+        """Number (from 1) and micro-batches of every step after the first `done`."""
+        steps = range(1) if self._repeats else range(done, self.total)
+        planned = ((step, self.share(self.order.step(step))) for step in steps)
+        groups = self._groups(self.mixture, planned)
+        return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
+
+    def samples(self) -> list[tuple[Mixture, Sequence[int]]]:
+        """Numbers of all samples that this run ever takes, by mixture: of the training's, and of the validation's."""
+        taken = [(self.mixture, self.order.taken(1 if self._repeats else self.total))]
+        return taken + ([(self._held_out, range(len(self._held_out)))] if self.config.validation else [])
+
+    def held_out(self) -> Iterator[list[Batch]]:
+        """One pass over the validation records, in file order, in stretches of as many as a step has; equally many
+        micro-batches on every rank, the last perhaps empty."""
+        stretches = cut(len(self._held_out), self.config.batch_size)
+        return self._groups(self._held_out, ((None, self._share_held_out(stretch)) for stretch in stretches))
+
+    def _groups(self, mixture: Mixture, planned: Iterable[tuple[int | None, list[list[int]]]]) -> Iterator[list[Batch]]:
+        """Micro-batches of each (step, sample numbers by micro-batch), as many as there are; no step is held out."""
+        counts: deque[int] = deque()  # of the groups that the loader has begun: workers are ahead
+
+        def drawn() -> Iterator[list[tuple[int, int | None]]]:
+            for step, micro_batches in planned:
+                counts.append(len(micro_batches))
+                yield from ([(number, step) for number in numbers] for numbers in micro_batches)
+
+        batches = load_batches(mixture, self.objective, drawn(), self.config.workers)
+        for first in batches:
+            yield [first, *islice(batches, counts.popleft() - 1)]
+
+    def ids(self, step: int, rejected: list[Rejected]) -> list[str]:
+        """Ids of the step's samples in global order, without those that could not be used."""
+        left_out = {item.where for item in rejected}
+        numbers = self.order.step(0 if self._repeats else step - 1)
+        records = (self.mixture.find(number)[1] for number in numbers)
+        return [record.id for record in records if record.where not in left_out]
+
+    @property
+    def _repeats(self) -> bool:
+        return self.config.overfit_one_batch
+
+
+def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
+    total = None if config.epochs is None else round(mixture.plan.samples * config.epochs)
+    return BatchOrder(mixture.plan, config.seed, config.batch_size, total)
+
+
+def load_batches(
+    mixture: Mixture, objective: Objective, sampler: Iterable[Sequence[int | tuple[int, int | None]]], workers: int
+) -> Iterator[Batch]:
+    """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates.
+
+    sampler: micro-batches of sample numbers, or of those and the step that draws them.
+    """
+    loader = DataLoader(
+        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features, objective.augment),
+        batch_sampler=sampler,
+        collate_fn=objective.collator,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # A generator of its own: without it every pass draws a seed from the global one, on which dropout hangs.
+        generator=torch.Generator(),
+        worker_init_fn=ignore_stop_signals,
+    )
+    return iter(loader)

@@ -1,0 +1,1 @@
+"""Ranks: collectives, ZeRO 3, stop signals and activation checkpointing."""

@@ -1,0 +1,223 @@
+"""Ranks that go through pictures together and run towers on them: the work of `training.feature_cache.cache`."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from mmchat.data.collate import pixel_values
+from mmchat.data.dataset import Mixture
+from mmchat.data.feature_store import FeatureStore, FeatureWriter, as_keys, keys_of
+from mmchat.data.order import micro_batches
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Rejected
+from mmchat.errors import SharedError, UserError
+from mmchat.images import load_image
+from mmchat.model.processor import MMChatImageProcessor
+from mmchat.progress import progress_bar
+from mmchat.training.distributed import collectives
+from mmchat.training.distributed.signals import StopSignals, exit_status, ignore_stop_signals
+from mmchat.vision import TowerSpec, VisionTower
+
+Found = tuple[bytes, int, int, int]
+"""The key of a picture's view, and where the picture is: mixture, sample, place in the record."""
+
+VIEWS = 32
+"""Most views that a tower runs on at once; a picture of many tiles may have a third of them."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """All ranks share out a data set and go through it at one pace, so that each learns at once what any of them meets.
+
+    workers: data workers of each rank.
+    """
+
+    workers: int
+    quarantine: Quarantine
+    signals: StopSignals
+
+    def take(
+        self,
+        title: str,
+        dataset: Any,
+        size: int,
+        take: Callable[[Any], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Hand this rank's share to `take`, `size` items at a time, then `finish`.
+
+        Returns the exit status of a signal, which ends it early, or 0.
+
+        Raises:
+            SharedError: a UserError on any rank, or an item that cannot be used under the policy "stop". (Under "skip"
+                the step that comes to it leaves it out, as it does without a cache.)
+        """
+        share = math.ceil(len(dataset) / collectives.ranks())
+        parts = micro_batches(range(len(dataset)), min(size, share), collectives.rank(), collectives.ranks())
+        loader = DataLoader(
+            dataset,
+            batch_sampler=parts,
+            collate_fn=dataset.collate,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # of its own, as the run's loader has
+            worker_init_fn=ignore_stop_signals,
+        )
+
+        def take_usable(items: Any, rejected: list[Rejected]) -> None:
+            if self.quarantine.policy == "stop":
+                for item in rejected:
+                    self.quarantine.add(item)
+            take(items)
+
+        status = 0
+        with progress_bar(title, len(dataset), enabled=collectives.rank() == 0) as bar:
+            for part, (items, rejected) in zip(parts, loader, strict=True):
+                problem = _problem_of(take_usable, items, rejected)
+                done, *flags = _agree(problem, len(part), *self.signals.flags())
+                bar.advance(done)
+                if status := exit_status(flags):
+                    break
+        _agree(_problem_of(finish))
+        return status
+
+
+def _problem_of(work: Callable[..., None], *arguments: Any) -> str | None:
+    """What a user has to mend before it works."""
+    try:
+        work(*arguments)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _agree(problem: str | None, *counts: int) -> list[int]:
+    """The counts, summed over the ranks. Raises SharedError where one of them has a problem."""
+    problems, *sums = collectives.all_reduce(torch.tensor([int(problem is not None), *counts])).tolist()
+    if problems:
+        raise SharedError(collectives.all_gather([problem] if problem else [])[0])
+    return sums
+
+
+@dataclass(frozen=True)
+class SampleKeys:
+    """Samples int64[n, 2], each its mixture's place in `mixtures` and its number; `spec` is any tower's. An item is
+    what is found of their pictures, list[Found], or Rejected."""
+
+    mixtures: Sequence[Mixture]
+    samples: np.ndarray
+    spec: TowerSpec
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, at: int) -> list[Found] | Rejected:
+        which, number = self.samples[at].tolist()
+        record = self.mixtures[which].find(number)[1]
+        if isinstance(record, Rejected):
+            return record
+        try:
+            keys = [keys_of(picture.read(), self.spec, picture.name) for picture in record.pictures]
+        except UserError as error:
+            return Rejected(record.where, record.id, str(error), error.kind)
+        return [(key, which, number, place) for place, of_picture in enumerate(keys) for key in of_picture]
+
+    def collate(self, items: list) -> tuple[list[Found], list[Rejected]]:
+        usable, rejected = _told_apart(items)
+        return [one for found in usable for one in found], rejected
+
+
+@dataclass(frozen=True)
+class PicturePixels:
+    """Pictures int64[n, 3]: mixture, sample, place in the record. An item is (a key for each view, per tower
+    uint8[views, 3, H, W]), or Rejected."""
+
+    mixtures: Sequence[Mixture]
+    pictures: np.ndarray
+    image_processor: MMChatImageProcessor
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, at: int) -> tuple[list[bytes], list[np.ndarray]] | Rejected:
+        which, number, place = self.pictures[at].tolist()
+        record = self.mixtures[which].find(number)[1]
+        if isinstance(record, Rejected):
+            return record
+        picture = record.pictures[place]
+        try:
+            data = picture.read()
+            keys = keys_of(data, self.image_processor.specs[0], picture.name)
+            return keys, self.image_processor.pixels(load_image(data, name=picture.name))
+        except UserError as error:
+            return Rejected(record.where, record.id, str(error), error.kind)
+
+    def collate(self, items: list) -> tuple[tuple[list[bytes], list[torch.Tensor] | None], list[Rejected]]:
+        """Keys, and for each tower float32[views, 3, H, W]; None where there is no picture."""
+        usable, rejected = _told_apart(items)
+        pixels = pixel_values([pixels for _, pixels in usable], self.image_processor.specs)
+        return ([key for keys, _ in usable for key in keys], pixels), rejected
+
+
+def _told_apart(items: list) -> tuple[list, list[Rejected]]:
+    rejected = [item for item in items if isinstance(item, Rejected)]
+    return [item for item in items if not isinstance(item, Rejected)], rejected
+
+
+class Filler:
+    """Runs the towers and writes what they give, on this rank."""
+
+    def __init__(
+        self, towers: Sequence[VisionTower], stores: list[FeatureStore], precision: str, shard_bytes: int
+    ) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._towers, self._stores = [tower.to(self._device) for tower in towers], stores
+        self._rounds = precision == "bf16"
+        self._writers = [FeatureWriter(store, shard_bytes) for store in stores]
+
+    @torch.no_grad()
+    def take(self, views: tuple[list[bytes], list[torch.Tensor] | None]) -> None:
+        """Run every tower on the views it has no features of. Raises UserError where these cannot be written."""
+        keys, per_tower = views
+        for number, pixels in enumerate(per_tower or []):
+            # A run that was killed may have left one tower's shard and not another's.
+            lacking = np.flatnonzero(~self._stores[number].has(as_keys(keys))).tolist()
+            if lacking:
+                records = self._features(self._towers[number], pixels[lacking])
+                with _explained(self._stores[number].folder):
+                    for at, record in zip(lacking, records, strict=True):
+                        self._writers[number].add(keys[at], record)
+
+    def flush(self) -> None:
+        """Raises UserError as `take`."""
+        for store, writer in zip(self._stores, self._writers, strict=True):
+            with _explained(store.folder):
+                writer.flush()
+
+    def written_by_all(self) -> int:
+        """Bytes on all ranks."""
+        return int(collectives.all_reduce(torch.tensor(sum(writer.written for writer in self._writers))).item())
+
+    def _features(self, tower: VisionTower, pixels: torch.Tensor) -> np.ndarray:
+        """[views, tokens, width], as they are stored."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._rounds):
+            features = torch.cat([tower(some.to(self._device)).patches for some in pixels.split(VIEWS)])
+        stored = features.bfloat16().view(torch.uint16) if self._rounds else features.float()
+        return stored.cpu().numpy()
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"features could not be written to {folder}: {error.strerror}. What was written before is kept; make room, "
+            "then go on with --resume"
+        ) from None

@@ -1,0 +1,134 @@
+"""What a run writes down and says while it goes: rank 0 keeps the files, every rank knows when the run must stop."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Rejected
+from mmchat.errors import SharedError
+from mmchat.training.config import RunConfig
+from mmchat.training.dataloader import Feed
+from mmchat.training.distributed import collectives
+from mmchat.training.loop import StepResult
+from mmchat.training.monitoring.metrics import Meter, MetricsLog
+from mmchat.training.monitoring.nan_guard import IncidentLog, told
+from mmchat.training.monitoring.peak_flops import Peak
+from mmchat.training.monitoring.trackers import open_trackers, scalars
+
+
+class Journal:
+    """`metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl`, trackers and the lines on the terminal, from step `done`
+    on. A context: trackers want to be closed.
+    """
+
+    def __init__(
+        self, config: RunConfig, feed: Feed, quarantine: Quarantine, console: Console, peak: Peak, done: int
+    ) -> None:
+        self.config, self.feed, self.quarantine, self.console = config, feed, quarantine, console
+        self.meter = Meter(peak.flops)
+        first = collectives.rank() == 0
+        self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
+        self._trackers = open_trackers(config, done) if first else []
+        self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
+        if len(feed.mixture.parts) > 1:
+            console.print(feed.mixture.table())
+        console.print(
+            f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
+            f"({feed.order.epoch(feed.total):.2f} epochs), {collectives.ranks()} rank(s) x "
+            f"{feed.share}, {config.precision}, ZeRO {config.zero_stage}"
+        )
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+    def step(self, step: int, result: StepResult) -> str:
+        """Write a step down; returns a note for the progress bar.
+
+        Raises:
+            SharedError: something was wrong with the step, and the config says to stop then.
+        """
+        rates = self.meter.step_done(result.terms, result.tokens, result.images, result.operations)
+        for rejected in result.rejected:
+            self.quarantine.add(rejected)
+        ids = self.feed.ids(step, result.rejected) if self._metrics or result.incident else []
+        if self._metrics:
+            self._write(
+                step=step,
+                **_measured(result),
+                lr=result.lr,
+                epoch=round(self.feed.order.epoch(step), 4),
+                terms=result.terms,
+                tokens=result.tokens,
+                images=result.images,
+                cut=result.cut,
+                fill=round(result.tokens / result.positions, 4),
+                operations=result.operations,
+                ids=ids,
+                memory=result.memory,
+                **rates,
+            )
+        if result.incident:
+            if self._incidents:
+                self._incidents.write(step, result.incident, ids)
+            self._tell_incident(step, result, ids)
+        return _note(result.loss, rates, len(self.quarantine))
+
+    def evaluation(self, step: int, figures: dict[str, float], rejected: list[Rejected]) -> None:
+        """Write down what held-out data gave. Raises UserError for samples that could not be used, by the policy."""
+        for item in rejected:
+            self.quarantine.add(item)
+        if self._metrics:
+            self._write(step=step, **figures)
+
+    def stopped(self, status: int, step: int, saved: Path) -> None:
+        """Say how to go on after a signal. All ranks call this."""
+        name = {130: "interrupted", 143: "told to end"}[status]
+        again = way_on(self.config.run_dir)
+        self.console.print(
+            f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
+            markup=False,
+        )
+
+    def _write(self, **row: Any) -> None:
+        self._metrics.write(**row)
+        for tracker in self._trackers:
+            tracker.log(row["step"], scalars(row))
+
+    def _tell_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
+        run_dir = self.config.run_dir
+        message = told(step, result.incident, ids, run_dir / "incidents.jsonl")
+        if result.incident.action == "stop":
+            raise SharedError(
+                f"{message}\n  look at them with `mmchat replay {run_dir} --step {step}`; then mend or remove what "
+                "is wrong, or leave such steps out with --stability.on_nan skip (or on_spike), and go on from the "
+                "newest checkpoint with --resume"
+            )
+        self.console.print(message, style="yellow", markup=False)
+
+
+def way_on(run_dir: Path) -> str:
+    """How to go on with a run that was stopped. All ranks call this."""
+    if len(set(collectives.all_gather([socket.gethostname()]))) > 1:
+        return "the same launch, and --resume"
+    return f"mmchat train {run_dir / 'config.yaml'} --ranks {collectives.ranks()} --resume"
+
+
+def _measured(result: StepResult) -> dict[str, Any]:
+    """Loss and norm of a step for metrics.jsonl, where whoever reads `loss` wants steps that count."""
+    if result.taken:
+        return {"loss": result.loss, "grad_norm": result.grad_norm, "grad_norms": result.grad_norms}
+    return {"skipped": result.incident.reason}
+
+
+def _note(loss: float, rates: dict[str, float | None], left_out: int) -> str:
+    note = f"loss {loss:.4f}  {rates['tokens_per_second']:,.0f} tokens/s"
+    note += "" if rates["mfu"] is None else f"  MFU {rates['mfu']:.0%}"
+    note += f"  wait {rates['data_wait']:.0%}"
+    return note + (f"  {left_out} left out" if left_out else "")

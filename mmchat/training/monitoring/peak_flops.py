@@ -1,0 +1,80 @@
+"""The rate of matrix products that MFU is a share of: the device's own where it is known, else as measured."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from mmchat.training.distributed import collectives
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """short: what `mmchat plan --gpu` calls it. flops: dense bf16 FLOP/s. memory: bytes that its driver reports."""
+
+    short: str
+    flops: float
+    memory: int
+
+
+GPUS = {
+    "NVIDIA A100-PCIE-40GB": Gpu("A100-PCIE-40GB", 312e12, 40_960 << 20),
+    "NVIDIA A100 80GB PCIe": Gpu("A100-PCIE-80GB", 312e12, 81_920 << 20),
+    "NVIDIA A100-SXM4-40GB": Gpu("A100-40GB", 312e12, 40_960 << 20),
+    "NVIDIA A100-SXM4-80GB": Gpu("A100-80GB", 312e12, 81_920 << 20),
+    "NVIDIA H100 PCIe": Gpu("H100-PCIE", 756e12, 81_559 << 20),
+    "NVIDIA H100 NVL": Gpu("H100-NVL", 835e12, 95_830 << 20),
+    "NVIDIA H100 80GB HBM3": Gpu("H100-80GB", 989e12, 81_559 << 20),
+    "NVIDIA H200": Gpu("H200", 989e12, 143_771 << 20),
+    "NVIDIA B200": Gpu("B200", 2250e12, 183_359 << 20),
+    "NVIDIA L40S": Gpu("L40S", 362e12, 46_068 << 20),
+    "NVIDIA GeForce RTX 4090": Gpu("RTX-4090", 165e12, 24_564 << 20),
+}
+"""Rates of bf16 matrix products without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper), memory as
+`nvidia-smi` lists it, by exact name: a part of a device (MIG) is named otherwise and has less."""
+
+MEASURED_SECONDS = 0.2
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Of the square matrices that are multiplied."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """flops: FLOP/s of all ranks together. source: where it comes from, for people."""
+
+    flops: float
+    source: str
+
+
+def find_peak(precision: str, stated_tflops: float | None) -> Peak:
+    """What this run could reach at most; all ranks call this at the same moment, because they share their cores.
+
+    stated_tflops: the config's own figure for one rank, in TFLOP/s.
+    """
+    ranks = collectives.ranks()
+    if stated_tflops is not None:
+        return Peak(stated_tflops * 1e12 * ranks, f"peak_tflops: {stated_tflops:g} x {ranks} rank(s)")
+    if torch.cuda.is_available() and precision == "bf16":
+        name = torch.cuda.get_device_name()
+        if name in GPUS:
+            return Peak(GPUS[name].flops * ranks, f"data sheet of {name}, dense bf16, x {ranks} rank(s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    collectives.barrier()
+    rate = matmul_rate(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32)
+    total = collectives.all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
+    side = SIDE[device]
+    return Peak(total, f"{side} x {side} matrix products in {precision}, measured at the start on {ranks} rank(s)")
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of this rank, the fastest of the products that fit into a fifth of a second."""
+    side = SIDE[device.type]
+    a = torch.linspace(-1, 1, side * side, device=device).view(side, side).to(dtype)
+    fastest, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        torch.mm(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - begin)
+    return 2 * side**3 / fastest

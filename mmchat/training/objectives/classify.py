@@ -1,0 +1,120 @@
+"""Supervised training of a tower: a picture's class, from a linear head on its pooled feature."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from mmchat.constants import IGNORE_INDEX
+from mmchat.data.collate import Batch, Collator
+from mmchat.data.dataset import Encoded
+from mmchat.data.records import Record
+from mmchat.errors import UserError
+from mmchat.training.config import WEIGHTS, RunConfig
+from mmchat.training.objectives.base import InSteps, Objective, blank
+from mmchat.training.objectives.distillation import DistillationConfig, soft_cross_entropy_sum
+from mmchat.vision import preprocess
+from mmchat.vision.classifier import ImageClassifier, load_classifier, save_classifier, shape_classifier
+from mmchat.vision.transforms.augmentation import random_view
+
+
+class ClassifyObjective(Objective):
+    """Cross-entropy with a picture's label, and with what a teacher says of it. A sample's only id is its class.
+
+    Views are drawn as SimCLR's are: as a function of the seed, the step and the sample's number.
+    """
+
+    model: ImageClassifier
+    features = None
+
+    def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        self.model = load_classifier(config.model, dtype=WEIGHTS) if weights else shape_classifier(config.model)
+        self.classes = {name: number for number, name in enumerate(self.model.config.classes)}
+        self.label_smoothing = config.label_smoothing or 0.0
+        self.distillation = config.distillation
+        self.specs = [self.model.towers[0].spec]
+        if config.distillation is not None:
+            self.teacher = _teacher(config.distillation, self.model)
+            self.specs.append(self.teacher.towers[0].spec)
+        self.collator = Collator(pad_id=0, specs=self.specs)
+        self.augmentation = config.augmentation
+        self.augment = InSteps(self._views if config.augmentation else None, config.seed)
+
+    def _views(self, images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
+        return [random_view(image, self.collator.square, self.augmentation, draw) for image in images]
+
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> Encoded:
+        return Encoded([self.class_of(record)], None, [[preprocess(images[0], spec) for spec in self.specs]])
+
+    def class_of(self, record: Record) -> int:
+        """Of its `label`, or of its caption where it has none. Where the teacher alone counts, a label that is none of
+        the model's says nothing.
+
+        Raises:
+            UserError: there are not one picture and one label, or the label is none of the model's.
+        """
+        answers = ["".join(filter(None, turn.parts)) for turn in record.turns if turn.role == "assistant"]
+        if len(record.pictures) != 1 or len(answers) != 1:
+            raise UserError(f"expected one image and one label, found {len(record.pictures)} and {len(answers)}")
+        label = str(record.extra.get("label", answers[0]))
+        if self.distillation is not None and self.distillation.weight == 1:
+            return self.classes.get(label, IGNORE_INDEX)
+        if label not in self.classes:
+            raise UserError(f"label {label!r:.80} is none of the model's classes: {', '.join(self.classes):.300}")
+        return self.classes[label]
+
+    def terms(self, batch: Batch) -> int:
+        return batch.images
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+        logits, classes = self._logits(module, batch), batch.input_ids[:, 0]
+        if not batch.images:
+            return 0 * logits.sum()
+        loss = F.cross_entropy(
+            logits, classes, reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=self.label_smoothing
+        )
+        if self.distillation is None:
+            return loss
+        with torch.no_grad():
+            answers = self.teacher.to(logits.device)(batch.pixel_values[1])
+        soft = soft_cross_entropy_sum(logits, answers, self.distillation.temperature)
+        return self.distillation.weight * soft + (1 - self.distillation.weight) * loss
+
+    def right(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
+        """Of pictures whose class is known."""
+        batch = batch.to(device)
+        answers, classes = self._logits(module, batch).argmax(dim=1), batch.input_ids[:, 0]
+        known = int((classes != IGNORE_INDEX).sum()) if batch.images else 0
+        return (int((answers == classes).sum()), known) if known else (0, 0)
+
+    def _logits(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """float[B, classes]; of a blank picture where none could be used, so that all ranks run the same modules."""
+        seen = blank(self.specs[0], batch.input_ids.device) if batch.pixel_values is None else batch.pixel_values[0]
+        return module(seen).float()
+
+    def save(self, directory: Path) -> None:
+        save_classifier(self.model, directory)
+
+
+def _teacher(distillation: DistillationConfig, student: ImageClassifier) -> ImageClassifier:
+    """In evaluation mode; its tower may see pictures of another size.
+
+    Raises:
+        UserError: it is no classifier, or tells other classes apart.
+    """
+    teacher = load_classifier(distillation.teacher, dtype=WEIGHTS).eval().requires_grad_(False)
+    if teacher.config.classes != student.config.classes:
+        raise UserError(
+            f"the teacher {distillation.teacher} knows the classes {', '.join(teacher.config.classes):.200}, but the "
+            f"model {', '.join(student.config.classes):.200}; both must have the same in the same order"
+        )
+    return teacher

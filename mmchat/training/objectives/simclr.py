@@ -1,0 +1,69 @@
+"""SimCLR: a tower grown from pictures without a word."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from mmchat.contrastive.losses import nt_xent
+from mmchat.contrastive.simclr import SimCLR
+from mmchat.data.collate import Batch, Collator
+from mmchat.data.dataset import Encoded
+from mmchat.data.records import Record
+from mmchat.errors import UserError
+from mmchat.training.config import RunConfig
+from mmchat.training.objectives.base import ComparingObjective, blank
+from mmchat.vision import load_tower
+from mmchat.vision.directory import save_tower
+from mmchat.vision.transforms.augmentation import random_view
+
+
+class SimCLRObjective(ComparingObjective):
+    """NT-Xent over two views of each picture of a step. The run starts from any source of a tower, and leaves a tower.
+
+    A sample's two views are drawn anew in every step, as a function of the seed, the step and the sample's number.
+    """
+
+    model: SimCLR
+    features = None
+
+    def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        torch.manual_seed(config.seed)  # the head is new, and so may be the tower
+        self.model = SimCLR(load_tower(config.model, weights).float(), config.simclr)
+        self.config, self.seed = config.simclr, config.seed
+        self.spec = self.model.towers[0].spec
+        self.collator = Collator(pad_id=0, specs=[self.spec])
+
+    def augment(self, images: list[Image.Image], number: int, step: int | None) -> list[Image.Image]:
+        if len(images) != 1:
+            raise UserError(f"expected one image, found {len(images)}")
+        draw = np.random.default_rng([self.seed, number, step or 0])
+        return [random_view(images[0], self.spec.image_size, self.config.augmentation, draw) for _ in range(2)]
+
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> Encoded:
+        views = np.stack([np.asarray(view).transpose(2, 0, 1) for view in images])
+        return Encoded([self.collator.pad_id], None, [[views]])
+
+    def terms(self, batch: Batch) -> int:
+        return batch.images
+
+    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor]:
+        pixels = batch.pixel_values
+        if pixels is None:
+            # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
+            pixels = [blank(self.spec, batch.input_ids.device, views=2)]
+        return (module(pixels[0]).unflatten(0, (-1, 2))[: batch.images],)
+
+    def of_pairs(self, pairs: torch.Tensor) -> torch.Tensor:
+        return nt_xent(*pairs.unbind(dim=1), self.config.temperature).sum()
+
+    def save(self, directory: Path) -> None:
+        save_tower(self.model.towers[0], directory)

@@ -1,0 +1,1 @@
+"""What is trained and how: trainable modules, parameter groups, optimizer, schedule, LoRA and EMA."""

@@ -1,0 +1,74 @@
+"""A moving average of the trained weights, of which every rank keeps its share, whatever the ZeRO stage."""
+
+from pathlib import Path
+
+import torch
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mmchat.training.checkpoints.storage import CheckpointFiles, read_manifest
+from mmchat.training.distributed import collectives
+from mmchat.training.distributed.zero3 import whole_shape
+from mmchat.training.optim.trainable import ModuleGroup
+
+FILE = "average-rank-{}.pt"
+
+
+class WeightAverage:
+    """average = decay * average + (1 - decay) * weights after every step taken.
+
+    The decay is at most (1 + step) / (10 + step), so that the weights at the start are soon forgotten (TensorFlow's
+    `tf.train.ExponentialMovingAverage`).
+    """
+
+    def __init__(self, groups: list[ModuleGroup], decay: float) -> None:
+        """Make it when the weights are where they are trained."""
+        self.decay = decay
+        self._weights = {name: parameter for group in groups for name, parameter in group.trained.items()}
+        self._shares = {name: _share(parameter).clone() for name, parameter in self._weights.items()}
+
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        shares = [_share(parameter) for parameter in self._weights.values()]
+        get_ema_multi_avg_fn(decay)(list(self._shares.values()), shares, step)
+
+    def save(self, files: CheckpointFiles, checkpoint: Path) -> None:
+        files.save(self._shares, str(checkpoint / FILE.format(collectives.rank())))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take this rank's share of what all ranks of then have saved."""
+        paths = [checkpoint / FILE.format(rank) for rank in range(read_manifest(checkpoint).ranks)]
+        saved = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
+        for name, share in self._shares.items():
+            share.copy_(_cut(torch.cat([of_rank[name] for of_rank in saved])))
+
+    def whole(self) -> dict[str, torch.Tensor] | None:
+        """All averaged tensors by name on rank 0's CPU; None on other ranks. All ranks call this."""
+        state = {}
+        for name, share in self._shares.items():
+            shape = whole_shape(self._weights[name])
+            padded = F.pad(share, (0, _size(shape.numel()) - share.numel()))
+            flat = collectives.concatenate(padded)
+            if collectives.rank() == 0:
+                state[name] = flat[: shape.numel()].view(shape).cpu()
+        return state if collectives.rank() == 0 else None
+
+
+def _size(numel: int) -> int:
+    """Of a share: ZeRO 3 cuts in the same way, so that its parts serve as they are."""
+    return -(-numel // collectives.ranks())
+
+
+def _cut(flat: torch.Tensor) -> torch.Tensor:
+    size = _size(flat.numel())
+    return flat[collectives.rank() * size : (collectives.rank() + 1) * size]
+
+
+def _share(parameter: nn.Parameter) -> torch.Tensor:
+    """This rank's share of the weights as they are now, float32[n]; the last ranks' may be shorter or empty."""
+    if not is_zero_param(parameter):
+        return _cut(parameter.detach().flatten())
+    left = parameter.ds_numel - collectives.rank() * _size(parameter.ds_numel)
+    return parameter.ds_tensor.detach()[: max(0, left)]

@@ -1,0 +1,1 @@
+"""Evaluations during a run: held-out loss and zero-shot accuracy."""

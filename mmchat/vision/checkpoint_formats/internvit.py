@@ -1,0 +1,129 @@
+"""InternViT and whole InternVL-Chat assistants as OpenGVLab publishes them: beside code of their own, which is not run.
+
+Source of names and defaults: OpenGVLab/InternVL, in internvl/model/internvl_chat configuration_intern_vit.py,
+modeling_intern_vit.py and modeling_internvl_chat.py.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mmchat.errors import UserError
+from mmchat.vision.checkpoint_formats.base import Found, in_backbone, part_of
+from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT
+from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
+from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.spec import TowerConfig
+
+MODEL_TYPE = "intern_vit_6b"
+"""Of all sizes, 300M included."""
+
+DEFAULTS = {
+    "attention_dropout": 0.0,
+    "dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 3200,
+    "image_size": 224,
+    "initializer_factor": 0.1,
+    "initializer_range": 0.02,
+    "intermediate_size": 12800,
+    "layer_norm_eps": 1e-6,
+    "norm_type": "rms_norm",
+    "num_attention_heads": 25,
+    "num_channels": 3,
+    "num_hidden_layers": 48,
+    "patch_size": 14,
+    "qk_normalization": True,
+    "qkv_bias": False,
+}
+"""`InternVisionConfig`, for what a config.json leaves out. Stochastic depth is left out: it is for training only."""
+
+CONFIG_NAMES = {
+    "dropout": "projection_dropout",
+    "initializer_factor": "layer_scale_init_value",
+    "qk_normalization": "use_qk_norm",
+    "qkv_bias": "attention_bias",
+}
+"""Fields that transformers' `InternVLVisionConfig` calls otherwise."""
+
+TOWER_NAMES = {
+    "embeddings.class_embedding": "embeddings.cls_token",
+    "embeddings.position_embedding": "embeddings.position_embeddings",
+    "embeddings.patch_embedding.weight": "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embedding.bias": "embeddings.patch_embeddings.projection.bias",
+}
+BLOCK_NAMES = {
+    "ls1": "lambda_1",
+    "ls2": "lambda_2",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.projection_layer",
+    "attn.q_norm": "attention.q_norm",
+    "attn.k_norm": "attention.k_norm",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+"""Inside encoder.layers.N here, encoder.layer.N in transformers; `attn.qkv` besides, of which three are made."""
+
+
+class OpenGVLab:
+    name = "OpenGVLab's directory of InternViT or InternVL-Chat"
+
+    def recognises(self, source: Source) -> bool:
+        return MODEL_TYPE in (source.config.get("model_type"), _vision_of(source.config).get("model_type"))
+
+    def open(self, source: Source, weights: bool) -> Found:
+        whole = source.config
+        alone = whole.get("model_type") == MODEL_TYPE
+        vision = DEFAULTS | (whole if alone else _vision_of(whole))
+        backbone = {CONFIG_NAMES.get(name, name): vision[name] for name in DEFAULTS}
+        side = None
+        if alone:
+            processing, side = read_preprocessing(source.path, INTERNVIT)
+            config = TowerConfig("internvit", backbone, preprocessing=processing)
+        else:
+            # An assistant's file for image processors is not what it is trained with, or asked with.
+            fit = "pad" if whole.get("pad2square") else "squash"
+            _refuse_other_size(whole.get("force_image_size"), vision["image_size"])
+            layer = whole.get("select_layer", -1)
+            config = TowerConfig("internvit", backbone, layer, preprocessing=replace(INTERNVIT, fit=fit))
+        if not weights:
+            return Found(config, None, side)
+        state = part_of(source, "", ()) if alone else part_of(source, "vision_model.", ("language_model.", "mlp1."))
+        return Found(config, in_backbone(to_transformers(state)), side)
+
+
+def to_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names of `InternVLVisionModel`; what it does not have keeps its name."""
+    renamed: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        if not key.startswith("encoder.layers."):
+            renamed[TOWER_NAMES.get(key, key)] = tensor
+            continue
+        number, _, inside = key.removeprefix("encoder.layers.").partition(".")
+        module, _, leaf = inside.rpartition(".")
+        block = f"encoder.layer.{number}."
+        if module == "attn.qkv":
+            for name, part in zip("qkv", tensor.tensor_split(3), strict=True):
+                renamed[f"{block}attention.{name}_proj.{leaf}"] = part
+        elif inside in BLOCK_NAMES:
+            renamed[block + BLOCK_NAMES[inside]] = tensor
+        elif module in BLOCK_NAMES:
+            renamed[f"{block}{BLOCK_NAMES[module]}.{leaf}"] = tensor
+        else:
+            renamed[key] = tensor
+    return renamed
+
+
+def _vision_of(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("vision_config") or {}
+
+
+def _refuse_other_size(asked: int | None, positions: int) -> None:
+    """Published assistants keep the positions of the size that they ask for."""
+    if asked not in (None, positions):
+        raise UserError(
+            f"config.json has force_image_size {asked}, but its tower has positions for {positions} pixels; "
+            "take that field out, and choose the size where the tower is opened"
+        )

@@ -1,0 +1,89 @@
+"""Two views of a picture for SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A), and CLIP's random squares.
+
+PIL and NumPy only: runs in data workers.
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from pydantic import Field
+
+from mmchat.settings import settings
+from mmchat.vision.transforms.elastic import warped
+
+ASPECT = (3 / 4, 4 / 3)
+TRIES = 10
+BLUR_SIGMA = (0.1, 2.0)
+JITTER, HUE = 0.8, 0.2
+"""Reach of brightness, contrast and saturation, and of hue as a share of the circle, at strength 1."""
+JITTER_CHANCE = 0.8
+
+
+@settings
+class AugmentationConfig:
+    crop_area: tuple[float, float] = Field((0.08, 1.0), description="least and largest share of a picture in a view")
+    warp: float = Field(
+        0.0,
+        ge=0,
+        description="strength of turning, scaling, slanting, moving and bending, as hands differ; try 1",
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="chance of a mirrored view; 0 where mirrored means another thing")
+    jitter: float = Field(1.0, ge=0, le=1, description="strength of changed brightness, contrast, saturation and hue")
+    grayscale: float = Field(0.2, ge=0, le=1, description="chance of a view without colour")
+    blur: float = Field(0.5, ge=0, le=1, description="chance of a blurred view")
+
+
+def random_view(image: Image.Image, size: int, how: AugmentationConfig, draw: np.random.Generator) -> Image.Image:
+    """A square of `size` pixels out of an RGB picture, changed at random."""
+    view = random_resized_crop(image, size, how.crop_area, draw)
+    if how.warp:
+        view = Image.fromarray(warped(np.asarray(view, np.float32), draw, how.warp).astype(np.uint8))
+    if draw.random() < how.flip:
+        view = ImageOps.mirror(view)
+    if draw.random() < JITTER_CHANCE:
+        view = colour_jitter(view, how.jitter, draw)
+    if draw.random() < how.grayscale:
+        view = view.convert("L").convert("RGB")
+    if draw.random() < how.blur:
+        view = view.filter(ImageFilter.GaussianBlur(draw.uniform(*BLUR_SIGMA)))
+    return view
+
+
+def random_resized_crop(
+    image: Image.Image, size: int, area: tuple[float, float], draw: np.random.Generator
+) -> Image.Image:
+    """Part of the picture, of random area and aspect, as a square. The middle where no draw fits into the picture."""
+    width, height = image.size
+    for _ in range(TRIES):
+        pixels = width * height * draw.uniform(*area)
+        aspect = np.exp(draw.uniform(*np.log(ASPECT)))
+        across, down = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
+        if 0 < across <= width and 0 < down <= height:
+            left, top = draw.integers(width - across + 1), draw.integers(height - down + 1)
+            box = (int(left), int(top), int(left) + across, int(top) + down)
+            return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+def random_square(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """A square as large as can be, from anywhere along the longer side: the only augmentation of CLIP's training
+    (arXiv:2103.00020, section 2.3)."""
+    side = min(image.size)
+    left, top = (int(draw.integers(length - side + 1)) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def colour_jitter(image: Image.Image, strength: float, draw: np.random.Generator) -> Image.Image:
+    """Brightness, contrast, saturation and hue in random order."""
+    enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, None]
+    for enhancer in (enhancers[number] for number in draw.permutation(len(enhancers))):
+        if enhancer is None:
+            image = shift_hue(image, draw.uniform(-1, 1) * HUE * strength)
+        else:
+            image = enhancer(image).enhance(1 + draw.uniform(-1, 1) * JITTER * strength)
+    return image
+
+
+def shift_hue(image: Image.Image, turns: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    hue = hue.point([(shade + round(256 * turns)) % 256 for shade in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")

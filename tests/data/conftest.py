@@ -1,0 +1,24 @@
+"""What the tests of this room share: a cache of their own, and the doctor's ten records and command."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.data.doctoring import command, ten_records
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def records(tmp_path) -> Path:
+    return ten_records(tmp_path)
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*words) -> (exit status, stdout, stderr) of `mmchat data check`"""
+    return lambda *words: command(capsys, *words)

@@ -1,0 +1,60 @@
+"""Records are strangers' text: what `mmchat data check` shows of them does nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmchat.data.doctor.report import write_reports
+from mmchat.data.doctor.run import check
+from mmchat.files import read_json_lines
+from tests.data.doctoring import ask, record, scene
+from tests.demo.browser import CHROMEDRIVER, CHROMIUM, browsing, requested
+
+HOSTILE = (
+    "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> {{ 1 }} [bold red]x[/]"
+)
+
+
+@pytest.fixture
+def hostile(tmp_path) -> Path:
+    scene(1).save(tmp_path / "a.png")
+    items = [
+        {**record(HOSTILE, "a.png", HOSTILE), "extra": {"deep": [HOSTILE * 500]}},
+        record(HOSTILE, HOSTILE),
+        record("\x1b]0;title\x07\u202e", "a.png", f"{HOSTILE}\x1b[31m</s>", answer=HOSTILE),
+        record("surrogate \ud800", "a.png", "half \udfff"),
+        {"id": HOSTILE, "conversations": [{"from": HOSTILE, "value": HOSTILE}]},
+        record("deep", "a.png") | {"extra": json.loads("[" * 400 + "]" * 400)},
+    ]
+    path = tmp_path / "[bold]records[_].jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def test_strangers_text_stays_text(run, hostile, tmp_path):
+    out = tmp_path / "out"
+    status, printed, _ = run(hostile, "--out", out)
+    assert status == 1
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
+    assert not {"\x1b", "\u202e", "\x07"} & set(page + printed + (out / "report.md").read_text())
+    assert len(page) < 200_000
+    lines = read_json_lines(out / "quarantine.jsonl")
+    assert {line["kind"] for line in lines} == {"missing_image", "lone_surrogate", "role_order"}
+    assert next(line for line in lines if line["kind"] == "lone_surrogate")["id"] == "surrogate \ud800"
+    assert max(map(len, (out / "quarantine.jsonl").read_text().splitlines())) < 60_000
+
+
+@pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_in_a_browser(hostile, tmp_path, dark):
+    out = tmp_path / "out"
+    write_reports(check(ask(hostile, out)))
+    with browsing(f"file://{out}/report.html", tmp_path / "profile", 1280, 1000, dark, ready="svg rect") as driver:
+        assert driver.title.startswith("mmchat data check: ")
+        assert [url for url in requested(driver) if not url.startswith(("file://", "data:"))] == []
+        assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        loaded = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+        assert driver.execute_script(loaded) and driver.execute_script("return document.images.length") > 3

@@ -1,0 +1,64 @@
+"""The moving average is the formula's, whatever is shared out; the launcher's tests see it through kills and ranks."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmchat.training.checkpoints.storage import CheckpointFiles
+from mmchat.training.distributed import collectives
+from mmchat.training.optim.ema import FILE, WeightAverage
+from mmchat.training.optim.trainable import ModuleGroup, Rule
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return nn.Linear(5, 3)
+
+
+def average_of(layer, decay=0.9):
+    trained = dict(layer.named_parameters())
+    return WeightAverage([ModuleGroup("layer", Rule(), trained, {}, 0)], decay)
+
+
+def test_it_is_the_formula(layer):
+    average = average_of(layer)
+    expected = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for step in range(1, 31):
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * p.detach() for name, p in layer.named_parameters()}
+        average.update(step)
+    whole = average.whole()
+    assert whole.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(whole[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 1), (3, 2), (2, 4), (1, 16)])
+def test_shares_of_other_ranks_are_cut_anew(layer, tmp_path, monkeypatch, before, now):
+    """16 ranks share 3 biases: most get nothing."""
+    (tmp_path / "manifest.json").write_text(f'{{"ranks": {before}, "zero_stage": 0, "files": {{}}}}')
+    for rank in range(before):
+        on_rank(monkeypatch, rank, before)
+        average_of(layer).save(CheckpointFiles(), tmp_path)
+        assert (tmp_path / FILE.format(rank)).is_file()
+    expected = {name: p.detach().flatten().clone() for name, p in layer.named_parameters()}
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    found = {name: [] for name in expected}
+    for rank in range(now):
+        on_rank(monkeypatch, rank, now)
+        average = average_of(layer)
+        average.restore(tmp_path)
+        for name, share in average._shares.items():
+            found[name].append(share)
+    for name, tensor in expected.items():
+        assert torch.equal(torch.cat(found[name]), tensor)
+
+
+def on_rank(monkeypatch, rank, ranks):
+    monkeypatch.setattr(collectives, "rank", lambda: rank)
+    monkeypatch.setattr(collectives, "ranks", lambda: ranks)
