@@ -1,11 +1,11 @@
-"""How fast a picture becomes what a tower sees: transformers' CLIPImageProcessorPil (A) and mmchat (B), one thread.
+"""How fast an image becomes what a tower sees: transformers' CLIPImageProcessorPil (A) and mmchat (B), one thread.
 
-From the bytes of a JPEG to normalised float32[3, size, size], picture by picture. B is measured as it comes, which must
+From the bytes of a JPEG to normalised float32[3, size, size], image by image. B is measured as it comes, which must
 be A to the bit, and with `draft` (mmchat.data.config), which must be near it. Every variant is a process of its own,
 and they take turns. README.md says how to read the line.
 
     python bench/data.py
-    python bench/data.py --pictures 4 --rounds 1
+    python bench/data.py --images 4 --rounds 1
 """
 
 import argparse
@@ -34,7 +34,7 @@ VARIANTS = ("transformers", "ours", "ours_drafted")
 SIZES = ((640, 480), (3000, 2000))
 SQUARES = (224, 336)
 GRAIN = 6
-"""Standard deviation of the noise on a picture, in shades of 256. It makes JPEGs of quality 90 about as large as a
+"""Standard deviation of the noise on an image, in shades of 256. It makes JPEGs of quality 90 about as large as a
 camera's: 2.5 bits a pixel."""
 NEAR = 0.005
 """Largest mean absolute difference of a draft, in units of the normalised pixel."""
@@ -44,9 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of CPU time, for a variant's pictures of a size")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of CPU time, for a variant's images of a size")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/data.json"))
     arguments = parser.parse_args()
     quiet_libraries()
@@ -55,7 +55,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_pictures(folder, arguments.pictures)
+        write_images(folder, arguments.images)
         each = arguments.seconds
         rounds = [{variant: run(variant, folder, each) for variant in VARIANTS} for _ in range(arguments.rounds)]
         differences = {case.name: compare(folder, case) for case in CASES}
@@ -68,7 +68,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """Pictures of one size for a tower of one square."""
+    """Images of one size for a tower of one square."""
 
     size: tuple[int, int]
     square: int
@@ -77,25 +77,25 @@ class Case:
     def name(self) -> str:
         return f"{self.size[0]}x{self.size[1]} to {self.square}"
 
-    def pictures(self, folder: Path) -> list[bytes]:
+    def images(self, folder: Path) -> list[bytes]:
         return [path.read_bytes() for path in sorted(folder.glob(f"{self.size[0]}x{self.size[1]}-*.jpg"))]
 
 
 CASES = [Case(size, square) for size, square in product(SIZES, SQUARES)]
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     """Clouds of colour with the grain of a photograph."""
     rng = np.random.default_rng(0)
     for (width, height), number in product(SIZES, range(count)):
         clouds = np.asarray(draw_clouds(rng, (width, height)))
         grain = rng.normal(0, GRAIN, (height, width, 1))
-        picture = Image.fromarray(np.clip(clouds + grain, 0, 255).astype(np.uint8))
-        picture.save(folder / f"{width}x{height}-{number:03}.jpg", quality=90)
+        image = Image.fromarray(np.clip(clouds + grain, 0, 255).astype(np.uint8))
+        image.save(folder / f"{width}x{height}-{number:03}.jpg", quality=90)
 
 
 def run(variant: str, folder: Path, seconds: float) -> dict[str, float]:
-    """Pictures per second of CPU time, by case."""
+    """Images per second of CPU time, by case."""
     command = [sys.executable, __file__, "--variant", variant, "--folder", str(folder), "--seconds", str(seconds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
@@ -104,11 +104,11 @@ def run(variant: str, folder: Path, seconds: float) -> dict[str, float]:
 def measure(variant: str, folder: Path, seconds: float) -> None:
     rates = {}
     for case in CASES:
-        read, pictures = reader(variant, case.square), case.pictures(folder)
-        read(pictures[0])
+        read, images = reader(variant, case.square), case.images(folder)
+        read(images[0])
         done, begun = 0, time.process_time()
         while time.process_time() - begun < seconds:
-            read(pictures[done % len(pictures)])
+            read(images[done % len(images)])
             done += 1
         rates[case.name] = done / (time.process_time() - begun)
     print(json.dumps(rates))
@@ -129,9 +129,9 @@ def reader(variant: str, square: int):
 
 
 def compare(folder: Path, case: Case) -> dict[str, float]:
-    """Mean absolute difference from A over all pictures."""
+    """Mean absolute difference from A over all images."""
     readers = {variant: reader(variant, case.square) for variant in VARIANTS}
-    seen = {variant: np.concatenate(list(map(read, case.pictures(folder)))) for variant, read in readers.items()}
+    seen = {variant: np.concatenate(list(map(read, case.images(folder)))) for variant, read in readers.items()}
     return {variant: float(np.abs(seen[variant] - seen["transformers"]).mean()) for variant in VARIANTS[1:]}
 
 
@@ -140,7 +140,7 @@ def told(case: Case, rounds: list[dict[str, dict[str, float]]], differences: dic
     a, ours, drafted = (rates[variant] for variant in VARIANTS)
     equal = "bit-equal" if not differences["ours"] else f"differs by {differences['ours']:.1e}"
     return (
-        f"{case.name}: {ours / a:.2f} x the pictures/s of A ({ours:.0f} against {a:.0f}), {equal}; "
+        f"{case.name}: {ours / a:.2f} x the images/s of A ({ours:.0f} against {a:.0f}), {equal}; "
         f"with draft {drafted / a:.2f} x, mean difference {differences['ours_drafted']:.4f}"
     )
 

@@ -1,11 +1,11 @@
-"""Captions of pictures: transformers' LlavaForConditionalGeneration one by one and in padded batches, and mmchat's job.
+"""Captions of images: transformers' LlavaForConditionalGeneration one by one and in padded batches, and mmchat's job.
 
-All three have the same weights and pictures, and an answer ends after as many tokens as it was given beforehand, for
+All three have the same weights and images, and an answer ends after as many tokens as it was given beforehand, for
 weights are random. In fp32 all must generate the same ids, or there is nothing to compare. Every variant is a process
 of its own, and they take turns. README.md says how to read the line.
 
     python bench/generation.py
-    python bench/generation.py --pictures 16 --rounds 1
+    python bench/generation.py --images 16 --rounds 1
 """
 
 import argparse
@@ -30,18 +30,18 @@ from mmchat.files import read_json, write_json
 
 VARIANTS = ("alone", "padded", "ours")
 PADDED = 16
-"""Pictures of a batch of `padded`, in the order they come in."""
+"""Images of a batch of `padded`, in the order they come in."""
 SHORTEST, LONGEST, MEAN, SIGMA = 10, 137, 59, 0.5
 """Tokens of a caption, the closing one included: lognormal."""
 PROMPT = "w1 w2 w3"
 CHECKED = 8
-"""Pictures that are captioned in fp32."""
+"""Images that are captioned in fp32."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="0.1b", choices=SHAPES)
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8, help="of ours; that of `mmchat caption`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/generation.json"))
@@ -50,30 +50,30 @@ def main() -> None:
     quiet_libraries()
     if arguments.variant:
         name, folder, model, out = arguments.variant
-        write_json(Path(out), measure(name, Path(folder), model, arguments.pictures, arguments.batch_size))
+        write_json(Path(out), measure(name, Path(folder), model, arguments.images, arguments.batch_size))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         say(f"writing the workload: {SHAPES[arguments.shape].named_after}")
-        write_workload(folder, arguments.shape, arguments.pictures)
-        in_fp32 = {variant: run(variant, folder, "fp32", min(CHECKED, arguments.pictures)) for variant in VARIANTS}
+        write_workload(folder, arguments.shape, arguments.images)
+        in_fp32 = {variant: run(variant, folder, "fp32", min(CHECKED, arguments.images)) for variant in VARIANTS}
         different = [variant for variant in VARIANTS if in_fp32[variant]["ids"] != in_fp32["alone"]["ids"]]
         if different:
             sys.exit(f"{', '.join(different)} generated other ids in fp32 than transformers one by one")
         rounds = []
         for number in range(1, arguments.rounds + 1):
-            how = ("bf16", arguments.pictures, arguments.batch_size)
+            how = ("bf16", arguments.images, arguments.batch_size)
             rounds.append({variant: run(variant, folder, *how) for variant in VARIANTS})
             say(f"round {number}: {told(rounds[-1:])}")
-    line = f"{arguments.shape}, {arguments.pictures} captions: {told(rounds)}; ids in fp32 are equal"
+    line = f"{arguments.shape}, {arguments.images} captions: {told(rounds)}; ids in fp32 are equal"
     asked = {**vars(arguments), "out": str(arguments.out)}
     written = {"line": line, "asked": asked, "hardware": hardware(), "rounds": rounds}
     write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), **written})
     print(line)
 
 
-def write_workload(folder: Path, shape: str, pictures: int) -> None:
-    """`fp32/` and `bf16/`, the same model; `pictures/`; and how long each caption is."""
+def write_workload(folder: Path, shape: str, images: int) -> None:
+    """`fp32/` and `bf16/`, the same model; `images/`; and how long each caption is."""
     from side_by_side.workload import SLOT_TOKENS, write_model, write_tokenizer
 
     from mmchat.model.directory import load_assistant
@@ -85,10 +85,10 @@ def write_workload(folder: Path, shape: str, pictures: int) -> None:
     model.save_pretrained(folder / "bf16", max_shard_size="1TB")
     processor.save_pretrained(folder / "bf16")
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
-    for number in range(pictures):
-        draw_clouds(rng, (640, 480)).save(folder / "pictures" / f"{number:03}.jpg")
-    write_json(folder / "lengths.json", caption_lengths(pictures))
+    (folder / "images").mkdir()
+    for number in range(images):
+        draw_clouds(rng, (640, 480)).save(folder / "images" / f"{number:03}.jpg")
+    write_json(folder / "lengths.json", caption_lengths(images))
 
 
 def caption_lengths(count: int) -> list[int]:
@@ -96,11 +96,11 @@ def caption_lengths(count: int) -> list[int]:
     return np.clip(np.round(drawn), SHORTEST, LONGEST).astype(int).tolist()
 
 
-def run(variant: str, folder: Path, model: str, pictures: int, batch_size: int = CHECKED // 2) -> dict[str, Any]:
+def run(variant: str, folder: Path, model: str, images: int, batch_size: int = CHECKED // 2) -> dict[str, Any]:
     """A process of its own."""
     out = folder / "measured.json"
     command = [sys.executable, str(HERE / "generation.py"), "--variant", variant, str(folder), model, str(out)]
-    command += ["--pictures", str(pictures), "--batch-size", str(batch_size)]
+    command += ["--images", str(images), "--batch-size", str(batch_size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"{done.stdout}\n{variant} ended with status {done.returncode}")
@@ -108,11 +108,11 @@ def run(variant: str, folder: Path, model: str, pictures: int, batch_size: int =
 
 
 class ForcedLengths:
-    """A forward hook by which captions end when they are as long as they shall be. ids: of each, by picture.
+    """A forward hook by which captions end when they are as long as they shall be. ids: of each, by image.
 
     stops: the tokens that end a caption; the first of them does.
 
-    Pictures come in order, in whatever batches; a forward of more than one token a row opens the next batch.
+    Images come in order, in whatever batches; a forward of more than one token a row opens the next batch.
     """
 
     def __init__(self, lengths: list[int], stops: list[int]) -> None:
@@ -135,9 +135,9 @@ class ForcedLengths:
                 logits[row, self.stops[0]] = torch.inf
 
 
-def measure(variant: str, folder: Path, model: str, pictures: int, batch_size: int) -> dict[str, Any]:
-    files = sorted((folder / "pictures").iterdir())[:pictures]
-    lengths = read_json(folder / "lengths.json")[:pictures]
+def measure(variant: str, folder: Path, model: str, images: int, batch_size: int) -> dict[str, Any]:
+    files = sorted((folder / "images").iterdir())[:images]
+    lengths = read_json(folder / "lengths.json")[:images]
     stops = GenerationConfig.from_pretrained(folder / model).eos_token_id
     if variant == "ours":
         from mmchat.inference.captioning import caption_files
@@ -162,7 +162,7 @@ def measure(variant: str, folder: Path, model: str, pictures: int, batch_size: i
 
 
 def theirs(directory: Path, files: list[Path], stops: list[int], batch: int):
-    """The model, and what captions all pictures. Pixels and prompts are ready beforehand."""
+    """The model, and what captions all images. Pixels and prompts are ready beforehand."""
     from side_by_side.reference_run import open_llava
 
     from mmchat.images import load_image

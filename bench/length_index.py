@@ -1,6 +1,6 @@
 """How long `mmchat data index` takes on a data set of LLaVA's size, and how much memory.
 
-Makes records like those of llava_v1_5_mix665k.json (one to five exchanges, most with a picture) as a JSON array and
+Makes records like those of llava_v1_5_mix665k.json (one to five exchanges, most with an image) as a JSON array and
 as JSONL, runs the command on both, and again on the first, which then is in the cache. Figures are in RESULTS.md.
 
     python bench/length_index.py
@@ -28,8 +28,8 @@ from mmchat.vision import TowerSpec
 
 REPOSITORY = Path(__file__).parents[1]
 TOKENIZER = REPOSITORY / "tests/fixtures/tokenizers/llama_like_legacy_false"
-PICTURES = 1_000
-SHARE_WITH_PICTURE = 0.8
+IMAGES = 1_000
+SHARE_WITH_IMAGE = 0.8
 WATCH_SECONDS = 0.1
 
 
@@ -56,12 +56,12 @@ def main() -> None:
 
 
 def write_data(root: Path, count: int) -> list[Path]:
-    """`records.json` and `records.jsonl`, the same records, with a few pictures for all of them."""
+    """`records.json` and `records.jsonl`, the same records, with a few images for all of them."""
     folder = root / "coco/train2017"
     folder.mkdir(parents=True)
-    picture = Image.new("RGB", (16, 16), "teal")
-    for number in range(PICTURES):
-        picture.save(folder / f"{number:012}.jpg")
+    image = Image.new("RGB", (16, 16), "teal")
+    for number in range(IMAGES):
+        image.save(folder / f"{number:012}.jpg")
     array, lines = root / "records.json", root / "records.jsonl"
     with array.open("w", encoding="utf-8") as one, lines.open("w", encoding="utf-8") as other:
         for number, record in enumerate(records(count)):
@@ -85,9 +85,9 @@ def records(count: int) -> Iterator[dict]:
             turns.append({"from": "human", "value": rng.choice(sentences)})
             turns.append({"from": "gpt", "value": " ".join(rng.choices(sentences, k=rng.randint(1, 6)))})
         record = {"id": f"{number:012}", "conversations": turns}
-        if rng.random() < SHARE_WITH_PICTURE:
+        if rng.random() < SHARE_WITH_IMAGE:
             turns[0]["value"] = "<image>\n" + turns[0]["value"]
-            record["image"] = f"coco/train2017/{rng.randrange(PICTURES):012}.jpg"
+            record["image"] = f"coco/train2017/{rng.randrange(IMAGES):012}.jpg"
         yield record
 
 

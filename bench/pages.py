@@ -97,9 +97,9 @@ def in_stages(maker: PageMaker, pages: int) -> tuple[dict[str, float], float]:
     for number in range(pages):
         page, wear = timed("set", maker.compose, number)
         timed("check", maker.check, number, page, wear)
-        picture = timed("draw", draw, page)
-        picture = timed("wear", degrade.apply, picture, wear, [maker.seed, number])
-        timed("encode", degrade.encoded, picture, wear)
+        image = timed("draw", draw, page)
+        image = timed("wear", degrade.apply, image, wear, [maker.seed, number])
+        timed("encode", degrade.encoded, image, wear)
         characters += len(page.text)
     return {stage: 1000 * spent / pages for stage, spent in seconds.items()}, characters / pages
 

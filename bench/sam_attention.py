@@ -1,4 +1,4 @@
-"""Attention of SAM ViT-B for one picture of 1024 pixels: transformers' (sdpa) and ours (vision/relative_position.py).
+"""Attention of SAM ViT-B for one image of 1024 pixels: transformers' (sdpa) and ours (vision/relative_position.py).
 
     python bench/sam_attention.py
     OMP_NUM_THREADS=1 python bench/sam_attention.py --times 7

@@ -1,7 +1,7 @@
 """Trains the same model on the same samples with transformers (A) and with mmchat (B), and says how they compare.
 
 A is LlavaForConditionalGeneration with HF's Trainer and padding; B is what `mmchat train` runs. Weights are random and
-pictures are made here. Both must find the same loss and gradient norms in fp32, or there is nothing to compare.
+images are made here. Both must find the same loss and gradient norms in fp32, or there is nothing to compare.
 README.md says how to read the figures, RESULTS.md keeps them.
 
     python bench/train.py                                     # 0.1B on a CPU

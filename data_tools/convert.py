@@ -2,9 +2,9 @@
 
     python data_tools/convert.py KIND --input FILE ... --out OUT.jsonl [--image-root FOLDER]
 
-Files are streamed. Interrupted, the same command goes on where it stopped. With --image-root every picture is looked
-up. What cannot be converted is left out, counted, and listed with the reason in OUT.jsonl.skipped. The pictures stay
-where they are and are named relative to the image root (`hf` alone writes pictures, below it).
+Files are streamed. Interrupted, the same command goes on where it stopped. With --image-root every image is looked
+up. What cannot be converted is left out, counted, and listed with the reason in OUT.jsonl.skipped. The images stay
+where they are and are named relative to the image root (`hf` alone writes images, below it).
 """
 
 import argparse
@@ -46,7 +46,7 @@ _QUESTIONS = ("--max-turns", "--prompt")
 _COLUMNS = ("--image-column", "--caption-column")
 KINDS = {
     "llava_pretrain": Kind(
-        llava.with_pictures,
+        llava.with_images,
         "LLaVA-Pretrain 558K: blip_laion_cc_sbu_558k.json",
         "--input blip_laion_cc_sbu_558k.json --image-root LLaVA-Pretrain/images",
     ),
@@ -56,7 +56,7 @@ KINDS = {
         "--input llava_v1_5_mix665k.json --image-root playground/data",
     ),
     "sharegpt4v": Kind(
-        llava.with_pictures,
+        llava.with_images,
         "ShareGPT4V: sharegpt4v_instruct_gpt4-vision_cap100k.json, share-captioner_coco_lcs_sam_1246k_1107.json",
         "--input sharegpt4v_instruct_gpt4-vision_cap100k.json --image-root ShareGPT4V/data",
     ),
@@ -112,13 +112,13 @@ KINDS = {
     ),
     "hf": Kind(
         hugging_face.rows,
-        "a Hugging Face data set: a folder of save_to_disk, or parquet files; pictures go below --image-root",
+        "a Hugging Face data set: a folder of save_to_disk, or parquet files; images go below --image-root",
         "--input the_cauldron/ai2d --image-root images",
         ("--prompt", "--split", *_COLUMNS),
     ),
 }
 OPTIONS = {
-    "--max-turns": {"type": int, "metavar": "N", "help": "questions in a record, at most; by default all on one picture"
+    "--max-turns": {"type": int, "metavar": "N", "help": "questions in a record, at most; by default all on one image"
                     " that follow each other, as in LLaVA's 665K"},
     "--prompt": {"metavar": "TEXT", "help": 'instruction instead of LLaVA\'s own; "" for none'},
     "--split": {"default": "train", "metavar": "NAME", "help": "take this split (default: train)"},
@@ -138,7 +138,7 @@ def _parser() -> OneLineParser:
         command = commands.add_parser(name, description=about, formatter_class=raw)
         command.add_argument("--input", type=Path, nargs="+", required=True, help="the file or files")
         command.add_argument("--out", type=Path, required=True, help="the .jsonl to write")
-        command.add_argument("--image-root", type=Path, help="folder of the pictures; each is looked up")
+        command.add_argument("--image-root", type=Path, help="folder of the images; each is looked up")
         command.add_argument("--strict", action="store_true", help="stop at the first item that cannot be converted")
         for option in kind.options:
             command.add_argument(option, **OPTIONS[option])

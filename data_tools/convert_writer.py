@@ -1,7 +1,7 @@
 """Write converted records: each validated, resumable, and what was left out listed.
 
 `OUT.part` grows line by line and becomes `OUT` by rename when all is done. A second start runs the reader again from
-the beginning, which costs little beside looking up pictures, and compares: every line that is there must be the one
+the beginning, which costs little beside looking up images, and compares: every line that is there must be the one
 that would be written now. So the result has the same bytes, however often it was interrupted.
 """
 
@@ -67,7 +67,7 @@ def write(
     """Write `out`, and `skipped_list(out)` if anything was left out.
 
     Args:
-        image_root: look there for every picture; None believes the records.
+        image_root: look there for every image; None believes the records.
         strict: stop at the first item that must be left out.
         tell: called now and then with a line about what was done.
 
@@ -142,7 +142,7 @@ def _append(
         yield item
     if expected:
         raise UserError(
-            f"{part} was begun with another input, other options or other pictures: line {tally.written + 1} differs; "
+            f"{part} was begun with another input, other options or other images: line {tally.written + 1} differs; "
             "delete it to convert anew, or choose another --out"
         )
 
@@ -182,7 +182,7 @@ def _problem(record: dict[str, Any], where: str, image_root: Path | None) -> tup
 
 
 def _invalid(record: dict[str, Any], where: str, image_root: Path | None) -> tuple[str, str]:
-    """What the schema itself says; without an image root this file stands for every picture."""
+    """What the schema itself says; without an image root this file stands for every image."""
     if image_root is None and "image" in record:
         here, image = Path(__file__), record["image"]
         stand_in = [here.name] * len(image) if isinstance(image, list) else here.name

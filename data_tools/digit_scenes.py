@@ -1,17 +1,17 @@
-"""Make the quickstart's data: pictures of coloured handwritten digits, and what can be said about them.
+"""Make the quickstart's data: images of coloured handwritten digits, and what can be said about them.
 
 The digits are the 1,797 scans that scikit-learn ships, so nothing is downloaded. Each split draws
 from its own scans: what a model scores on `heldout` it scores on handwriting it never saw.
 
-    captions    one digit a picture, one caption ("a red 7"): what the tower learns from
+    captions    one digit an image, one caption ("a red 7"): what the tower learns from
     statements  one to four digits, few more often, and sentences about them: what the projector learns from
     train       scenes of one to four digits: conversations, and again statements
     dev         conversations about other scans: choose hyperparameters here
-    named       one digit of the last 297 scans a picture, labelled "a red 7": what the tower is asked in words
+    named       one digit of the last 297 scans an image, labelled "a red 7": what the tower is asked in words
     heldout     conversations about the last 297 scans: report from here
 
 Every record is LLaVA's, plus `kinds` (one per question) and, outside the training splits, the
-SHA-256 of the picture's raw pixels, so that `--verify` can tell whether a regenerated test is the
+SHA-256 of the image's raw pixels, so that `--verify` can tell whether a regenerated test is the
 same test. What is said is in digit_talk.py.
 
     python data_tools/digit_scenes.py --out data/digits
@@ -39,10 +39,10 @@ TRAINING = (0, 1200)
 GLYPHS = dict.fromkeys(("captions", "statements", "train"), TRAINING)
 # `heldout` last: whoever finds its file, as the quickstart does, may rely on all others.
 GLYPHS |= {"dev": (1200, 1500), "named": (1500, 1797), "heldout": (1500, 1797)}
-# How often a picture holds one, two, ... digits.
+# How often an image holds one, two, ... digits.
 NUMBERS = {"captions": (1,), "statements": (4, 3, 2, 1), "named": (1,)}
 SCENE_NUMBERS = (3, 5, 5, 5)
-# Share of the pictures that come with statements; the others of `statements` come with a description.
+# Share of the images that come with statements; the others of `statements` come with a description.
 STATED = {"statements": 0.65, "train": 0.25}
 HASHED = ("dev", "heldout")
 FADES_ON_LIGHT = ("yellow", "white")
@@ -51,7 +51,7 @@ FADES_ON_DARK = ("black",)
 
 @functools.cache
 def glyphs() -> tuple[list[Image.Image], list[int]]:
-    """Scikit-learn's scans as 10x10 grey pictures (8x8 and a blank border), and the digits they show."""
+    """Scikit-learn's scans as 10x10 grey images (8x8 and a blank border), and the digits they show."""
     data = load_digits()
     scans = np.pad(np.clip(data.images * 16, 0, 255).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
     return [Image.fromarray(scan) for scan in scans], [int(digit) for digit in data.target]
@@ -87,13 +87,13 @@ def compose(
 
 
 def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) -> Image.Image:
-    """The RGB picture: a tinted gradient, and on it each scan turned, sheared, stretched and dyed a little."""
+    """The RGB image: a tinted gradient, and on it each scan turned, sheared, stretched and dyed a little."""
     low = 200 if light else 8
     tint = [rng.uniform(low, low + 40) for _ in range(3)]
     slope_x, slope_y = rng.uniform(-14, 14), rng.uniform(-14, 14)
     ramp = np.linspace(-0.5, 0.5, side)
     shade = slope_x * ramp[None, :, None] + slope_y * ramp[:, None, None]
-    picture = Image.fromarray(np.clip(np.array(tint) + shade, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(np.array(tint) + shade, 0, 255).astype(np.uint8))
     for thing in things:
         pixels = round(thing.size * side)
         turn, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
@@ -109,12 +109,12 @@ def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) 
         strength = rng.uniform(1.1, 1.7)
         mask = ink.point([min(255, max(0, int((v - 24) * strength))) for v in range(256)])
         dye = tuple(min(255, max(0, v + rng.randint(-14, 14))) for v in COLORS[thing.color])
-        picture.paste(dye, (round(thing.x * side - middle), round(thing.y * side - middle)), mask)
-    return picture
+        image.paste(dye, (round(thing.x * side - middle), round(thing.y * side - middle)), mask)
+    return image
 
 
 def talk(rng: random.Random, split: str, things: tuple[Thing, ...]) -> list[Question]:
-    """What the record of a picture asks and answers."""
+    """What the record of an image asks and answers."""
     if split == "captions":
         return [Question("caption", STATE, listing(things), listing(things))]
     if rng.random() < STATED.get(split, 0.0):
@@ -124,15 +124,15 @@ def talk(rng: random.Random, split: str, things: tuple[Thing, ...]) -> list[Ques
 
 
 def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
-    """Picture and record `index` of a split: a pure function of the four arguments."""
+    """Image and record `index` of a split: a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
     light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS))
     while split == "statements" and not in_a_row(things):
         light, things = compose(rng, GLYPHS[split], NUMBERS[split])
-    picture = draw(rng, light, things, side)
+    image = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
     if split == "named":
-        return picture, {"id": name, "image": f"{name}.png", "label": listing(things)}
+        return image, {"id": name, "image": f"{name}.png", "label": listing(things)}
     asked = talk(rng, split, things)
     turns = []
     for number, question in enumerate(asked):
@@ -140,13 +140,13 @@ def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dic
         turns.append({"from": "gpt", "value": question.answer})
     record = {"id": name, "image": f"{name}.png", "conversations": turns, "kinds": [q.kind for q in asked]}
     if split in HASHED:
-        record["sha256"] = hashlib.sha256(picture.tobytes()).hexdigest()
-    return picture, record
+        record["sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
+    return image, record
 
 
 def save(out: Path, split: str, seed: int, side: int, index: int) -> dict:
-    picture, record = make(split, index, seed, side)
-    picture.save(out / record["image"], compress_level=1)
+    image, record = make(split, index, seed, side)
+    image.save(out / record["image"], compress_level=1)
     return record
 
 
@@ -190,14 +190,14 @@ def main(argv: list[str] | None = None) -> None:
         name, type=type(default), default=default, help=f"{text} (default: {default})"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    option("--seed", 0, "another seed, other pictures")
+    option("--seed", 0, "another seed, other images")
     option("--captions", 51200, "single digits with a caption")
-    option("--statements", 20000, "pictures of one to four digits with statements about them")
+    option("--statements", 20000, "images of one to four digits with statements about them")
     option("--train", 40000, "scenes to learn from")
     option("--dev", 400, "scenes to choose hyperparameters on")
     option("--named", 400, "labelled single digits to score the tower on")
     option("--heldout", 400, "scenes to report from")
-    option("--size", 64, "side of a picture in pixels")
+    option("--size", 64, "side of an image in pixels")
     option("--workers", 2, "processes that draw")
     parser.add_argument("--verify", type=Path, help="refuse a held-out split that differs from this file's")
     args = parser.parse_args(argv)

@@ -39,7 +39,7 @@ EAGERNESS |= {"leftmost": 1.5, "rightmost": 1.5, "highest": 1.3, "lowest": 1.3}
 
 @dataclass(frozen=True)
 class Thing:
-    """One digit of a scene. Centre and size (the side of its square) are fractions of the picture's side."""
+    """One digit of a scene. Centre and size (the side of its square) are fractions of the image's side."""
 
     digit: int
     color: str

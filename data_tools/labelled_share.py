@@ -1,8 +1,8 @@
-"""Draw a few labelled pictures, equally many of each class: what is left when labels are dear.
+"""Draw a few labelled images, equally many of each class: what is left when labels are dear.
 
     python data_tools/labelled_share.py data/digits/train --count 15 --seed 0 --out few.jsonl
 
-The table names pictures and labels; whoever reads it names the folder of the data as `image_root`. Of classes with
+The table names images and labels; whoever reads it names the folder of the data as `image_root`. Of classes with
 unequal shares, as with 15 of ten, it is drawn which get one more.
 """
 
@@ -40,15 +40,15 @@ def share(rows: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, A
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("data", type=Path, help="a folder of pictures for each class")
-    parser.add_argument("--count", type=int, required=True, help="pictures in all")
+    parser.add_argument("data", type=Path, help="a folder of images for each class")
+    parser.add_argument("--count", type=int, required=True, help="images in all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--out", type=Path, required=True, help="table to write, .jsonl")
     args = parser.parse_args(argv)
     table = open_source(args.data).table
     chosen = share([table.row(number)[1] for number in range(len(table))], args.count, args.seed)
     write_json_lines(args.out, chosen)
-    print(f"{args.out}: {len(chosen)} pictures")
+    print(f"{args.out}: {len(chosen)} images")
 
 
 if __name__ == "__main__":

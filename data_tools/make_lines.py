@@ -1,4 +1,4 @@
-"""Draw single lines of text as small pictures: for a small model that learns to read on a CPU.
+"""Draw single lines of text as small images: for a small model that learns to read on a CPU.
 
     python data_tools/make_lines.py --out data/lines
     python data_tools/make_lines.py --out data/lines --text books --fonts shipped system --count 200000
@@ -91,11 +91,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--width", type=positive, default=256, help="of a line's place, in pixels")
     parser.add_argument("--height", type=positive, default=32, help="of a line's place, in pixels")
     parser.add_argument(
-        "--rows", type=positive, default=1, help="places under each other; pictures to learn from fill 1 to all of them"
+        "--rows", type=positive, default=1, help="places under each other; images to learn from fill 1 to all of them"
     )
     parser.add_argument("--avoid", type=Path, action="append", default=[], help="records whose lines none is to have")
     parser.add_argument("--freedom", type=share, default=1.0, help="0: black on white at the left; 1: all differs")
-    parser.add_argument("--prompt", default=OCR_PROMPT, help="what the human asks below the picture; may be empty")
+    parser.add_argument("--prompt", default=OCR_PROMPT, help="what the human asks below the image; may be empty")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other lines")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--preview", type=int, default=40, help="lines on the sheet preview.png; 0 makes none")

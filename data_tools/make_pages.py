@@ -3,7 +3,7 @@
     python data_tools/make_pages.py --text books --out data/pages --count 10000
     python data_tools/make_pages.py --text papers --out data/pages --count 500 --degrade strong --fonts fonts system
 
-    OUT/pages.jsonl    LLaVA's records: the picture, and all that stands on it in reading order
+    OUT/pages.jsonl    LLaVA's records: the image, and all that stands on it in reading order
     OUT/skipped/       pages of PDFs that were left out, and pages that were drawn again, and why
 
 A folder holds .txt, .md and .pdf. Pages of PDFs come first, each once, as they are; the others are set from the texts,
@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--letters", type=positive, nargs=2, metavar=("MIN", "MAX"), help=letters)
     parser.add_argument("--degrade", choices=LEVELS, default="light", help="skew, blur, paper, noise, JPEG; none: PNG")
     parser.add_argument("--fonts", nargs="+", default=[SHIPPED, SYSTEM], metavar="PLACE", help=FONTS_HELP)
-    parser.add_argument("--prompt", default=OCR_PROMPT, help="what the human asks below the picture; may be empty")
+    parser.add_argument("--prompt", default=OCR_PROMPT, help="what the human asks below the image; may be empty")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other pages")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--preview", type=int, default=12, help="pages on the sheet preview.png; 0 makes none")

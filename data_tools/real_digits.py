@@ -1,8 +1,8 @@
-"""Write scikit-learn's 1,797 real handwritten digits as pictures: to learn from, and to score on.
+"""Write scikit-learn's 1,797 real handwritten digits as images: to learn from, and to score on.
 
     train/     a folder for each digit, "seven/0042.png": the scans that a model may learn from, as they are
     test/      the same of the scans that scores are given on
-    test.json  the pictures of test/ with all captions that are true of them: for retrieval
+    test.json  the images of test/ with all captions that are true of them: for retrieval
     captions.json, captions/   seeded variants of the scans in train/, bent and moved as handwriting is, each with a
                                caption in words
 
@@ -36,7 +36,7 @@ CAPTIONS = (
     "the number {word}",
     "a scan of a {word}",
     "someone wrote a {figure}",
-    "a picture of the figure {figure}",
+    "an image of the figure {figure}",
     "{word}",
     "this is a {word}, written by hand",
 )
@@ -48,9 +48,9 @@ def enlarged(scan: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC), np.float32)
 
 
-def save(path: Path, picture: np.ndarray) -> None:
+def save(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
 
 
 def split(choosing: int | None) -> tuple[list[int], list[int]]:
@@ -70,11 +70,11 @@ def captioned(image: str, caption: str, digit: int) -> dict:
 
 def write(out: Path, choosing: int | None, size: int, variants: int, strength: float, seed: int) -> None:
     scans, digits = load_digits(return_X_y=True)
-    pictures = [enlarged(scan.reshape(8, 8), size) for scan in scans]
+    images = [enlarged(scan.reshape(8, 8), size) for scan in scans]
     train, test = split(choosing)
     for folder, numbers in (("train", train), ("test", test)):
         for number in numbers:
-            save(out / folder / WORDS[digits[number]] / f"{number:04}.png", pictures[number])
+            save(out / folder / WORDS[digits[number]] / f"{number:04}.png", images[number])
     records = [
         captioned(f"test/{WORDS[digits[number]]}/{number:04}.png", caption, digits[number])
         for number in test
@@ -86,7 +86,7 @@ def write(out: Path, choosing: int | None, size: int, variants: int, strength: f
         rng = np.random.default_rng((seed, number))
         for each in range(variants):
             name = f"captions/{number:04}-{each:02}.png"
-            save(out / name, warped(pictures[number], rng, strength))
+            save(out / name, warped(images[number], rng, strength))
             records.append(captioned(name, str(rng.choice(CAPTIONS)), digits[number]))
     write_records(out / "captions.json", records)
     print(f"{out}: {len(train)} scans to learn from, {len(records)} variants, {len(test)} to test on")
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=range(1, FIFTHS + 1),
         help="leave the last 297 out and test on this fifth of the others: to choose settings by",
     )
-    parser.add_argument("--size", type=int, default=32, help="side of a picture in pixels")
+    parser.add_argument("--size", type=int, default=32, help="side of an image in pixels")
     parser.add_argument("--variants", type=int, default=60, help="variants of each scan to learn from")
     parser.add_argument("--strength", type=float, default=1.0, help="how far variants depart from the scan")
     parser.add_argument("--seed", type=int, default=0, help="of the variants and their captions")

@@ -1,9 +1,9 @@
-"""Any data set as WebDataset tar shards with an index, and shards back as JSONL with loose pictures.
+"""Any data set as WebDataset tar shards with an index, and shards back as JSONL with loose images.
 
     python data_tools/to_shards.py data/train.json shards/            # 00000.tar, 00000.tar.index.npz, ...
     python data_tools/to_shards.py shards/ loose/ --back              # records.jsonl, images/
 
-A shard holds the records of a fixed stretch of the source, pictures byte for byte. A run that was cut off goes on
+A shard holds the records of a fixed stretch of the source, images byte for byte. A run that was cut off goes on
 at the first shard (or record) that is missing.
 """
 
@@ -83,12 +83,12 @@ def write_shard(source: Source, numbers: range, path: Path) -> list[dict[str, st
 
 
 def members_of(record: Record, key: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of a record's files. Raises UserError where a picture cannot be read."""
+    """Names and contents of a record's files. Raises UserError where an image cannot be read."""
     yield f"{key}.json", json.dumps(stored_form(record), ensure_ascii=False).encode()
-    for number, picture in enumerate(record.pictures):
-        data = picture.read()
-        place = f"{number}." if len(record.pictures) > 1 else ""
-        yield f"{key}.{place}{extension_of(data, picture.name)}", data
+    for number, image in enumerate(record.images):
+        data = image.read()
+        place = f"{number}." if len(record.images) > 1 else ""
+        yield f"{key}.{place}{extension_of(data, image.name)}", data
 
 
 def unpack(source: Source, out: Path) -> tuple[int, list[dict[str, str]]]:
@@ -117,15 +117,15 @@ def unpack(source: Source, out: Path) -> tuple[int, list[dict[str, str]]]:
 
 
 def unpack_record(record: Record | Rejected, key: str, folder: Path) -> dict | list:
-    """The stored line, its pictures written into `folder`; where, id and reason of one that cannot be used."""
+    """The stored line, its images written into `folder`; where, id and reason of one that cannot be used."""
     try:
         if isinstance(record, Rejected):
             raise UserError(record.reason)
         names = []
-        for number, picture in enumerate(record.pictures):
-            data = picture.read()
-            place = f"-{number}" if len(record.pictures) > 1 else ""
-            name = f"{key}{place}.{extension_of(data, picture.name)}"
+        for number, image in enumerate(record.images):
+            data = image.read()
+            place = f"-{number}" if len(record.images) > 1 else ""
+            name = f"{key}{place}.{extension_of(data, image.name)}"
             (folder / name).write_bytes(data)
             names.append(f"{folder.name}/{name}")
     except UserError as error:
@@ -151,7 +151,7 @@ def main(words: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__.partition("\n")[0], epilog=example, formatter_class=HelpFormatter)
     parser.add_argument("source", help="data file, folder, pattern or address")
     parser.add_argument("out", type=Path, help="folder for the shards, or with --back for records.jsonl and images/")
-    parser.add_argument("--back", action="store_true", help="write JSONL and loose pictures instead of shards")
+    parser.add_argument("--back", action="store_true", help="write JSONL and loose images instead of shards")
     parser.add_argument("--image-root", help="folder of the images; not given: the data's own")
     parser.add_argument("--records-per-shard", type=int, default=5_000, metavar="N", help="records of the source")
     arguments = parser.parse_args(words)

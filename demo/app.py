@@ -1,4 +1,4 @@
-"""A chat about pictures in the browser. Widgets only: every word comes from `mmchat.inference.Generator`."""
+"""A chat about images in the browser. Widgets only: every word comes from `mmchat.inference.Generator`."""
 
 import html
 import os
@@ -19,8 +19,8 @@ from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE_PICTURES = ROOT / "data/quickstart/heldout"
-DESCRIBE, COUNT = "Describe the picture.", "How many digits are there?"
+EXAMPLE_IMAGES = ROOT / "data/quickstart/heldout"
+DESCRIBE, COUNT = "Describe the image.", "How many digits are there?"
 EXAMPLE_QUESTIONS = (COUNT, DESCRIBE, "Which digit is drawn largest?", "Which digit is farthest to the left?")
 FAILED = {"id": "failed"}  # marks the bubble of an error: the model is told neither of it nor of its question
 
@@ -31,7 +31,7 @@ def build(generator) -> gr.Blocks:
     def ask(message: dict, chat: list[dict]) -> tuple[list[dict], gr.MultimodalTextbox]:
         text = message["text"].strip() or (DESCRIBE if message["files"] else "")
         if not text:
-            raise gr.Error("Type a question, or add a picture.", title="Nothing to ask", print_exception=False)
+            raise gr.Error("Type a question, or add an image.", title="Nothing to ask", print_exception=False)
         return [*chat, bubble("user", text, message["files"])], message_box(busy=True)
 
     def pick(example: gr.SelectData, chat: list[dict]) -> tuple[list[dict], gr.MultimodalTextbox]:
@@ -41,9 +41,9 @@ def build(generator) -> gr.Blocks:
         question, files = read(chat[-1])
         reply = ""
         try:
-            history, pictures = told(chat[:-1])
+            history, images = told(chat[:-1])
             options = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-            for piece in generator.stream(question, [*pictures, *files], history, **options):
+            for piece in generator.stream(question, [*images, *files], history, **options):
                 reply += piece
                 yield [*chat, bubble("assistant", reply)], gr.skip()
             if not reply.strip():
@@ -60,22 +60,22 @@ def build(generator) -> gr.Blocks:
             yield [*chat, bubble("assistant", f"⚠ {text}", metadata=FAILED)], message_box(again)
 
     def told(chat: list[dict]) -> tuple[list[dict], list[str]]:
-        """The exchanges that the model knows of, and their pictures, as the generator reads them."""
-        history, pictures = [], []
+        """The exchanges that the model knows of, and their images, as the generator reads them."""
+        history, images = [], []
         for asked, replied in pairwise([*chat, {"role": "user"}]):
             if asked["role"] == "assistant" or (replied.get("metadata") or {}).get("id") == FAILED["id"]:
                 continue
             question, files = read(asked)
             reply = read(replied)[0].strip() if replied["role"] == "assistant" else ""  # stopped before a word
-            history, pictures = generator.conversation(question, [*pictures, *files], history)
+            history, images = generator.conversation(question, [*images, *files], history)
             history = [*history, {"role": "assistant", "content": reply}]
-        return history, pictures
+        return history, images
 
     with gr.Blocks(title="mmchat", fill_height=True, delete_cache=(3600, 24 * 3600)) as page:
         with gr.Row(elem_id="header"):
             gr.HTML("<h1>mmchat</h1>", padding=False)
             new = gr.Button("New chat", size="sm", scale=0, min_width=100)
-        looks = {"show_label": False, "scale": 1, "height": "100%", "placeholder": "Add a picture and ask about it."}
+        looks = {"show_label": False, "scale": 1, "height": "100%", "placeholder": "Add an image and ask about it."}
         plain = {"render_markdown": False, "latex_delimiters": [], "buttons": [], "allow_file_downloads": False}
         chat = gr.Chatbot(elem_id="chat", examples=examples(), **looks, **plain)
         box = message_box()
@@ -99,7 +99,7 @@ def bubble(role: str, text: str, files: Sequence[str] = (), metadata: dict | Non
 
 
 def read(message: dict) -> tuple[str, list[str]]:
-    """Text and picture files of a `bubble`."""
+    """Text and image files of a `bubble`."""
     parts = message["content"]
     text = "".join(html.unescape(part["text"]) for part in parts if part["type"] == "text")
     return text, [part["file"]["path"] for part in parts if part["type"] == "file"]
@@ -107,14 +107,14 @@ def read(message: dict) -> tuple[str, list[str]]:
 
 def message_box(value: dict | None = None, busy: bool = False) -> gr.MultimodalTextbox:
     state = {"interactive": not busy, "submit_btn": not busy, "stop_btn": busy}
-    pictures = {"file_types": ["image"], "file_count": "multiple", "placeholder": "Ask about a picture"}
-    return gr.MultimodalTextbox(value, show_label=False, max_plain_text_length=100_000, **pictures, **state)
+    images = {"file_types": ["image"], "file_count": "multiple", "placeholder": "Ask about an image"}
+    return gr.MultimodalTextbox(value, show_label=False, max_plain_text_length=100_000, **images, **state)
 
 
 def examples() -> list[dict]:
-    gr.set_static_paths([EXAMPLE_PICTURES])
-    pictures = map(str, sorted(EXAMPLE_PICTURES.glob("*.png")))
-    return [{"text": q, "files": [p], "icon": p} for p, q in zip(pictures, EXAMPLE_QUESTIONS, strict=False)]
+    gr.set_static_paths([EXAMPLE_IMAGES])
+    images = map(str, sorted(EXAMPLE_IMAGES.glob("*.png")))
+    return [{"text": q, "files": [p], "icon": p} for p, q in zip(images, EXAMPLE_QUESTIONS, strict=False)]
 
 
 def serve(model: Path, host: str, port: int) -> None:
@@ -141,7 +141,7 @@ def serve(model: Path, host: str, port: int) -> None:
 
 def main(words: list[str] | None = None) -> None:
     example = "example:\n  python demo/app.py --model runs/quickstart/model --port 7860"
-    parser = OneLineParser(description="Chat about pictures.", epilog=example, formatter_class=HelpFormatter)
+    parser = OneLineParser(description="Chat about images.", epilog=example, formatter_class=HelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "runs/quickstart/model", metavar="DIR", help="folder")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="port of the page")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")

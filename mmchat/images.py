@@ -1,6 +1,6 @@
-"""From bytes or a path to an RGB picture, safely. No torch here: data tools and workers use it alone.
+"""From bytes or a path to an RGB image, safely. No torch here: data tools and workers use it alone.
 
-A picture comes from outside, so everything about it is doubted: the path may leave the data set's
+An image comes from outside, so everything about it is doubted: the path may leave the data set's
 folder, the file may be cut off, and a few kilobytes may claim a billion pixels.
 """
 
@@ -56,7 +56,7 @@ def load_image(
     draft: int | None = None,
     number: int = 0,
 ) -> Image.Image:
-    """Decode one picture completely, turn it as its EXIF orientation says, and convert it to RGB.
+    """Decode one image completely, turn it as its EXIF orientation says, and convert it to RGB.
 
     Transparent pixels are laid over white, because dropping alpha would show whatever colour lies beneath.
 
@@ -66,7 +66,7 @@ def load_image(
         name: what messages call bytes; where they came from.
         draft: decode a JPEG at a half, a quarter or an eighth of its size (libjpeg leaves out the finest cosines), as
             long as both sides keep so many pixels.
-        number: which of the pictures in a file that holds several (`picture_count`).
+        number: which of the images in a file that holds several (`image_count`).
 
     Raises:
         UserError: missing, undecodable, truncated or oversized; the message names the source.
@@ -79,7 +79,7 @@ def load_image(
 
 
 def image_size(source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, name: str = "") -> tuple[int, int]:
-    """Width and height that `load_image` would give, from the picture's header; arguments and errors as there."""
+    """Width and height that `load_image` would give, from the image's header; arguments and errors as there."""
     with _opened(source, max_pixels, name) as image:
         width, height = image.size
         # Of a TIFF Pillow tells the size after turning.
@@ -87,16 +87,16 @@ def image_size(source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_PIXE
         return (height, width) if sideways else (width, height)
 
 
-def picture_count(source: str | Path) -> int:
-    """How many pages a TIFF holds; 1 of any other picture (frames of an animation are no pages). Errors as above."""
+def image_count(source: str | Path) -> int:
+    """How many pages a TIFF holds; 1 of any other image (frames of an animation are no pages). Errors as above."""
     with _opened(source, MAX_PIXELS, "") as image:
         return image.n_frames if image.format == "TIFF" else 1
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a picture that was opened and not decoded; 1 is upright."""
+    """The EXIF orientation of an image that was opened and not decoded; 1 is upright."""
     if image.format == "PNG" and not _png_ends_with_words(image.fp):
-        exif = Image.Image.getexif(image)  # PNG's own would decode the picture to look behind its pixels
+        exif = Image.Image.getexif(image)  # PNG's own would decode the image to look behind its pixels
     else:
         exif = image.getexif()
     return exif.get(Exif.Orientation, 1)
@@ -119,7 +119,7 @@ def _png_ends_with_words(file: BinaryIO) -> bool:
 def _opened(
     source: str | Path | bytes | BinaryIO, max_pixels: int, name: str, number: int = 0
 ) -> Iterator[Image.Image]:
-    """The picture before it is decoded; raises UserError for it, and for whatever Pillow raises while it is open."""
+    """The image before it is decoded; raises UserError for it, and for whatever Pillow raises while it is open."""
     name = f"image {name or source}" if name or not isinstance(source, bytes) else "image bytes"
     try:
         with warnings.catch_warnings():
@@ -158,7 +158,7 @@ def extension_of(data: bytes, name: str) -> str:
     """What a file of these bytes is to be called (`jpg`, `png`, ...): by what they are, not by what it was called.
 
     Raises:
-        UserError: they are no picture, or a decompression bomb; the message calls them `name`.
+        UserError: they are no image, or a decompression bomb; the message calls them `name`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -180,7 +180,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def data_uri(image: Image.Image, side: int | None = None) -> str:
-    """A picture as a PNG inside an HTML page, its longer side at most `side` pixels."""
+    """An image as a PNG inside an HTML page, its longer side at most `side` pixels."""
     if side is not None:
         image = image.copy()
         image.thumbnail((side, side))

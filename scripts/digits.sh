@@ -20,7 +20,7 @@ prepare_environment data
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
 started=$SECONDS
-step "1/7 the digits as pictures" "$DATA/captions.json" \
+step "1/7 the digits as images" "$DATA/captions.json" \
   python data_tools/real_digits.py --out "$DATA"
 if [ ! -e "$SIMCLR/model" ]; then
   mkdir -p "$RUN"
@@ -34,12 +34,12 @@ step "2/7 training the tokenizer" "$RUN/tokenizer" \
 step "3/7 a dual encoder with random weights" "$RUN/clip-init" \
   mmchat clip init --vision "$CONFIGS/digits_tower.json" --text "$CONFIGS/digits_text.json" \
   --tokenizer "$RUN/tokenizer" --projection-dim 64 --out "$RUN/clip-init"
-step "4/7 it learns from pictures and captions" "$RUN/clip/model" \
+step "4/7 it learns from images and captions" "$RUN/clip/model" \
   mmchat train "$CONFIGS/digits.yaml" --ranks 1 --resume
 step "5/7 zero-shot: classes told in words" "$RUN/zero-shot/scores.json" \
   mmchat clip eval "$RUN/clip/model" "$DATA/test" --out "$RUN/zero-shot" \
   --prompts "a handwritten {}" --prompts "the number {}" --prompts "a scan of a {}"
-step "6/7 pictures found by captions" "$RUN/retrieval/scores.json" \
+step "6/7 images found by captions" "$RUN/retrieval/scores.json" \
   mmchat clip eval "$RUN/clip/model" "$DATA/test.json" --retrieval --out "$RUN/retrieval"
 [ -z "${simclr:-}" ] || wait "$simclr" || die "SimCLR failed; the end of $RUN/simclr.log says why"
 step "7/7 linear probes" "$RUN/probes.json" \
@@ -64,4 +64,4 @@ for what, value, low, high in rows:
 PYTHON
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 echo "  table   $RUN/scores.md"
-echo "  picture $RUN/zero-shot/confusion.png (what each digit was taken for)"
+echo "  image $RUN/zero-shot/confusion.png (what each digit was taken for)"

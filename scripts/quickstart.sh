@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to an assistant that answers questions about pictures it has never seen, on a CPU.
+# From nothing to an assistant that answers questions about images it has never seen, on a CPU.
 #
 #   bash scripts/quickstart.sh           finished steps are skipped, an interrupted one is resumed
 #   bash scripts/quickstart.sh --fresh   delete data/quickstart and runs/quickstart first
@@ -30,7 +30,7 @@ export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1717986
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 # train RANKS CONFIG [--key value ...]. Two ranks of half the threads do about half as much again as one rank of all; InfoNCE, which
-# compares all pictures of a batch, needs one.
+# compares all images of a batch, needs one.
 train() {
   local cores
   local ranks=$1
@@ -47,14 +47,14 @@ assistant() {
 }
 
 started=$SECONDS
-step "1/9 drawing pictures from real handwritten digits" "$DATA/heldout.json" \
+step "1/9 drawing images from real handwritten digits" "$DATA/heldout.json" \
   python data_tools/digit_scenes.py --out "$DATA" --verify "$CONFIGS/heldout.json"
 step "2/9 training the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/statements.json" "$DATA/train.json" --out "$RUN/tokenizer"
 step "3/9 a vision tower with random weights" "$RUN/tower-init" \
   mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
   --pool max --projection-dim 128 --out "$RUN/tower-init"
-step "4/9 stage 1: the tower learns to see, from pictures and captions" "$RUN/tower/model" \
+step "4/9 stage 1: the tower learns to see, from images and captions" "$RUN/tower/model" \
   train 1 "$CONFIGS/tower.yaml"
 step "5/9 an assistant: that tower, a new projector, a new language model" "$RUN/init" \
   assistant "$RUN/tower/model" "$RUN/init"
@@ -64,7 +64,7 @@ step "7/9 stage 3: conversations" "$RUN/model" \
   train 2 "$CONFIGS/sft.yaml"
 step "8/9 questions about held-out handwriting" "$RUN/scores.json" \
   mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
-step "9/9 captions of held-out pictures" "$RUN/captions.jsonl" \
+step "9/9 captions of held-out images" "$RUN/captions.jsonl" \
   mmchat caption "$RUN/model" "$DATA/heldout" --out "$RUN/captions.jsonl" --batch-size 32
 head -n 5 "$RUN/captions.jsonl"
 
@@ -89,7 +89,7 @@ mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/projector" "${beside[@]}
 
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 cat <<EOF
-  report    $RUN/report.html   (curves, scores, held-out pictures with answers)
+  report    $RUN/report.html   (curves, scores, held-out images with answers)
   scores    $RUN/scores.json
   model     $RUN/model
 
@@ -97,6 +97,6 @@ cat <<EOF
 
 Try next (. .venv/bin/activate first):
   mmchat chat $RUN/model --image $DATA/heldout/000000.png "How many digits are there?"
-  python demo/app.py                                  chat about pictures in the browser
+  python demo/app.py                                  chat about images in the browser
   mmchat train configs/quickstart/sft.yaml --help     every key of a run
 EOF

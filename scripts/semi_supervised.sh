@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Few labels, many pictures, on scikit-learn's real handwritten digits: SimCLR without labels, fine-tuned with 1 %, 10 % and
-# all of them, then distilled over all pictures; each beside training on those labels alone (SimCLR v2, arXiv:2006.10029).
+# Few labels, many images, on scikit-learn's real handwritten digits: SimCLR without labels, fine-tuned with 1 %, 10 % and
+# all of them, then distilled over all images; each beside training on those labels alone (SimCLR v2, arXiv:2006.10029).
 #
 #   bash scripts/semi_supervised.sh           finished steps are skipped, an interrupted one is resumed
 #   bash scripts/semi_supervised.sh --fresh   delete runs/digits/simclr and runs/semi_supervised first
 #
-# The first 1,500 scans are for learning and for every choice; all scores are of the last 297. Result: table and picture in
+# The first 1,500 scans are for learning and for every choice; all scores are of the last 297. Result: table and image in
 # runs/semi_supervised. Two runs go at once.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -34,7 +34,7 @@ classify() {
 }
 
 # compare COUNT SEED LABELS KEYS...: labels alone, SimCLR fine-tuned with them, and the student of that, which sees all
-# pictures without labels.
+# images without labels.
 compare() {
   local name=$1/$2 seed=$2 labels=$3
   shift 3
@@ -53,7 +53,7 @@ few() {
 }
 
 started=$SECONDS
-step "1/4 the digits as pictures" "$DATA/captions.json" python data_tools/real_digits.py --out "$DATA"
+step "1/4 the digits as images" "$DATA/captions.json" python data_tools/real_digits.py --out "$DATA"
 step "2/4 SimCLR: a tower that learns without labels" "$SIMCLR/model" \
   mmchat train configs/clip/digits_simclr.yaml --ranks 1 --resume
 start random configs/clip/digits_simclr_tower.json
@@ -105,4 +105,4 @@ print("\n".join(lines))
 PYTHON
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 echo "  table   $RUN/scores.md"
-echo "  picture $RUN/scores.png"
+echo "  image $RUN/scores.png"

@@ -1,4 +1,4 @@
-"""A tiny dual encoder and labelled pictures, for tests of every room that uses one."""
+"""A tiny dual encoder and labelled images, for tests of every room that uses one."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ def write_clip(tower, tokenizer: Path, out: Path) -> Path:
     return out
 
 
-def write_classes(folder: Path, picture, sizes: dict[str, int]) -> Path:
-    """A folder for each class with so many random pictures."""
+def write_classes(folder: Path, image, sizes: dict[str, int]) -> Path:
+    """A folder for each class with so many random images."""
     for number, (name, count) in enumerate(sizes.items()):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            picture(100 * number + index).save(folder / name / f"{index}.png")
+            image(100 * number + index).save(folder / name / f"{index}.png")
     return folder

@@ -87,7 +87,7 @@ def make_tower():
 
 @pytest.fixture(scope="session")
 def native_tower():
-    """A SigLIP 2 that sees pictures of any aspect, in at most 12 patches of 7 pixels."""
+    """A SigLIP 2 that sees images of any aspect, in at most 12 patches of 7 pixels."""
     torch.manual_seed(0)
     own = {"projection_dim", "image_size"}
     backbone = {**{key: value for key, value in CLIP_28.items() if key not in own}, "num_patches": 16}
@@ -143,8 +143,8 @@ def assistant_dir(make_assistant, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture():
-    """picture(seed, width, height): random pixels as a PIL image."""
+def make_image():
+    """image(seed, width, height): random pixels as a PIL image."""
 
     def make(seed=0, width=30, height=22):
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -154,10 +154,10 @@ def picture():
 
 
 @pytest.fixture
-def tiny_records(tmp_path, picture) -> Path:
+def tiny_records(tmp_path, make_image) -> Path:
     """A LLaVA JSON of four samples (with no image, one, one, two) beside its PNGs."""
     for number in range(4):
-        picture(number).save(tmp_path / f"{number}.png")
+        make_image(number).save(tmp_path / f"{number}.png")
 
     def record(name, images, question, answer):
         turns = [{"from": "human", "value": "<image>\n" * len(images) + question}, {"from": "gpt", "value": answer}]
@@ -165,7 +165,7 @@ def tiny_records(tmp_path, picture) -> Path:
 
     records = [
         record("text", [], "What is two and two?", "Four."),
-        record("first", ["0.png"], "What is this?", "A picture of noise."),
+        record("first", ["0.png"], "What is this?", "An image of noise."),
         record("second", ["1.png"], "And this?", "Noise again."),
         record("pair", ["2.png", "3.png"], "Which is brighter?", "They look the same to me."),
     ]

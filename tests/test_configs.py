@@ -41,7 +41,7 @@ def test_tower_configs_build():
 
 
 def test_the_committed_test_is_fixed_and_balanced():
-    """At least 8 kinds of question, none over 20 %, pictures of one to four digits."""
+    """At least 8 kinds of question, none over 20 %, images of one to four digits."""
     records = json.loads((ROOT / "configs/quickstart/heldout.json").read_text())
     kinds = [kind for record in records for kind in record["kinds"]]
     assert len(set(kinds)) >= 8

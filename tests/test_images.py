@@ -1,4 +1,4 @@
-"""Pictures come from outside: every kind is either read as RGB or refused with a message that names it."""
+"""Images come from outside: every kind is either read as RGB or refused with a message that names it."""
 
 import io
 import struct
@@ -36,8 +36,8 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation(picture, orientation):
-    stored = picture(width=5, height=3)
+def test_exif_orientation(make_image, orientation):
+    stored = make_image(width=5, height=3)
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = load_image(encoded(stored, exif=exif))
@@ -46,20 +46,20 @@ def test_exif_orientation(picture, orientation):
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_the_size_is_told_by_the_header(picture, format, orientation):
+def test_the_size_is_told_by_the_header(make_image, format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(picture(width=50, height=30), format, exif=exif)
+    data = encoded(make_image(width=50, height=30), format, exif=exif)
     size = load_image(data).size
     assert image_size(data) == size == ((30, 50) if orientation > 4 else (50, 30))
     if format in ("PNG", "JPEG"):  # no file needs to be read further
         assert image_size(data[:-200]) == size
 
 
-def test_a_png_may_say_behind_its_pixels_how_it_lies(picture):
+def test_a_png_may_say_behind_its_pixels_how_it_lies(make_image):
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned, plain = encoded(picture(), exif=exif), encoded(picture())
+    turned, plain = encoded(make_image(), exif=exif), encoded(make_image())
     start = turned.index(b"eXIf") - 4
     (length,) = struct.unpack(">I", turned[start : start + 4])
     late = plain[:-12] + turned[start : start + 12 + length] + plain[-12:]
@@ -69,14 +69,14 @@ def test_a_png_may_say_behind_its_pixels_how_it_lies(picture):
     assert image_size(plain[:-12] + chunk + plain[-12:]) == (30, 22)
 
 
-def test_a_size_is_refused_as_the_picture_is(picture, tmp_path):
+def test_a_size_is_refused_as_the_image_is(make_image, tmp_path):
     deep = Image.new("F", (3, 3))
-    for data, words in ((b"no picture", "not in a format"), (encoded(deep, "TIFF"), "32-bit shades")):
+    for data, words in ((b"no image", "not in a format"), (encoded(deep, "TIFF"), "32-bit shades")):
         for read in (load_image, image_size):
             with pytest.raises(UserError, match=f"image a.png .*{words}"):
                 read(data, name="a.png")
     with pytest.raises(UserError, match="claims 30x22 pixels, more than the limit of 600"):
-        image_size(encoded(picture()), max_pixels=600)
+        image_size(encoded(make_image()), max_pixels=600)
     with pytest.raises(UserError, match="does not exist"):
         image_size(tmp_path / "gone.png")
 
@@ -84,8 +84,8 @@ def test_a_size_is_refused_as_the_picture_is(picture, tmp_path):
 @pytest.mark.parametrize(
     ("draft", "size"), [(None, (80, 60)), (31, (80, 60)), (30, (40, 30)), (8, (20, 15)), (7, (10, 8))]
 )
-def test_a_draft_keeps_so_many_pixels(picture, draft, size):
-    large = picture(width=80, height=60)
+def test_a_draft_keeps_so_many_pixels(make_image, draft, size):
+    large = make_image(width=80, height=60)
     assert load_image(encoded(large, "JPEG"), draft=draft).size == size
     assert load_image(encoded(large, "PNG"), draft=draft).size == (80, 60)
     exif = Image.Exif()
@@ -95,9 +95,9 @@ def test_a_draft_keeps_so_many_pixels(picture, draft, size):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
-def test_truncated_is_refused_by_name(tmp_path, picture, suffix, share):
+def test_truncated_is_refused_by_name(tmp_path, make_image, suffix, share):
     path = tmp_path / f"cut.{suffix}"
-    picture(width=64, height=64).save(path)
+    make_image(width=64, height=64).save(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(UserError, match=rf"image .*cut\.{suffix} is (broken or cut off|not in a format)"):
         load_image(path)
@@ -121,8 +121,8 @@ def test_decompression_bomb_is_refused_undecoded(tmp_path, side):
         load_image(path)
 
 
-def test_own_limit(picture):
-    data = encoded(picture(width=10, height=10))
+def test_own_limit(make_image):
+    data = encoded(make_image(width=10, height=10))
     assert load_image(data, max_pixels=100).size == (10, 10)
     with pytest.raises(UserError, match=r"image bytes claims 10x10 pixels, more than the limit of 99"):
         load_image(data, max_pixels=99)
@@ -164,7 +164,7 @@ def test_paths_that_are_no_image(tmp_path):
         load_image(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match="is a folder, expected an image file"):
         load_image(tmp_path)
-    (tmp_path / "words.png").write_text("not a picture")
+    (tmp_path / "words.png").write_text("not an image")
     with pytest.raises(UserError, match=r"words\.png is not in a format that Pillow can read"):
         load_image(tmp_path / "words.png")
     with pytest.raises(UserError, match="image bytes is not in a format"):
@@ -188,12 +188,12 @@ def test_paths_stay_inside_the_root(tmp_path):
         resolve_inside(root, "nul\0byte.png")
 
 
-def test_find_images(tmp_path, picture):
+def test_find_images(tmp_path, make_image):
     names = ["b.png", "a.JPG", "deep/er/c.webp", "deep/0.bmp"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     everything = [tmp_path / name for name in ("a.JPG", "b.png", "deep/0.bmp", "deep/er/c.webp")]
     assert find_images([tmp_path]) == everything

@@ -100,7 +100,7 @@ def init(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """stage -> records like those of the original: captions of wide pictures; conversations, a third without any."""
+    """stage -> records like those of the original: captions of wide images; conversations, a third without any."""
     folder = tmp_path_factory.mktemp("llava15-data")
     captions = []
     for number in range(8):
@@ -140,7 +140,7 @@ def test_init_makes_slots_as_llava_has_them(init):
     assert fits(init) == ["shortest-edge-crop"]
 
 
-def test_sft_on_two_ranks_pads_its_pictures_ever_after(init, data, tmp_path):
+def test_sft_on_two_ranks_pads_its_images_ever_after(init, data, tmp_path):
     run = train("sft", init, data, tmp_path / "sft", ranks=2)
     assert sum("loss" in row for row in metrics(run)) == 3
     assert changed(init, run / "model") == {"projectors", "language_model"}
@@ -169,7 +169,7 @@ def test_each_stage_is_planned(name, init, data, tmp_path):
         "sft": ["frozen", "full", "full"],
         "lora": ["frozen", "full", "lora"],
     }[name]
-    assert plan["problems"] == [] and plan["cache"]["pictures"] > 0
+    assert plan["problems"] == [] and plan["cache"]["images"] > 0
     assert not (tmp_path / "run").exists()
 
 
@@ -183,7 +183,7 @@ def test_the_stages_follow_each_other(init, data, tmp_path):
     lora = train("lora", pretrained, data, tmp_path / "lora")
     assert changed(pretrained, lora / "model") == {"projectors", "language_model"}
     main(["merge", str(lora / "adapter"), "--out", str(tmp_path / "merged")])
-    picture = data["pretrain"].parent / "0.png"
-    answers = [Generator(model).chat("What is this?", picture) for model in (lora / "model", tmp_path / "merged")]
+    image = data["pretrain"].parent / "0.png"
+    answers = [Generator(model).chat("What is this?", image) for model in (lora / "model", tmp_path / "merged")]
     assert answers[0] == answers[1]
     assert fits(sft) == fits(lora / "model") == fits(tmp_path / "merged") == ["pad"]

@@ -82,7 +82,7 @@ def test_from_sam_to_an_assistant_with_two_eyes(data_dir, language_json, tmp_pat
     sam = {"family": "sam", "backbone": {"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2}}
     sam["backbone"] |= {"num_attention_heads": 2, "image_size": 128, "window_size": 2, "global_attn_indexes": [1]}
     (tmp_path / "sam.json").write_text(json.dumps(sam))
-    data = write_records(tmp_path / "data", 12, pictures=1)
+    data = write_records(tmp_path / "data", 12, images=1)
 
     def init(out, kind, *words):
         parts = ["--language", language_json(kind), "--tokenizer", data_dir / "tokenizers" / TOKENIZER_OF[kind]]

@@ -1,4 +1,4 @@
-"""A tiny assistant and a tiny data set for tests that train: every third record has no picture, some have two."""
+"""A tiny assistant and a tiny data set for tests that train: every third record has no image, some have two."""
 
 import json
 import random
@@ -17,16 +17,16 @@ WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sun", "mo
 
 
 def write_records(
-    folder: Path, count: int, pictures: int | None = None, sizes: Sequence[tuple[int, int]] = ((31, 24),)
+    folder: Path, count: int, images: int | None = None, sizes: Sequence[tuple[int, int]] = ((31, 24),)
 ) -> Path:
-    """`count` records of different lengths in `folder`/records.json with their pictures, `pictures` of them each, of
+    """`count` records of different lengths in `folder`/records.json with their images, `images` of them each, of
     `sizes` (width and height) in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     records = []
     for number in range(count):
-        images = (0 if number % 3 == 0 else 1 + (number % 4 == 1)) if pictures is None else pictures
-        names = [f"{number}-{i}.png" for i in range(images)]
+        image_count = (0 if number % 3 == 0 else 1 + (number % 4 == 1)) if images is None else images
+        names = [f"{number}-{i}.png" for i in range(image_count)]
         for i, name in enumerate(names):
             width, height = sizes[(number + i) % len(sizes)]
             pixels = np.random.default_rng([number, i]).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -34,7 +34,7 @@ def write_records(
         turns = []
         for turn in range(1 + number % 2):
             question = " ".join(rng.choices(WORDS, k=rng.randint(2, 6)))
-            turns.append({"from": "human", "value": ("<image>\n" * images if turn == 0 else "") + question})
+            turns.append({"from": "human", "value": ("<image>\n" * image_count if turn == 0 else "") + question})
             turns.append({"from": "gpt", "value": " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))})
         records.append({"id": f"r{number}", "image": names, "conversations": turns})
     path = folder / "records.json"

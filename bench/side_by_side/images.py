@@ -1,4 +1,4 @@
-"""Pictures that are made here."""
+"""Images that are made here."""
 
 import numpy as np
 from PIL import Image

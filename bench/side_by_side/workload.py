@@ -1,6 +1,6 @@
-"""What both variants train on: a model with random weights, conversations with pictures, and the same samples encoded.
+"""What both variants train on: a model with random weights, conversations with images, and the same samples encoded.
 
-Text is as long as in conversations about pictures: lognormal, 40 to 600 tokens, 197 on average, 57 % supervised. A
+Text is as long as in conversations about images: lognormal, 40 to 600 tokens, 197 on average, 57 % supervised. A
 word is one token, so that a length can be asked for.
 """
 
@@ -27,9 +27,9 @@ from side_by_side.shapes import Shape
 
 SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
 SPECIAL = ["<unk>", "<s>", "</s>"]
-PICTURE = (640, 480)
+IMAGE = (640, 480)
 FRAME = 5
-"""Tokens of a conversation's text that are neither question nor answer: <s>, the roles, the places of a picture."""
+"""Tokens of a conversation's text that are neither question nor answer: <s>, the roles, the places of an image."""
 SHORTEST, LONGEST, MEAN, SIGMA, SUPERVISED = 40, 600, 197, 0.7, 0.57
 AHEAD = 8
 """Steps of data behind the last one, so that the data worker does not run out of work before the measured steps end. A
@@ -44,7 +44,7 @@ TRAINABLE = {
 def write_workload(
     folder: Path, shape: Shape, stage: str, batch: int, steps: int, seed: int, checkpointing: bool = False
 ) -> None:
-    """`model/`, `records.json` with its pictures, `run.yaml` for ours, and `samples.pt` for theirs.
+    """`model/`, `records.json` with its images, `run.yaml` for ours, and `samples.pt` for theirs.
 
     samples.pt: the samples in our run's order, each input_ids and labels int64[L] and pixel_values float32[1, 3, H, W].
     """
@@ -93,7 +93,7 @@ def write_records(folder: Path, count: int, vocabulary: int, seed: int) -> None:
         question = text(length - answer - FRAME)
         turns = [("human", f"<image>\n{question}"), ("gpt", text(answer - 1))]  # </s> is supervised, too
         name = f"{number:05}.jpg"
-        draw_clouds(rng, PICTURE).save(folder / name)
+        draw_clouds(rng, IMAGE).save(folder / name)
         records.append({"id": name, "image": name, "conversations": [{"from": who, "value": v} for who, v in turns]})
     (folder / "records.json").write_text(json.dumps(records))
 

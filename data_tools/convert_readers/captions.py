@@ -1,4 +1,4 @@
-"""Pictures with captions: COCO, and tables (CSV, TSV). One record a caption."""
+"""Images with captions: COCO, and tables (CSV, TSV). One record a caption."""
 
 import csv
 import io
@@ -47,13 +47,13 @@ def coco(job: Job) -> Iterator[Found | Skipped]:
 
 
 def _coco_file(job: Job, path: Path) -> Iterator[Found | Skipped]:
-    pictures = DiskIndex()
+    images = DiskIndex()
 
     def remember(where: str, item: Any) -> None:
-        pictures.add(text_of(item, "id"), text_of(item, "file_name"))
+        images.add(text_of(item, "id"), text_of(item, "file_name"))
 
     def describe(where: str, item: Any) -> Found:
-        name = pictures.get(text_of(item, "image_id"))
+        name = images.get(text_of(item, "image_id"))
         if name is None:
             raise Unusable("no entry in `images` for the caption", f"image_id {item['image_id']}")
         image = job.place(name, f"{_coco_folder(name, path)}/{name}")

@@ -1,6 +1,6 @@
 """Hugging Face image-text data sets on disk: what `save_to_disk` wrote, or parquet files.
 
-Read as Arrow, a few rows at a time; pictures are stored inside as `{"bytes", "path"}` and are written out as files.
+Read as Arrow, a few rows at a time; images are stored inside as `{"bytes", "path"}` and are written out as files.
 The text column holds a caption (or several), the_cauldron's `texts` [{user, assistant}], or a conversation in
 LLaVA's {from, value} or the chat {role, content}.
 """
@@ -60,7 +60,7 @@ def _chosen(split: str, splits: list[str], path: Path) -> str:
 
 def rows(job: Job) -> Iterator[Found | Skipped]:
     if job.image_root is None:
-        raise UserError("hf writes the pictures out as files: say below which folder with --image-root")
+        raise UserError("hf writes the images out as files: say below which folder with --image-root")
     number = 0
     for path in job.inputs:
         for row in _stored_rows(path, job):
@@ -106,31 +106,31 @@ def _convert(job: Job, where: str, number: int, row: dict[str, Any]) -> Iterator
     name = identity(row) or f"{job.out.stem}_{number}"
     try:
         stored = row[image_column]
-        pictures = [
+        images = [
             _written(job, number, n, p) for n, p in enumerate(stored if isinstance(stored, list) else [stored]) if p
         ]
         texts = row[text_column]
         if isinstance(texts, list) and texts and isinstance(texts[0], dict):
-            yield Found(where, _conversation(name, pictures, texts))
+            yield Found(where, _conversation(name, images, texts))
             return
         captions = texts if isinstance(texts, list) else [texts]
-        if len(pictures) != 1:
-            raise Unusable("a caption needs one image", f"{len(pictures)} images")
+        if len(images) != 1:
+            raise Unusable("a caption needs one image", f"{len(images)} images")
         for n, caption in enumerate(captions):
             if not isinstance(caption, str):
                 raise Unusable(f"no text in `{text_column}`", caption)
-            yield Found(where, caption_record(job, f"{name}_{n}" if len(captions) > 1 else name, pictures[0], caption))
+            yield Found(where, caption_record(job, f"{name}_{n}" if len(captions) > 1 else name, images[0], caption))
     except Unusable as problem:
         yield Skipped(where, name, problem.reason, problem.detail)
 
 
-def _conversation(name: str, pictures: list[str], stored: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pictures stand before the first question, unless the text has a place for each of them."""
+def _conversation(name: str, refs: list[str], stored: list[dict[str, Any]]) -> dict[str, Any]:
+    """Images stand before the first question, unless the text has a place for each of them."""
     said = [turn for entry in stored for turn in _turns_of(entry)]
     asked = [turn for turn in said if turn["from"] == "human"]
-    if pictures and asked and not any(IMAGE_PLACEHOLDER in turn["value"] for turn in asked):
-        asked[0]["value"] = f"{IMAGE_PLACEHOLDER}\n" * len(pictures) + asked[0]["value"]
-    images = {"image": pictures[0] if len(pictures) == 1 else pictures} if pictures else {}
+    if refs and asked and not any(IMAGE_PLACEHOLDER in turn["value"] for turn in asked):
+        asked[0]["value"] = f"{IMAGE_PLACEHOLDER}\n" * len(refs) + asked[0]["value"]
+    images = {"image": refs[0] if len(refs) == 1 else refs} if refs else {}
     return {"id": name, **images, "conversations": said}
 
 
@@ -142,7 +142,7 @@ def _turns_of(entry: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _words(content: Any) -> str:
-    """A text as it is; of chat parts the texts, with `<image>` where a picture stands."""
+    """A text as it is; of chat parts the texts, with `<image>` where an image stands."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -157,7 +157,7 @@ def _words(content: Any) -> str:
 
 
 def _written(job: Job, row: int, number: int, stored: Any) -> str:
-    """The picture's path below the image root. Written if it is not there; never over another picture."""
+    """The image's path below the image root. Written if it is not there; never over another image."""
     data = stored.get("bytes") if isinstance(stored, dict) else stored
     if data is None or isinstance(data, str):  # not embedded: the path of a file
         return data or stored.get("path") or ""
@@ -171,7 +171,7 @@ def _written(job: Job, row: int, number: int, stored: Any) -> str:
     path = job.image_root / name
     if path.is_file() and path.stat().st_size:  # an empty one was cut off by a power failure
         if path.read_bytes() != data:
-            raise UserError(f"{path} holds another picture; choose another --image-root, or another name for --out")
+            raise UserError(f"{path} holds another image; choose another --image-root, or another name for --out")
         return name
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")

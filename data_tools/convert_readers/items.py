@@ -44,7 +44,7 @@ class Unusable(Exception):  # noqa: N818 - a value on its way to `Skipped`, not 
 class Job:
     """One conversion.
 
-    max_turns: questions on one picture in a record; None is all that follow each other.
+    max_turns: questions on one image in a record; None is all that follow each other.
     prompt: replaces the instruction that a kind adds; "" adds none.
     advance: is told how many bytes of `inputs` were read.
     """
@@ -62,7 +62,7 @@ class Job:
     def place(self, *paths: str) -> str:
         """The first of `paths` that is below the image root, else simply the first.
 
-        People keep pictures in the folder they were published in, or make that folder the root.
+        People keep images in the folder they were published in, or make that folder the root.
         """
         return next(filter(self._is_there, paths), paths[0])
 
@@ -107,7 +107,7 @@ def plain(text: str) -> str:
     """Text that is meant as words.
 
     Raises:
-        Unusable: it holds `<image>`, which in a record would stand for a picture.
+        Unusable: it holds `<image>`, which in a record would stand for an image.
     """
     if IMAGE_PLACEHOLDER in text:
         raise Unusable(f'literal "{IMAGE_PLACEHOLDER}" in the text', text[:200])

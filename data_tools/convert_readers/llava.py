@@ -1,7 +1,7 @@
 """Data sets that are LLaVA's layout already: LLaVA-Pretrain, LLaVA-1.5's mix of 665K, ShareGPT4V.
 
 One JSON array of `{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}]}`. The 665K hold ids twice
-(one picture in several sets), text-only records without `image`, and a `model` key in those; only the three keys
+(one image in several sets), text-only records without `image`, and a `model` key in those; only the three keys
 above are kept. Texts are left as they are.
 """
 
@@ -12,8 +12,8 @@ from convert_readers.items import Found, Job, Skipped, Unusable, attempt, speake
 from convert_readers.reading import read_list
 
 
-def with_pictures(job: Job) -> Iterator[Found | Skipped]:
-    """Every record has a picture (LLaVA-Pretrain, ShareGPT4V)."""
+def with_images(job: Job) -> Iterator[Found | Skipped]:
+    """Every record has an image (LLaVA-Pretrain, ShareGPT4V)."""
     for item in mixed(job):
         if isinstance(item, Found) and "image" not in item.record:
             item = Skipped(item.where, item.record["id"], "no `image`", "every record of this kind should have one")
@@ -21,7 +21,7 @@ def with_pictures(job: Job) -> Iterator[Found | Skipped]:
 
 
 def mixed(job: Job) -> Iterator[Found | Skipped]:
-    """Records with pictures and without (LLaVA-1.5's instruction mix)."""
+    """Records with images and without (LLaVA-1.5's instruction mix)."""
     for path in job.inputs:
         yield from attempt(read_list(path, "", job.advance), _normalise)
 

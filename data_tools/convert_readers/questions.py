@@ -1,6 +1,6 @@
-"""Pictures with questions and short answers: VQAv2, GQA, TextVQA, OCR-VQA, DocVQA, ChartQA.
+"""Images with questions and short answers: VQAv2, GQA, TextVQA, OCR-VQA, DocVQA, ChartQA.
 
-As in LLaVA-1.5's mix of 665K (Liu et al. 2023, arXiv:2310.03744): questions on one picture make one conversation
+As in LLaVA-1.5's mix of 665K (Liu et al. 2023, arXiv:2310.03744): questions on one image make one conversation
 (here those that follow each other in the file, so that it can be streamed), and its first turn asks for a short
 answer in the words of LLaVA's docs/Evaluation.md. Of several answers the commonest is taken, of equals the first.
 """
@@ -49,14 +49,14 @@ def vqav2(job: Job) -> Iterator[Found | Skipped]:
             raise Unusable("a second annotation for the question")
 
     def ask(where: str, item: Any) -> Question:
-        name, picture = text_of(item, "question_id"), text_of(item, "image_id")
+        name, image = text_of(item, "question_id"), text_of(item, "image_id")
         entry = answers.pop(name)
         if entry is None:
             raise Unusable("no annotation for the question")
         annotated, answer = json.loads(entry)
-        if annotated != picture:
-            raise Unusable("question and annotation name different images", f"{picture} and {annotated}")
-        file = f"COCO_{subtype}_{picture:0>12}.jpg"
+        if annotated != image:
+            raise Unusable("question and annotation name different images", f"{image} and {annotated}")
+        file = f"COCO_{subtype}_{image:0>12}.jpg"
         return question(where, name, job.place(file, f"{subtype}/{file}"), {**item, "answer": answer})
 
     yield from filter(None, attempt(read_list(annotations, "annotations", job.advance), remember))
@@ -97,7 +97,7 @@ def docvqa(job: Job) -> Iterator[Found | Skipped]:
 
 
 def chartqa(job: Job) -> Iterator[Found | Skipped]:
-    """{train,val}_{human,augmented}.json: [{imgname, query, label}], with the pictures in png/ beside it.
+    """{train,val}_{human,augmented}.json: [{imgname, query, label}], with the images in png/ beside it.
 
     It has no ids; they are made of the file's name and the item's number.
     """
@@ -112,7 +112,7 @@ def chartqa(job: Job) -> Iterator[Found | Skipped]:
 def ocrvqa(job: Job) -> Iterator[Found | Skipped]:
     """dataset.json: {book id: {imageURL, questions, answers, split: 1 train | 2 val | 3 test, ...}}.
 
-    Pictures are called after the id, with .jpg (LLaVA's docs) or with the address's suffix (loadDataset.py).
+    Images are called after the id, with .jpg (LLaVA's docs) or with the address's suffix (loadDataset.py).
     """
 
     def ask(name: str, item: Any) -> list[Question | Skipped]:
@@ -136,7 +136,7 @@ def ocrvqa(job: Job) -> Iterator[Found | Skipped]:
 
 
 def question(where: str, name: str, image: str, item: Any, key: str = "question") -> Question:
-    """Raises Unusable where question or answer is missing, blank, or would be taken for a picture."""
+    """Raises Unusable where question or answer is missing, blank, or would be taken for an image."""
     return Question(where, name, image, plain(text_of(item, key)), plain(commonest(item)))
 
 
@@ -158,7 +158,7 @@ def commonest(item: Any) -> str:
 
 
 def conversations(job: Job, asked: Iterable[Question | Skipped]) -> Iterator[Found | Skipped]:
-    """One record for the questions on one picture that follow each other, up to `job.max_turns`."""
+    """One record for the questions on one image that follow each other, up to `job.max_turns`."""
     waiting: list[Question] = []
     for each in asked:
         if isinstance(each, Skipped):

@@ -1,1 +1,1 @@
-"""The data engine: pictures of text and charts whose content is known, because it was drawn from it."""
+"""The data engine: images of text and charts whose content is known, because it was drawn from it."""

@@ -207,7 +207,7 @@ def _check(figure: Figure, table: Table, where: str) -> None:
     for text in texts:
         box = text.get_window_extent()
         if not (whole.contains(box.x0, box.y0) and whole.contains(box.x1, box.y1)):
-            raise DefectError(f"{where}: {text.get_text()!r} leaves the picture")
+            raise DefectError(f"{where}: {text.get_text()!r} leaves the image")
     written = {part for text in texts for part in (text.get_text(), *text.get_text().split(": "))} | {""}
     for name in (table.title, table.source, table.x_title, table.y_title, *table.rows, *table.values):
         if name not in (ABSENT, *written):

@@ -1,4 +1,4 @@
-"""What every sample is asked before it is written: is what was drawn what is said, and is all of it on the picture?"""
+"""What every sample is asked before it is written: is what was drawn what is said, and is all of it on the image?"""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ class DefectError(AssertionError):
 
 @dataclass(frozen=True)
 class Piece:
-    """One run of text as it stands on the picture.
+    """One run of text as it stands on the image.
 
     box: of the ink. room: where it may stand, a column for instance. glue: what stands between it and the piece before.
     """
@@ -25,10 +25,10 @@ class Piece:
     glue: str = ""
 
 
-def check(pieces: Sequence[Piece], said: str, picture: Box, where: str) -> None:
-    """Raises DefectError if ink leaves its room or the picture, or if the pieces in their order are not `said`."""
+def check(pieces: Sequence[Piece], said: str, image: Box, where: str) -> None:
+    """Raises DefectError if ink leaves its room or the image, or if the pieces in their order are not `said`."""
     for piece in pieces:
-        for name, room in (("its room", piece.room), ("the picture", picture)):
+        for name, room in (("its room", piece.room), ("the image", image)):
             if not _inside(piece.box, room):
                 raise DefectError(
                     f"{where}: {piece.text!r} covers {_shown(piece.box)} and leaves {name}, {_shown(room)}"

@@ -53,26 +53,26 @@ LEVELS: dict[str, Wear | None] = {
 """The most of each; of quality the least."""
 
 
-def apply(picture: Image.Image, wear: Wear, seed: list[int]) -> Image.Image:
+def apply(image: Image.Image, wear: Wear, seed: list[int]) -> Image.Image:
     """A grey page as it looks after `wear`; texture and noise are drawn from `seed`."""
     rng = np.random.default_rng(seed)
     if wear.degrees:
-        picture = picture.rotate(wear.degrees, Image.Resampling.BILINEAR, fillcolor=WHITE)
+        image = image.rotate(wear.degrees, Image.Resampling.BILINEAR, fillcolor=WHITE)
     if wear.blur:
-        picture = picture.filter(ImageFilter.GaussianBlur(wear.blur))
+        image = image.filter(ImageFilter.GaussianBlur(wear.blur))
     if wear.paper:
-        picture = ImageChops.multiply(picture, _paper(rng, picture.size, wear.paper))
+        image = ImageChops.multiply(image, _paper(rng, image.size, wear.paper))
     if wear.noise:
-        picture = ImageChops.add(picture, _noise(rng, picture.size, wear.noise), offset=-_GREY)
-    return picture
+        image = ImageChops.add(image, _noise(rng, image.size, wear.noise), offset=-_GREY)
+    return image
 
 
-def encoded(picture: Image.Image, wear: Wear) -> bytes:
+def encoded(image: Image.Image, wear: Wear) -> bytes:
     file = io.BytesIO()
     if wear.quality is None:
-        picture.save(file, "PNG", compress_level=1)
+        image.save(file, "PNG", compress_level=1)
     else:
-        picture.save(file, "JPEG", quality=wear.quality)
+        image.save(file, "JPEG", quality=wear.quality)
     return file.getvalue()
 
 

@@ -84,7 +84,7 @@ def families(faces: Iterable[Face]) -> list[str]:
 
 
 def digest(faces: Iterable[Face]) -> str:
-    """SHA-256 of the fonts' bytes: with others the same seed would draw other pictures."""
+    """SHA-256 of the fonts' bytes: with others the same seed would draw other images."""
     whole = hashlib.sha256()
     for path in sorted({face.path for face in faces}, key=lambda path: Path(path).name):
         whole.update(hashlib.sha256(Path(path).read_bytes()).digest())

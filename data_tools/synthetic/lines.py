@@ -1,4 +1,4 @@
-"""Single lines of text on small pictures: what is written, in which face, size, place and shade."""
+"""Single lines of text on small images: what is written, in which face, size, place and shade."""
 
 import io
 import random
@@ -20,18 +20,18 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SMALLEST = 9
 """Height in pixels of the smallest letters' em."""
 PLAIN_SIZE = 0.6
-"""Of the picture's height: the em of lines without freedom, if they fit."""
+"""Of the image's height: the em of lines without freedom, if they fit."""
 SHORTEST = 3
 TRAIN = "train"
 
 
 @dataclass(frozen=True)
 class Style:
-    """How pictures of lines look.
+    """How images of lines look.
 
     size: width and height of a line's place in pixels. longest: characters of a line at most. prompt: what is asked.
     freedom: 0 to 1, how far size, place and shades depart from a line at the left in black on white.
-    rows: places under each other. Pictures to learn from have lines in 1 to all of them, others one line in any.
+    rows: places under each other. Images to learn from have lines in 1 to all of them, others one line in any.
     """
 
     size: tuple[int, int]
@@ -46,7 +46,7 @@ class Line:
     kind: str
     text: str
     family: str
-    picture: Image.Image
+    image: Image.Image
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class LineMaker:
         if rows > 1 and self.split == TRAIN:
             lines += [self.line(rng, where) for _ in range(rng.randrange(rows))]
         first = rng.randrange(rows - len(lines) + 1) if rows > 1 else 0
-        picture = Image.new("L", (width, height * rows), 255)
+        image = Image.new("L", (width, height * rows), 255)
         for row, line in enumerate(lines, first):
-            picture.paste(line.picture, (0, row * height))
+            image.paste(line.image, (0, row * height))
         name = place_of(self.split, number, "png")
         text = "\n".join(line.text for line in lines)
         about = {"kinds": [self.group(lines)], "families": [line.family for line in lines]}
         made = record(f"{self.split}/{number:07}", name, self.style.prompt, text, **about)
-        return Sample({self.split: [made]}, {name: encoded(picture)})
+        return Sample({self.split: [made]}, {name: encoded(image)})
 
     def line(self, rng: random.Random, where: str) -> "Line":
         kind, text = self.written(rng)
@@ -161,20 +161,20 @@ def draw(rng: random.Random, text: str, face: Face, style: Style, where: str) ->
     paper, ink = 255 - round(55 * freedom * rng.random()), round(90 * freedom * rng.random())
     if rng.random() < 0.15 * freedom:
         paper, ink = 255 - paper, 255 - ink
-    picture = Image.new("L", style.size, paper)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", style.size, paper)
+    pen = ImageDraw.Draw(image)
     pen.text((x, y), text, fill=ink, font=font)
     room = (0, 0, width, height)
     check([Piece(text, pen.textbbox((x, y), text, font=font), room)], text, room, where)
-    return picture
+    return image
 
 
-def _fits(face: Face, size: int, text: str, picture: tuple[int, int]) -> bool:
+def _fits(face: Face, size: int, text: str, image: tuple[int, int]) -> bool:
     left, top, right, bottom = face.at(size).getbbox(text)
-    return right - left <= picture[0] - 2 and bottom - top <= picture[1] - 2
+    return right - left <= image[0] - 2 and bottom - top <= image[1] - 2
 
 
-def encoded(picture: Image.Image) -> bytes:
+def encoded(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""From real text to the picture of a page and its record."""
+"""From real text to the image of a page and its record."""
 
 import random
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ class PageMaker:
         """Raises DefectError if the page is not what its text says."""
         page, wear = self.compose(number, attempt)
         self.check(number, page, wear)
-        picture = degrade.apply(draw(page), wear, [self.seed, number])
+        image = degrade.apply(draw(page), wear, [self.seed, number])
         name = place_of("pages", number, wear.suffix)
         said = record(f"pages/{number:07}", name, self.prompt, page.text)
-        return Sample({"pages": [said]}, {name: degrade.encoded(picture, wear)})
+        return Sample({"pages": [said]}, {name: degrade.encoded(image, wear)})
 
     def compose(self, number: int, attempt: int = 0) -> tuple[Page, degrade.Wear]:
         rng = random.Random(f"{self.seed}/{number}/{attempt}")
@@ -91,11 +91,11 @@ class PageMaker:
 
 def draw(page: Page) -> Image.Image:
     """Black on white, uint8[side, side]."""
-    picture = Image.new("L", (page.side, page.side), degrade.WHITE)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (page.side, page.side), degrade.WHITE)
+    pen = ImageDraw.Draw(image)
     for run in page.runs:
         pen.text((run.x, run.baseline), run.text, fill=0, font=run.face.at(run.size), anchor="ls")
     for left, top, right, bottom in page.rules:
         across, down = max(1, round(right - left)), max(1, round(bottom - top))
-        picture.paste(_RULE, (round(left), round(top), round(left) + across, round(top) + down))
-    return picture
+        image.paste(_RULE, (round(left), round(top), round(left) + across, round(top) + down))
+    return image

@@ -1,4 +1,4 @@
-"""Pages of PDFs: as pictures, and what they say by their own text layer.
+"""Pages of PDFs: as images, and what they say by their own text layer.
 
 pypdfium2 (PDFium, which Chromium shows PDFs with) draws and reads; both are in the same coordinates.
 """
@@ -75,13 +75,13 @@ class PdfMaker:
         path, inside = self.pages.place(number)
         where = f"{Path(path).name}:{inside + 1}"
         try:
-            picture, text = self.pages.page(number, self.side)
+            image, text = self.pages.page(number, self.side)
         except Refused as reason:
             return Sample({f"{SKIPPED}/pages": [{"where": where, "reason": str(reason)}]})
         # It stands as straight as it was printed: where its ink is, only PDFium knows.
         wear = replace(degrade.choose(random.Random(f"{self.seed}/pdf/{number}"), self.level), degrees=0.0)
         name = place_of("pdf", number, wear.suffix)
-        data = degrade.encoded(degrade.apply(picture, wear, [self.seed, number]), wear)
+        data = degrade.encoded(degrade.apply(image, wear, [self.seed, number]), wear)
         return Sample({"pages": [record(f"pdf/{number:07}", name, self.prompt, text, where=where)]}, {name: data})
 
 
@@ -111,7 +111,7 @@ def _text(page: Any) -> str:
     if "\ufffd" in text or "\ufffe" in text:
         raise Refused("characters that the PDF does not name")
     if IMAGE_PLACEHOLDER in text:
-        raise Refused(f"says {IMAGE_PLACEHOLDER}, which a record could not tell from a picture")
+        raise Refused(f"says {IMAGE_PLACEHOLDER}, which a record could not tell from an image")
     left, bottom, right, top = page.get_cropbox()
     for number in range(text_page.count_chars()):
         x0, y0, x1, y1 = text_page.get_charbox(number)

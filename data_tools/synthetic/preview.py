@@ -1,4 +1,4 @@
-"""A sheet with the first pictures of a data set and what is said of each, to look at before anything learns from it."""
+"""A sheet with the first images of a data set and what is said of each, to look at before anything learns from it."""
 
 import textwrap
 from pathlib import Path
@@ -20,20 +20,20 @@ def write_preview(records: Path, number: int, cell: int, columns: int, lines: in
     wrap = textwrap.TextWrapper(width=int(cell / (0.58 * _LETTERS)), max_lines=lines, placeholder=" ...")
     shown = []
     for record in read_json_lines(records)[:number]:
-        with Image.open(records.parent / record["image"]) as picture:
-            picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+        with Image.open(records.parent / record["image"]) as image:
+            image.thumbnail((cell, cell), Image.Resampling.LANCZOS)
             said = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
-            shown.append((picture.convert("RGB"), [line for text in said for line in wrap.wrap(text)][:lines]))
+            shown.append((image.convert("RGB"), [line for text in said for line in wrap.wrap(text)][:lines]))
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
-    heights = [max(picture.height + _LEADING * len(text) for picture, text in row) + 2 * _GAP for row in rows]
+    heights = [max(image.height + _LEADING * len(text) for image, text in row) + 2 * _GAP for row in rows]
     sheet = Image.new("RGB", (columns * (cell + _GAP) + _GAP, sum(heights) + _GAP), (225, 228, 232))
     pen, top = ImageDraw.Draw(sheet), _GAP
     for row, height in zip(rows, heights, strict=True):
-        for column, (picture, text) in enumerate(row):
+        for column, (image, text) in enumerate(row):
             left = _GAP + column * (cell + _GAP)
-            sheet.paste(picture, (left, top))
+            sheet.paste(image, (left, top))
             for line, words in enumerate(text):
-                pen.text((left, top + picture.height + 3 + line * _LEADING), words, fill=(30, 30, 60), font=font)
+                pen.text((left, top + image.height + 3 + line * _LEADING), words, fill=(30, 30, 60), font=font)
         top += height
     path = records.with_name(PREVIEW)
     sheet.save(path)

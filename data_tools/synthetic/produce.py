@@ -30,10 +30,10 @@ Records = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Records by the file that they belong to, pictures (encoded) by path; both below the output folder."""
+    """Records by the file that they belong to, images (encoded) by path; both below the output folder."""
 
     records: Records
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class _Stretch:
         records: Records = {}
         for number in numbers:
             sample = self.make(number)
-            for name, data in sample.pictures.items():
+            for name, data in sample.images.items():
                 path = self.out / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What is asked of a picture, in Vary's words, and the record that asks it."""
+"""What is asked of an image, in Vary's words, and the record that asks it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ CHART_PROMPT = "Convert the key information of the chart to a python dict:"
 
 
 def place_of(folder: str, number: int, suffix: str) -> str:
-    """Where a picture goes: a thousand in a folder."""
+    """Where an image goes: a thousand in a folder."""
     return f"{folder}/{number // 1000:04}/{number:07}.{suffix}"
 
 

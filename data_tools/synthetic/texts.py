@@ -102,7 +102,7 @@ def _paragraphs(data: bytes) -> list[Paragraph]:
     for block in re.split(r"\n\s*\n", _ITEM.sub(r"\n\g<0>", whole)):
         heading = _HEADING.fullmatch(block.strip())
         text = tidy(heading[1] if heading else block)
-        # What a record could not tell from a picture, and what would be drawn wrongly, is passed over.
+        # What a record could not tell from an image, and what would be drawn wrongly, is passed over.
         if text and IMAGE_PLACEHOLDER not in text and not _SHAPED.search(text):
             found.append(Paragraph(text, bool(heading)))
     return found

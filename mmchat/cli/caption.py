@@ -1,4 +1,4 @@
-"""`mmchat caption`: one line of JSON per picture of a folder."""
+"""`mmchat caption`: one line of JSON per image of a folder."""
 
 import argparse
 from pathlib import Path
@@ -9,14 +9,14 @@ from mmchat.images import find_images
 def add_commands(add) -> None:
     caption = add(
         "caption",
-        "describe every picture of files and folders, in batches; a rerun does what is missing",
+        "describe every image of files and folders, in batches; a rerun does what is missing",
         "mmchat caption runs/quickstart/model data/quickstart/heldout --out captions.jsonl",
     )
     caption.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")
     caption.add_argument("paths", metavar="IMAGES_OR_FOLDERS", type=Path, nargs="+", help="folders are searched deeply")
     caption.add_argument("--out", type=Path, required=True, help="JSON lines: path and caption, or path and error")
-    caption.add_argument("--prompt", default="Describe the picture.", help="what each picture is asked")
-    caption.add_argument("--batch-size", type=int, default=8, help="pictures per forward")
+    caption.add_argument("--prompt", default="Describe the image.", help="what each image is asked")
+    caption.add_argument("--batch-size", type=int, default=8, help="images per forward")
     caption.add_argument("--max-new-tokens", type=int, default=128, help="longest caption")
     caption.set_defaults(run=run_caption)
 

@@ -1,4 +1,4 @@
-"""`mmchat clip classify` and `mmchat clip eval`: pictures put to classes that are told in words."""
+"""`mmchat clip classify` and `mmchat clip eval`: images put to classes that are told in words."""
 
 import argparse
 import json
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 WRITTEN = """With --out it writes, into that folder,
   scores.json      every figure with its 95 % interval
   confusion.png    what each class is taken for
-  mistakes.jsonl   each picture that was put to a wrong class
+  mistakes.jsonl   each image that was put to a wrong class
 """
 
 
 def add_commands(add) -> None:
     classify = add(
         "clip classify",
-        "say which of your labels each picture shows, with probabilities",
+        "say which of your labels each image shows, with probabilities",
         "mmchat clip classify runs/clip/model photo.jpg --labels cat,dog,bird --top 3",
     )
     classify.add_argument("checkpoint", metavar="CKPT", type=Path, help="directory of a dual encoder")
-    classify.add_argument("paths", metavar="IMAGES", type=Path, nargs="+", help="pictures, or folders searched deeply")
+    classify.add_argument("paths", metavar="IMAGES", type=Path, nargs="+", help="images, or folders searched deeply")
     _add_labels(classify)
-    classify.add_argument("--top", type=positive, default=5, help="so many labels of each picture")
-    classify.add_argument("--json", action="store_true", help="one JSON object a picture instead of a table")
+    classify.add_argument("--top", type=positive, default=5, help="so many labels of each image")
+    classify.add_argument("--json", action="store_true", help="one JSON object an image instead of a table")
     classify.set_defaults(run=run_classify)
 
     evaluate = add(
         "clip eval",
-        "zero-shot scores on labelled pictures, or how well captions and pictures find each other",
+        "zero-shot scores on labelled images, or how well captions and images find each other",
         "mmchat clip eval runs/clip/model data/test --out runs/clip/eval",
     )
     evaluate.description = f"{evaluate.description}\n\n{WRITTEN}"
@@ -74,7 +74,7 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ensemble", action="store_true", help="the seven general prompts of CLIP's authors")
     parser.add_argument("--truncate", action="store_true", help="cut texts that are too long, which are errors else")
-    parser.add_argument("--batch-size", type=positive, default=32, help="pictures per forward")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images per forward")
 
 
 def run_classify(arguments: argparse.Namespace) -> None:
@@ -112,9 +112,9 @@ def run_classify(arguments: argparse.Namespace) -> None:
             else:
                 print(problems[file], file=sys.stderr)
     if unreadable == len(files):
-        raise UserError("none of the pictures could be read")
+        raise UserError("none of the images could be read")
     if unreadable:
-        print(f"{unreadable} of {len(files)} pictures could not be read", file=sys.stderr)
+        print(f"{unreadable} of {len(files)} images could not be read", file=sys.stderr)
 
 
 def _best(likely: Any, words: tuple[str, ...], top: int) -> list[tuple[str, float]]:
@@ -168,7 +168,7 @@ def _run_zero_shot(arguments: argparse.Namespace) -> None:
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
     result = classify_labelled(embedder, data, prompts, arguments.batch_size)
     console = Console()
-    title = f"zero-shot, {len(data.pictures):,} pictures, {len(data.classes):,} classes"
+    title = f"zero-shot, {len(data.images):,} images, {len(data.classes):,} classes"
     console.print(_classes_table(result), _figures_table(title, result.figures()), sep="\n")
     if arguments.out:
         write_json(arguments.out / "scores.json", result.flat())
@@ -177,13 +177,13 @@ def _run_zero_shot(arguments: argparse.Namespace) -> None:
             arguments.out / "mistakes.jsonl",
             [
                 {
-                    "image": shown(picture.name),
+                    "image": shown(image.name),
                     "truth": data.classes[truth],
                     "taken_for": data.classes[guess],
                     "probability": p,
                 }
-                for picture, truth, guess, p in zip(
-                    data.pictures, data.targets, result.predicted, result.confidences.tolist(), strict=True
+                for image, truth, guess, p in zip(
+                    data.images, data.targets, result.predicted, result.confidences.tolist(), strict=True
                 )
                 if truth != guess
             ],
@@ -198,7 +198,7 @@ def _classes_table(result: "ZeroShotResult") -> "Table":
 
     table = Table(title="top-1 of each class, %", title_justify="left")
     table.add_column("class", overflow="fold")
-    for name in ("pictures", "top-1"):
+    for name in ("images", "top-1"):
         table.add_column(name, justify="right")
     for name, count, share in result.per_class():
         table.add_row(Text(name), str(count), "-" if share is None else f"{100 * share:.1f}")

@@ -18,7 +18,7 @@ def add_commands(add) -> None:
     clip.add_argument(
         "--fit",
         choices=[fit for fit in FITS if fit != "native"],
-        help="how pictures come to the tower; not given: its own",
+        help="how images come to the tower; not given: its own",
     )
     clip.add_argument(
         "--text",

@@ -13,7 +13,7 @@ from mmchat.errors import UserError
 def add_commands(add) -> None:
     show = add(
         "data show",
-        "show samples as training sees them: what is learned, control tokens, image slots and pictures",
+        "show samples as training sees them: what is learned, control tokens, image slots and images",
         "mmchat data show data/quickstart/train.json --model runs/quickstart/model --random --html samples.html",
     )
     add_source_arguments(show)

@@ -7,11 +7,11 @@ from mmchat.cli.data_source import add_source_arguments, open_processor, read_so
 
 EXIT_FOUND_ERRORS = 1
 
-MEANING = """Every record and every picture is examined. Into --out are written
+MEANING = """Every record and every image is examined. Into --out are written
   quarantine.jsonl   one line an error: where, id, kind, reason and the record; errors must not be trained on
-  warnings.jsonl     the same of what is kept and told: turned, tiny or look-alike pictures, odd spellings, ...
+  warnings.jsonl     the same of what is kept and told: turned, tiny or look-alike images, odd spellings, ...
   clean.npz          the sound records (one file for each source of a run); --data.index trains on them only
-  report.html, .md   counts, examples with pictures, distributions, samples, and what was not checked
+  report.html, .md   counts, examples with images, distributions, samples, and what was not checked
   findings.json      the counts, flat
 
 A pass that was stopped goes on where it was; a finished one starts anew.

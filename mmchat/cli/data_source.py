@@ -20,7 +20,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_source_arguments(arguments: argparse.Namespace) -> tuple[DataConfig, str | None, Fit | None]:
-    """The sources to look at, the model directory where there is one, and how a run says that pictures are fitted.
+    """The sources to look at, the model directory where there is one, and how a run says that images are fitted.
 
     Raises:
         UserError: the YAML file is no run's, or an option belongs to the sources inside it.

@@ -28,7 +28,7 @@ def add_commands(add) -> None:
         "--blind",
         choices=("swapped", "blank"),
         default="swapped",
-        help="what the blind score looks at: the others' pictures, or white ones",
+        help="what the blind score looks at: the others' images, or white ones",
     )
     command.add_argument("--batch-size", type=int, default=32, help="questions per forward")
     command.add_argument("--max-new-tokens", type=int, default=64, help="longest answer")

@@ -43,17 +43,17 @@ def add_commands(add) -> None:
         help="side of what a tower sees, in pixels; once for all towers, or once for each; not given: what it was "
         "trained at",
     )
-    init.add_argument("--fit", choices=FITS, help="how pictures come to the towers; not given: the tower's own")
-    init.add_argument("--max-tiles", type=int, help="of --fit tiles: most squares a picture is cut into; not given: 12")
+    init.add_argument("--fit", choices=FITS, help="how images come to the towers; not given: the tower's own")
+    init.add_argument("--max-tiles", type=int, help="of --fit tiles: most squares an image is cut into; not given: 12")
     init.add_argument(
         "--max-patches",
         type=int,
-        help="of fit native: most patches that a picture has; not given: the tower's own, as a rule 256",
+        help="of fit native: most patches that an image has; not given: the tower's own, as a rule 256",
     )
     init.add_argument(
         "--compressor",
         action="store_true",
-        help="put Vary's two convolutions, new, behind a SAM: 4,096 patches become 256; pictures come as Vary's do",
+        help="put Vary's two convolutions, new, behind a SAM: 4,096 patches become 256; images come as Vary's do",
     )
     init.add_argument(
         "--max-positions", type=int, help="tokens that an OPT is to take; its learned positions are interpolated"
@@ -62,7 +62,7 @@ def add_commands(add) -> None:
         "--trust-torchscript", action="store_true", help="open a TorchScript archive of a tower, which is a program"
     )
     init.add_argument(
-        "--bare-slots", action="store_true", help="no <img> and </img> around a picture's slots, as in LLaVA-1.5"
+        "--bare-slots", action="store_true", help="no <img> and </img> around an image's slots, as in LLaVA-1.5"
     )
     init.add_argument("--seed", type=int, default=0, help="of new weights")
     init.add_argument(
@@ -73,7 +73,7 @@ def add_commands(add) -> None:
 
     resize = add(
         "resize",
-        "write an assistant whose towers see larger or smaller pictures, to be trained on",
+        "write an assistant whose towers see larger or smaller images, to be trained on",
         "mmchat resize runs/small/model --image-size 448 --out runs/large-init",
     )
     resize.add_argument("model", metavar="CKPT", type=Path, help="model directory")
@@ -87,7 +87,7 @@ def add_commands(add) -> None:
     resize.add_argument(
         "--keep-positions",
         action="store_true",
-        help="for pictures that show more, as large as before; without it, for the same pictures with more pixels",
+        help="for images that show more, as large as before; without it, for the same images with more pixels",
     )
     resize.add_argument("--out", type=Path, required=True, help="directory to write")
     resize.set_defaults(run=run_resize)

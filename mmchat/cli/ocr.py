@@ -1,4 +1,4 @@
-"""`mmchat ocr`: the text of pages, from pictures and PDFs."""
+"""`mmchat ocr`: the text of pages, from images and PDFs."""
 
 import argparse
 from collections import Counter
@@ -12,7 +12,7 @@ from mmchat.images import IMAGE_SUFFIXES, find_images
 def add_commands(add) -> None:
     ocr = add(
         "ocr",
-        "read every page of pictures, PDFs and folders of them; a rerun does what is missing",
+        "read every page of images, PDFs and folders of them; a rerun does what is missing",
         "mmchat ocr runs/pages/model scans book.pdf --out book.md",
     )
     ocr.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")

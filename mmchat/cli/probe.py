@@ -15,7 +15,7 @@ def add_commands(add) -> None:
         "mmchat clip probe runs/digits/clip/model --train data/digits/train --test data/digits/test",
     )
     command.add_argument("towers", metavar="TOWER", nargs="+", help="directory, weight file, hub name or config .json")
-    labelled = "a folder of pictures for each class, or a table with an image and a label column"
+    labelled = "a folder of images for each class, or a table with an image and a label column"
     command.add_argument(
         "--train", metavar="DATA", type=Path, required=True, help=f"to fit and to choose by: {labelled}"
     )
@@ -24,7 +24,7 @@ def add_commands(add) -> None:
         "--pool",
         default="pooled",
         choices=["pooled", "mean", "max"],
-        help="a picture's feature: the tower's pooled output, or mean or maximum of its patches",
+        help="an image's feature: the tower's pooled output, or mean or maximum of its patches",
     )
     command.add_argument("--image-size", type=int, help="side of what the tower sees; not given: the tower's own")
     command.add_argument("--seed", type=int, default=0, help="of the validation split and of the random towers")
@@ -71,7 +71,7 @@ def results_of(arguments: argparse.Namespace) -> list["ProbeResult"]:
     if sets[0].classes != sets[1].classes:
         odd = sorted(set(sets[0].classes) ^ set(sets[1].classes))
         raise UserError(f"{arguments.train} and {arguments.test} have not the same classes: {', '.join(odd[:8])}")
-    pictures = [[picture.open() for picture in labelled.pictures] for labelled in sets]
+    images = [[image.open() for image in labelled.images] for labelled in sets]
     targets = [np.array(labelled.targets) for labelled in sets]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results: list[ProbeResult] = []
@@ -82,7 +82,7 @@ def results_of(arguments: argparse.Namespace) -> list["ProbeResult"]:
 
     shapes, sizes = [], []
     for source, tower in zip(arguments.towers, towers, strict=True):
-        pixels = [seen(each, tower.spec) for each in pictures]
+        pixels = [seen(each, tower.spec) for each in images]
         add(source, [tower_features(tower.to(device), each, arguments.pool) for each in pixels])
         if tower.config not in shapes:
             shapes.append(tower.config)

@@ -20,14 +20,14 @@ def add_commands(add) -> None:
         default=[],
         help="another run whose scores on the same questions stand in a column of that name",
     )
-    command.add_argument("--pictures", type=int, default=24, help="pictures in the grid")
+    command.add_argument("--images", type=int, default=24, help="images in the grid")
     command.set_defaults(run=run_report)
 
 
 def run_report(arguments: argparse.Namespace) -> None:
     from mmchat.evaluation.report import write_report
 
-    print(write_report(arguments.run_dir, arguments.stage, dict(arguments.beside), arguments.pictures))
+    print(write_report(arguments.run_dir, arguments.stage, dict(arguments.beside), arguments.images))
 
 
 def named_run(text: str) -> tuple[str, Path]:

@@ -1,4 +1,4 @@
-"""`mmchat vision inspect`: what a tower is, what it sees of a picture, and what it makes of that. `mmchat vision init`:
+"""`mmchat vision inspect`: what a tower is, what it sees of an image, and what it makes of that. `mmchat vision init`:
 a tower with a head for classes, to be trained.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmchat.vision.inspect import Inspection
 
 MEANING = """With --image it also writes, into --out,
-  seen.png       what the tower sees of that picture
+  seen.png       what the tower sees of that image
   features.png   the first three principal components of its patch features as red, green and blue
   inspect.png    both side by side
 """
@@ -23,7 +23,7 @@ MEANING = """With --image it also writes, into --out,
 def add_commands(add) -> None:
     inspect = add(
         "vision inspect",
-        "what a vision tower is: family, sizes, weights, preprocessing; what it sees of a picture",
+        "what a vision tower is: family, sizes, weights, preprocessing; what it sees of an image",
         "mmchat vision inspect openai/clip-vit-base-patch16 --layer -2 --image photo.jpg --out runs/inspect",
     )
     inspect.description = f"{inspect.description}\n\n{MEANING}"
@@ -39,15 +39,15 @@ def add_commands(add) -> None:
     inspect.add_argument(
         "--trust-torchscript", action="store_true", help="open a TorchScript archive, which is a program"
     )
-    inspect.add_argument("--image", type=Path, metavar="PICTURE", help="show what the tower sees of it")
-    inspect.add_argument("--out", type=Path, help="folder to write; not given: the picture's name and .inspect, here")
+    inspect.add_argument("--image", type=Path, metavar="IMAGE", help="show what the tower sees of it")
+    inspect.add_argument("--out", type=Path, help="folder to write; not given: the image's name and .inspect, here")
     inspect.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
     inspect.set_defaults(run=run_inspect)
 
     init = add(
         "vision init",
         "put a new linear head upon a tower, random or pretrained: where a supervised run (objective: classify) starts",
-        "mmchat vision init configs/vision/tower.json --classes data/pictures --out runs/classify-init",
+        "mmchat vision init configs/vision/tower.json --classes data/images --out runs/classify-init",
     )
     init.add_argument("source", metavar="TOWER", help="tower config .json, directory, weight file or hub name")
     init.add_argument(
@@ -55,7 +55,7 @@ def add_commands(add) -> None:
         metavar="DATA",
         type=Path,
         required=True,
-        help="the labelled pictures to learn: a folder for each class, or a table with an image and a label column",
+        help="the labelled images to learn: a folder for each class, or a table with an image and a label column",
     )
     init.add_argument(
         "--pool",
@@ -76,10 +76,10 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     from mmchat.files import write_json
     from mmchat.images import load_image
     from mmchat.vision import load_tower
-    from mmchat.vision.inspect import inspect_tower, write_pictures
+    from mmchat.vision.inspect import inspect_tower, write_images
 
     if arguments.out is not None and arguments.image is None:
-        raise UserError("--out is where pictures are written; name one with --image")
+        raise UserError("--out is where images are written; name one with --image")
     image = load_image(arguments.image) if arguments.image else None  # a mistake is told before weights are read
     trusted = arguments.trust_torchscript
     settings = {"layer": arguments.layer} if arguments.layer is not None else {}
@@ -90,7 +90,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, found.to_dict())
     if image is not None:
-        for path in write_pictures(tower, image, arguments.out or Path(f"{arguments.image.stem}.inspect")):
+        for path in write_images(tower, image, arguments.out or Path(f"{arguments.image.stem}.inspect")):
             print(path)
 
 
@@ -132,7 +132,7 @@ def render(found: "Inspection") -> "Table":
         rows["layer"] = f"{layer} (of {found.blocks} blocks {found.blocks_run} run)"
     rows["parameters"] = f"{found.parameters:,}, of which {found.parameters_run:,} run"
     rows["weights"] = ", ".join(found.dtypes)
-    rows["a picture is"] = "\n".join(in_words(found.preprocessing, found.image_size))
+    rows["an image is"] = "\n".join(in_words(found.preprocessing, found.image_size))
     table = Table(title=found.source, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

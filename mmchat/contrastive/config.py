@@ -15,7 +15,7 @@ class ContrastiveConfig:
     )
     random_crop: bool = Field(
         False,
-        description="of each training picture a square from anywhere, as large as can be, is seen (CLIP's recipe)",
+        description="of each training image a square from anywhere, as large as can be, is seen (CLIP's recipe)",
     )
 
 

@@ -121,7 +121,7 @@ def save_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> None:
     """Raises RuntimeError where the written model, read back, computes something else."""
     size = model.towers[0].spec.image_size
     pixels = torch.linspace(-2, 2, 3 * size * size, device=model.device).view(1, 3, size, size)
-    caption = encode_caption(tokenizer, "a picture", model.config.context_length, truncate=True)
+    caption = encode_caption(tokenizer, "an image", model.config.context_length, truncate=True)
     ids = torch.tensor([caption], device=model.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Pictures and texts to unit vectors: a dual encoder with its tokenizer and its preprocessing."""
+"""Images and texts to unit vectors: a dual encoder with its tokenizer and its preprocessing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ class Embedder:
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB pictures, in one forward -> float32[B, P], unit length."""
+        """RGB images, in one forward -> float32[B, P], unit length."""
         pixels = normalise([preprocess(image, self.spec)[0] for image in images], self.spec)
         return self._encode_image(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
 

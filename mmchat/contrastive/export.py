@@ -31,7 +31,7 @@ from mmchat.vision import TowerSpec
 
 TOLERANCE = 1e-4
 """Largest difference of unit vectors between a dual encoder and what transformers makes of the export (fp32)."""
-TEXT = "a picture"
+TEXT = "an image"
 HALVES = {
     "towers.0.backbone.": "vision_model.",
     "text_encoder.": "text_model.",
@@ -120,16 +120,16 @@ def _image_processor(spec: TowerSpec, siglip: bool) -> Any:
 
 @torch.no_grad()
 def _compare(model: DualEncoder, tokenizer: Any, kind: type[PreTrainedModel], directory: Path) -> None:
-    """Raises RuntimeError where a picture or a text, from the file on, has another vector."""
+    """Raises RuntimeError where an image or a text, from the file on, has another vector."""
     theirs, was_training = kind.from_pretrained(directory).eval(), model.training
     embedder = Embedder(model.eval(), tokenizer, truncate=True)
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    picture = Image.fromarray(noise).resize((2 * embedder.spec.image_size, embedder.spec.image_size))
-    pixels = AutoImageProcessor.from_pretrained(directory)(picture, return_tensors="pt").pixel_values
+    image = Image.fromarray(noise).resize((2 * embedder.spec.image_size, embedder.spec.image_size))
+    pixels = AutoImageProcessor.from_pretrained(directory)(image, return_tensors="pt").pixel_values
     padding = {"padding": "max_length" if model.config.sigmoid else False, "max_length": model.config.context_length}
     ids = AutoTokenizer.from_pretrained(directory)(TEXT, return_tensors="pt", truncation=True, **padding).input_ids
     pairs = {
-        "a picture": (embedder.images([picture]), theirs.get_image_features(pixels).pooler_output),
+        "an image": (embedder.images([image]), theirs.get_image_features(pixels).pooler_output),
         "a text": (embedder.texts([TEXT]), theirs.get_text_features(ids).pooler_output),
     }
     model.train(was_training)

@@ -63,16 +63,16 @@ def _sigmoid_rows(
 
 
 def nt_xent(first_views: torch.Tensor, second_views: torch.Tensor, temperature: float) -> torch.Tensor:
-    """SimCLR's cross-entropy, per picture: float[n], the mean over its two views (Chen et al. 2020, arXiv:2002.05709,
+    """SimCLR's cross-entropy, per image: float[n], the mean over its two views (Chen et al. 2020, arXiv:2002.05709,
     equation 1).
 
-    Every view looks for its other one among all views of all pictures but itself.
+    Every view looks for its other one among all views of all images but itself.
 
     Args:
-        first_views, second_views: float[n, P], unit length; row i of both comes from picture i.
+        first_views, second_views: float[n, P], unit length; row i of both comes from image i.
     """
     everyone, first = gather(torch.stack([first_views, second_views], dim=1))
-    candidates = everyone.flatten(0, 1)  # both views of a picture stand one behind the other
+    candidates = everyone.flatten(0, 1)  # both views of an image stand one behind the other
     at = 2 * _places(first_views, first)
     losses = []
     for views, itself, other in ((first_views, at, at + 1), (second_views, at + 1, at)):

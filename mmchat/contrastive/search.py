@@ -1,7 +1,7 @@
-"""Searching pictures by words or by another picture: every picture's vector, kept in one SQLite file.
+"""Searching images by words or by another image: every image's vector, kept in one SQLite file.
 
 SQLite makes each batch whole or not there at all, so that an index may be stopped and gone on with at any moment. A
-query reads all vectors and compares them all, by scikit-learn: exact, and quick up to some hundred thousand pictures.
+query reads all vectors and compares them all, by scikit-learn: exact, and quick up to some hundred thousand images.
 """
 
 import os
@@ -25,18 +25,18 @@ from mmchat.progress import progress_bar
 SAME_MODEL = 1e-2
 """Largest difference of a coordinate where one model computed a vector twice, on whatever device."""
 THUMBNAIL_SIDE = 224
-"""Longer side of a picture on the contact sheet, in pixels."""
+"""Longer side of an image on the contact sheet, in pixels."""
 _TABLES = """
 BEGIN;
 CREATE TABLE about (checkpoint TEXT, folder BLOB, probe BLOB);
-CREATE TABLE pictures (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, vector BLOB);
+CREATE TABLE images (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, vector BLOB);
 """
 # Paths are bytes: the name of a file may be no text.
 
 
 @dataclass
 class IndexSummary:
-    """added, kept, removed: pictures. unreadable: (path, reason); a later run tries them again."""
+    """added, kept, removed: images. unreadable: (path, reason); a later run tries them again."""
 
     added: int = 0
     kept: int = 0
@@ -53,10 +53,10 @@ class Hit:
 
 
 def index_folder(embedder: Embedder, checkpoint: str, folder: Path, out: Path, batch_size: int = 32) -> IndexSummary:
-    """Bring the index up to date with the folder: new and changed pictures are read, those that went are forgotten.
+    """Bring the index up to date with the folder: new and changed images are read, those that went are forgotten.
 
     Raises:
-        UserError: no picture is there, or `out` is no index, or one of another folder or model.
+        UserError: no image is there, or `out` is no index, or one of another folder or model.
     """
     folder = folder.resolve()
     files = find_images([folder])
@@ -79,11 +79,11 @@ def _update(
 ) -> IndexSummary:
     now = {os.fsencode(path.relative_to(folder)): path for path in files}
     states = {name: _state(path) for name, path in now.items()}
-    known = {name: state for name, *state in index.execute("SELECT path, size, changed FROM pictures")}
+    known = {name: state for name, *state in index.execute("SELECT path, size, changed FROM images")}
     gone = [name for name, state in known.items() if states.get(name) != state]
     missing = [name for name in now if known.get(name) != states[name]]
     summary = IndexSummary(kept=len(known) - len(gone), removed=sum(name not in now for name in gone))
-    index.executemany("DELETE FROM pictures WHERE path = ?", [(name,) for name in gone])
+    index.executemany("DELETE FROM images WHERE path = ?", [(name,) for name in gone])
     index.commit()
     with progress_bar("indexing", len(missing)) as bar:
         for start in range(0, len(missing), batch_size):
@@ -97,7 +97,7 @@ def _update(
             if images:
                 vectors = embedder.images(list(images.values()))
                 rows = [(name, *states[name], vector.tobytes()) for name, vector in zip(images, vectors, strict=True)]
-                index.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?)", rows)
+                index.executemany("INSERT INTO images VALUES (?, ?, ?, ?)", rows)
                 index.commit()
             summary.added += len(images)
             bar.advance(len(batch))
@@ -110,7 +110,7 @@ def _state(path: Path) -> list[int]:
 
 
 class Index:
-    """checkpoint: what it was made with. paths: of the pictures. vectors: float32[N, P].
+    """checkpoint: what it was made with. paths: of the images. vectors: float32[N, P].
 
     Raises:
         UserError: no index is there, or nothing is in it.
@@ -123,14 +123,14 @@ class Index:
         self.path = path
         with _opened(path) as index:
             self.checkpoint, folder, self.made_by = _about(index)
-            rows = index.execute("SELECT path, vector FROM pictures ORDER BY path").fetchall()
+            rows = index.execute("SELECT path, vector FROM images ORDER BY path").fetchall()
         if not rows:
-            raise UserError(f"{path} holds no picture")
+            raise UserError(f"{path} holds no image")
         self.paths = [folder / os.fsdecode(name) for name, _ in rows]
         self.vectors = np.frombuffer(b"".join(vector for _, vector in rows), np.float32).reshape(len(rows), -1)
 
     def nearest(self, query: np.ndarray, number: int) -> list[Hit]:
-        """The pictures most like `query`, float32[P] of unit length; the best first."""
+        """The images most like `query`, float32[P] of unit length; the best first."""
         neighbours = NearestNeighbors(algorithm="brute").fit(self.vectors)
         distances, found = neighbours.kneighbors(query[None], min(number, len(self.paths)))
         # Of unit vectors |a - b|^2 = 2 - 2 a.b, so that the nearest are the most similar.
@@ -142,9 +142,9 @@ class Index:
 
 
 def probe(embedder: Embedder) -> np.ndarray:
-    """What tells one model from another: its vectors of a fixed picture and a fixed word, float32[2 P]."""
+    """What tells one model from another: its vectors of a fixed image and a fixed word, float32[2 P]."""
     ramp = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
-    return np.concatenate([embedder.images([Image.fromarray(ramp)])[0], embedder.texts(["picture"])[0]])
+    return np.concatenate([embedder.images([Image.fromarray(ramp)])[0], embedder.texts(["image"])[0]])
 
 
 def _check_model(path: Path, made_by: np.ndarray, embedder: Embedder) -> None:
@@ -160,7 +160,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
             yield index
             index.commit()
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} cannot be used as an index of pictures: {error}") from None
+        raise UserError(f"{path} cannot be used as an index of images: {error}") from None
 
 
 def _about(index: sqlite3.Connection) -> tuple[str, Path, np.ndarray]:
@@ -177,10 +177,10 @@ def write_sheet(path: Path, asked: str | Path, hits: Sequence[Hit]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    asked_picture = _thumbnail(asked) if isinstance(asked, Path) else None
+    asked_image = _thumbnail(asked) if isinstance(asked, Path) else None
     cells = [{"path": shown(hit.path), "similarity": hit.similarity, **_thumbnail(hit.path)} for hit in hits]
     page = environment.get_template("sheet.html.jinja")
-    write_text(path, page.render(asked=shown(asked), asked_picture=asked_picture, cells=cells))
+    write_text(path, page.render(asked=shown(asked), asked_image=asked_image, cells=cells))
 
 
 def _thumbnail(path: Path) -> dict[str, str | None]:

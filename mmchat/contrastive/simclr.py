@@ -1,4 +1,4 @@
-"""A tower that learns from pictures alone, by telling views of one from those of others."""
+"""A tower that learns from images alone, by telling views of one from those of others."""
 
 from itertools import pairwise
 

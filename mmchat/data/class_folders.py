@@ -1,4 +1,4 @@
-"""A folder for each class, with its pictures in it: `dogs/rex.jpg` is a picture of the class "dogs"."""
+"""A folder for each class, with its images in it: `dogs/rex.jpg` is an image of the class "dogs"."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from mmchat.images import IMAGE_SUFFIXES
 
 
 class ClassFolders:
-    """Pictures by number, class by class and each in the order of its files' names; at any depth below its class.
+    """Images by number, class by class and each in the order of its files' names; at any depth below its class.
 
     Raises:
-        UserError: a folder has no picture, or pictures lie beside the folders, of no class.
+        UserError: a folder has no image, or images lie beside the folders, of no class.
     """
 
     def __init__(self, path: str) -> None:
@@ -19,18 +19,18 @@ class ClassFolders:
         stray = sorted(p.name for p in self._root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if stray:
             raise UserError(
-                f"{path} holds {len(stray)} pictures beside its classes' folders ({stray[0]}); move them into one"
+                f"{path} holds {len(stray)} images beside its classes' folders ({stray[0]}); move them into one"
             )
-        self._rows = [(folder.name, picture) for folder in _folders(self._root) for picture in _pictures(folder)]
-        self.files = [str(picture) for _, picture in self._rows]
+        self._rows = [(folder.name, image) for folder in _folders(self._root) for image in _images(folder)]
+        self.files = [str(image) for _, image in self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def row(self, index: int) -> tuple[str, Any]:
-        label, picture = self._rows[index]
-        name = picture.relative_to(self._root).as_posix()
-        return str(picture), {"id": name, "image": name, "label": label}
+        label, image = self._rows[index]
+        name = image.relative_to(self._root).as_posix()
+        return str(image), {"id": name, "image": name, "label": label}
 
 
 def holds_class_folders(path: str) -> bool:
@@ -41,8 +41,8 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir())
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not found:
-        raise UserError(f"{folder} holds no picture; remove it, or fill it")
+        raise UserError(f"{folder} holds no image; remove it, or fill it")
     return found

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.table import Table
 
 from mmchat.data.config import DataConfig, SourceConfig
-from mmchat.data.feature_store import PictureFeatures
+from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.mixture import EpochPlan, epoch_counts
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Record, Rejected, limit_turns
@@ -69,12 +69,12 @@ class Sample:
 
 
 Encode = Callable[..., Encoded]
-"""(record, its pictures, the template of its source, if it has one of its own); and where features are read, these, as
-`Encoded` has them, while there are no pictures."""
+"""(record, its images, the template of its source, if it has one of its own); and where features are read, these, as
+`Encoded` has them, while there are no images."""
 
 
 Augment = Callable[[list[Image.Image], int, int | None], list[Image.Image] | list[list[Image.Image]]]
-"""(pictures of a record, its number, the step, None where it is held out) -> what is encoded in their place, for all
+"""(images of a record, its number, the step, None where it is held out) -> what is encoded in their place, for all
 towers or, of each, for one tower after another; all that is drawn at random is a function of these."""
 
 
@@ -135,8 +135,8 @@ class MixtureDataset:
     Nothing takes a rejected sample's place; the batch is one smaller and the loop is told.
 
     square: side in pixels of the largest square that a tower sees; sources with `draft` are decoded for it.
-    features: where those of the pictures are read; pictures are not decoded then, and `encode` gets none.
-    augment: what becomes of pictures before `encode` sees them; `dataset[number, step]` says in which step,
+    features: where those of the images are read; images are not decoded then, and `encode` gets none.
+    augment: what becomes of images before `encode` sees them; `dataset[number, step]` says in which step,
         `dataset[number]` that it is held out.
     """
 
@@ -145,7 +145,7 @@ class MixtureDataset:
         mixture: Mixture,
         encode: Encode,
         square: int,
-        features: PictureFeatures | None = None,
+        features: ImageFeatures | None = None,
         augment: Augment | None = None,
     ) -> None:
         self.mixture, self.encode, self.square, self.features = mixture, encode, square, features
@@ -162,12 +162,12 @@ class MixtureDataset:
         try:
             if self.features is None:
                 draft = DRAFT_OF_SQUARE * self.square if part.config.draft else None
-                images = [picture.open(draft) for picture in record.pictures]
+                images = [image.open(draft) for image in record.images]
                 if self.augment is not None:
                     images = self.augment(images, number, step)
                 encoded = self.encode(record, images, part.config.template)
             else:
-                features = [self.features.of(picture) for picture in record.pictures]
+                features = [self.features.of(image) for image in record.images]
                 encoded = self.encode(record, [], part.config.template, features)
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)

@@ -1,4 +1,4 @@
-"""Features of pictures on the disk: computed once by a frozen tower, read in every epoch. No torch here.
+"""Features of images on the disk: computed once by a frozen tower, read in every epoch. No torch here.
 
 A store is a folder of shards, all records of which have one shape and type. Whoever writes makes shards of its own, so
 that any number of processes may write at once. A shard is
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmchat.data.image_refs import Picture
+from mmchat.data.image_refs import ImageRef
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
 from mmchat.images import image_size, load_image
@@ -42,12 +42,12 @@ _ABANDONED = 3600
 
 
 def key_of(data: bytes) -> bytes:
-    """What a picture with these encoded bytes is called: their BLAKE2b of 16 bytes."""
+    """What an image with these encoded bytes is called: their BLAKE2b of 16 bytes."""
     return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
 
 
 def keys_of(data: bytes, spec: TowerSpec, name: str) -> list[bytes]:
-    """What a tower's views of that picture are called: as the picture, where it is the only one; else the hash of that
+    """What a tower's views of that image are called: as the image, where it is the only one; else the hash of that
     and the view's number. Raises UserError where views hang on its size and it has none; it is called `name`."""
     key = key_of(data)
     if spec.preprocessing.tiling is None:
@@ -85,7 +85,7 @@ class FeatureStore:
         counts = [len(keys) for keys, _ in indexes]
         shards = np.repeat(np.arange(len(counts)), counts)
         rows = np.concatenate([np.empty(0, np.int64), *map(np.arange, counts)])
-        # Sorted, for searching; of a picture that two processes have written, one record is enough.
+        # Sorted, for searching; of an image that two processes have written, one record is enough.
         self._keys, first = np.unique(keys, return_index=True)
         self._sums, self._shard_of, self._row_of = sums[first], shards[first], rows[first]
 
@@ -166,29 +166,29 @@ class FeatureWriter:
         self._keys, self._records = [], []
 
 
-class PictureFeatures:
-    """Features of a record's pictures instead of their pixels, from one store for each tower.
+class ImageFeatures:
+    """Features of a record's images instead of their pixels, from one store for each tower.
 
-    spec: any tower's, since all have the same views of a picture. A record of a store is a view.
+    spec: any tower's, since all have the same views of an image. A record of a store is a view.
     """
 
     def __init__(self, stores: list[FeatureStore], spec: TowerSpec) -> None:
         self.stores, self.spec = stores, spec
 
-    def of(self, picture: Picture) -> list[np.ndarray]:
+    def of(self, image: ImageRef) -> list[np.ndarray]:
         """dtype[views, tokens, width] for each tower.
 
         Raises:
-            UserError: the picture cannot be read or decoded, or has no features here.
+            UserError: the image cannot be read or decoded, or has no features here.
         """
-        data = picture.read()
-        keys = keys_of(data, self.spec, picture.name)
+        data = image.read()
+        keys = keys_of(data, self.spec, image.name)
         try:
             return [np.stack([store.read(key) for key in keys]) for store in self.stores]
         except KeyError:
-            load_image(data, name=picture.name)  # whose features were never computed, because this raises
+            load_image(data, name=image.name)  # whose features were never computed, because this raises
             raise UserError(
-                f"image {picture.name} has no features in {self.stores[0].folder.parent}: it is another picture than "
+                f"image {image.name} has no features in {self.stores[0].folder.parent}: it is another image than "
                 "when the run started. Start again with --resume, which computes them",
                 NO_FEATURES,
             ) from None

@@ -1,4 +1,4 @@
-"""Where a record's picture is: a file, bytes, a stretch of a tar shard, an address. Nothing is read before `read`."""
+"""Where a record's image is: a file, bytes, a stretch of a tar shard, an address. Nothing is read before `read`."""
 
 import base64
 import binascii
@@ -22,11 +22,11 @@ from mmchat.images import image_size, load_image, resolve_inside
 
 FETCH_SECONDS = 30
 MAX_FETCHED_BYTES = 64 << 20
-"""An address that sends more than this is no picture for training."""
+"""An address that sends more than this is no image for training."""
 
 
-class Picture:
-    """One picture of a record. `name` is what messages call it."""
+class ImageRef:
+    """One image of a record. `name` is what messages call it."""
 
     name: str
 
@@ -35,11 +35,11 @@ class Picture:
         raise NotImplementedError
 
     def open(self, draft: int | None = None) -> Image.Image:
-        """The decoded RGB picture; `draft` and UserError as `images.load_image`."""
+        """The decoded RGB image; `draft` and UserError as `images.load_image`."""
         return load_image(self.read(), name=self.name, draft=draft)
 
     def size(self) -> tuple[int, int]:
-        """Width and height of the decoded picture, from its header; UserError as `open`."""
+        """Width and height of the decoded image, from its header; UserError as `open`."""
         with self.stream() as file:
             return image_size(file, name=self.name)
 
@@ -57,7 +57,7 @@ def _about_an_image() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class FilePicture(Picture):
+class ImageFile(ImageRef):
     """`path` as the record writes it, below the source's image root."""
 
     root: str
@@ -89,7 +89,7 @@ class FilePicture(Picture):
 
 
 @dataclass(frozen=True)
-class BytesPicture(Picture):
+class ImageBytes(ImageRef):
     data: bytes = field(repr=False)
     name: str = "bytes"
 
@@ -98,7 +98,7 @@ class BytesPicture(Picture):
 
 
 @dataclass(frozen=True)
-class DataUriPicture(Picture):
+class ImageDataUri(ImageRef):
     """`data:image/png;base64,...` (RFC 2397), kept as it came and decoded when read."""
 
     uri: str = field(repr=False)
@@ -118,7 +118,7 @@ class DataUriPicture(Picture):
 
 
 @dataclass(frozen=True)
-class StoredPicture(Picture):
+class StoredImage(ImageRef):
     """Bytes [start, stop) of a larger file: a member of a tar shard."""
 
     file: str
@@ -134,7 +134,7 @@ class StoredPicture(Picture):
 
 
 @dataclass(frozen=True)
-class UrlPicture(Picture):
+class ImageUrl(ImageRef):
     url: str
 
     @property
@@ -152,8 +152,8 @@ class UrlPicture(Picture):
         return data
 
 
-def refer(entry: Any, root: str, allow_http: bool) -> Picture:
-    """The picture that a record's entry means: a path, an address, a data URI, bytes, or `{"bytes", "path"}`.
+def refer(entry: Any, root: str, allow_http: bool) -> ImageRef:
+    """The image that a record's entry means: a path, an address, a data URI, bytes, or `{"bytes", "path"}`.
 
     A local file is looked up, not read.
 
@@ -161,31 +161,31 @@ def refer(entry: Any, root: str, allow_http: bool) -> Picture:
         UserError: the entry is none of these, its file does not exist or lies outside `root`, or it would have
             to be fetched although `allow_http` is off.
     """
-    if isinstance(entry, Picture):
+    if isinstance(entry, ImageRef):
         return entry
     if isinstance(entry, bytes):
-        return BytesPicture(entry)
+        return ImageBytes(entry)
     if isinstance(entry, Mapping):  # how Hugging Face `datasets` stores an image
         if isinstance(entry.get("bytes"), bytes):
-            return BytesPicture(entry["bytes"], str(entry.get("path") or "bytes"))
+            return ImageBytes(entry["bytes"], str(entry.get("path") or "bytes"))
         entry = entry.get("path")
     if not isinstance(entry, str):
         raise UserError(f"an image must be a path, an address, a data URI or bytes, found {entry!r:.80}")
     if entry.startswith("data:"):
-        return DataUriPicture(entry)
+        return ImageDataUri(entry)
     if entry.startswith(("http://", "https://")):
         if not allow_http:
             problem = f"image {entry[:200]} would have to be fetched; allow it with allow_http, or download it"
             raise UserError(problem, kind="not_fetched")
-        return UrlPicture(entry)
+        return ImageUrl(entry)
     return _file(root, entry)
 
 
-def _file(root: str, path: str) -> FilePicture:
-    picture = FilePicture(root, path)
+def _file(root: str, path: str) -> ImageFile:
+    image = ImageFile(root, path)
     if storage.is_remote(root):
-        picture.resolve()
-        return picture  # asking for every single file would take longer than reading it once
+        image.resolve()
+        return image  # asking for every single file would take longer than reading it once
     try:
         found = _resolved(root, path)
         is_file = found.is_file()
@@ -195,7 +195,7 @@ def _file(root: str, path: str) -> FilePicture:
         raise UserError(f"image {path!r:.80} cannot be looked up: {why}", "missing_image") from None
     if not is_file:
         raise UserError(f"image {found} does not exist", kind="missing_image")
-    return picture
+    return image
 
 
 @lru_cache(maxsize=4096)

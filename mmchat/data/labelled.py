@@ -1,11 +1,11 @@
-"""Pictures with a class each: a folder for every class, or a table with an image and a label column. No torch here."""
+"""Images with a class each: a folder for every class, or a table with an image and a label column. No torch here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmchat.data.image_refs import Picture, refer
+from mmchat.data.image_refs import ImageRef, refer
 from mmchat.data.records import IMAGE_KEYS, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -16,9 +16,9 @@ LABEL_KEYS = ("label", "class", "category")
 
 @dataclass(frozen=True)
 class Labelled:
-    """pictures[i] belongs to classes[targets[i]]; every class has a number, whether a picture is of it or not."""
+    """images[i] belongs to classes[targets[i]]; every class has a number, whether an image is of it or not."""
 
-    pictures: list[Picture]
+    images: list[ImageRef]
     targets: list[int]
     classes: list[str]
 
@@ -64,7 +64,7 @@ def read_names(path: Path) -> Names:
 
 
 def read_labelled(path: str | Path, image_root: str | Path | None = None, names: Names | None = None) -> Labelled:
-    """All pictures of a folder of classes, or of a table in any storage that `open_source` reads.
+    """All images of a folder of classes, or of a table in any storage that `open_source` reads.
 
     Args:
         image_root: of a table, as `open_source` has it.
@@ -72,11 +72,11 @@ def read_labelled(path: str | Path, image_root: str | Path | None = None, names:
             is called. Labels that are numbers count `names` from 0.
 
     Raises:
-        UserError: nothing is there, a row has no picture or no label, or a label is not among `names`.
+        UserError: nothing is there, a row has no image or no label, or a label is not among `names`.
     """
     pairs = _pairs(path, image_root)
     if not pairs:
-        raise UserError(f"{path} holds no labelled picture; expected a folder for each class, or a table")
+        raise UserError(f"{path} holds no labelled image; expected a folder for each class, or a table")
     if names is None:
         if numbered := [where for _, label, where in pairs if isinstance(label, int)]:
             raise UserError(f"{numbered[0]}: the label is a number; name the classes, in their order")
@@ -84,7 +84,7 @@ def read_labelled(path: str | Path, image_root: str | Path | None = None, names:
         names = Names(found, found)
     known = {key: number for number, key in enumerate(names.keys)}
     targets = [_target(label, where, known) for _, label, where in pairs]
-    return Labelled([picture for picture, *_ in pairs], targets, list(names.words))
+    return Labelled([image for image, *_ in pairs], targets, list(names.words))
 
 
 def _target(label: str | int, where: str, known: Mapping[str, int]) -> int:
@@ -95,8 +95,8 @@ def _target(label: str | int, where: str, known: Mapping[str, int]) -> int:
     return number
 
 
-def _pairs(path: str | Path, image_root: str | Path | None) -> list[tuple[Picture, str | int, str]]:
-    """(picture, label, where) of every row."""
+def _pairs(path: str | Path, image_root: str | Path | None) -> list[tuple[ImageRef, str | int, str]]:
+    """(image, label, where) of every row."""
     source = open_source(path, image_root)
     pairs = []
     for index in range(len(source)):

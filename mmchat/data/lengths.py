@@ -1,9 +1,9 @@
-"""How long every sample of a source is, without decoding a picture: what packing, grouping and planning read.
+"""How long every sample of a source is, without decoding an image: what packing, grouping and planning read.
 
 Twenty bytes a sample, built once in parallel and kept in the cache under a hash of the data and of everything
 that makes lengths: tokenizer, template, slots, towers.
 
-Where slots hang on a picture's size (tiles, native aspect) its header is read as well. Loose picture files are no part
+Where slots hang on an image's size (tiles, native aspect) its header is read as well. Loose image files are no part
 of the hash, as looking at each would take as long: one that is replaced by another size keeps its old length here, and
 is trained on as it is.
 """
@@ -53,14 +53,14 @@ class Measure:
         rendered = self.processor.render(record.messages, views, self.max_length, template=self.template)
         # The first position of a row predicts nothing, so it is no loss term.
         supervised = len(rendered.labels) - 1 - rendered.labels[1:].count(IGNORE_INDEX)
-        images, shown = len(record.pictures), sum(views)
+        images, shown = len(record.images), sum(views)
         return len(rendered.input_ids), supervised, images, shown, shown * self._patches
 
     def _views(self, record: Record) -> list[int]:
-        """Of each picture, none of which is looked at where they hang on nothing."""
+        """Of each image, none of which is looked at where they hang on nothing."""
         if not self._views_vary:
-            return [1] * len(record.pictures)
-        return [self.processor.image_processor.views(picture.size()) for picture in record.pictures]
+            return [1] * len(record.images)
+        return [self.processor.image_processor.views(image.size()) for image in record.images]
 
     @cached_property
     def _views_vary(self) -> bool:
@@ -134,7 +134,7 @@ def index_path(source: Any, measure: Measure) -> Path:
 def length_index(source: Any, measure: Measure, workers: int | None = None) -> LengthIndex:
     """The lengths of all records of a `Source`, from the cache if they are there.
 
-    Those that could not be used are measured again: a picture that was missing may be there by now.
+    Those that could not be used are measured again: an image that was missing may be there by now.
 
     Raises:
         UserError: the source cannot be read, or none of its records can be used; tells why the first cannot.

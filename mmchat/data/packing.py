@@ -21,7 +21,7 @@ from mmchat.settings import settings
 class PackingConfig:
     tokens: int | None = Field(None, gt=0, description="most tokens of one forward; null: data.max_length")
     images: int | None = Field(
-        None, gt=0, description="most pictures of one forward, each tile of one counted; null: no limit"
+        None, gt=0, description="most images of one forward, each tile of one counted; null: no limit"
     )
     padded: bool = Field(
         False,

@@ -1,9 +1,9 @@
-"""Records: one picture-and-conversation sample, whatever layout it was stored in. No torch here.
+"""Records: one image-and-conversation sample, whatever layout it was stored in. No torch here.
 
-    conversations   LLaVA's JSON and ShareGPT's kin: turns {"from", "value"}, `<image>` where a picture stands
+    conversations   LLaVA's JSON and ShareGPT's kin: turns {"from", "value"}, `<image>` where an image stands
     messages        OpenAI and Hugging Face: {"role", "content"}, content a text or parts of text and images
-    texts           the_cauldron and nanoVLM: exchanges {"user", "assistant"} behind the pictures
-    caption         one picture and its caption, as in CSV, TSV and WebDataset; a class is a caption as well (label)
+    texts           the_cauldron and nanoVLM: exchanges {"user", "assistant"} behind the images
+    caption         one image and its caption, as in CSV, TSV and WebDataset; a class is a caption as well (label)
 
 LLaVA's layout is that of haotian-liu/LLaVA, docs/Finetune_Custom_Data.md. ShareGPT's names are those that
 LLaMA-Factory and ms-swift read.
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation.messages import Turn, parse_messages
-from mmchat.data.image_refs import Picture, refer
+from mmchat.data.image_refs import ImageRef, refer
 from mmchat.errors import UserError
 from mmchat.files import write_text
 
@@ -39,12 +39,12 @@ _TURN_MARKS = ("train", "weight")
 class Record:
     """One sample.
 
-    messages: a dialect that `conversation.render` reads. pictures: in the order of their slots.
+    messages: a dialect that `conversation.render` reads. images: in the order of their slots.
     where: `file:record`, for messages to people. extra: keys of the stored record that mean nothing here.
     """
 
     id: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageRef, ...]
     messages: list[dict[str, Any]]
     where: str
     extra: dict[str, Any] = field(default_factory=dict)
@@ -75,9 +75,9 @@ def read_record(item: Any, where: str, image_root: str | Path, allow_http: bool 
 
 
 def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool = False) -> Record:
-    """Validate one decoded object of any layout, without decoding a picture.
+    """Validate one decoded object of any layout, without decoding an image.
 
-    Checked are keys and types, speakers, at least one answer, one place per picture, and that picture files exist
+    Checked are keys and types, speakers, at least one answer, one place per image, and that image files exist
     below `image_root`.
 
     Raises:
@@ -99,14 +99,14 @@ def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool
             check_encodable(text)
         if not any(turn.role == "assistant" for turn in turns):
             fail("has no gpt turn, so there is nothing to learn", "nothing_to_learn")
-        pictures = tuple(refer(entry, str(image_root), allow_http) for entry in entries)
+        images = tuple(refer(entry, str(image_root), allow_http) for entry in entries)
     except UserError as error:
         if str(error).startswith(f"{where}: "):
             raise
         fail(str(error), error.kind)
     extra = {key: value for key, value in item.items() if key not in {*used, "id"}}
     identity = item.get("id")
-    return Record(str(where if identity is None else identity), pictures, messages, where, extra)
+    return Record(str(where if identity is None else identity), images, messages, where, extra)
 
 
 def check_encodable(text: str) -> None:
@@ -119,19 +119,19 @@ def check_encodable(text: str) -> None:
 
 
 def limit_turns(record: Record, exchanges: int) -> Record:
-    """The record up to its `exchanges`-th answer, with the pictures that are left."""
-    answers, pictures = 0, 0
+    """The record up to its `exchanges`-th answer, with the images that are left."""
+    answers, images = 0, 0
     for number, turn in enumerate(record.turns):
-        pictures += turn.parts.count(None)
+        images += turn.parts.count(None)
         answers += turn.role == "assistant"
         if answers == exchanges:
             messages = record.messages[: number + 1]
-            return replace(record, messages=messages, pictures=record.pictures[:pictures])
+            return replace(record, messages=messages, images=record.images[:images])
     return record
 
 
 def _read_layout(item: Mapping[str, Any]) -> tuple[set[str], list[dict[str, Any]], list[Any]]:
-    """The keys that were read, the messages, and what the pictures' entries say."""
+    """The keys that were read, the messages, and what the images' entries say."""
     image_keys = [key for key in IMAGE_KEYS if item.get(key) is not None]
     conversation_keys = [key for key in ("conversations", "messages", "texts") if item.get(key) is not None]
     if len(conversation_keys) > 1:
@@ -166,9 +166,9 @@ def _read_layout(item: Mapping[str, Any]) -> tuple[set[str], list[dict[str, Any]
 
 def _entries(value: Any, key: str) -> list[Any]:
     if isinstance(value, list | tuple):
-        if all(isinstance(entry, str | bytes | Mapping | Picture) for entry in value):
+        if all(isinstance(entry, str | bytes | Mapping | ImageRef) for entry in value):
             return list(value)
-    elif isinstance(value, str | bytes | Mapping | Picture):
+    elif isinstance(value, str | bytes | Mapping | ImageRef):
         return [value]
     raise UserError(f'"{key}" must be a path or a list of paths, found {value!r:.80}')
 
@@ -228,7 +228,7 @@ def _part(part: Any, inline: list[Any], number: int) -> dict[str, Any]:
 
 
 def _parts_of_text(text: str) -> list[dict[str, Any]] | str:
-    """LLaMA-Factory and ms-swift: plain texts with `<image>` for the pictures listed beside the messages."""
+    """LLaMA-Factory and ms-swift: plain texts with `<image>` for the images listed beside the messages."""
     if IMAGE_PLACEHOLDER not in text:
         return text
     parts: list[dict[str, Any]] = []
@@ -242,8 +242,8 @@ def _from_texts(turns: list[Any], images: int) -> list[dict[str, Any]]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("user", "assistant")):
             raise UserError(f'exchange {number} must be {{"user": text, "assistant": text}}, found {turn!r:.80}')
-        pictures = [{"type": "image"}, {"type": "text", "text": "\n"}] * (images if number == 1 else 0)
-        messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": turn["user"]}]})
+        refs = [{"type": "image"}, {"type": "text", "text": "\n"}] * (images if number == 1 else 0)
+        messages.append({"role": "user", "content": [*refs, {"type": "text", "text": turn["user"]}]})
         messages.append({"role": "assistant", "content": turn["assistant"]})
     return messages
 
@@ -275,6 +275,6 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def stored_form(record: Record) -> dict[str, Any]:
-    """The record as an object that `parse_record` reads back, without its pictures."""
+    """The record as an object that `parse_record` reads back, without its images."""
     key = "conversations" if "from" in record.messages[0] else "messages"
     return {"id": record.id, key: record.messages, **record.extra}

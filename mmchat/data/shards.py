@@ -1,6 +1,6 @@
 """WebDataset tar shards: members with one key are one sample; an index gives random access.
 
-    000017.json  the record, any layout of records.py     000017.jpg           its picture
+    000017.json  the record, any layout of records.py     000017.jpg           its image
     000018.txt   or only a caption                        000018.0.jpg, .1.jpg several, in order
 
 (webdataset/webdataset, "The WebDataset Format": the key is the name up to the first dot of its last part.)
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmchat.data import storage
-from mmchat.data.image_refs import StoredPicture
+from mmchat.data.image_refs import StoredImage
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
@@ -106,9 +106,9 @@ class TarTable:
         path, key = self.files[0], self._index.key(index)
         where = f"{path}:{key}"
         members = self._index.members(index)
-        pictures = [
-            StoredPicture(path, m.start, m.stop, f"{where}.{m.extension}")
-            for m in sorted(members, key=_picture_number)
+        images = [
+            StoredImage(path, m.start, m.stop, f"{where}.{m.extension}")
+            for m in sorted(members, key=_image_number)
             if f".{m.extension.rpartition('.')[2]}" in IMAGE_SUFFIXES
         ]
         texts = {
@@ -124,9 +124,9 @@ class TarTable:
         named = item.pop("image", None) or item.pop("images", None) or []
         item.pop("images", None)
         named = [named] if isinstance(named, str) else named
-        if named and len(named) != len(pictures):
-            return where, Rejected(where, key, f"its .json names {len(named)} images, the shard holds {len(pictures)}")
-        return where, {"id": key, **item, "images": pictures}
+        if named and len(named) != len(images):
+            return where, Rejected(where, key, f"its .json names {len(named)} images, the shard holds {len(images)}")
+        return where, {"id": key, **item, "images": images}
 
 
 def open_index(path: str) -> ShardIndex:
@@ -212,6 +212,6 @@ def _split(name: str) -> tuple[str, str, str]:
     return folder + slash + key, dot, extension
 
 
-def _picture_number(member: Member) -> tuple[int, str]:
+def _image_number(member: Member) -> tuple[int, str]:
     number = member.extension.partition(".")[0]
     return (int(number), "") if number.isdecimal() else (0, member.extension)

@@ -3,7 +3,7 @@
 .json .jsonl   a JSON array, or one object a line           .tar       WebDataset shards (shards.py)
 .csv .tsv      a header line; an image and a caption column  .parquet   images and text in columns
 a folder       all such files in it, in order of their names; what `datasets.save_to_disk` wrote; or, for each class,
-               a folder of pictures (class_folders.py)
+               a folder of images (class_folders.py)
 """
 
 from collections.abc import Iterator
@@ -114,7 +114,7 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
         return Source(path, ClassFolders(path), root, allow_http)
     if not known:
         raise UserError(
-            f"{path} holds no data file; expected one of {', '.join(TABLES)}, or a folder of pictures for each class"
+            f"{path} holds no data file; expected one of {', '.join(TABLES)}, or a folder of images for each class"
         )
     families = {TABLES[kind] for kind in kinds}
     if len(families) > 1:

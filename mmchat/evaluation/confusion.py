@@ -1,4 +1,4 @@
-"""What each class is taken for, as a picture."""
+"""What each class is taken for, as an image."""
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """hits of total test pictures were told right. regularisation: lambda, 1 / C of scikit-learn's."""
+    """hits of total test images were told right. regularisation: lambda, 1 / C of scikit-learn's."""
 
     name: str
     hits: int
@@ -54,11 +54,11 @@ def probe(name: str, train: Features, test: Features, seed: int = 0) -> ProbeRes
     """Fit on `train`, a seeded part of which first serves to choose the regularisation; score on `test`.
 
     Raises:
-        UserError: there are too few pictures to hold some of each class back.
+        UserError: there are too few images to hold some of each class back.
     """
     features, classes = train
     if np.bincount(classes)[np.unique(classes)].min() < 2:
-        raise UserError("a probe needs two or more pictures of each class to learn from, one is held back to choose by")
+        raise UserError("a probe needs two or more images of each class to learn from, one is held back to choose by")
     held_back = max(round(VALIDATION_SHARE * len(classes)), len(np.unique(classes)))
     fit_on, choose_by, fit_classes, choose_classes = train_test_split(
         features, classes, test_size=held_back, stratify=classes, random_state=seed
@@ -116,20 +116,20 @@ def tower_features(tower: VisionTower, pixels: np.ndarray, pool: str, batch_size
     return torch.cat(found).numpy()
 
 
-def seen(pictures: list[Image.Image], spec: TowerSpec) -> np.ndarray:
+def seen(images: list[Image.Image], spec: TowerSpec) -> np.ndarray:
     """What the tower sees of each: uint8[n, 3, H, W].
 
     Raises:
-        UserError: it sees several squares of a picture, or less than a square.
+        UserError: it sees several squares of an image, or less than a square.
     """
     refuse_several_views(spec, "a probe")
     if spec.preprocessing.fit == "longest-edge-pad":
-        raise UserError("a probe takes pictures that are all as large, but the tower's fit is 'longest-edge-pad'")
-    return np.concatenate([preprocess(picture, spec) for picture in pictures])
+        raise UserError("a probe takes images that are all as large, but the tower's fit is 'longest-edge-pad'")
+    return np.concatenate([preprocess(image, spec) for image in images])
 
 
 def raw_pixels(pixels: np.ndarray) -> np.ndarray:
-    """uint8[n, 3, H, W] -> float32[n, D] from 0 to 1; grey pictures give one channel, as the others say the same."""
+    """uint8[n, 3, H, W] -> float32[n, D] from 0 to 1; grey images give one channel, as the others say the same."""
     grey = (pixels == pixels[:, :1]).all()
     return (pixels[:, :1] if grey else pixels).reshape(len(pixels), -1).astype(np.float32) / 255
 

@@ -1,7 +1,7 @@
 """The question task: every question of a file asked by itself, scored by exact match per kind.
 
 Beside the score stand two that keep it honest: always giving a kind's commonest answer, and the blind
-score, the same questions with the pictures swapped among them, or about blank ones.
+score, the same questions with the images swapped among them, or about blank ones.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Literal
 
 from PIL import Image
 
-from mmchat.data.image_refs import Picture
+from mmchat.data.image_refs import ImageRef
 from mmchat.data.records import Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -22,16 +22,16 @@ from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
 
 Blind = Literal["swapped", "blank"]
-BLINDS: dict[Blind, str] = {"swapped": "another picture", "blank": "a blank picture"}
+BLINDS: dict[Blind, str] = {"swapped": "another image", "blank": "a blank image"}
 """What is looked at for the blind score."""
 Look = Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one picture; `kind` groups the scores."""
+    """One question about one image; `kind` groups the scores."""
 
-    image: Picture
+    image: ImageRef
     text: str
     answer: str
     kind: str
@@ -74,8 +74,8 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
     for record in open_source(path, image_root):
         if isinstance(record, Rejected):
             raise UserError(f"{record.where}: {record.reason}")
-        if len(record.pictures) != 1:
-            raise UserError(f"{record.where}: {len(record.pictures)} images; the question task needs exactly one")
+        if len(record.images) != 1:
+            raise UserError(f"{record.where}: {len(record.images)} images; the question task needs exactly one")
         texts = ["".join(part or "" for part in turn.parts) for turn in record.turns if turn.role == "user"]
         answers = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         kinds = record.extra.get("kinds", ["question"] * len(texts))
@@ -84,29 +84,29 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
                 f"{record.where}: {len(texts)} questions, {len(answers)} answers, {len(kinds)} kinds; expected as many"
             )
         questions += [
-            Question(record.pictures[0], text.strip(), answer, kind)
+            Question(record.images[0], text.strip(), answer, kind)
             for text, answer, kind in zip(texts, answers, kinds, strict=True)
         ]
     return questions
 
 
-def swap_pictures(questions: Sequence[Question]) -> list[Picture]:
-    """For each question the picture of another: the list of distinct pictures turned by half its length.
+def swap_images(questions: Sequence[Question]) -> list[ImageRef]:
+    """For each question the image of another: the list of distinct images turned by half its length.
 
     Raises:
-        UserError: fewer than two pictures.
+        UserError: fewer than two images.
     """
-    pictures = list(dict.fromkeys(question.image for question in questions))
-    if len(pictures) < 2:
-        raise UserError("the blind score swaps pictures, so it needs at least two")
-    turned = pictures[len(pictures) // 2 :] + pictures[: len(pictures) // 2]
-    other = dict(zip(pictures, turned, strict=True))
+    images = list(dict.fromkeys(question.image for question in questions))
+    if len(images) < 2:
+        raise UserError("the blind score swaps images, so it needs at least two")
+    turned = images[len(images) // 2 :] + images[: len(images) // 2]
+    other = dict(zip(images, turned, strict=True))
     return [other[question.image] for question in questions]
 
 
-def blank(picture: Picture) -> Image.Image:
+def blank(image: ImageRef) -> Image.Image:
     """White paper of the same size."""
-    return Image.new("RGB", picture.open().size, "white")
+    return Image.new("RGB", image.open().size, "white")
 
 
 def answer_all(
@@ -123,12 +123,11 @@ def answer_all(
     with progress_bar(title, len(questions)) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            pictures = [looks[i]() for i in batch]
+            images = [looks[i]() for i in batch]
             conversations = [
-                generator.conversation(questions[i].text, picture, ())[0]
-                for i, picture in zip(batch, pictures, strict=True)
+                generator.conversation(questions[i].text, image, ())[0] for i, image in zip(batch, images, strict=True)
             ]
-            texts = generator.generate(conversations, [[p] for p in pictures], max_new_tokens=max_new_tokens)
+            texts = generator.generate(conversations, [[p] for p in images], max_new_tokens=max_new_tokens)
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
             bar.advance(len(batch))
@@ -142,14 +141,14 @@ def evaluate(
     max_new_tokens: int = 64,
     blind: Blind = "swapped",
 ) -> Result:
-    """Ask everything twice: about the right pictures, and about others."""
+    """Ask everything twice: about the right images, and about others."""
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     own: list[Look] = [question.image.open for question in questions]
     other: list[Look]
     if blind == "blank":
         other = [partial(blank, question.image) for question in questions]
     else:
-        other = [picture.open for picture in swap_pictures(questions)]
+        other = [image.open for image in swap_images(questions)]
     predictions = answer_all(generator, questions, own, "answering", **options)
     return score(questions, predictions, answer_all(generator, questions, other, "answering blind", **options))
 

@@ -15,8 +15,8 @@ from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
 from mmchat.images import data_uri, load_image
 
-PICTURE_SIDE = 256
-"""Side of a picture in the report's grid, in pixels, if it has as many."""
+IMAGE_SIDE = 256
+"""Side of an image in the report's grid, in pixels, if it has as many."""
 SHOWN_LINES = 20
 """Most incidents, and most samples left out, that the report lists by name."""
 
@@ -36,14 +36,14 @@ def score_table(result: Result, blind: Blind = "swapped") -> Table:
 
 
 def write_report(
-    run: Path, earlier: Sequence[Path] = (), beside: Mapping[str, Path] | None = None, pictures: int = 24
+    run: Path, earlier: Sequence[Path] = (), beside: Mapping[str, Path] | None = None, images: int = 24
 ) -> Path:
     """Write `run/report.html`: what the run and the earlier stages did, and its scores and answers if it has any.
 
     Args:
         earlier: run directories of the stages before.
         beside: name -> directory of another run that was scored on the same questions.
-        pictures: how many held-out pictures are shown with their answers.
+        images: how many held-out images are shown with their answers.
 
     Raises:
         UserError: a directory holds no run, or one beside has no scores of the same questions.
@@ -62,7 +62,7 @@ def write_report(
             overall=_kind("overall", scores, others) if scored else None,
             metrics=[_metric(name, scores, others) for name in METRICS if name in scores],
             blind_by=BLINDS[scores.get("blind_by", "swapped")],
-            grid=_grid(read_json_lines(run / "predictions.jsonl"), pictures) if scored else [],
+            grid=_grid(read_json_lines(run / "predictions.jsonl"), images) if scored else [],
             environment=read_json(run / "environment.json"),
             shown=SHOWN_LINES,
         )
@@ -134,17 +134,17 @@ def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]
     }
 
 
-def _grid(predictions: list[dict[str, str]], pictures: int) -> list[dict[str, Any]]:
-    """Pictures with all their questions, taken evenly from the whole file, so that nobody chose them."""
+def _grid(predictions: list[dict[str, str]], images: int) -> list[dict[str, Any]]:
+    """Images with all their questions, taken evenly from the whole file, so that nobody chose them."""
     by_image: dict[str, list[dict[str, str]]] = {}
     for line in predictions:
         by_image.setdefault(line["image"], []).append(line)
     names = list(by_image)
-    step = max(1, len(names) // max(1, pictures))
+    step = max(1, len(names) // max(1, images))
     cells = []
-    for name in names[::step][:pictures]:
+    for name in names[::step][:images]:
         image = load_image(name)
-        shown = {"uri": data_uri(image, PICTURE_SIDE), "name": Path(name).name, "large": max(image.size) > 128}
+        shown = {"uri": data_uri(image, IMAGE_SIDE), "name": Path(name).name, "large": max(image.size) > 128}
         questions = [{**q, "right": q["answer"].split() == q["truth"].split()} for q in by_image[name]]
         cells.append({**shown, "questions": questions})
     return cells

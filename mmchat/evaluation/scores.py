@@ -49,7 +49,7 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True)
 class MetricScore:
-    """The mean over all questions and its 95 % interval; `blind` is that of the answers about other pictures. Of each
+    """The mean over all questions and its 95 % interval; `blind` is that of the answers about other images. Of each
     kind both means."""
 
     name: str
@@ -110,7 +110,7 @@ def flat(scores: Sequence[MetricScore]) -> dict[str, float]:
 
 
 def metric_table(scores: Sequence[MetricScore], blind: Blind = "swapped") -> Table:
-    """A line per metric: mean, interval, and the mean of answers about other pictures; below it one per kind."""
+    """A line per metric: mean, interval, and the mean of answers about other images; below it one per kind."""
     table = Table(title="other scores, %", title_justify="left")
     table.add_column("score")
     for column in ("model", "95 % interval", f"blind ({BLINDS[blind]})"):

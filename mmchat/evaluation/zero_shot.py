@@ -1,4 +1,4 @@
-"""Zero-shot: classes told in words, pictures put to the class whose words lie nearest; and retrieval both ways.
+"""Zero-shot: classes told in words, images put to the class whose words lie nearest; and retrieval both ways.
 
 Radford et al. 2021 (arXiv:2103.00020), section 3.1: a class is the mean of its prompts' unit vectors, made a unit
 vector again (3.1.4), and its probability the softmax over classes of scaled similarities.
@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import PROMPTS, prompted
-from mmchat.data.image_refs import Picture
+from mmchat.data.image_refs import ImageRef
 from mmchat.data.labelled import Labelled
 from mmchat.data.records import Rejected
 from mmchat.data.sources import Source
@@ -45,11 +45,11 @@ def probabilities(images: np.ndarray, classes: np.ndarray, scale: float) -> np.n
     return softmax(scale * images @ classes.T, axis=1)
 
 
-def embed_pictures(embedder: Embedder, pictures: Sequence[Picture], batch_size: int) -> np.ndarray:
-    """float32[N, P]. Raises UserError for a picture that cannot be read: an evaluation leaves nothing out."""
-    with progress_bar("looking", len(pictures)) as bar:
+def embed_images(embedder: Embedder, images: Sequence[ImageRef], batch_size: int) -> np.ndarray:
+    """float32[N, P]. Raises UserError for an image that cannot be read: an evaluation leaves nothing out."""
+    with progress_bar("looking", len(images)) as bar:
         parts = []
-        for batch in batched((picture.open() for picture in pictures), batch_size):
+        for batch in batched((image.open() for image in images), batch_size):
             parts.append(embedder.images(batch))
             bar.advance(len(batch))
     return np.concatenate(parts)
@@ -91,19 +91,19 @@ class ZeroShotResult:
         return found
 
     def per_class(self) -> list[tuple[str, int, float | None]]:
-        """(class, pictures, share of hits, None where there is no picture), in the order of the classes."""
+        """(class, images, share of hits, None where there is no image), in the order of the classes."""
         counts = np.bincount(self.targets, minlength=len(self.classes))
         right = np.bincount(self.targets, weights=self.hits, minlength=len(self.classes))
         pairs = zip(self.classes, counts.tolist(), right.tolist(), strict=True)
         return [(name, count, hits / count if count else None) for name, count, hits in pairs]
 
     def confusion(self) -> np.ndarray:
-        """int[C, C]: pictures by their class (rows) and by what they were taken for (columns)."""
+        """int[C, C]: images by their class (rows) and by what they were taken for (columns)."""
         return confusion_matrix(self.targets, self.predicted, labels=range(len(self.classes)))
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> number, as `scores.json` holds them."""
-        flat = {"pictures": len(self.targets), "classes": len(self.classes)} | flattened(self.figures())
+        flat = {"images": len(self.targets), "classes": len(self.classes)} | flattened(self.figures())
         return flat | {f"class/{name}": share for name, _, share in self.per_class()}
 
 
@@ -119,11 +119,11 @@ def classify_labelled(
     embedder: Embedder, data: Labelled, prompts: Sequence[str] = PROMPTS, batch_size: int = 64
 ) -> ZeroShotResult:
     classes = class_embeddings(embedder, data.classes, prompts)
-    return scored(embedder, data, classes, embed_pictures(embedder, data.pictures, batch_size))
+    return scored(embedder, data, classes, embed_images(embedder, data.images, batch_size))
 
 
 def scored(embedder: Embedder, data: Labelled, classes: np.ndarray, images: np.ndarray) -> ZeroShotResult:
-    """From the vectors of classes, float32[C, P], and of pictures, float32[N, P]."""
+    """From the vectors of classes, float32[C, P], and of images, float32[N, P]."""
     targets = np.array(data.targets)
     similarities = images @ classes.T  # at a high scale far probabilities are rounded to one and the same 0
     confidences = probabilities(images, classes, embedder.scale).max(axis=1)
@@ -132,36 +132,36 @@ def scored(embedder: Embedder, data: Labelled, classes: np.ndarray, images: np.n
 
 
 def retrieve(embedder: Embedder, source: Source, batch_size: int = 64) -> dict[str, tuple[float, Interval]]:
-    """Recall@k of pictures by their captions, and of captions by their pictures, with 95 % intervals.
+    """Recall@k of images by their captions, and of captions by their images, with 95 % intervals.
 
-    Equal captions are one, and so are equal picture files: whatever some record pairs is right. Where all captions
+    Equal captions are one, and so are equal image files: whatever some record pairs is right. Where all captions
     differ this is the usual recall of COCO and Flickr30k.
 
     Raises:
-        UserError: a record is unusable, or has other than one picture and one caption or more.
+        UserError: a record is unusable, or has other than one image and one caption or more.
     """
     texts: dict[str, int] = {}
-    pictures: dict[Picture, int] = {}
+    refs: dict[ImageRef, int] = {}
     pairs: set[tuple[int, int]] = set()
     for record in source:
         if isinstance(record, Rejected):
             raise UserError(f"{record.where}: {record.reason}")
         captions = ["".join(turn.parts).strip() for turn in record.turns if turn.role == "assistant"]
-        if len(record.pictures) != 1:
-            raise UserError(f"{record.where}: {len(record.pictures)} images; retrieval needs exactly one")
-        picture = pictures.setdefault(record.pictures[0], len(pictures))
-        pairs |= {(texts.setdefault(caption, len(texts)), picture) for caption in captions}
+        if len(record.images) != 1:
+            raise UserError(f"{record.where}: {len(record.images)} images; retrieval needs exactly one")
+        image = refs.setdefault(record.images[0], len(refs))
+        pairs |= {(texts.setdefault(caption, len(texts)), image) for caption in captions}
     if not pairs:
         raise UserError(f"{source.name} holds no record to retrieve")
-    of_text, of_picture = [[] for _ in texts], [[] for _ in pictures]
-    for text, picture in sorted(pairs):
-        of_text[text].append(picture)
-        of_picture[picture].append(text)
+    of_text, of_image = [[] for _ in texts], [[] for _ in refs]
+    for text, image in sorted(pairs):
+        of_text[text].append(image)
+        of_image[image].append(text)
     words = embedder.texts(list(texts))
-    images = embed_pictures(embedder, list(pictures), batch_size)
+    images = embed_images(embedder, list(refs), batch_size)
     both = {
         "text_to_image": retrieval_ranks(words, images, of_text),
-        "image_to_text": retrieval_ranks(images, words, of_picture),
+        "image_to_text": retrieval_ranks(images, words, of_image),
     }
     return {f"{way}/recall@{k}": _share(ranks < k) for way, ranks in both.items() for k in RECALLS}
 

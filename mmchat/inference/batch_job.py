@@ -1,4 +1,4 @@
-"""A job over many pictures: batches, one JSON line per picture, resumable. A broken one is a line with its error."""
+"""A job over many images: batches, one JSON line per image, resumable. A broken one is a line with its error."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """key: fields that tell which picture a line is of, "path" first. fields: those of an answer.
+    """key: fields that tell which image a line is of, "path" first. fields: those of an answer.
 
-    answer: as many answers as pictures, in their order.
+    answer: as many answers as images, in their order.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture. key: the fields that tell it from others. open: the picture, or UserError."""
+    """One image. key: the fields that tell it from others. open: the image, or UserError."""
 
     key: Line
     open: Callable[[], Image.Image]
@@ -50,9 +50,9 @@ class JobSummary:
 
 
 def run_job(job: Job, items: Sequence[Item], out: Path, batch_size: int) -> JobSummary:
-    """Append key and answer, or key and `error`, to `out` for every picture that has no answer there yet.
+    """Append key and answer, or key and `error`, to `out` for every image that has no answer there yet.
 
-    Lines are flushed batch by batch; a line that a killed run cut off is dropped and its picture done again. Pictures
+    Lines are flushed batch by batch; a line that a killed run cut off is dropped and its image done again. Images
     that failed before are tried again, and their old line goes.
     """
     answered = [line for line in _finished(job, out) if "error" not in line]
@@ -64,10 +64,10 @@ def run_job(job: Job, items: Sequence[Item], out: Path, batch_size: int) -> JobS
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             opened = [_try_open(item) for item in batch]
-            answers = iter(job.answer([picture for picture in opened if isinstance(picture, Image.Image)]))
-            for item, picture in zip(batch, opened, strict=True):
-                if isinstance(picture, str):
-                    line, summary.failed = {"error": picture}, summary.failed + 1
+            answers = iter(job.answer([image for image in opened if isinstance(image, Image.Image)]))
+            for item, image in zip(batch, opened, strict=True):
+                if isinstance(image, str):
+                    line, summary.failed = {"error": image}, summary.failed + 1
                 else:
                     line, summary.done = next(answers), summary.done + 1
                 sink.write(as_json_line(item.key | line))

@@ -1,4 +1,4 @@
-"""Captioning a folder: a line `{"path", "caption"}` or `{"path", "error"}` per picture."""
+"""Captioning a folder: a line `{"path", "caption"}` or `{"path", "error"}` per image."""
 
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ def caption_files(
 ) -> JobSummary:
     """Append the captions that are not in `out` yet; see `run_job`."""
 
-    def answer(pictures: list[Image.Image]) -> list[Line]:
-        captions = generator.caption(pictures, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    def answer(images: list[Image.Image]) -> list[Line]:
+        captions = generator.caption(images, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
         return [{"caption": caption} for caption in captions]
 
     items = [Item({"path": str(file)}, partial(load_image, file)) for file in files]

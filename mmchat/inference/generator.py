@@ -1,7 +1,7 @@
-"""`Generator`: questions about pictures in, text out; one at a time, in batches, or as a stream.
+"""`Generator`: questions about images in, text out; one at a time, in batches, or as a stream.
 
 generator = Generator("runs/quickstart/model")
-print(generator.chat("How many digits are there?", "picture.png"))
+print(generator.chat("How many digits are there?", "image.png"))
 """
 
 import math
@@ -21,7 +21,7 @@ from mmchat.inference.repetition import Loop, RepetitionGuard
 from mmchat.model.directory import load_assistant
 from mmchat.model.processor import pad_left
 
-Picture = str | Path | bytes | Image.Image
+ImageInput = str | Path | bytes | Image.Image
 Message = dict[str, Any]
 """`{"role": "user" | "assistant", "content": str | parts}`; `{"type": "image"}` parts are filled in order."""
 
@@ -47,23 +47,23 @@ class Generator:
     def chat(
         self,
         question: str,
-        images: Picture | Sequence[Picture] = (),
+        images: ImageInput | Sequence[ImageInput] = (),
         history: Sequence[Message] = (),
         **options: Any,
     ) -> str:
-        """Answer one question; `history` holds the turns before it, whose pictures `images` includes."""
-        messages, pictures = self.conversation(question, images, history)
-        return self.generate([messages], [pictures], **options)[0]
+        """Answer one question; `history` holds the turns before it, whose images `images` includes."""
+        messages, image_list = self.conversation(question, images, history)
+        return self.generate([messages], [image_list], **options)[0]
 
     def stream(
         self,
         question: str,
-        images: Picture | Sequence[Picture] = (),
+        images: ImageInput | Sequence[ImageInput] = (),
         history: Sequence[Message] = (),
         **options: Any,
     ) -> Iterator[str]:
         """As `chat`, in pieces as they are generated. An error inside the model is raised here."""
-        messages, pictures = self.conversation(question, images, history)
+        messages, image_list = self.conversation(question, images, history)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
         nobody_listens = Event()
@@ -71,7 +71,7 @@ class Generator:
         def work() -> None:
             try:
                 criteria = [lambda ids, scores: _stop_all(ids, nobody_listens)]
-                self._generate([messages], [pictures], streamer=streamer, criteria=criteria, **options)
+                self._generate([messages], [image_list], streamer=streamer, criteria=criteria, **options)
             except BaseException as error:
                 failure.append(error)
                 streamer.end()
@@ -94,9 +94,9 @@ class Generator:
             raise failure[0]
 
     def caption(
-        self, images: Sequence[Picture], prompt: str = "Describe the picture.", batch_size: int = 8, **options: Any
+        self, images: Sequence[ImageInput], prompt: str = "Describe the image.", batch_size: int = 8, **options: Any
     ) -> list[str]:
-        """One text per picture, generated in batches."""
+        """One text per image, generated in batches."""
         captions: list[str] = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -105,7 +105,7 @@ class Generator:
         return captions
 
     def read(
-        self, images: Sequence[Picture], prompt: str, batch_size: int = 4, repeats: int = 8, **options: Any
+        self, images: Sequence[ImageInput], prompt: str, batch_size: int = 4, repeats: int = 8, **options: Any
     ) -> list[Reading]:
         """As `caption`, for long texts: one that ends in `repeats` copies of a piece is stopped (`RepetitionGuard`)."""
         readings: list[Reading] = []
@@ -129,28 +129,28 @@ class Generator:
         return Reading(self.tokenizer.decode(tokens, skip_special_tokens=True).strip(), stopped)
 
     def conversation(
-        self, question: str, images: Picture | Sequence[Picture], history: Sequence[Message]
-    ) -> tuple[list[Message], list[Picture]]:
-        """Messages in the chat dialect; pictures that the history does not mention come before the question."""
-        pictures = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
+        self, question: str, images: ImageInput | Sequence[ImageInput], history: Sequence[Message]
+    ) -> tuple[list[Message], list[ImageInput]]:
+        """Messages in the chat dialect; images that the history does not mention come before the question."""
+        image_list = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
         mentioned = sum(
             part["type"] == "image"
             for message in history
             if isinstance(message["content"], list)
             for part in message["content"]
         )
-        if mentioned > len(pictures):
-            raise UserError(f"the history mentions {mentioned} images, but {len(pictures)} were given")
+        if mentioned > len(image_list):
+            raise UserError(f"the history mentions {mentioned} images, but {len(image_list)} were given")
         parts: list[dict[str, str]] = []
-        for _ in pictures[mentioned:]:
+        for _ in image_list[mentioned:]:
             parts += [{"type": "image"}, {"type": "text", "text": "\n"}]
         content = [*parts, {"type": "text", "text": question}]
-        return [*history, {"role": "user", "content": content}], pictures
+        return [*history, {"role": "user", "content": content}], image_list
 
     def generate(
-        self, conversations: Sequence[list[Message]], images: Sequence[Sequence[Picture]], **options: Any
+        self, conversations: Sequence[list[Message]], images: Sequence[Sequence[ImageInput]], **options: Any
     ) -> list[str]:
-        """Answers to a batch of conversations, each with its pictures; see `_generate` for the options."""
+        """Answers to a batch of conversations, each with its images; see `_generate` for the options."""
         new_tokens = self._generate(conversations, images, **options)
         return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
@@ -158,7 +158,7 @@ class Generator:
     def _generate(
         self,
         conversations: Sequence[list[Message]],
-        images: Sequence[Sequence[Picture]],
+        images: Sequence[Sequence[ImageInput]],
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         streamer: TextIteratorStreamer | None = None,
@@ -174,8 +174,8 @@ class Generator:
                 f"max_new_tokens must be at least 1 and temperature a number from 0 up, "
                 f"found {max_new_tokens} and {temperature}"
             )
-        opened = [[_open(picture) for picture in one] for one in images]
-        rows = [self._prompt(messages, pictures) for messages, pictures in zip(conversations, opened, strict=True)]
+        opened = [[_open(image) for image in one] for one in images]
+        rows = [self._prompt(messages, image_list) for messages, image_list in zip(conversations, opened, strict=True)]
         inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
         if any(opened):
             inputs.update(self.processor.image_processor(opened))
@@ -184,7 +184,7 @@ class Generator:
         context = self.model.config.text_config.max_position_embeddings
         if prompt_length >= context:
             raise UserError(
-                f"the conversation has {prompt_length} tokens with its pictures, the model's context is {context}; "
+                f"the conversation has {prompt_length} tokens with its images, the model's context is {context}; "
                 "ask a shorter question or start a new conversation"
             )
         output = self.model.generate(
@@ -196,8 +196,8 @@ class Generator:
         )
         return output[:, prompt_length:]
 
-    def _prompt(self, messages: list[Message], pictures: list[Image.Image]) -> list[int]:
-        views = [self.processor.image_processor.views(picture.size) for picture in pictures]
+    def _prompt(self, messages: list[Message], images: list[Image.Image]) -> list[int]:
+        views = [self.processor.image_processor.views(image.size) for image in images]
         return self.processor.render(messages, views, add_generation_prompt=True).input_ids
 
 
@@ -206,8 +206,8 @@ def _stop_all(ids: torch.Tensor, stop: Event) -> torch.Tensor:
     return torch.full((len(ids),), stop.is_set(), device=ids.device)
 
 
-def _open(picture: Picture) -> Image.Image:
-    return picture.convert("RGB") if isinstance(picture, Image.Image) else load_image(picture)
+def _open(image: ImageInput) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -37,8 +37,8 @@ def read_pages(generator: Generator, pages: Sequence[Item], out: Path, options: 
     """Append the pages that are not in `out` yet; see `run_job`."""
     tower_size = max(spec.image_size for spec in generator.processor.image_processor.specs)
 
-    def answer(pictures: list[Image.Image]) -> list[Line]:
-        cut = [cut_into_bands(picture, tower_size) if options.tile else [picture] for picture in pictures]
+    def answer(images: list[Image.Image]) -> list[Line]:
+        cut = [cut_into_bands(image, tower_size) if options.tile else [image] for image in images]
         readings = iter(
             generator.read(
                 [band for bands in cut for band in bands],

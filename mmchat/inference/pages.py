@@ -1,4 +1,4 @@
-"""The pages of files: of a picture one, of a TIFF and of a PDF as many as it has. PDFs are drawn by PDFium."""
+"""The pages of files: of an image one, of a TIFF and of a PDF as many as it has. PDFs are drawn by PDFium."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pypdfium2
 from PIL import Image
 
 from mmchat.errors import UserError
-from mmchat.images import MAX_PIXELS, load_image, picture_count
+from mmchat.images import MAX_PIXELS, image_count, load_image
 from mmchat.inference.batch_job import Item
 
 PDF_MARK = b"%PDF-"
@@ -23,7 +23,7 @@ def pages_of(file: Path, dpi: int) -> list[Item]:
     """The pages of a file, numbered from 1; of one that cannot be opened the first, whose `open` says why."""
     pdf = _is_pdf(file)
     try:
-        count = _pdf_pages(file) if pdf else picture_count(file)
+        count = _pdf_pages(file) if pdf else image_count(file)
     except UserError:
         count = 1
     numbers = range(1, max(count, 1) + 1)
@@ -62,7 +62,7 @@ def _is_pdf(file: Path) -> bool:
         with file.open("rb") as start:
             return PDF_MARK in start.read(PDF_MARK_WITHIN)
     except OSError:
-        return False  # opening it as a picture says why
+        return False  # opening it as an image says why
 
 
 def _pdf_pages(file: Path) -> int:

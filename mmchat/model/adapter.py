@@ -82,10 +82,10 @@ class _Beside:
 def save_adapter(
     adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: Path, fit: Fit | None = None
 ) -> None:
-    """Write what was trained on `base`, with pictures by `fit`, then open it upon `base` again and compare.
+    """Write what was trained on `base`, with images by `fit`, then open it upon `base` again and compare.
 
     Raises:
-        RuntimeError: what was read back gives other logits for a made-up picture and text.
+        RuntimeError: what was read back gives other logits for a made-up image and text.
     """
     added = adapter_parameters(adapter)
     trained = adapter.get_base_model().named_parameters()
@@ -105,7 +105,7 @@ def save_adapter(
 
 
 def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto") -> tuple[PeftModel, MMChatProcessor]:
-    """The adapted model (evaluation mode) and the base's processor, with pictures fitted as it was trained.
+    """The adapted model (evaluation mode) and the base's processor, with images fitted as it was trained.
 
     Args:
         base: the model directory that the adapter was trained on; None takes the place that it names.

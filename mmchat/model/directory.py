@@ -26,7 +26,7 @@ def load_assistant(
 
     Args:
         dtype: of the weights in memory, as torch names it; auto: as they were written.
-        fit: how both are to bring pictures to the towers' squares; None: as they were trained.
+        fit: how both are to bring images to the towers' squares; None: as they were trained.
 
     Raises:
         UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
@@ -94,7 +94,7 @@ def save_assistant(
     processor: MMChatProcessor,
     directory: Path,
 ) -> None:
-    """Raises RuntimeError where the written model, read back, gives other logits for a made-up picture and text."""
+    """Raises RuntimeError where the written model, read back, gives other logits for a made-up image and text."""
 
     def logits(one: MMChatForConditionalGeneration) -> list[torch.Tensor]:
         return [probe_logits(one, processor)]
@@ -110,5 +110,5 @@ def save_shapes(model: MMChatForConditionalGeneration, processor: MMChatProcesso
 
 @torch.no_grad()
 def probe_logits(model: nn.Module, processor: MMChatProcessor) -> torch.Tensor:
-    """Logits float[1, L, V] for a made-up picture and text, to compare an assistant with a copy of it."""
+    """Logits float[1, L, V] for a made-up image and text, to compare an assistant with a copy of it."""
     return model(**processor.probe().to(model.device)).logits

@@ -57,7 +57,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return [tower.spec for tower in self.towers]
 
     def fit_by(self, fit: Fit) -> None:
-        """Be a model that was trained on pictures fitted in this way; its processor is to be told the same
+        """Be a model that was trained on images fitted in this way; its processor is to be told the same
         (`MMChatProcessor.suit`).
 
         Raises:
@@ -70,8 +70,8 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
     def resize_towers(self, image_sizes: Sequence[int], keep_positions: bool = False) -> None:
-        """Be a model for pictures of another size, in pixels, one for each tower: positions that towers learned are
-        stretched or kept (`VisionTower.resized`), and a picture has other slots. Its processor is to be told
+        """Be a model for images of another size, in pixels, one for each tower: positions that towers learned are
+        stretched or kept (`VisionTower.resized`), and an image has other slots. Its processor is to be told
         (`MMChatProcessor.suit`).
 
         Raises:
@@ -87,7 +87,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if shapes != wanted:
                 name, side = self.config.projectors[place], image_sizes[place]
                 raise UserError(
-                    f"projector {name} learned something for each patch, so its tower's pictures cannot become {side} "
+                    f"projector {name} learned something for each patch, so its tower's images cannot become {side} "
                     "pixels wide; take one that treats patches alike (linear, mlp2x_gelu, pixel_shuffle)"
                 )
             new.load_state_dict(old.state_dict())
@@ -111,7 +111,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             pixel_values: float[views, 3, H, W], or a list of such, one per tower.
-            grids: rows and columns of every picture's patches, where their aspect is native: int[pictures, 2], best on
+            grids: rows and columns of every image's patches, where their aspect is native: int[images, 2], best on
                 the CPU, or a list of tuples.
 
         Returns:
@@ -155,7 +155,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_features: the result of `get_image_features`, where the caller has it already.
             inputs_embeds: float[B, L, D] instead of `input_ids`, features already spliced in.
             labels: int[B, L], -100 where not supervised; the language model shifts them by one.
-            dummy_images: how many pictures of one view at the end fill no slot. A rank without images
+            dummy_images: how many images of one view at the end fill no slot. A rank without images
                 passes one, so that every rank runs the same modules and the projector's gradient is zero, not absent.
             grids: as in `get_image_features`, beside pixel values.
 
@@ -175,24 +175,24 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs):
-        """Beams and several answers per prompt copy rows; each copy needs all pictures of its row, in order."""
+        """Beams and several answers per prompt copy rows; each copy needs all images of its row, in order."""
         names = [name for name in ("pixel_values", "image_features", "grids") if kwargs.get(name) is not None]
-        pictures = {name: kwargs.pop(name) for name in names}
-        if pictures and expand_size > 1:
+        images = {name: kwargs.pop(name) for name in names}
+        if images and expand_size > 1:
             views = (input_ids == self.config.image_token_id).sum(dim=1) // self.image_tokens
             order = copied_rows(views.tolist(), expand_size)
-            if "grids" in pictures:
-                grids = torch.as_tensor(pictures.pop("grids")).cpu()
-                # A row's last picture ends where its views end.
+            if "grids" in images:
+                grids = torch.as_tensor(images.pop("grids")).cpu()
+                # A row's last image ends where its views end.
                 ends = torch.searchsorted(grids.prod(dim=1).cumsum(0), views.cpu().cumsum(0), right=True)
                 counts = ends.diff(prepend=ends.new_zeros(1))
-                pictures["grids"] = grids[copied_rows(counts.tolist(), expand_size)]
-            for name in pictures.keys() - {"grids"}:
-                value = pictures[name]
+                images["grids"] = grids[copied_rows(counts.tolist(), expand_size)]
+            for name in images.keys() - {"grids"}:
+                value = images[name]
                 copied = [one[order.to(one.device)] for one in (value if isinstance(value, list) else [value])]
-                pictures[name] = copied if isinstance(value, list) else copied[0]
+                images[name] = copied if isinstance(value, list) else copied[0]
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
-        return input_ids, {**kwargs, **pictures}
+        return input_ids, {**kwargs, **images}
 
 
 def copied_rows(counts: list[int], copies: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The processor: pictures and conversations become the model's inputs, in training and inference alike."""
+"""The processor: images and conversations become the model's inputs, in training and inference alike."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -28,7 +28,7 @@ from mmchat.vision import Grid, Size, TowerSpec, normalise, preprocess
 
 
 class MMChatImageProcessor(BaseImageProcessor):
-    """One composite image processor for all towers: each sees the same picture in its own preprocessing.
+    """One composite image processor for all towers: each sees the same image in its own preprocessing.
 
     towers: one `TowerSpec.to_dict()` per tower, in the model's order.
     """
@@ -45,55 +45,55 @@ class MMChatImageProcessor(BaseImageProcessor):
 
     @property
     def views_vary(self) -> bool:
-        """Whether the number of a picture's views hangs on its size."""
+        """Whether the number of an image's views hangs on its size."""
         return any(spec.native or spec.preprocessing.tiling for spec in self.specs)
 
     def views(self, size: Size) -> int:
-        """How many views every tower has of a picture of this size."""
+        """How many views every tower has of an image of this size."""
         return self.specs[0].views(size)
 
     def grids(self, sizes: Iterable[Size]) -> list[Grid] | None:
-        """Rows and columns of patches of pictures of these sizes; None where their aspect is not native."""
+        """Rows and columns of patches of images of these sizes; None where their aspect is not native."""
         spec = self.specs[0]
         return [spec.grid(size) for size in sizes] if spec.native else None
 
     @property
     def fewest_views(self) -> int:
-        """Any picture has so many or more."""
+        """Any image has so many or more."""
         tiling = self.specs[0].preprocessing.tiling
         return 1 if tiling is None else tiling.fewest_views
 
     def pixels(self, image: Image.Image | Sequence[Image.Image]) -> list[np.ndarray]:
-        """One picture for every tower, or one for each: uint8[views, 3, H, W] each, not normalised yet."""
+        """One image for every tower, or one for each: uint8[views, 3, H, W] each, not normalised yet."""
         seen = [image] * len(self.towers) if isinstance(image, Image.Image) else image
         return [preprocess(one, spec) for one, spec in zip(seen, self.specs, strict=True)]
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """`pixel_values`: float32[views, 3, H, W], those of the first image first; a list of such where there are
         several towers. `grids`: int64[images, 2], rows and columns of their patches, where the aspect is native."""
-        pictures = open_pictures(images)
-        pixels = [self.pixels(picture) for picture in pictures]
+        opened = open_images(images)
+        pixels = [self.pixels(image) for image in opened]
         per_tower = [
             torch.from_numpy(normalise([view for seen in pixels for view in seen[tower]], spec))
             for tower, spec in enumerate(self.specs)
         ]
         data = {"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower}
-        if grids := self.grids(picture.size for picture in pictures):
+        if grids := self.grids(image.size for image in opened):
             data["grids"] = torch.tensor(grids)
         return BatchFeature(data)
 
     preprocess = __call__
 
 
-def open_pictures(images: Any) -> list[Image.Image]:
-    """RGB pictures in reading order, from a nested or flat list of PIL images, arrays uint8[H, W, 3] and local paths.
+def open_images(images: Any) -> list[Image.Image]:
+    """RGB images in reading order, from a nested or flat list of PIL images, arrays uint8[H, W, 3] and local paths.
 
     Raises:
-        UserError: a picture that cannot be read, or one that would have to be fetched.
+        UserError: an image that cannot be read, or one that would have to be fetched.
         ValueError: something else.
     """
     if isinstance(images, list | tuple):
-        return [picture for image in images for picture in open_pictures(image)]
+        return [one for image in images for one in open_images(image)]
     if isinstance(images, str | Path):
         if str(images).startswith(("http://", "https://", "data:")):
             raise UserError(f"image {str(images)[:80]} is no local file; nothing is fetched here, so pass a PIL image")
@@ -138,7 +138,7 @@ class MMChatProcessor(ProcessorMixin):
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
 
     def suit(self, specs: list[TowerSpec], image_tokens: int) -> None:
-        """Prepare pictures for other towers from now on, with so many slots for a view."""
+        """Prepare images for other towers from now on, with so many slots for a view."""
         self.image_processor.towers = [spec.to_dict() for spec in specs]
         self.image_tokens = image_tokens
 
@@ -163,8 +163,8 @@ class MMChatProcessor(ProcessorMixin):
 
         The model's own system message goes with its own template only: another may have no place for it.
 
-        views: of each picture, in reading order (`image_processor.views`). None: one of each; not enough where their
-            number hangs on a picture's size.
+        views: of each image, in reading order (`image_processor.views`). None: one of each; not enough where their
+            number hangs on an image's size.
         """
         template = template or self.template
         if views is None and self.image_processor.views_vary:
@@ -184,11 +184,11 @@ class MMChatProcessor(ProcessorMixin):
         """A fixed input that exercises every part of a model; used to compare a model with its saved copy."""
         side = max(spec.image_size for spec in self.image_processor.specs)
         width = 2 * side if self.image_processor.views_vary else side
-        picture = Image.fromarray(np.linspace(0, 255, side * width * 3).astype(np.uint8).reshape(side, width, 3))
+        image = Image.fromarray(np.linspace(0, 255, side * width * 3).astype(np.uint8).reshape(side, width, 3))
         messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A test."}]
-        ids = torch.tensor([self.render(messages, [self.image_processor.views(picture.size)]).input_ids])
+        ids = torch.tensor([self.render(messages, [self.image_processor.views(image.size)]).input_ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return BatchFeature({**inputs, **self.image_processor([picture])})
+        return BatchFeature({**inputs, **self.image_processor([image])})
 
     def __call__(
         self,
@@ -198,10 +198,10 @@ class MMChatProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prompts made by the chat template, with their pictures, as a batch of tensors padded on the left.
+        """Prompts made by the chat template, with their images, as a batch of tensors padded on the left.
 
         Args:
-            images: pictures in reading order, nested or flat; see `open_pictures`.
+            images: images in reading order, nested or flat; see `open_images`.
             text: one slot group (`<img><imgpad></img>`) per image; each becomes as many slots as the image needs.
             sanitize_control_tokens: the text comes from `apply_chat_template`, which marked what users typed.
 
@@ -209,16 +209,16 @@ class MMChatProcessor(ProcessorMixin):
             UserError: the numbers of slot groups and images differ.
         """
         data: dict[str, Any] = {}
-        pictures = [] if images is None else open_pictures(images)
+        opened = [] if images is None else open_images(images)
         if images is not None:
-            data.update(self.image_processor(pictures))
+            data.update(self.image_processor(opened))
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             words, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
             places = [images_in(prompt, *words, **sanitize) for prompt in prompts]
-            if sum(places) != len(pictures):
-                raise UserError(f"the text has places for {sum(places)} images, but {len(pictures)} images were given")
-            slots = (self.image_tokens * self.image_processor.views(picture.size) for picture in pictures)
+            if sum(places) != len(opened):
+                raise UserError(f"the text has places for {sum(places)} images, but {len(opened)} images were given")
+            slots = (self.image_tokens * self.image_processor.views(image.size) for image in opened)
             rows = [
                 encode_prompt(prompt, *words, list(islice(slots, images)), **sanitize)
                 for prompt, images in zip(prompts, places, strict=True)

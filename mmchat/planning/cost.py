@@ -13,7 +13,7 @@ from mmchat.training.objectives.base import Objective
 from mmchat.training.objectives.registry import AssistantObjective
 
 MOST_RECORDS = 100_000
-"""In a larger mixture pictures are counted as often as records name them."""
+"""In a larger mixture images are counted as often as records name them."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """pictures: different ones (exact: not more than those). seconds: None where no rate is known.
+    """images: different ones (exact: not more than those). seconds: None where no rate is known.
 
-    epochs: how many the run must have for the cache to pay: filling it takes a forward of each picture.
+    epochs: how many the run must have for the cache to pay: filling it takes a forward of each image.
     """
 
-    pictures: int
+    images: int
     exact: bool
     bytes: int
     fill_seconds: float | None
@@ -82,27 +82,27 @@ def cost_of(
 def cache_of(
     config: RunConfig, objective: Objective, mixture: Mixture, images: int, views: int, flops_per_second: float | None
 ) -> CachePlan | None:
-    """images, views: that one epoch shows. None where no tower is frozen, or nothing has a picture.
+    """images, views: that one epoch shows. None where no tower is frozen, or nothing has an image.
 
-    Different pictures are taken to have as many views each as those of an epoch.
+    Different images are taken to have as many views each as those of an epoch.
     """
     if not isinstance(objective, AssistantObjective) or not images:
         return None
     frozen = [tower for tower in objective.model.towers if not any(p.requires_grad for p in tower.parameters())]
     if not frozen:
         return None
-    pictures, exact = _different_pictures(mixture, images)
+    distinct, exact = _different_images(mixture, images)
     each = frozen_tower_operations(objective.model) * views / images
     element = 2 if config.precision == "bf16" else 4
     size = sum(tower.spec.tokens * tower.spec.dim for tower in frozen) * element
     seconds = (
-        (each * pictures / flops_per_second, each * images / flops_per_second) if flops_per_second else (None,) * 2
+        (each * distinct / flops_per_second, each * images / flops_per_second) if flops_per_second else (None,) * 2
     )
-    return CachePlan(pictures, exact, round(size * pictures * views / images), *seconds, epochs=pictures / images)
+    return CachePlan(distinct, exact, round(size * distinct * views / images), *seconds, epochs=distinct / images)
 
 
-def _different_pictures(mixture: Mixture, images: int) -> tuple[int, bool]:
+def _different_images(mixture: Mixture, images: int) -> tuple[int, bool]:
     if len(mixture) > MOST_RECORDS:
         return images, False
     records = (mixture.find(number)[1] for number in range(len(mixture)))
-    return len({picture for record in records if not isinstance(record, Rejected) for picture in record.pictures}), True
+    return len({image for record in records if not isinstance(record, Rejected) for image in record.images}), True

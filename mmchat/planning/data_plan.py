@@ -1,5 +1,5 @@
 """What each source gives to learn from, and how long its samples are: known from texts, and from
-pictures' headers where tiles hang on their sizes."""
+images' headers where tiles hang on their sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from mmchat.training.objectives.registry import AssistantObjective
 class SourcePlan:
     """One source. records: that were looked at; unusable: of these; first: why the first of them cannot be used.
 
-    supervised, tokens, pictures, views: of all its usable records, each once. per_epoch: samples of it in one epoch.
+    supervised, tokens, images, views: of all its usable records, each once. per_epoch: samples of it in one epoch.
     """
 
     name: str
@@ -27,7 +27,7 @@ class SourcePlan:
     first: str | None
     tokens: int
     supervised: int
-    pictures: int
+    images: int
     views: int
     per_epoch: int
 

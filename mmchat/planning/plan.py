@@ -144,11 +144,11 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     flops_per_second = rate(config, hardware.gpu, hardware.ranks, hardware.mfu)
     counted = operations(objective.model, towers_run=config.feature_cache is None)
     plan.cost = cost_of(counted, batches, len(looked_at), total, flops_per_second, hardware.price)
-    pictures, views = (
+    images, views = (
         sum(getattr(s, what) * s.per_epoch // max(1, s.records - s.unusable) for s in sources)
-        for what in ("pictures", "views")
+        for what in ("images", "views")
     )
-    plan.cache = cache_of(config, objective, mixture, pictures, views, flops_per_second) if counted else None
+    plan.cache = cache_of(config, objective, mixture, images, views, flops_per_second) if counted else None
     return plan
 
 
@@ -222,11 +222,11 @@ def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batc
         ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
         counts = [views // images + (place < views % images) for place in range(images)]
-        pictures = [_made_up_picture(count, collator) for count in counts]
+        drawn = [_made_up_image(count, collator) for count in counts]
         grids = [(1, count) for count in counts] if collator.specs[0].native else None
-        items.append(Sample(number, str(number), Encoded(ids, labels, pictures, grids=grids)))
+        items.append(Sample(number, str(number), Encoded(ids, labels, drawn, grids=grids)))
     return collator(items)
 
 
-def _made_up_picture(views: int, collator: Collator) -> list[np.ndarray]:
+def _made_up_image(views: int, collator: Collator) -> list[np.ndarray]:
     return [np.zeros((views, 3, spec.view_size, spec.view_size), np.uint8) for spec in collator.specs]

@@ -21,7 +21,7 @@ def slots_cannot_match(model: Any, processor: Any, max_length: int) -> list[Prob
     found = []
     if processor.image_tokens != model.image_tokens:
         found.append(
-            f"the processor gives a view of a picture {processor.image_tokens} slots, but towers and projectors give "
+            f"the processor gives a view of an image {processor.image_tokens} slots, but towers and projectors give "
             f"it {model.image_tokens} features: config.json and processor_config.json are not of one model; write the "
             "directory anew"
         )
@@ -31,8 +31,8 @@ def slots_cannot_match(model: Any, processor: Any, max_length: int) -> list[Prob
     )
     if group >= max_length:
         found.append(
-            f"a picture takes {group} tokens or more, which data.max_length {max_length} would cut: no sample with a "
-            "picture could be used; raise it"
+            f"an image takes {group} tokens or more, which data.max_length {max_length} would cut: no sample with a "
+            "image could be used; raise it"
         )
     return [Problem("slots", message) for message in found]
 
@@ -49,7 +49,7 @@ def unusable(source: SourcePlan, config: RunConfig) -> list[Problem]:
 
 
 def nothing_to_learn(source: SourcePlan, contrastive: bool) -> list[Problem]:
-    if source.pictures if contrastive else source.supervised:
+    if source.images if contrastive else source.supervised:
         return []
     if source.unusable == source.records:
         return [Problem("nothing_to_learn", f"{source.name}: no record can be used; the first: {source.first}")]

@@ -132,7 +132,7 @@ def by_step(batches: list[MicroBatch], contrastive: bool) -> list[StepRow]:
 
 
 def fullest(batches: list[MicroBatch]) -> list[MicroBatch]:
-    """Those that may need most memory: most positions, and most views of pictures."""
+    """Those that may need most memory: most positions, and most views of images."""
     positions = max(batches, key=lambda batch: (batch.positions, batch.views))
     views = max(batches, key=lambda batch: (batch.views, batch.positions))
     return [positions] if positions.views == views.views else [positions, views]

@@ -91,13 +91,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _sources(plan: Plan) -> Table:
-    table = _table(
-        "What there is to learn from", "source", "records", "unusable", "supervised", "pictures", "per epoch"
-    )
+    table = _table("What there is to learn from", "source", "records", "unusable", "supervised", "images", "per epoch")
     for source in plan.sources:
         share = f"{source.supervised / source.tokens:.1%}" if source.supervised else "-"
         unusable = f"{source.unusable:,}" if source.unusable else "-"
-        counts = (f"{source.records:,}", unusable, share, f"{source.pictures:,}", f"{source.per_epoch:,}")
+        counts = (f"{source.records:,}", unusable, share, f"{source.images:,}", f"{source.per_epoch:,}")
         table.add_row(source.name, *counts)
     return table
 
@@ -111,7 +109,7 @@ def _steps(plan: Plan) -> Table:
     if any(steps.supervised_share for steps in plan.steps):
         table.add_row("supervised, of the tokens", *(f"{steps.supervised_share:.1%}" for steps in plan.steps))
     for name in ("forwards", "tokens", "images", "patches"):
-        label = {"images": "pictures"}.get(name, name)
+        label = {"images": "images"}.get(name, name)
         table.add_row(label, *(_spread(getattr(steps, name)) for steps in plan.steps))
     return table
 
@@ -169,7 +167,7 @@ def _worst(plan: Plan) -> Text:
     named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     supervised = f", {batch.supervised:,} supervised" if batch.supervised else ""
     text = (
-        f"fullest in step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, {batch.images} pictures"
+        f"fullest in step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, {batch.images} images"
         f"{supervised} ({named})"
     )
     limit = plan.hardware.limit
@@ -200,7 +198,7 @@ def _cache(plan: Plan) -> Iterator[str]:
     if cache is None:
         return
     most = "" if cache.exact else "at most "
-    yield f"feature cache of the frozen towers: {most}{cache.pictures:,} pictures, {cache.bytes / GIB:,.2f} GiB"
+    yield f"feature cache of the frozen towers: {most}{cache.images:,} images, {cache.bytes / GIB:,.2f} GiB"
     if cache.fill_seconds is not None:
         yield (f"  {_duration(cache.fill_seconds)} to fill, {_duration(cache.saved_seconds_per_epoch)} saved an epoch")
     yield f"  it pays from {cache.epochs:.2f} epochs on; this run has {_epochs(plan):.2f}"

@@ -34,7 +34,7 @@ class ValidationConfig(DataConfig):
 
 @settings
 class ZeroShotConfig:
-    """Held-out pictures of classes that the run tells apart by words alone, while it goes."""
+    """Held-out images of classes that the run tells apart by words alone, while it goes."""
 
     path: str = Field(description="a folder for each class, or a table with an image and a label column")
     image_root: Path | None = Field(None, description="folder of a table's images; null: the table's own")
@@ -45,7 +45,7 @@ class ZeroShotConfig:
         default_factory=lambda: list(PROMPTS), min_length=1, description="what is said of a label, {} in its place"
     )
     every: int = Field(200, gt=0, description="steps between two evaluations; the last step always has one")
-    batch_size: int = Field(64, gt=0, description="pictures per rank and forward")
+    batch_size: int = Field(64, gt=0, description="images per rank and forward")
 
     @model_validator(mode="after")
     def _with_places(self) -> "ZeroShotConfig":
@@ -84,12 +84,12 @@ class RunConfig:
     run_dir: Path = Field(description="where everything of this run goes; must not hold another run")
     model: str = Field(description="model directory to start from (mmchat init), or a stage's model/")
     fit: Fit | None = Field(
-        None, description="how pictures come to the towers, in training and ever after; null: the model's own"
+        None, description="how images come to the towers, in training and ever after; null: the model's own"
     )
     objective: Literal["assistant", "contrastive", "simclr", "classify"] = Field(
         "assistant",
-        description="assistant: next token of the answers; contrastive: pictures against captions; simclr: two views "
-        "of each picture against those of others, model may be any tower; classify: a picture's label",
+        description="assistant: next token of the answers; contrastive: images against captions; simclr: two views "
+        "of each image against those of others, model may be any tower; classify: an image's label",
     )
     label_smoothing: float | None = Field(
         None, gt=0, lt=1, description="classify: share of a label's weight that all classes get alike; null: none"
@@ -98,7 +98,7 @@ class RunConfig:
         None, description="classify: learn from another classifier, too; null: from labels alone"
     )
     augmentation: AugmentationConfig | None = Field(
-        None, description="classify: random views of training pictures; null: as they are, as held-out ones always are"
+        None, description="classify: random views of training images; null: as they are, as held-out ones always are"
     )
     contrastive: ContrastiveConfig = Field(
         default_factory=ContrastiveConfig, description="what objective contrastive computes"
@@ -107,7 +107,7 @@ class RunConfig:
     data: DataConfig = Field(description="training records")
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
     zero_shot: ZeroShotConfig | None = Field(
-        None, description="of objective contrastive: labelled pictures to be told apart by words; null: none"
+        None, description="of objective contrastive: labelled images to be told apart by words; null: none"
     )
     trainable: Trainable = Field(
         description="module -> frozen | full | lora, or {mode, lr, weight_decay} and, for lora, {rank, alpha, dropout, "
@@ -128,7 +128,7 @@ class RunConfig:
     )
     augment_towers: list[int] = Field(
         default_factory=list,
-        description="numbers of the towers, from 0, to which pictures come a little changed in a step, by chance, as "
+        description="numbers of the towers, from 0, to which images come a little changed in a step, by chance, as "
         "pages do to Vary's vocabulary",
     )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast; what is trained stays fp32")
@@ -149,7 +149,7 @@ class RunConfig:
         "matrix products and attention. A list of parts means all",
     )
     patch_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of a picture's patches that a contrastive run leaves out at random (FLIP)"
+        0.0, ge=0, lt=1, description="share of an image's patches that a contrastive run leaves out at random (FLIP)"
     )
     deepspeed: Path | None = Field(None, description="your own DeepSpeed JSON, laid over the derived one")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -212,11 +212,11 @@ class RunConfig:
         if self.feature_cache is not None and any(
             source.draft for data in (self.data, self.validation) if data for source in data.by_name().values()
         ):
-            raise ValueError("feature_cache keeps features of whole pictures, decoded once: leave draft out")
+            raise ValueError("feature_cache keeps features of whole images, decoded once: leave draft out")
         if self.augment_towers and self.objective != "assistant":
             raise ValueError(f"augment_towers is for objective assistant, found {self.objective}")
         if self.augment_towers and self.feature_cache is not None:
-            raise ValueError("feature_cache keeps what towers make of unchanged pictures: leave augment_towers out")
+            raise ValueError("feature_cache keeps what towers make of unchanged images: leave augment_towers out")
         if self.zero_shot is not None and self.objective != "contrastive":
             raise ValueError(f"zero_shot is for objective contrastive, found {self.objective}")
         if self.objective != "assistant" and self.fit is not None:

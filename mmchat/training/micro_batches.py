@@ -65,7 +65,7 @@ class Packed(Sharing):
             tokens, views = self._sizes[too_large[0]]
             raise SharedError(
                 f"{len(too_large)} sample(s) fit into no forward: {record.where} (id {record.id}) has {tokens} tokens "
-                f"and {views} view(s) of pictures, but packing.tokens is {self._tokens} and packing.images "
+                f"and {views} view(s) of images, but packing.tokens is {self._tokens} and packing.images "
                 f"{config.packing.images}; allow more, or cut samples with max_length"
             )
 

@@ -30,7 +30,7 @@ class BlockTower(VisionTower):
     interpolation = "bicubic"
     """How they are interpolated."""
     patch_dropout = 0.0
-    """Share of each picture's patches that no block sees in training, drawn anew each time (Li et al. 2022, FLIP,
+    """Share of each image's patches that no block sees in training, drawn anew each time (Li et al. 2022, FLIP,
     arXiv:2212.00794)."""
     backbone: PreTrainedModel
     takes_attention = True
@@ -54,12 +54,12 @@ class BlockTower(VisionTower):
 
     @classmethod
     def size_of(cls, backbone: PreTrainedConfig) -> int:
-        """Side of the pictures in pixels."""
+        """Side of the images in pixels."""
         return _side(backbone.image_size)
 
     @classmethod
     def with_size(cls, backbone: dict[str, Any], image_size: int) -> dict[str, Any]:
-        """`TowerConfig.backbone` for pictures of another side."""
+        """`TowerConfig.backbone` for images of another side."""
         return {**backbone, "image_size": image_size}
 
     @property
@@ -204,7 +204,7 @@ def regridded(
 
 
 def refuse_margin(size: int, patch: int, merged: int = 1) -> None:
-    """Raises UserError if squares of `merged` x `merged` patches do not fill a picture of this size; names the sizes
+    """Raises UserError if squares of `merged` x `merged` patches do not fill an image of this size; names the sizes
     below and above where they do. Sizes are in pixels."""
     step = patch * merged
     if size < step or size % step:

@@ -1,4 +1,4 @@
-"""`mmchat vision inspect`: what a tower is, what it sees of a picture, and what it makes of that."""
+"""`mmchat vision inspect`: what a tower is, what it sees of an image, and what it makes of that."""
 
 from dataclasses import asdict, dataclass
 from math import isqrt
@@ -94,7 +94,7 @@ def _layout(source: str, trust_torchscript: bool) -> str:
 
 
 def in_words(how: Preprocessing, size: int) -> list[str]:
-    """What happens to a picture before a tower of `size` pixels sees it."""
+    """What happens to an image before a tower of `size` pixels sees it."""
     size_words = {"size": size, "edge": round(size / how.crop_fraction), "patches": how.max_patches}
     shift, scale = (", ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
     return [
@@ -104,13 +104,13 @@ def in_words(how: Preprocessing, size: int) -> list[str]:
 
 
 def seen_views(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """The tower's input for a picture, float32[squares, 3, S, S]; of native aspect the whole, float32[1, 3, H, W]."""
+    """The tower's input for an image, float32[squares, 3, S, S]; of native aspect the whole, float32[1, 3, H, W]."""
     views = normalise(preprocess(image, spec), spec)
     grid = spec.grid(image.size)
     return views if grid is None else joined(views, grid)[None]
 
 
-def as_pictures(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:
+def as_images(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:
     """The tower's input as a person sees it: normalisation undone."""
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (how.mean, how.std))
     shades = np.rint((views * std + mean) * 255).clip(0, 255).astype(np.uint8)
@@ -153,10 +153,10 @@ def as_colours(components: torch.Tensor) -> np.ndarray:
     return np.rint(((values - low) / spread).clip(0, 1) * 255).astype(np.uint8)
 
 
-def write_pictures(tower: VisionTower, image: Image.Image, out: Path) -> list[Path]:
-    """What the tower sees of a picture (`seen.png`), the three first principal components of its patch features as red,
+def write_images(tower: VisionTower, image: Image.Image, out: Path) -> list[Path]:
+    """What the tower sees of an image (`seen.png`), the three first principal components of its patch features as red,
     green and blue (`features.png`), and both side by side (`inspect.png`), in the folder `out`."""
-    views = as_pictures(seen_views(image, tower.spec), tower.spec.preprocessing)
+    views = as_images(seen_views(image, tower.spec), tower.spec.preprocessing)
     features = patch_features(tower, image)
     components, share = principal_components(features)
     # By whole pixels and patches: nothing is smoothed that the tower has not.
@@ -171,29 +171,29 @@ def write_pictures(tower: VisionTower, image: Image.Image, out: Path) -> list[Pa
         f"its features: {columns} x {rows}, {share:.0%} of their variance",
     )
     seen_sheet, coloured_sheet = _sheet(seen), _sheet(coloured)
-    pictures = {
+    images = {
         "seen.png": seen_sheet,
         "features.png": coloured_sheet,
         "inspect.png": _side_by_side([seen_sheet, coloured_sheet], told),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        picture.save(out / name)
-    return [out / name for name in pictures]
+    for name, ref in images.items():
+        ref.save(out / name)
+    return [out / name for name in images]
 
 
-def _enlarged(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.NEAREST)
+def _enlarged(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
-def _sheet(pictures: list[Image.Image]) -> Image.Image:
+def _sheet(images: list[Image.Image]) -> Image.Image:
     """Of one size, in reading order, in a block about as wide as high."""
-    columns = isqrt(len(pictures) - 1) + 1
-    right, down = (side + MARGIN for side in pictures[0].size)
-    rows = -(-len(pictures) // columns)
+    columns = isqrt(len(images) - 1) + 1
+    right, down = (side + MARGIN for side in images[0].size)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * right - MARGIN, rows * down - MARGIN), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * right, number // columns * down))
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * right, number // columns * down))
     return sheet
 
 

@@ -57,10 +57,10 @@ def load_tower(
             they hold; or a `.json` file holding a `TowerConfig`, which gives random weights. A name that is no local
             path is looked up on the Hugging Face hub.
         weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
-        image_size: side of the pictures in pixels, where it is to be another than the source's; learned positions are
+        image_size: side of the images in pixels, where it is to be another than the source's; learned positions are
             interpolated.
         trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
-        fit, tiling, max_patches: how pictures come to it, where not as the source says (`refitted`).
+        fit, tiling, max_patches: how images come to it, where not as the source says (`refitted`).
         settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
 
     Raises:
@@ -114,7 +114,7 @@ def recognised(source: Source) -> Layout:
 
 
 def processed_size(tower: VisionTower, image_size: int | None, path: Path) -> int | None:
-    """Side of the pictures that an image processor makes, where it is not the one that the network was made for.
+    """Side of the images that an image processor makes, where it is not the one that the network was made for.
 
     Raises:
         UserError: it does, and the family is not one that is used at any size.
@@ -124,7 +124,7 @@ def processed_size(tower: VisionTower, image_size: int | None, path: Path) -> in
     if tower.any_size:
         return image_size
     raise UserError(
-        f"the tower in {path} is made for pictures of {tower.spec.image_size} pixels and its image processor makes "
+        f"the tower in {path} is made for images of {tower.spec.image_size} pixels and its image processor makes "
         f"{image_size}; say which it is to be (--image-size), or mend the files"
     )
 

@@ -1,7 +1,7 @@
 """SAM's attention with decomposed relative positions (MViTv2, Li et al. 2022, arXiv:2112.01526) without N x N biases.
 
 Query q attends to key k with `scale * q.k + q.rows[row(q) - row(k)] + q.columns[column(q) - column(k)]`. transformers
-writes the last two out for all pairs, 805 MB in fp32 for one picture of 64 x 64 patches and 12 heads, and the attention
+writes the last two out for all pairs, 805 MB in fp32 for one image of 64 x 64 patches and 12 heads, and the attention
 that it then calls keeps the scores as well where the bias has a gradient. What this saves: bench/sam_attention.py.
 """
 

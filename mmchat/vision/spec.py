@@ -13,7 +13,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's training pictures (pytorch/examples, imagenet/main.py)."""
+"""Of ImageNet's training images (pytorch/examples, imagenet/main.py)."""
 HALF = (0.5, 0.5, 0.5)
 """As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
@@ -22,12 +22,12 @@ FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic")
 
 Grid = tuple[int, int]
-"""Rows and columns of the patches that a picture of native aspect has."""
+"""Rows and columns of the patches that an image of native aspect has."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture of any shape becomes the square that a tower sees, or the squares: each is a view. Of native aspect
+    """How an image of any shape becomes the square that a tower sees, or the squares: each is a view. Of native aspect
     it stays of its shape, and each of its patches is one.
 
     fit: squash          resize to the square, proportions lost (SigLIP)
@@ -86,7 +86,7 @@ class TowerSpec:
 
     @property
     def native(self) -> bool:
-        """Whether a view is a patch, and pictures need a grid."""
+        """Whether a view is a patch, and images need a grid."""
         return self.preprocessing.fit == "native"
 
     @property
@@ -95,16 +95,16 @@ class TowerSpec:
         return self.patch_size if self.native else self.image_size
 
     def grid(self, size: Size) -> Grid | None:
-        """Of a picture of this size; None where views are squares."""
+        """Of an image of this size; None where views are squares."""
         if not self.native:
             return None
         width, height = native_size(*size, self.patch_size, self.preprocessing.max_patches)
         return height // self.patch_size, width // self.patch_size
 
     def views(self, size: Size) -> int:
-        """How many views the tower has of a picture of this size; each takes as many slots as any other.
+        """How many views the tower has of an image of this size; each takes as many slots as any other.
 
-        This is all that the number of a picture's slots hangs on, so planning, rendering and collation ask here.
+        This is all that the number of an image's slots hangs on, so planning, rendering and collation ask here.
         """
         if grid := self.grid(size):
             return grid[0] * grid[1]
@@ -169,13 +169,13 @@ def refitted(
 
 
 def refuse_several_views(spec: TowerSpec, what: str) -> None:
-    """Raises UserError unless the tower sees one square of each picture; `what` needs that."""
+    """Raises UserError unless the tower sees one square of each image; `what` needs that."""
     if (fit := spec.preprocessing.fit) in ("tiles", "native"):
-        raise UserError(f"{what} takes one square of each picture, but the tower's fit is {fit!r}; give it another")
+        raise UserError(f"{what} takes one square of each image, but the tower's fit is {fit!r}; give it another")
 
 
 def refuse_unequal_views(specs: Sequence[TowerSpec]) -> None:
-    """Raises UserError where towers of one model would cut a picture into different views: slots are counted once."""
+    """Raises UserError where towers of one model would cut an image into different views: slots are counted once."""
     if len(specs) > 1 and any(spec.native for spec in specs):
         raise UserError(
             f"a tower of fit native must be the only one, found {', '.join(spec.preprocessing.fit for spec in specs)}: "
@@ -185,6 +185,6 @@ def refuse_unequal_views(specs: Sequence[TowerSpec]) -> None:
     if len(ways) > 1:
         found = "; ".join(f"fit {s.preprocessing.fit} {s.preprocessing.tiling or ''} at {s.image_size}" for s in specs)
         raise UserError(
-            f"all towers must see the same tiles of a picture, or all of them one square, found {found}; give them one "
+            f"all towers must see the same tiles of an image, or all of them one square, found {found}; give them one "
             "fit, tiling and image size"
         )

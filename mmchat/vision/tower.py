@@ -28,8 +28,8 @@ class TowerOutput(ModelOutput):
 class VisionTower(nn.Module, ABC):
     """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`.
 
-    Where `spec.native`, B counts the patches of all pictures, one picture after another in reading order, H and W are a
-    patch's, and `forward` has to be told the pictures' `grids` as well.
+    Where `spec.native`, B counts the patches of all images, one image after another in reading order, H and W are a
+    patch's, and `forward` has to be told the images' `grids` as well.
     """
 
     backbone: nn.Module
@@ -43,7 +43,7 @@ class VisionTower(nn.Module, ABC):
     """Whether the original is used at other sizes than its positions were learned at (DINOv2), so that of two sizes
     that a source names the one of its image processor is taken."""
     any_aspect = False
-    """Whether pictures may keep their aspect (fit native); `forward` then takes `grids`."""
+    """Whether images may keep their aspect (fit native); `forward` then takes `grids`."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class VisionTower(nn.Module, ABC):
             raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
 
     def fit_by(self, fit: Fit) -> None:
-        """Be a tower that was trained on pictures fitted in this way. Raises UserError: the family cannot have it."""
+        """Be a tower that was trained on images fitted in this way. Raises UserError: the family cannot have it."""
         self.config = refitted(self.config, fit)
         self.spec = self.spec_of(self.config)
 
@@ -106,11 +106,11 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def resized(self, image_size: int, keep_positions: bool = False) -> "VisionTower":
-        """A tower with the same weights for pictures of another size, as the original does it: learned positions are
-        stretched over the new grid, for the same pictures with more pixels.
+        """A tower with the same weights for images of another size, as the original does it: learned positions are
+        stretched over the new grid, for the same images with more pixels.
 
         keep_positions: patches keep the positions that they have, counted from the upper left, and those beyond take
-        the nearest; for pictures that show more, as large as before (pages that grow).
+        the nearest; for images that show more, as large as before (pages that grow).
 
         Raises:
             UserError: the original cannot, or not to this size.

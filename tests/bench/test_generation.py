@@ -39,7 +39,7 @@ def test_lengths_are_those_that_the_readme_states():
 
 @pytest.mark.slow
 def test_the_whole_program(tmp_path):
-    words = ["--shape", "tiny", "--pictures", "10", "--rounds", "1", "--out", str(tmp_path / "out.json")]
+    words = ["--shape", "tiny", "--images", "10", "--rounds", "1", "--out", str(tmp_path / "out.json")]
     done = subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "in batches of 16" in done.stdout and "ids in fp32 are equal" in done.stdout

@@ -1,4 +1,4 @@
-"""The measurement of reading pictures: its arithmetic, and the whole program on one picture of each size."""
+"""The measurement of reading images: its arithmetic, and the whole program on one image of each size."""
 
 import json
 import subprocess
@@ -18,13 +18,13 @@ def test_the_line_tells_medians_and_whether_bits_are_equal():
         for a, b in ((100, 150), (10, 160), (120, 170))
     ]
     line = data.told(case, rounds, {"ours": 0.0, "ours_drafted": 0.0041})
-    assert line.startswith("640x480 to 224: 1.60 x the pictures/s of A (160 against 100), bit-equal; with draft 3.00 x")
+    assert line.startswith("640x480 to 224: 1.60 x the images/s of A (160 against 100), bit-equal; with draft 3.00 x")
     assert "differs by 1.0e-06" in data.told(case, rounds, {"ours": 1e-6, "ours_drafted": 0.0})
 
 
 @pytest.mark.slow
 def test_the_whole_program(tmp_path):
-    words = ["--pictures", "1", "--rounds", "1", "--seconds", "0.01", "--out", str(tmp_path / "out.json")]
+    words = ["--images", "1", "--rounds", "1", "--seconds", "0.01", "--out", str(tmp_path / "out.json")]
     done = subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("bit-equal") == len(data.CASES) == 4

@@ -21,8 +21,8 @@ def ckpt(make_tower, data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classes(picture, tmp_path_factory):
-    return write_classes(tmp_path_factory.mktemp("classes"), picture, {"cat": 3, "dog": 5, "house [x]": 2})
+def classes(make_image, tmp_path_factory):
+    return write_classes(tmp_path_factory.mktemp("classes"), make_image, {"cat": 3, "dog": 5, "house [x]": 2})
 
 
 def slow_probabilities(ckpt, files, labels, prompts):
@@ -62,20 +62,20 @@ def test_classify_tells_what_it_could_not_read(run, ckpt, classes, tmp_path):
     words = ["clip", "classify", ckpt, tmp_path / "broken.jpg", "--labels", "cat,dog", "--json"]
     status, out, err = run(*words, classes / "cat")
     assert status == 0 and "error" in json.loads(out.splitlines()[0]) and len(out.splitlines()) == 4
-    assert err == "1 of 4 pictures could not be read\n"
+    assert err == "1 of 4 images could not be read\n"
     status, _, err = run(*words)
-    assert status == 2 and err.endswith("error: none of the pictures could be read\n")
+    assert status == 2 and err.endswith("error: none of the images could be read\n")
 
 
 def test_eval(run, ckpt, classes, tmp_path):
     status, out, _ = run("clip", "eval", ckpt, classes, "--out", tmp_path, "--prompts", "{}", "--batch-size", 4)
     assert status == 0
     data = read_labelled(classes)
-    files = [picture.name for picture in data.pictures]
+    files = [image.name for image in data.images]
     likely = slow_probabilities(ckpt, files, data.classes, ["{}"])
     right = likely.argmax(axis=1) == data.targets
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["top1"] == right.mean() and (scores["pictures"], scores["classes"]) == (10, 3)
+    assert scores["top1"] == right.mean() and (scores["images"], scores["classes"]) == (10, 3)
     assert scores["class/dog"] == right[3:8].mean() and "top5" not in scores
     assert scores["mean_per_class"] == pytest.approx(np.mean([right[:3].mean(), right[3:8].mean(), right[8:].mean()]))
     assert scores["top1/low"] < scores["top1"] < scores["top1/high"]
@@ -92,7 +92,7 @@ def test_eval(run, ckpt, classes, tmp_path):
     assert np.array_equal(result.confusion(), counts)
 
 
-def test_top5_and_a_class_without_pictures(ckpt, classes, tmp_path):
+def test_top5_and_a_class_without_images(ckpt, classes, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({name: name for name in ["cat", "dog", "house [x]", *"uvwxyz"]}))
     from mmchat.data.labelled import read_names
 
@@ -107,7 +107,7 @@ def test_top5_and_a_class_without_pictures(ckpt, classes, tmp_path):
 def test_eval_retrieval(run, ckpt, classes, tmp_path):
     files = sorted(classes.glob("*/*.png"))
     captions = [f"{file.parent.name} {file.stem}" for file in files]
-    captions[1] = captions[0]  # either picture is right for it
+    captions[1] = captions[0]  # either image is right for it
     rows = [
         {"image": str(file.relative_to(classes)), "caption": text} for file, text in zip(files, captions, strict=True)
     ]
@@ -138,11 +138,11 @@ def test_search(run, ckpt, classes, tmp_path):
     status, out, err = run("clip", "search", "query", index, "a cat", "--top", 3, "--html", sheet)
     assert (status, err) == (0, "") and out.endswith(f"{sheet}\n")
     assert sheet.read_text().count("<figure>") == 3
-    picture = classes / "dog" / "2.png"
-    status, out, _ = run("clip", "search", "query", index, "--image", picture, "--ckpt", ckpt)
+    image = classes / "dog" / "2.png"
+    status, out, _ = run("clip", "search", "query", index, "--image", image, "--ckpt", ckpt)
     assert status == 0 and "1.000" in next(line for line in out.splitlines() if " 1 " in line)
-    status, _, err = run("clip", "search", "query", index, "a cat", "--image", picture)
-    assert (status, err) == (2, "error: what to look for? give a text, or --image PICTURE; one of them\n")
+    status, _, err = run("clip", "search", "query", index, "a cat", "--image", image)
+    assert (status, err) == (2, "error: what to look for? give a text, or --image IMAGE; one of them\n")
 
 
 LONG = "word " * 40

@@ -13,9 +13,9 @@ from mmchat.inference import Generator
 
 
 @pytest.fixture
-def image(tmp_path, picture):
-    path = tmp_path / "picture.png"
-    picture().save(path)
+def image(tmp_path, make_image):
+    path = tmp_path / "image.png"
+    make_image().save(path)
     return path
 
 
@@ -140,9 +140,9 @@ def test_chat_remembers_the_conversation(run, assistant_dir, image, monkeypatch)
     asked = []
     original = Generator.stream
 
-    def stream(self, question, pictures, history, **options):
-        asked.append((question, len(pictures), [message["role"] for message in history]))
-        return original(self, question, pictures, history, **options)
+    def stream(self, question, images, history, **options):
+        asked.append((question, len(images), [message["role"] for message in history]))
+        return original(self, question, images, history, **options)
 
     monkeypatch.setattr(Generator, "stream", stream)
     typed = [f"/image {image}", "What?", "", "And now?", "/image nowhere.png", "/new", "Hello"]
@@ -153,11 +153,11 @@ def test_chat_remembers_the_conversation(run, assistant_dir, image, monkeypatch)
     assert "image nowhere.png does not exist" in err
 
 
-def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path, picture):
-    folder, out_file = tmp_path / "pictures", tmp_path / "captions.jsonl"
+def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path, make_image):
+    folder, out_file = tmp_path / "images", tmp_path / "captions.jsonl"
     folder.mkdir()
     for number in range(2):
-        picture(number).save(folder / f"{number}.png")
+        make_image(number).save(folder / f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     words = ["caption", assistant_dir, folder, "--out", out_file, "--max-new-tokens", 4, "--batch-size", 2]
     status, out, _ = run(*words)
@@ -186,7 +186,7 @@ def test_init_writes_a_directory_that_chats(run, language_json, data_dir, tmp_pa
     assert "is a config without a tokenizer; name one with --tokenizer" in err
 
 
-def test_init_with_tiles(run, language_json, data_dir, tmp_path, picture):
+def test_init_with_tiles(run, language_json, data_dir, tmp_path, make_image):
     words = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4"]
     words += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
     status, _, err = run(*words, "--max-tiles", 3)
@@ -199,7 +199,7 @@ def test_init_with_tiles(run, language_json, data_dir, tmp_path, picture):
     preprocessing = json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["preprocessing"]
     assert preprocessing["fit"] == "tiles"
     assert preprocessing["tiling"] == {"min_tiles": 1, "max_tiles": 3, "thumbnail": True}
-    picture(width=90, height=30).save(tmp_path / "wide.png")
+    make_image(width=90, height=30).save(tmp_path / "wide.png")
     words = ["chat", tmp_path / "model", "What?", "--image", tmp_path / "wide.png", "--max-new-tokens", 2]
     assert run(*words)[0] == 0
 

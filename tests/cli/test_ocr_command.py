@@ -9,12 +9,12 @@ from mmchat.inference import Generator
 
 
 @pytest.fixture
-def scans(tmp_path, picture):
+def scans(tmp_path, make_image):
     folder = tmp_path / "scans"
     folder.mkdir()
     for number in range(2):
-        picture(number).save(folder / f"{number}.png")
-    picture(3, 20, 60).save(folder / "tall.pdf", format="PDF", resolution=72)
+        make_image(number).save(folder / f"{number}.png")
+    make_image(3, 20, 60).save(folder / "tall.pdf", format="PDF", resolution=72)
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4")
     return folder
 

@@ -41,7 +41,7 @@ def ids_with_ends(vocabulary, lengths, width, pad=0):
     return ids.masked_fill(~mask, pad), mask.long()
 
 
-def pictures(size, count=3):
+def images(size, count=3):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(4))
 
 
@@ -154,7 +154,7 @@ def test_open_clip(tmp_path, prefix, quick_gelu):
     }
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
     activation = slow_clip.quick_gelu if quick_gelu else F.gelu
-    pixels, (ids, mask) = pictures(16), ids_with_ends(60, (5, 12, 7), 12)
+    pixels, (ids, mask) = images(16), ids_with_ends(60, (5, 12, 7), 12)
     expected = clip_reference(state, pixels, ids, activation, heads=4, text_heads=3)
     assert_computes(load_clip(tmp_path), pixels, ids, mask, *expected)
 
@@ -175,7 +175,7 @@ def test_open_clip_siglip(tmp_path):
     scale, bias = text.pop("logit_scale").reshape(1).abs() + 4.7, torch.full((1,), -12.0)
     state = {f"visual.trunk.{k}": v for k, v in tower.items()} | {f"text.{k}": v for k, v in text.items()}
     save_file(state | {"logit_scale": scale, "logit_bias": bias}, tmp_path / "m.safetensors")
-    pixels, (ids, mask) = pictures(32), ids_with_ends(60, (3, 8, 6), 8, pad=1)
+    pixels, (ids, mask) = images(32), ids_with_ends(60, (3, 8, 6), 8, pad=1)
     image = slow_clip.siglip(tower, pixels, 12)[1]
     hidden = slow_clip.text(text, ids, 12, lambda x: F.gelu(x, approximate="tanh"), causal=False, eps=1e-6)
     feature = slow_clip.apply(text, "text_projection.", hidden[:, -1])
@@ -219,7 +219,7 @@ def clip_directory(request, tmp_path_factory):
 
 def test_transformers_clip(clip_directory):
     theirs, directory = clip_directory
-    pixels, (ids, mask) = pictures(16), ids_with_ends(60, (5, 12, 7), 12, pad=0)
+    pixels, (ids, mask) = images(16), ids_with_ends(60, (5, 12, 7), 12, pad=0)
     with torch.no_grad():
         expected = theirs(ids, pixels, mask)
     model = load_clip(directory)
@@ -231,7 +231,7 @@ def test_transformers_clip_of_version_4(clip_directory, tmp_path):
     theirs, _ = clip_directory
     theirs.save_pretrained(tmp_path)
     prefixed_as_in_v4(tmp_path)
-    pixels, (ids, mask) = pictures(16), ids_with_ends(60, (5,), 12)
+    pixels, (ids, mask) = images(16), ids_with_ends(60, (5,), 12)
     with torch.no_grad():
         assert_alike(load_clip(tmp_path)(pixels[:1], ids, mask)[1], theirs(ids, pixels[:1], mask).text_embeds)
 
@@ -243,7 +243,7 @@ def test_transformers_siglip(tmp_path):
     theirs.logit_scale.data.fill_(4.9)
     theirs.logit_bias.data.fill_(-11.0)
     theirs.save_pretrained(tmp_path)
-    pixels, (ids, mask) = pictures(16), ids_with_ends(60, (5, 8, 7), 8, pad=1)
+    pixels, (ids, mask) = images(16), ids_with_ends(60, (5, 8, 7), 8, pad=1)
     with torch.no_grad():
         expected = theirs(ids, pixels)
     model = load_clip(tmp_path)

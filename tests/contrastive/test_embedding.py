@@ -1,4 +1,4 @@
-"""Vectors of pictures and texts: the model's own, whoever shares a batch; what it cannot read is told."""
+"""Vectors of images and texts: the model's own, whoever shares a batch; what it cannot read is told."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def directory(make_tower, data_dir, tmp_path_factory):
     return write_clip(make_tower(), words, tmp_path_factory.mktemp("clip") / "model")
 
 
-def test_the_models_own_vectors(directory, picture):
+def test_the_models_own_vectors(directory, make_image):
     embedder, model = Embedder.open(directory), load_clip(directory).eval()
-    pictures = [picture(number, width=30 + number) for number in range(3)]
-    pixels = torch.from_numpy(normalise([preprocess(one, embedder.spec)[0] for one in pictures], embedder.spec))
+    images = [make_image(number, width=30 + number) for number in range(3)]
+    pixels = torch.from_numpy(normalise([preprocess(one, embedder.spec)[0] for one in images], embedder.spec))
     with torch.no_grad():
-        np.testing.assert_allclose(embedder.images(pictures), model.encode_image(pixels), **CLOSE)
-        texts = ["a cat", "a picture of a long red house", ""]
+        np.testing.assert_allclose(embedder.images(images), model.encode_image(pixels), **CLOSE)
+        texts = ["a cat", "an image of a long red house", ""]
         vectors = embedder.texts(texts)
         for text, vector in zip(texts, vectors, strict=True):
             ids = torch.tensor([embedder.ids(text)])

@@ -44,14 +44,14 @@ def ours(request, tmp_path, merges_file):
 
 
 @torch.no_grad()
-def test_transformers_alone_computes_the_same(ours, tmp_path, picture, capsys):
+def test_transformers_alone_computes_the_same(ours, tmp_path, make_image, capsys):
     main(["clip", "export", str(ours), "--out", str(tmp_path / "out")])
     embedder, texts = Embedder.open(ours), ["a dog", "words and words"]
     model = AutoModel.from_pretrained(tmp_path / "out").eval()
     assert type(model).__name__ in capsys.readouterr().out
     sigmoid = isinstance(model, SiglipModel)
     words, looks = (auto.from_pretrained(tmp_path / "out") for auto in (AutoTokenizer, AutoImageProcessor))
-    images = [picture(1).resize((40, 24)), picture(2)]
+    images = [make_image(1).resize((40, 24)), make_image(2)]
     padding = {"padding": "max_length", "max_length": 16} if sigmoid else {"padding": True}
     inputs = words(texts, return_tensors="pt", **padding)
     mask = {} if sigmoid else {"attention_mask": inputs.attention_mask}

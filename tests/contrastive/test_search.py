@@ -1,4 +1,4 @@
-"""An index is what the model says of each picture, is brought up to date, and survives being killed."""
+"""An index is what the model says of each image, is brought up to date, and survives being killed."""
 
 import os
 import sqlite3
@@ -20,11 +20,11 @@ def embedder(make_tower, data_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
-    root = tmp_path / "pictures"
+def folder(tmp_path, make_image):
+    root = tmp_path / "images"
     (root / "deep").mkdir(parents=True)
     for number in range(7):
-        picture(number).save(root / ("deep" if number % 2 else ".") / f"{number}.png")
+        make_image(number).save(root / ("deep" if number % 2 else ".") / f"{number}.png")
     (root / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     return root
 
@@ -44,19 +44,19 @@ def test_the_nearest_by_cosine(embedder, folder, tmp_path):
     hits = index.nearest(query, 4)
     assert [hit.path for hit in hits] == [index.paths[i] for i in np.argsort(-similarities)[:4]]
     assert [hit.similarity for hit in hits] == pytest.approx(sorted(similarities, reverse=True)[:4], abs=1e-5)
-    # A picture finds itself; no more pictures come than there are.
+    # An image finds itself; no more images come than there are.
     found = index.nearest(embedder.images([load_image(folder / "deep" / "3.png")])[0], 100)
     assert found[0].path == folder / "deep" / "3.png" and found[0].similarity == pytest.approx(1, abs=1e-5)
     assert len(found) == 7
 
 
-def test_brought_up_to_date(embedder, folder, tmp_path, picture, monkeypatch):
+def test_brought_up_to_date(embedder, folder, tmp_path, make_image, monkeypatch):
     out = tmp_path / "index"
     index_folder(embedder, "clip", folder, out)
     assert counts(index_folder(embedder, "clip", folder, out)) == (0, 7, 0, ["broken.jpg"])
-    picture(50, width=44).save(folder / "0.png")
+    make_image(50, width=44).save(folder / "0.png")
     (folder / "2.png").unlink()
-    picture(51).save(folder / "broken.jpg")
+    make_image(51).save(folder / "broken.jpg")
     assert counts(index_folder(embedder, "clip", folder, out)) == (2, 5, 1, [])
     index = Index(out)
     images = [load_image(path) for path in index.paths]
@@ -68,11 +68,11 @@ def test_goes_on_where_it_was_killed(embedder, folder, tmp_path, monkeypatch):
     looked = []
     original = Embedder.images
 
-    def images(self, pictures):
-        looked.append(len(pictures))
+    def images(self, refs):
+        looked.append(len(refs))
         if len(looked) == 4:  # the model's probe and two batches came before
             raise KeyboardInterrupt
-        return original(self, pictures)
+        return original(self, refs)
 
     monkeypatch.setattr(Embedder, "images", images)
     with pytest.raises(KeyboardInterrupt):
@@ -83,8 +83,8 @@ def test_goes_on_where_it_was_killed(embedder, folder, tmp_path, monkeypatch):
     assert counts(index_folder(embedder, "clip", folder, out)) == (7 - kept, kept, 0, ["broken.jpg"])
 
 
-def test_file_names_of_any_bytes(embedder, folder, tmp_path, picture):
-    picture(60).save(tmp_path / "plain.png")
+def test_file_names_of_any_bytes(embedder, folder, tmp_path, make_image):
+    make_image(60).save(tmp_path / "plain.png")
     strange = os.fsdecode(b"caf\xe9 <b>.png")
     (tmp_path / "plain.png").rename(folder / strange)
     index_folder(embedder, "clip", folder, tmp_path / "index")
@@ -101,7 +101,7 @@ def test_mistakes(embedder, folder, tmp_path, make_tower, data_dir):
     with pytest.raises(UserError, match="index does not exist; make it with `mmchat clip search index"):
         Index(out)
     index_folder(embedder, "clip", folder / "deep", out)
-    with pytest.raises(UserError, match=r"is an index of .*deep, not of .*pictures; name another --out"):
+    with pytest.raises(UserError, match=r"is an index of .*deep, not of .*images; name another --out"):
         index_folder(embedder, "clip", folder, out)
     words = data_dir / "tokenizers" / "llama_like_legacy_false"
     other = Embedder.open(write_clip(make_tower(seed=5, backbone={"hidden_size": 40}), words, tmp_path / "other"))
@@ -111,7 +111,7 @@ def test_mistakes(embedder, folder, tmp_path, make_tower, data_dir):
     (tmp_path / "text").write_text("no data base " * 100)
     sqlite3.connect(tmp_path / "alien").execute("CREATE TABLE x (y)").connection.close()
     for name in ("text", "alien"):
-        with pytest.raises(UserError, match="cannot be used as an index of pictures"):
+        with pytest.raises(UserError, match="cannot be used as an index of images"):
             Index(tmp_path / name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image found in"):

@@ -24,17 +24,17 @@ def view(image, number, **how):
     return np.asarray(random_view(image, 20, AugmentationConfig(**how), np.random.default_rng(number)))
 
 
-def test_views_are_drawn_from_the_generator_alone(picture):
-    image = picture(0, 60, 40)
+def test_views_are_drawn_from_the_generator_alone(make_image):
+    image = make_image(0, 60, 40)
     assert view(image, 1).shape == (20, 20, 3)
     assert np.array_equal(view(image, 1), view(image, 1))
     assert len({view(image, number).tobytes() for number in range(20)}) == 20
 
 
-def test_what_is_switched_off_changes_nothing(picture):
-    image = picture(0, 20, 20)
+def test_what_is_switched_off_changes_nothing(make_image):
+    image = make_image(0, 20, 20)
     whole = np.asarray(image)
-    # Only the whole picture has its area; other aspects do not fit, and then the middle is taken.
+    # Only the whole image has its area; other aspects do not fit, and then the middle is taken.
     without_jitter = [view(image, number, **STILL) for number in range(8)]
     assert all(np.abs(one.astype(int) - whole).max() <= 8 for one in without_jitter)  # through HSV and back
     flipped = view(image, 0, **STILL | {"flip": 1})
@@ -48,8 +48,8 @@ def test_what_is_switched_off_changes_nothing(picture):
     )
 
 
-def test_a_warped_view_is_bent_and_near(picture):
-    image = picture(0, 20, 20)
+def test_a_warped_view_is_bent_and_near(make_image):
+    image = make_image(0, 20, 20)
     still, bent = (view(image, 3, **STILL | {"warp": warp}).astype(float) for warp in (0, 1))
     assert np.abs(bent - still).mean() > 20
     white = Image.new("RGB", (20, 20), "white")
@@ -57,8 +57,8 @@ def test_a_warped_view_is_bent_and_near(picture):
     assert (middle == 255).all()
 
 
-def test_crops_keep_within_their_area(picture):
-    """Of a picture whose shade tells the column, a crop shows a stretch as wide as its area and aspect allow."""
+def test_crops_keep_within_their_area(make_image):
+    """Of an image whose shade tells the column, a crop shows a stretch as wide as its area and aspect allow."""
     ramp = Image.fromarray(np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2))
     how = STILL | {"crop_area": (0.25, 0.25)}
     widths = [int(np.ptp(view(ramp, number, **how)[..., 0])) for number in range(40)]
@@ -78,7 +78,7 @@ def test_colours():
 def config(tmp_path, make_tower):
     def make(**changes):
         path = tmp_path / "data"
-        data = path / "records.json" if path.exists() else write_records(path, 12, pictures=1)
+        data = path / "records.json" if path.exists() else write_records(path, 12, images=1)
         values = run_values(tmp_path, tmp_path / "tower", data, batch_size=4, objective="simclr", **changes)
         return validate(RunConfig, values | {"trainable": {"towers": "full", "head": "full"}}, "test")
 
@@ -97,14 +97,14 @@ def test_views_hang_on_seed_and_step_and_nothing_else(config, tmp_path):
     for same in (pixels(config(micro_batch_size=1, workers=1), tmp_path), [None, *pixels(config(), tmp_path, done=1)]):
         for ours, other in zip(whole[1:], same[1:], strict=True):
             assert torch.equal(ours, other)
-    # Both views of a picture, and those of one step and another, are different ones.
+    # Both views of an image, and those of one step and another, are different ones.
     repeated = pixels(config(steps=6), tmp_path)
     everything = torch.cat(repeated).flatten(1)
     assert len(everything.unique(dim=0)) == len(everything)
     assert not torch.equal(pixels(config(seed=1), tmp_path)[0], whole[0])
 
 
-def test_a_record_needs_one_picture(config):
+def test_a_record_needs_one_image(config):
     objective = SimCLRObjective(config())
     with pytest.raises(ValueError, match="expected one image, found 0"):
         objective.augment([], 0, 0)
@@ -131,7 +131,7 @@ def test_the_head_is_dropped(config, tmp_path, layers):
 def test_a_run_leaves_a_tower(tmp_path, make_tower):
     """With every rank's micro-batches and a validation; the same whatever they are."""
     save_tower(make_tower(seed=2), tmp_path / "tower")
-    data = write_records(tmp_path / "data", 12, pictures=1)
+    data = write_records(tmp_path / "data", 12, images=1)
     values = run_values(tmp_path, tmp_path / "tower", data, objective="simclr", batch_size=4, steps=3)
     values |= {"trainable": {"towers": "full", "head": "full"}, "validation": {"path": str(data), "every": 3}}
     found = []

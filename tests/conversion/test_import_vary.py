@@ -84,7 +84,7 @@ def weights(folder):
 
 
 def run(model, expected):
-    """The second row has no picture."""
+    """The second row has no image."""
     inputs = {name: expected[name] for name in ("input_ids", "labels")}
     return model(**inputs, pixel_values=expected["images_high"][:, 0])
 
@@ -289,7 +289,7 @@ def test_qwen_computes_what_its_formulas_say(qwen):
 
 
 def slow_vary_qwen(state, folder, ids, pixels):
-    """vary_qwen_vary.py and modeling_qwen.py for one row with one picture, a head and a position at a time."""
+    """vary_qwen_vary.py and modeling_qwen.py for one row with one image, a head and a position at a time."""
     part = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
     clip = CLIPVisionModel(CLIPVisionConfig(**CLIP)).eval()
     place = "vision_tower.vision_model."

@@ -25,7 +25,7 @@ def command(capsys, *words) -> tuple[int, str, str]:
 
 
 def scene(seed: int, width: int = 64, height: int = 64) -> Image.Image:
-    """A picture with something in it; another seed is another picture."""
+    """An image with something in it; another seed is another image."""
     blocks = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -37,7 +37,7 @@ def record(name: str, image: str | None = None, question: str = "", answer: str 
 
 
 def ten_records(tmp_path: Path) -> Path:
-    """Ten records with a picture each: c has an empty answer, e no picture, g a turned one; i repeats h."""
+    """Ten records with an image each: c has an empty answer, e no image, g a turned one; i repeats h."""
     for number, name in enumerate("abcdefghij"):
         scene(number).save(tmp_path / f"{name}.png")
     exif = Image.Exif()

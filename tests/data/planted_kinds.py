@@ -151,7 +151,7 @@ FAULTS: dict[str, list[Callable[["Garden"], dict | list | bytes]]] = {
     "malformed_record": [
         lambda g: [1, 2],
         lambda g: with_turns(g.record(), [{"from": "human", "value": 3}]),
-        lambda g: {"id": "x", "picture": g.shared()},
+        lambda g: {"id": "x", "image": g.shared()},
     ],
     "nothing_to_learn": [
         lambda g: g.talk(("human", g.question())),

@@ -1,6 +1,6 @@
 """Data sets with known faults at random places, each beside something sound that looks like it.
 
-Nothing here is taken from the code that is to find them: kinds are words, pictures are made by hand.
+Nothing here is taken from the code that is to find them: kinds are words, images are made by hand.
 """
 
 import itertools
@@ -44,7 +44,7 @@ class Garden:
         return f"shared/{self.random.randrange(SHARED)}.png"
 
     def own(self, suffix: str = "png", data: bytes | None = None, image: Image.Image | None = None, **options) -> str:
-        """A new picture file of the given bytes, or of an image; its path as records write it."""
+        """A new image file of the given bytes, or of an image; its path as records write it."""
         name = f"own/{next(self.serial)}.{suffix}"
         if data is not None:
             (self.root / name).write_bytes(data)
@@ -76,7 +76,7 @@ class Garden:
         return record if image is None else {**record, "image": image}
 
     def talk(self, *turns: tuple[str, str], **more) -> dict:
-        """A record with these turns and a picture in front of the first human one."""
+        """A record with these turns and an image in front of the first human one."""
         record = self.record(**more)
         human = next(number for number, (speaker, _) in enumerate(turns) if speaker == "human")
         record["conversations"] = [
@@ -90,7 +90,7 @@ class Garden:
         return self.record(question=f"{self.question()} {value}")
 
     def repeated(self, **changes) -> dict:
-        """The same picture and words as an earlier plain record, under another name."""
+        """The same image and words as an earlier plain record, under another name."""
         return {**json.loads(json.dumps(self.random.choice(self.plain))), "id": f"r{next(self.serial)}", **changes}
 
     def as_long_as(self, tokens: int) -> dict:

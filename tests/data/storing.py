@@ -25,7 +25,7 @@ def write_parquet(path: Path, items: list, root: Path) -> Path:
     rows = [
         {
             "id": item["id"],
-            "images": [{"bytes": (root / name).read_bytes(), "path": name} for name in pictures_of(item)],
+            "images": [{"bytes": (root / name).read_bytes(), "path": name} for name in images_of(item)],
             "conversations": item["conversations"],
         }
         for item in items
@@ -38,7 +38,7 @@ def write_tar(path: Path, items: list, root: Path) -> Path:
     """As the webdataset package writes it: key.json and key.png, or key.0.png, key.1.png."""
     with tarfile.open(path, "w") as tar:
         for number, item in enumerate(items):
-            names = pictures_of(item)
+            names = images_of(item)
             add(tar, f"{number:04}.json", json.dumps(item).encode())
             for place, name in enumerate(names):
                 middle = f"{place}." if len(names) > 1 else ""
@@ -58,6 +58,6 @@ def write_csv(path: Path, rows: list[list[str]]) -> Path:
     return path
 
 
-def pictures_of(item: dict) -> list[str]:
+def images_of(item: dict) -> list[str]:
     names = item.get("image", [])
     return [names] if isinstance(names, str) else names

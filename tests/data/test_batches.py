@@ -40,7 +40,7 @@ def sample(ids, images=0, name="a", labels=True, seed=0):
     return Sample(0, name, Encoded(ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels))
 
 
-def test_padding_labels_and_pictures(collate):
+def test_padding_labels_and_images(collate):
     long, short = sample([1, SLOT, SLOT, SLOT, SLOT, 5], images=2), sample([1, SLOT, SLOT], images=1, seed=1, name="b")
     batch = collate([long, sample([1, 2], name="c"), short])
     assert batch.input_ids.tolist() == [[1, 7, 7, 7, 7, 5], [1, 2, PAD, PAD, PAD, PAD], [1, 7, 7, PAD, PAD, PAD]]
@@ -49,8 +49,8 @@ def test_padding_labels_and_pictures(collate):
     assert batch.labels.tolist() == [[no, 7, 7, 7, 7, 5], [no, 2, no, no, no, no], [no, 7, 7, no, no, no]]
     assert (batch.ids, batch.images, batch.tokens, batch.supervised) == (["a", "c", "b"], 3, 11, 8)
     for tower, spec in enumerate(SPECS):
-        pictures = [*long.encoded.pixels, *short.encoded.pixels]
-        expected = normalise(np.concatenate([picture[tower] for picture in pictures]), spec)
+        images = [*long.encoded.pixels, *short.encoded.pixels]
+        expected = normalise(np.concatenate([image[tower] for image in images]), spec)
         assert torch.equal(batch.pixel_values[tower], torch.from_numpy(expected))
 
 
@@ -58,7 +58,7 @@ def test_the_first_position_of_a_row_predicts_nothing(collate):
     assert collate([Sample(0, "a", Encoded([1, 2, 3], [1, 2, 3], []))]).supervised == 2
 
 
-def test_without_pictures_or_labels(collate):
+def test_without_images_or_labels(collate):
     batch = collate([sample([1, 2, 3], labels=False)])
     assert batch.pixel_values is None
     assert (batch.images, batch.supervised) == (0, 0)
@@ -105,7 +105,7 @@ def dataset(tiny_records, tmp_path):
 
 
 def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
-    (tiny_records.parent / "1.png").write_bytes(b"no longer a picture")
+    (tiny_records.parent / "1.png").write_bytes(b"no longer an image")
     answers = [dataset[index] for index in range(len(dataset))]
     assert [type(answer) for answer in answers] == [Rejected, Sample, Rejected, Sample]
     assert answers[0] == Rejected(f"{tiny_records}:record 1", "text", "too long")
@@ -186,8 +186,8 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
         alone = 0
         for index in range(len(mixture)):
             sample = dataset[index]
-            pictures = [picture.open() for picture in mixture.find(index)[1].pictures]
-            pixels = processor.image_processor(pictures) if pictures else {}
+            opened = [ref.open() for ref in mixture.find(index)[1].images]
+            pixels = processor.image_processor(opened) if opened else {}
             ids, labels = torch.tensor([sample.encoded.input_ids]), torch.tensor([sample.encoded.labels])
             alone += model(ids, labels=labels, **pixels).loss * (labels[:, 1:] != IGNORE_INDEX).sum()
     torch.testing.assert_close(together, alone / batch.supervised, atol=1e-5, rtol=0)

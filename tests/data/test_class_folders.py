@@ -8,12 +8,12 @@ from mmchat.errors import UserError
 
 
 @pytest.fixture
-def folders(tmp_path, picture):
-    root = tmp_path / "pictures"
+def folders(tmp_path, make_image):
+    root = tmp_path / "images"
     for name in ("dog/b.png", "dog/deeper/a.jpg", "cat/z.PNG"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        picture().save(root / name)
-    (root / "dog" / "notes.txt").write_text("no picture")
+        make_image().save(root / name)
+    (root / "dog" / "notes.txt").write_text("no image")
     return root
 
 
@@ -22,21 +22,21 @@ def test_records_come_class_by_class(folders):
     records = list(source)
     assert [record.id for record in records] == ["cat/z.PNG", "dog/b.png", "dog/deeper/a.jpg"]
     assert [record.messages[-1]["content"] for record in records] == ["cat", "dog", "dog"]
-    assert records[2].pictures[0].open().size == (30, 22)
+    assert records[2].images[0].open().size == (30, 22)
     digest = source.digest()
     (folders / "cat" / "z.PNG").write_bytes((folders / "cat" / "z.PNG").read_bytes() + b"\0")
     assert open_source(folders).digest() != digest
 
 
-def test_labelled_pictures_are_read_from_there(folders):
+def test_labelled_images_are_read_from_there(folders):
     found = read_labelled(folders)
     assert (found.targets, found.classes) == ([0, 1, 1], ["cat", "dog"])
 
 
-def test_mistakes(folders, picture):
+def test_mistakes(folders, make_image):
     (folders / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no picture; remove it, or fill it"):
+    with pytest.raises(UserError, match="empty holds no image; remove it, or fill it"):
         open_source(folders)
-    picture().save(folders / "stray.png")
-    with pytest.raises(UserError, match=r"holds 1 pictures beside its classes' folders \(stray.png\)"):
+    make_image().save(folders / "stray.png")
+    with pytest.raises(UserError, match=r"holds 1 images beside its classes' folders \(stray.png\)"):
         open_source(folders)

@@ -103,7 +103,7 @@ def test_a_runs_mixture_is_checked_with_each_sources_template(run, assistant_dir
     status, printed, _ = run(path, "--out", out)
     assert status == 1
     found = kinds(out)
-    # A template of one exchange with a picture; and the same picture in two sources is nobody's duplicate.
+    # A template of one exchange with an image; and the same image in two sources is nobody's duplicate.
     assert (found["y"], found["z"]) == ("template_refusal", "template_refusal") and "x" not in found
     indexes = {"chat": out / "clean.1.chat.npz", "brief": out / "clean.2.brief.npz"}
     options = " ".join(f"--data.sources.{name}.index {index}" for name, index in indexes.items())
@@ -119,7 +119,7 @@ def test_a_runs_mixture_is_checked_with_each_sources_template(run, assistant_dir
 
 
 @pytest.mark.parametrize("write", [write_tar, write_parquet])
-def test_pictures_inside_shards_and_columns(records, tmp_path, write):
+def test_images_inside_shards_and_columns(records, tmp_path, write):
     scene(4).save(tmp_path / "e.png")
     items = [json.loads(line) for line in records.read_text().splitlines()]
     data = (tmp_path / "b.png").read_bytes()
@@ -190,8 +190,8 @@ def test_a_leak_is_named_by_the_evaluation_set_that_holds_it(records, tmp_path):
     answer = check(ask(records, tmp_path / "out", against=against))
     lines = [line for line in read_json_lines(tmp_path / "out" / "quarantine.jsonl") if line["kind"] == "leak"]
     assert [(line["id"], line["reason"]) for line in lines] == [
-        ("a", f"picture 1 is the same as in {first}:2"),
-        ("b", f"picture 1 is the same as in {second}:2"),
+        ("a", f"image 1 is the same as in {first}:2"),
+        ("b", f"image 1 is the same as in {second}:2"),
         ("text", f"has the same words as {second}:3"),
     ]
     assert answer.unread == 1

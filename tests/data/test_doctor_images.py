@@ -1,4 +1,4 @@
-"""What `mmchat data check` tells of pictures: oddities, look-alikes, and the search behind them."""
+"""What `mmchat data check` tells of images: oddities, look-alikes, and the search behind them."""
 
 import io
 
@@ -12,7 +12,7 @@ from mmchat.data.doctor import image_checks as looking
 from mmchat.data.doctor.duplicates import DISTANCE, SHARE, find_equal, find_near, first_equal
 from mmchat.data.doctor.image_checks import difference_hash, look
 from mmchat.data.doctor.run import check
-from mmchat.data.image_refs import BytesPicture, FilePicture
+from mmchat.data.image_refs import ImageBytes, ImageFile
 from mmchat.files import read_json_lines
 from mmchat.images import load_image
 from tests.data.doctoring import ask, record, scene
@@ -26,7 +26,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
         return file.getvalue()
 
 
-def test_look_alikes_are_told_and_different_pictures_are_not(tmp_path):
+def test_look_alikes_are_told_and_different_images_are_not(tmp_path):
     for seed in range(40):
         scene(seed, 96, 80).save(tmp_path / f"{seed}.png")
     for seed in range(0, 40, 4):
@@ -45,7 +45,7 @@ def test_look_alikes_are_told_and_different_pictures_are_not(tmp_path):
     check(ask(path, tmp_path / "out"))
     found = {line["id"]: line["reason"] for line in read_json_lines(tmp_path / "out" / "warnings.jsonl")}
     assert found.keys() == {name for name in names if name.startswith("like")}
-    assert found["like8.jpg"] == f"picture 1 is nearly the same as in {path}:9"
+    assert found["like8.jpg"] == f"image 1 is nearly the same as in {path}:9"
     answer = check(ask(path, tmp_path / "out", against=(SourceConfig(path=str(held_out)),)))
     assert (answer.counts["error/leak"], answer.counts["warning/near_leak"]) == (1, 1)
 
@@ -67,7 +67,7 @@ flips = st.lists(st.integers(0, 63), max_size=4)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(bits, min_size=1, max_size=4), st.lists(st.tuples(st.integers(0, 3), flips, flips), max_size=25))
-def test_near_pictures_are_those_that_comparing_all_pairs_finds(roots, changes):
+def test_near_images_are_those_that_comparing_all_pairs_finds(roots, changes):
     rows = [(root, root) for root in roots]
     for which, *turned in changes:
         row = rows[which % len(rows)]
@@ -87,19 +87,19 @@ def test_equal_rows_are_found_at_their_first_place(rows, cut):
     assert find_equal(digests[cut:], digests[:cut]).tolist() == expected
 
 
-def test_a_picture_is_read_once_however_many_records_share_it(tmp_path, monkeypatch):
+def test_a_image_is_read_once_however_many_records_share_it(tmp_path, monkeypatch):
     scene(3).save(tmp_path / "shared.png")
     reads = []
-    read = FilePicture.read
-    monkeypatch.setattr(FilePicture, "read", lambda self: reads.append(self.path) or read(self))
+    read = ImageFile.read
+    monkeypatch.setattr(ImageFile, "read", lambda self: reads.append(self.path) or read(self))
     items = [record(str(number), "shared.png") for number in range(20)]
     check(ask(write_jsonl(tmp_path / "r.jsonl", items), tmp_path / "out"))
     assert reads == ["shared.png"]
 
 
-def test_what_is_odd_about_a_picture(monkeypatch):
+def test_what_is_odd_about_a_image(monkeypatch):
     def problems(data):
-        return [kind for kind, _ in look(BytesPicture(data)).problems]
+        return [kind for kind, _ in look(ImageBytes(data)).problems]
 
     assert problems(encoded(scene(1, 100, 10))) == []
     assert problems(encoded(scene(1, 101, 10))) == ["extreme_aspect"]
@@ -114,7 +114,7 @@ def test_what_is_odd_about_a_picture(monkeypatch):
     exif[0x0112] = 6
     for kind in ("JPEG", "PNG", "WEBP"):
         assert problems(encoded(scene(1, 60, 50), kind, exif=exif)) == ["exif_rotation"]
-    turned = look(BytesPicture(encoded(scene(1, 60, 50), "PNG", exif=exif)))
+    turned = look(ImageBytes(encoded(scene(1, 60, 50), "PNG", exif=exif)))
     assert (turned.width, turned.height) == (50, 60)
 
 

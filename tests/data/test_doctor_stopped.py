@@ -21,17 +21,17 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mmchat.data.config import DataConfig
-from mmchat.data.doctor import parts, run
+from mmchat.data.doctor import partial_results, run
 run.CHUNK = 2
 if {when} == "between":
-    save, count = parts.Parts.save, 0
+    save, count = partial_results.Parts.save, 0
     def dying(self, *words):
         global count
         save(self, *words)
         count += 1
         if count == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-    parts.Parts.save = dying
+    partial_results.Parts.save = dying
 else:
     fsync, count = os.fsync, 0
     def dying(file):
@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(run, records, tmp_path, monkeyp
 
 
 def test_a_defect_names_the_record(records, tmp_path, monkeypatch):
-    def broken(picture):
+    def broken(image):
         raise ZeroDivisionError
 
     monkeypatch.setattr("mmchat.data.doctor.record_checks.look", broken)

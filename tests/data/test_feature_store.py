@@ -14,12 +14,12 @@ from mmchat.data.feature_store import (
     NO_FEATURES,
     FeatureStore,
     FeatureWriter,
-    PictureFeatures,
+    ImageFeatures,
     as_keys,
     key_of,
     tidy,
 )
-from mmchat.data.image_refs import BytesPicture
+from mmchat.data.image_refs import ImageBytes
 from mmchat.errors import UserError
 from mmchat.vision import TowerSpec
 
@@ -119,7 +119,7 @@ INDEX_DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", INDEX_DAMAGE.values(), ids=INDEX_DAMAGE)
-def test_a_damaged_index_is_noticed_and_its_pictures_are_lacking(tmp_path, damage):
+def test_a_damaged_index_is_noticed_and_its_images_are_lacking(tmp_path, damage):
     write(tmp_path, range(3))
     (bad,) = tmp_path.glob("*.shard")
     write(tmp_path, range(3, 6))
@@ -166,16 +166,16 @@ def test_what_a_killed_writer_left_goes_after_a_while(tmp_path):
     assert [path for path in (old, young) if path.exists()] == [young]
 
 
-def test_a_picture_without_features_is_named_and_a_broken_one_says_what_it_always_says(tmp_path, picture):
-    picture().save(tmp_path / "a.png")
+def test_a_image_without_features_is_named_and_a_broken_one_says_what_it_always_says(tmp_path, make_image):
+    make_image().save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     store = FeatureStore(tmp_path, SHAPE, "fp32")
-    with pytest.raises(UserError, match=r"image a\.png has no features in .* another picture than") as error:
-        PictureFeatures([store], SPEC).of(BytesPicture(data, "a.png"))
+    with pytest.raises(UserError, match=r"image a\.png has no features in .* another image than") as error:
+        ImageFeatures([store], SPEC).of(ImageBytes(data, "a.png"))
     assert error.value.kind == NO_FEATURES
-    broken = BytesPicture(data[:-40], "a.png")
+    broken = ImageBytes(data[:-40], "a.png")
     with pytest.raises(UserError) as without:
         broken.open()
     with pytest.raises(UserError) as error:
-        PictureFeatures([store], SPEC).of(broken)
+        ImageFeatures([store], SPEC).of(broken)
     assert (str(error.value), error.value.kind) == (str(without.value), without.value.kind)

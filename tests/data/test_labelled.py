@@ -1,4 +1,4 @@
-"""Pictures and their classes, from folders and tables; what is wrong with them is told where it is."""
+"""Images and their classes, from folders and tables; what is wrong with them is told where it is."""
 
 import json
 
@@ -9,20 +9,20 @@ from mmchat.errors import UserError
 
 
 @pytest.fixture
-def folders(tmp_path, picture):
+def folders(tmp_path, make_image):
     root = tmp_path / "data"
     for place in ("dog/b.png", "dog/a.png", "cat/deep/c.png", "cat/notes.txt"):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
-        picture().save(root / place) if place.endswith("png") else (root / place).write_text("x")
+        make_image().save(root / place) if place.endswith("png") else (root / place).write_text("x")
     return root
 
 
 def test_a_folder_for_each_class(folders, tmp_path):
     data = read_labelled(folders)
     assert data.classes == ["cat", "dog"] and data.targets == [0, 1, 1]
-    assert [p.name for p in data.pictures] == [str(folders / f) for f in ("cat/deep/c.png", "dog/a.png", "dog/b.png")]
-    assert data.pictures[0].open().size == (30, 22)
-    # The user's order, and words of their own; a class without pictures is still one.
+    assert [p.name for p in data.images] == [str(folders / f) for f in ("cat/deep/c.png", "dog/a.png", "dog/b.png")]
+    assert data.images[0].open().size == (30, 22)
+    # The user's order, and words of their own; a class without images is still one.
     (tmp_path / "names.json").write_text('{"dog": "a hound", "wolf": "a wolf", "cat": "a cat"}')
     data = read_labelled(folders, names=read_names(tmp_path / "names.json"))
     assert data.classes == ["a hound", "a wolf", "a cat"] and data.targets == [2, 0, 0]
@@ -34,7 +34,7 @@ def test_tables(folders, tmp_path):
     rows = [{"image": "dog/a.png", "label": 1}, {"image": "cat/deep/c.png", "label": 0}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = read_labelled(tmp_path / "t.jsonl", folders, names_in(["cat", "dog"], "--labels"))
-    assert data.targets == [1, 0] and data.pictures[0].open().size == (30, 22)
+    assert data.targets == [1, 0] and data.images[0].open().size == (30, 22)
     with pytest.raises(UserError, match=r"t\.jsonl:1: the label is a number; name the classes, in their order"):
         read_labelled(tmp_path / "t.jsonl", folders)
 
@@ -47,7 +47,7 @@ def test_tables(folders, tmp_path):
         ("image,label,class\ndog/a.png,cat,cat\n", "expected one of label, class, category, found label, class"),
         ("picture,label\ndog/a.png,cat\n", "row 1: expected one of image, .* found none"),
         ("image,label\ndog/x.png,cat\n", "row 1: image .*x.png does not exist"),
-        ("image,label\n", "holds no labelled picture"),
+        ("image,label\n", "holds no labelled image"),
     ],
 )
 def test_mistakes_in_a_table(folders, rows, message):
@@ -56,17 +56,17 @@ def test_mistakes_in_a_table(folders, rows, message):
         read_labelled(folders / "t.csv", names=names_in(["cat", "dog"], "--labels"))
 
 
-def test_mistakes_in_folders(folders, tmp_path, picture):
+def test_mistakes_in_folders(folders, tmp_path, make_image):
     with pytest.raises(UserError, match=r"c\.png: label 'cat' is none of the 1 that were named \(dog\)"):
         read_labelled(folders, names=names_in(["dog"], "--labels"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no data file"):
         read_labelled(tmp_path / "empty")
     (folders / "wolf").mkdir()
-    with pytest.raises(UserError, match="wolf holds no picture; remove it, or fill it"):
+    with pytest.raises(UserError, match="wolf holds no image; remove it, or fill it"):
         read_labelled(folders)
-    picture().save(folders / "stray.png")
-    with pytest.raises(UserError, match=r"holds 1 pictures beside its classes' folders \(stray.png\)"):
+    make_image().save(folders / "stray.png")
+    with pytest.raises(UserError, match=r"holds 1 images beside its classes' folders \(stray.png\)"):
         read_labelled(folders)
 
 

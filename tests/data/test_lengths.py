@@ -36,12 +36,12 @@ def talk(*values, **more):
 
 @pytest.fixture
 def path(tmp_path, tiny_records):
-    """Text, one picture, two pictures, two rounds; and one each of what cannot be used."""
+    """Text, one image, two images, two rounds; and one each of what cannot be used."""
     records = json.loads(tiny_records.read_text())
     records += [
         talk("Q", "A", "And now? 😀", "中文, and\n\tmore."),
         talk("<image>", "gone", image="gone.png"),
-        talk("<image>", "no picture"),
+        talk("<image>", "no image"),
         talk("word " * MAX_LENGTH, "never reached"),
         talk("Q", "cut " * MAX_LENGTH),
         ["no record"],
@@ -218,10 +218,10 @@ def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir,
     assert f"found in {kept}" in capsys.readouterr().out
 
 
-def test_a_picture_that_arrives_later_is_seen(path, processor, picture):
+def test_a_image_that_arrives_later_is_seen(path, processor, make_image):
     source, measure = open_source(path), Measure(processor, MAX_LENGTH)
     assert length_index(source, measure, workers=0).tokens[5] == 0
-    picture().save(path.parent / "gone.png")
+    make_image().save(path.parent / "gone.png")
     assert length_index(source, measure, workers=0).tokens[5] > 0
     (path.parent / "gone.png").unlink()
     assert length_index(source, measure, workers=0).tokens[5] > 0  # now it is in the cache

@@ -93,8 +93,8 @@ def test_padded_forwards_are_as_few_as_can_be_and_their_largest_as_small(sizes, 
         ends = [*(at + 1 for at, cut in enumerate(cuts) if cut), len(sizes)]
         stretches = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         largest = max(padded_tokens_of(stretch, sizes_down) for stretch in stretches)
-        pictures = max(sum(sizes_down[place][1] for place in stretch) for stretch in stretches)
-        if largest <= tokens and pictures <= images:
+        most_images = max(sum(sizes_down[place][1] for place in stretch) for stretch in stretches)
+        if largest <= tokens and most_images <= images:
             ways.append((math.ceil(len(stretches) / ranks), largest))
     found = max(padded_tokens_of(row, sizes) for rows in rounds for row in rows)
     assert (len(rounds), found) == min(ways)

@@ -1,4 +1,4 @@
-"""`mmchat data show` shows what training gets, every id, label and picture; and nothing that it shows acts."""
+"""`mmchat data show` shows what training gets, every id, label and image; and nothing that it shows acts."""
 
 import io
 import json
@@ -102,9 +102,9 @@ def test_template_turns_and_length_are_the_sources_own(processor, tmp_path):
     assert cut.tokens == sample.tokens and cut.cut > 0 and cut.facts()[-1] == f"{cut.cut} tokens cut"
 
 
-def test_records_that_training_rejects_say_why(processor, tmp_path, picture):
-    picture().save(tmp_path / "good.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+def test_records_that_training_rejects_say_why(processor, tmp_path, make_image):
+    make_image().save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     path = write(
         tmp_path / "a.jsonl",
         talk("<image>", "a", image="gone.png"),
@@ -132,7 +132,7 @@ def test_without_colours_brackets_tell(processor, tiny_records):
     lines = printed([first], width=300).splitlines()
     assert lines[0].startswith("⟦supervised⟧  ignored  ⟨control token⟩  ⟦⟨supervised one⟩⟧  [image 1: 256 slots]")
     assert lines[-2].endswith("USER:·⟨<img>⟩[image 1: 16 slots]⟨</img>⟩·↵")
-    assert lines[-1] == "What is this? ASSISTANT:⟦·A picture of noise.⟨</s>⟩⟧"
+    assert lines[-1] == "What is this? ASSISTANT:⟦·An image of noise.⟨</s>⟩⟧"
     with_ids = printed([first], tokens=True, width=300)
     assert (
         "⟨</s>⟩/2/⟧" in with_ids
@@ -141,10 +141,10 @@ def test_without_colours_brackets_tell(processor, tiny_records):
     assert "▀" not in printed([first])
 
 
-def test_on_a_terminal_colours_tell_and_the_picture_is_there(processor, tiny_records):
+def test_on_a_terminal_colours_tell_and_the_image_is_there(processor, tiny_records):
     _, first, *_ = samples_of(tiny_records, processor)
     out = printed([first], color_system="truecolor", force_terminal=True, legacy_windows=False)
-    assert "\x1b[1;32m·A picture of noise.\x1b[0m\x1b[1;30;42m⟨</s>⟩" in out
+    assert "\x1b[1;32m·An image of noise.\x1b[0m\x1b[1;30;42m⟨</s>⟩" in out
     assert out.count("▀") == 32 * 16
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     blocks = half_blocks(pixels, columns=8)
@@ -158,11 +158,11 @@ def test_on_a_terminal_colours_tell_and_the_picture_is_there(processor, tiny_rec
     assert half_blocks(pixels[:, :4], columns=8).plain == "\n".join(["▀" * 8] * 2)  # what SAM sees before it is padded
 
 
-def test_every_view_of_a_picture_is_there(make_assistant, make_tower, picture, tmp_path):
+def test_every_view_of_a_image_is_there(make_assistant, make_tower, make_image, tmp_path):
     """Two tiles and the thumbnail on one sheet, two beside each other, and as many slots."""
     fit = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
     _, tiling = make_assistant(towers=[make_tower(preprocessing=fit)])
-    picture(width=60, height=28).save(tmp_path / "a.png")
+    make_image(width=60, height=28).save(tmp_path / "a.png")
     (sample,) = samples_of(write(tmp_path / "a.jsonl", talk("<image>What?", "Noise.", image="a.png")), tiling)
     ((came, views),) = sample.images[0].towers
     assert came == "60x28 RGB -> 3 x 28x28 tiles" and views.shape == (3, 3, 28, 28)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.data.image_refs import BytesPicture, DataUriPicture, FilePicture, UrlPicture
+from mmchat.data.image_refs import ImageBytes, ImageDataUri, ImageFile, ImageUrl
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected, limit_turns, parse_record, read_record, stored_form
 from mmchat.errors import UserError
@@ -66,8 +66,8 @@ MALFORMED = {
 
 
 @pytest.fixture
-def root(tmp_path, picture):
-    picture().save(tmp_path / "0.png")
+def root(tmp_path, make_image):
+    make_image().save(tmp_path / "0.png")
     return tmp_path
 
 
@@ -87,7 +87,7 @@ def test_malformed_records(root, name):
 def test_what_a_record_keeps(root):
     record = parse_record({**GOOD, "kinds": ["what"], "source": {"a": 1}}, "there:1", root)
     assert record.extra == {"kinds": ["what"], "source": {"a": 1}}
-    assert record.pictures == (FilePicture(str(root), "0.png"),)
+    assert record.images == (ImageFile(str(root), "0.png"),)
     del (nameless := dict(GOOD))["id"]
     assert parse_record(nameless, "there:1", root).id == "there:1"
     assert parse_record({**GOOD, "id": 0}, "there:1", root).id == "0"
@@ -137,9 +137,9 @@ def test_every_layout_is_the_same_record(root, layout):
     assert (question.role, "".join(part or "" for part in question.parts)) == ("user", QUESTION)
     assert question.parts[0] in (None, "") and question.parts.count(None) == 1
     assert (answer.role, answer.parts, answer.train) == ("assistant", (ANSWER,), True)
-    assert record.pictures == (FilePicture(str(root), "0.png"),)
-    again = parse_record({**stored_form(record), "images": list(record.pictures)}, "there:1", root)
-    assert (again.turns, again.pictures) == (record.turns, record.pictures)
+    assert record.images == (ImageFile(str(root), "0.png"),)
+    again = parse_record({**stored_form(record), "images": list(record.images)}, "there:1", root)
+    assert (again.turns, again.images) == (record.turns, record.images)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_captions(root, keys):
 
 
 def test_images_in_every_form(root):
-    def pictures(entry, **options):
-        return parse_record({**GOOD, "image": entry}, "there:1", root, **options).pictures
+    def images(entry, **options):
+        return parse_record({**GOOD, "image": entry}, "there:1", root, **options).images
 
-    assert pictures(b"abc") == (BytesPicture(b"abc"),)
-    assert pictures({"bytes": b"abc", "path": "x.png"}) == (BytesPicture(b"abc", "x.png"),)
-    assert pictures(PNG) == (DataUriPicture(PNG),)
-    assert pictures(PNG)[0].read() == b"hello"
-    assert pictures("http://a/b.png", allow_http=True) == (UrlPicture("http://a/b.png"),)
+    assert images(b"abc") == (ImageBytes(b"abc"),)
+    assert images({"bytes": b"abc", "path": "x.png"}) == (ImageBytes(b"abc", "x.png"),)
+    assert images(PNG) == (ImageDataUri(PNG),)
+    assert images(PNG)[0].read() == b"hello"
+    assert images("http://a/b.png", allow_http=True) == (ImageUrl("http://a/b.png"),)
     for uri in ("data:image/png,hello", "data:image/png;base64,***"):
         with pytest.raises(UserError, match="base64"):
-            pictures(uri)[0].read()
+            images(uri)[0].read()
 
 
 def test_system_tools_and_marks(root):
@@ -186,13 +186,13 @@ def test_only_the_first_exchanges(root):
     assert limit_turns(record, 2) == record == limit_turns(record, 9)
     first = limit_turns(record, 1)
     assert [turn.parts for turn in first.turns] == [("", None, "a"), ("b",)]
-    assert first.pictures == record.pictures[:1]
+    assert first.images == record.images[:1]
 
 
 def test_quarantine_stops_or_skips(tmp_path):
     path = tmp_path / "run" / "quarantine.jsonl"
-    bad = Rejected("data.json:record 3", "x", "broken\u2028picture")
-    with pytest.raises(UserError, match=r"^data\.json:record 3: broken.picture\n.*on_bad_sample to skip"):
+    bad = Rejected("data.json:record 3", "x", "broken\u2028image")
+    with pytest.raises(UserError, match=r"^data\.json:record 3: broken.image\n.*on_bad_sample to skip"):
         Quarantine(path, "stop").add(bad)
     assert not path.exists()
 

@@ -21,7 +21,7 @@ from tests.training_fixtures import write_records as write_training_records
 
 @pytest.fixture
 def items(tmp_path):
-    """Twelve records with 0, 1 or 2 pictures in tmp_path/data."""
+    """Twelve records with 0, 1 or 2 images in tmp_path/data."""
     return json.loads(write_training_records(tmp_path / "data", 12).read_text())
 
 
@@ -29,7 +29,7 @@ def seen(source):
     """What matters of every record."""
     return [
         (record.id, [(t.role, "".join(p or "<>" for p in t.parts), t.train) for t in record.turns],
-         [picture.read() for picture in record.pictures])
+         [image.read() for image in record.images])
         for record in source
     ]  # fmt: skip
 
@@ -143,9 +143,9 @@ def test_nothing_is_fetched_unless_it_is_allowed(tmp_path, items):
         open_source(f"{base}/a.json")
     assert Site.asked == []
     found, missing = open_source(path, allow_http=True)
-    assert found.pictures[0].open().size == (31, 24)
+    assert found.images[0].open().size == (31, 24)
     with pytest.raises(UserError, match=r"none\.png could not be fetched: HTTP Error 404"):
-        missing.pictures[0].read()
+        missing.images[0].read()
     server.shutdown()
 
 
@@ -246,7 +246,7 @@ def test_captions_in_shards(tmp_path, items):
         storing.add(tar, "x/4.json", b"[1]")
         storing.add(tar, "x/5.txt", b"\xff")
     first, second, third, fourth, fifth = open_source(tmp_path / "a.tar")
-    assert (first.id, first.turns[1].parts, first.pictures[0].open().size) == ("x/1", ("text x/1.txt",), (31, 24))
+    assert (first.id, first.turns[1].parts, first.images[0].open().size) == ("x/1", ("text x/1.txt",), (31, 24))
     assert "a caption needs one image, found 0" in second.reason
     assert "names 1 images, the shard holds 0" in third.reason
     assert "is no object" in fourth.reason and "is not UTF-8" in fifth.reason

@@ -1,4 +1,4 @@
-"""Charts: the table that is said is on the picture, and what is asked of it has the answer that it gives."""
+"""Charts: the table that is said is on the image, and what is asked of it has the answer that it gives."""
 
 import ast
 import random
@@ -49,7 +49,7 @@ def test_a_chart_says_its_table_as_a_python_dict_and_as_json(maker):
 def test_a_planted_cut_title_is_caught(kind, table, maker):
     face, table = maker.faces[0], replace(table, x_title=ABSENT, y_title=ABSENT)
     assert draw_chart(random.Random(0), kind, table, face, (320, 240), "")[:4] == b"\x89PNG"
-    with pytest.raises(DefectError, match=r"chart 7: 'Rents.*' leaves the picture"):
+    with pytest.raises(DefectError, match=r"chart 7: 'Rents.*' leaves the image"):
         draw_chart(random.Random(0), kind, replace(table, title="Rents " * 30), face, (320, 240), "chart 7")
 
 
@@ -104,7 +104,7 @@ def test_tables_of_ones_own(tmp_path):
             read_tables(tmp_path)
 
 
-def test_a_table_with_names_too_long_for_its_picture_is_the_users(table, maker):
+def test_a_table_with_names_too_long_for_its_image_is_the_users(table, maker):
     long = replace(table, title="Rents " * 30)
     with pytest.raises(UserError, match=r"chart 3 of seed 0: 'Rents.*shorten what your tables say"):
         replace(maker, tables=[long])(3)

@@ -12,7 +12,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 
 
 def record(name, image, *said):
-    """said: question, answer, question, ...; the first picture's place is written out by the tests."""
+    """said: question, answer, question, ...; the first image's place is written out by the tests."""
     turns = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(said)]
     return {"id": name} | ({"image": image} if image else {}) | {"conversations": turns}
 
@@ -36,8 +36,8 @@ def out(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """pictures("a/b.jpg", ...): an image root that holds files of these names."""
+def images(tmp_path):
+    """images("a/b.jpg", ...): an image root that holds files of these names."""
 
     def make(*names):
         for name in names:
@@ -48,8 +48,8 @@ def pictures(tmp_path):
     return make
 
 
-def test_llava_pretrain(out, pictures):
-    root = pictures("00453/004539375.jpg", "00223/002239345.jpg", "00594/005947502.jpg")
+def test_llava_pretrain(out, images):
+    root = images("00453/004539375.jpg", "00223/002239345.jpg", "00594/005947502.jpg")
     records, left_out = run("llava_pretrain", out, "blip_laion_cc_sbu_558k.json", root=root)
     assert records == [
         record(
@@ -108,8 +108,8 @@ def test_llava_instruct_keeps_text_only_records_and_twice_used_ids(out):
     }
 
 
-def test_sharegpt4v(out, pictures):
-    root = pictures("coco/train2017/000000000009.jpg", "sam/images/sa_545504.jpg")
+def test_sharegpt4v(out, images):
+    root = images("coco/train2017/000000000009.jpg", "sam/images/sa_545504.jpg")
     records, left_out = run("sharegpt4v", out, "sharegpt4v_instruct_gpt4-vision_cap100k.json", root=root)
     assert [(r["id"], r["image"]) for r in records] == [
         ("000000000009", "coco/train2017/000000000009.jpg"),
@@ -136,8 +136,8 @@ def test_coco_captions(out):
 
 
 @pytest.mark.parametrize("place", ["COCO_val2014_000000391895.jpg", "val2014/COCO_val2014_000000391895.jpg"])
-def test_coco_2014_finds_pictures_with_and_without_their_folder(out, pictures, place):
-    records, _ = run("coco_captions", out, "captions_val2014.json", root=pictures(place), options=["--prompt", ""])
+def test_coco_2014_finds_images_with_and_without_their_folder(out, images, place):
+    records, _ = run("coco_captions", out, "captions_val2014.json", root=images(place), options=["--prompt", ""])
     assert records == [record("770337", place, "<image>", "A man on a moped.")]
 
 
@@ -151,7 +151,7 @@ VQAV2_LEFT_OUT = {
 }
 
 
-def test_vqav2_joins_files_in_different_order_and_merges_questions_on_a_picture(out):
+def test_vqav2_joins_files_in_different_order_and_merges_questions_on_a_image(out):
     records, left_out = run("vqav2", out, *VQAV2)
     through, position = "What is this photo taken looking through?", "What position is this man playing?"
     assert records == [
@@ -196,8 +196,8 @@ def test_gqa(out):
     assert left_out == {"201020001": "no answer"}
 
 
-def test_textvqa(out, pictures):
-    root = pictures("train_images/0054c91397f2fe05.jpg", "train_images/005635e119b9f32f.jpg")
+def test_textvqa(out, images):
+    root = images("train_images/0054c91397f2fe05.jpg", "train_images/005635e119b9f32f.jpg")
     records, left_out = run("textvqa", out, "TextVQA_0.5.1_train.json", root=root)
     assert records == [
         record("0", "train_images/0054c91397f2fe05.jpg", f"<image>\nwhat is the brand of phone?{SHORT}", "nokia"),
@@ -211,8 +211,8 @@ def test_textvqa(out, pictures):
     assert left_out == {"2": "no answer"}
 
 
-def test_ocrvqa_takes_one_split_and_either_suffix(out, pictures, capsys):
-    root = pictures("1455524466.jpg", "761183272.gif")
+def test_ocrvqa_takes_one_split_and_either_suffix(out, images, capsys):
+    root = images("1455524466.jpg", "761183272.gif")
     records, left_out = run("ocrvqa", out, "ocrvqa_dataset.json", root=root)
     assert records == [
         record(
@@ -252,8 +252,8 @@ def test_docvqa_with_and_without_question_types(out):
     assert left_out == {"339": "empty answer"}
 
 
-def test_docvqa_pictures_in_a_folder_of_another_name(out, pictures):
-    records, _ = run("docvqa", out, "docvqa_train_v1.0.json", root=pictures("mxcj0037_1.png"))
+def test_docvqa_images_in_a_folder_of_another_name(out, images):
+    records, _ = run("docvqa", out, "docvqa_train_v1.0.json", root=images("mxcj0037_1.png"))
     assert records[0]["image"] == "mxcj0037_1.png"
 
 
@@ -274,8 +274,8 @@ def test_chartqa(out):
     assert left_out == {"chartqa_train_human.json item 4": "empty `query`"}
 
 
-def test_csv(out, pictures):
-    root = pictures("müller/1.jpg", "2.jpg", "3.jpg", "4.jpg")
+def test_csv(out, images):
+    root = images("müller/1.jpg", "2.jpg", "3.jpg", "4.jpg")
     records, left_out = run("csv", out, "captions.csv", root=root)
     assert records == [
         record(

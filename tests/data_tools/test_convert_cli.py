@@ -100,7 +100,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 
 
 def test_summary_of_a_real_run(tmp_path):
-    root = tmp_path / "my pictures"
+    root = tmp_path / "my images"
     root.mkdir()
     for name in ("00453/004539375.jpg", "00223/002239345.jpg", "00511/missing.jpg"):
         (root / name).parent.mkdir()

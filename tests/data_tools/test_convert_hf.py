@@ -37,7 +37,7 @@ def exchange(user, assistant):
 
 @pytest.fixture
 def cauldron():
-    """Two exchanges on one picture, two pictures, none, a literal placeholder, bytes that are no picture."""
+    """Two exchanges on one image, two images, none, a literal placeholder, bytes that are no image."""
     rows = [
         {
             "images": [stored(1, "JPEG")],
@@ -46,7 +46,7 @@ def cauldron():
         {"images": [stored(2), stored(3)], "texts": [exchange("Which is darker?", "the first")]},
         {"images": [], "texts": [exchange("two and two?", "four")]},
         {"images": [stored(4)], "texts": [exchange("what is <image> and <image>?", "tags")]},
-        {"images": [{"bytes": b"no picture", "path": None}], "texts": [exchange("what?", "that")]},
+        {"images": [{"bytes": b"no image", "path": None}], "texts": [exchange("what?", "that")]},
         {"images": [stored(5)], "texts": [exchange("what?", "")]},
     ]
     return Dataset.from_list(rows, features=CAULDRON)
@@ -120,10 +120,10 @@ def test_captions_one_or_several(tmp_path):
     ]
     assert left_out == {"71": "a caption needs one image"}
 
-    several = Features({"picture": Image(), "alt": List(Value("string"))})
-    rows = [{"picture": stored(1), "alt": ["red", "dark"]}]
+    several = Features({"image": Image(), "alt": List(Value("string"))})
+    rows = [{"image": stored(1), "alt": ["red", "dark"]}]
     Dataset.from_list(rows, features=several).save_to_disk(tmp_path / "several")
-    columns = ["--image-column", "picture", "--caption-column", "alt"]
+    columns = ["--image-column", "image", "--caption-column", "alt"]
     records, _ = run(tmp_path / "several", tmp_path, *columns, out="b.jsonl")
     assert [(r["id"], r["image"], r["conversations"][1]["value"]) for r in records] == [
         ("b_1_0", "b/0000/00000001_0.png", "red"),
@@ -155,12 +155,12 @@ def test_conversations_and_chat_messages(tmp_path):
     assert left_out == {"c_2": "a turn from none of human, user, gpt, assistant, system"}
 
 
-def test_another_picture_in_the_place_is_not_overwritten(cauldron, tmp_path):
+def test_another_image_in_the_place_is_not_overwritten(cauldron, tmp_path):
     cauldron.to_parquet(tmp_path / "source.parquet")
     place = tmp_path / "images/ai2d/0000/00000001_0.jpg"
     place.parent.mkdir(parents=True)
     place.write_bytes(b"mine")
-    with pytest.raises(UserError, match="holds another picture"):
+    with pytest.raises(UserError, match="holds another image"):
         run(tmp_path / "source.parquet", tmp_path)
     assert place.read_bytes() == b"mine"
     place.write_bytes(b"")

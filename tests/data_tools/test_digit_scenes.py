@@ -187,8 +187,8 @@ def test_digits_stay_apart_inside_and_visible(conversations):
             assert a.color not in (("yellow", "white") if light else ("black",))
             assert all(max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2 for b in things[:i])
     for index in range(50):
-        picture, _ = ds.make("train", index, 0, 64)
-        pixels = np.asarray(picture, dtype=int)
+        image, _ = ds.make("train", index, 0, 64)
+        pixels = np.asarray(image, dtype=int)
         far = np.abs(pixels - np.median(pixels, axis=(0, 1))).sum(-1) > 100
         assert far.mean() > 0.01
 

@@ -1,4 +1,4 @@
-"""A few labels: as many of each class, seeded, and read back as a table of the same pictures."""
+"""A few labels: as many of each class, seeded, and read back as a table of the same images."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ def drawn(folder, out, *words):
 
 def test_shares_are_equal_and_seeded(folder, tmp_path):
     seven = drawn(folder, tmp_path / "7.jsonl", "--count", "7")
-    assert all(record.pictures[0].open().size == (2, 2) for record in seven)
+    assert all(record.images[0].open().size == (2, 2) for record in seven)
     counts = Counter(record.id.split("/")[0] for record in seven)
     assert sorted(counts.values()) == [2, 2, 3] and len({record.id for record in seven}) == 7
     ids = [

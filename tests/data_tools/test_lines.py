@@ -77,9 +77,9 @@ def test_several_lines_stand_under_each_other_in_their_order(text_folder, made, 
     held_out = {line for record in made[1]["heldout"] for line in record["conversations"][1]["value"].split("\n")}
     assert not held_out & {line for split in texts.values() for text in split for line in text.split("\n")}
     for record, number in zip(splits["train"], numbers, strict=True):
-        picture = np.asarray(Image.open(tmp_path / "out" / record["image"]))
-        assert picture.shape == (96, 128) and len(record["families"]) == number
-        inked = [bool(np.ptp(picture[at : at + 32].astype(int))) for at in (0, 32, 64)]
+        image = np.asarray(Image.open(tmp_path / "out" / record["image"]))
+        assert image.shape == (96, 128) and len(record["families"]) == number
+        inked = [bool(np.ptp(image[at : at + 32].astype(int))) for at in (0, 32, 64)]
         assert inked.count(True) == number and "".join("01"[one] for one in inked).strip("0") == "1" * number
     groups = {record["kinds"][0] for record in splits["heldout"]}
     assert {"english", "english, unseen family"} <= groups and "several lines" not in groups
@@ -89,8 +89,8 @@ def test_our_own_reader_reads_them(made):
     source = open_source(str(made[0] / "heldout.jsonl"))
     first = source[0]
     assert len(source) == 60 and first.turns[0].parts[-1].strip() == "Provide the OCR results of this image."
-    with Image.open(made[0] / made[1]["heldout"][0]["image"]) as picture:
-        assert picture.size == (256, 32)
+    with Image.open(made[0] / made[1]["heldout"][0]["image"]) as image:
+        assert image.size == (256, 32)
     with Image.open(made[0] / "preview.png") as sheet:
         assert sheet.width > 1000
 
@@ -103,10 +103,10 @@ def test_ink_is_whole_at_every_freedom(faces):
             rng = random.Random(seed)
             face = rng.choice(faces)
             text = letters(rng, (), rng.randint(3, 24))
-            picture = np.asarray(draw(rng, text, face, style, "")).astype(int)
-            paper = np.bincount(picture.ravel()).argmax()
-            edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-            assert (edge == paper).all() and (picture != paper).any()
+            image = np.asarray(draw(rng, text, face, style, "")).astype(int)
+            paper = np.bincount(image.ravel()).argmax()
+            edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+            assert (edge == paper).all() and (image != paper).any()
 
 
 def test_a_line_that_does_not_fit_is_a_defect(faces):

@@ -244,9 +244,9 @@ def test_pages_of_pdfs_come_with_their_own_text_and_bad_ones_are_listed(tmp_path
     (record,) = read_json_lines(tmp_path / "out" / "pages.jsonl")
     assert record["conversations"][1]["value"] == "The harbour lay in silence.\nBelow, the lanterns burned."
     assert record["where"] == "a.pdf:1"
-    with Image.open(tmp_path / "out" / record["image"]) as picture:
-        ink = np.asarray(picture) < 128
-        assert picture.size == (200, 300) and ink[10:40].any() and ink[255:285].any() and not ink[60:240].any()
+    with Image.open(tmp_path / "out" / record["image"]) as image:
+        ink = np.asarray(image) < 128
+        assert image.size == (200, 300) and ink[10:40].any() and ink[255:285].any() and not ink[60:240].any()
     skipped = read_json_lines(tmp_path / "out" / "skipped" / "pages.jsonl")
     assert [line["where"] for line in skipped] == ["a.pdf:2", "a.pdf:3"]
     assert skipped[0]["reason"] == "0 characters of text" and "outside the visible page" in skipped[1]["reason"]

@@ -29,7 +29,7 @@ def test_the_last_297_are_for_reporting_alone(written):
     assert asked == set(numbers["test"])
 
 
-def test_pictures_and_captions_are_of_their_digit(written):
+def test_images_and_captions_are_of_their_digit(written):
     out, _ = written
     digits = load_digits().target
     for path in (out / "test").rglob("*.png"):

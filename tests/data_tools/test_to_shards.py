@@ -27,11 +27,11 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """Thirty records; one names a picture that is gone, one a file that is no picture, one has odd extras."""
+    """Thirty records; one names an image that is gone, one a file that is no image, one has odd extras."""
     path = write_records(tmp_path / "data", 30)
     items = json.loads(path.read_text())
     items[4]["image"], items[7]["reason"] = ["gone.png"], ["not", "left out"]
-    (tmp_path / "data" / "10-0.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "10-0.png").write_bytes(b"no image")
     path.write_text(json.dumps(items))
     return path
 
@@ -41,11 +41,7 @@ def contents(folder):
 
 
 def seen(source):
-    return [
-        (r.id, r.messages, r.extra, [picture.read() for picture in r.pictures])
-        for r in source
-        if hasattr(r, "messages")
-    ]
+    return [(r.id, r.messages, r.extra, [image.read() for image in r.images]) for r in source if hasattr(r, "messages")]
 
 
 def test_to_shards_and_back(tmp_path, data, capsys):
@@ -55,7 +51,7 @@ def test_to_shards_and_back(tmp_path, data, capsys):
     names = sorted(p.name for p in (tmp_path / "shards").glob("*.tar*"))
     assert names == [f"{n:05}.tar{suffix}" for n in range(4) for suffix in ("", INDEX_SUFFIX)]
 
-    usable = [entry for entry in seen(open_source(data)) if entry[3:] != ([b"no picture"],)]
+    usable = [entry for entry in seen(open_source(data)) if entry[3:] != ([b"no image"],)]
     assert seen(open_source(tmp_path / "shards")) == usable and len(usable) == 28
     to_shards.main([str(tmp_path / "shards"), str(tmp_path / "loose"), "--back"])
     assert seen(open_source(tmp_path / "loose" / "records.jsonl")) == usable
@@ -67,13 +63,13 @@ def test_to_shards_and_back(tmp_path, data, capsys):
 
 
 def test_the_webdataset_layout(tmp_path, data):
-    """Names that the webdataset package groups into samples; pictures byte for byte."""
+    """Names that the webdataset package groups into samples; images byte for byte."""
     to_shards.main([str(data), str(tmp_path / "shards")])
     with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
         names = tar.getnames()
         assert names[:2] == ["000000000.json", "000000001.json"] and "000000001.0.png" in names
-        picture = tar.extractfile("000000002.png").read()
-    assert picture == (data.parent / "2-0.png").read_bytes()
+        image = tar.extractfile("000000002.png").read()
+    assert image == (data.parent / "2-0.png").read_bytes()
 
 
 @pytest.mark.parametrize("back", [False, True])

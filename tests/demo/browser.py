@@ -49,14 +49,14 @@ def until(driver: WebDriver, condition, seconds: float = 20):
     return WebDriverWait(driver, seconds, poll_frequency=0.05).until(lambda _: condition())
 
 
-def ask(driver: WebDriver, question: str, *pictures: Path) -> None:
-    """Put pictures and a question into the box, send it, and see it in the chat."""
+def ask(driver: WebDriver, question: str, *images: Path) -> None:
+    """Put images and a question into the box, send it, and see it in the chat."""
     asked = len(bubbles(driver, "user"))
-    for picture in pictures:
+    for image in images:
         shown = len(thumbnails(driver))
         chooser = driver.find_element(By.CSS_SELECTOR, "input[type=file]")
         driver.execute_script("arguments[0].value = ''", chooser)  # WebDriver adds to what was chosen before
-        chooser.send_keys(str(picture.resolve()))
+        chooser.send_keys(str(image.resolve()))
         until(driver, lambda shown=shown: len(thumbnails(driver)) > shown)
     box = driver.find_element(By.CSS_SELECTOR, "textarea")
     box.send_keys(question)

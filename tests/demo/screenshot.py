@@ -1,4 +1,4 @@
-"""Ask the running demo about a picture and save what is seen; the size under 500 px wide is a phone's.
+"""Ask the running demo about an image and save what is seen; the size under 500 px wide is a phone's.
 
 python demo/app.py &
 python tests/demo/screenshot.py --out docs/images/demo.png
@@ -14,18 +14,18 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--url", default="http://127.0.0.1:7860/")
 parser.add_argument("--out", type=Path, required=True, help="PNG file")
 parser.add_argument("--size", default="1280x800", help="WIDTHxHEIGHT")
-parser.add_argument("--picture", type=Path, default=Path("data/quickstart/heldout/000000.png"))
-parser.add_argument("--ask", nargs="*", default=["Describe the picture.", "How many digits are there?"])
+parser.add_argument("--image", type=Path, default=Path("data/quickstart/heldout/000000.png"))
+parser.add_argument("--ask", nargs="*", default=["Describe the image.", "How many digits are there?"])
 parser.add_argument("--dark", action="store_true")
 arguments = parser.parse_args()
 
 width, height = map(int, arguments.size.split("x"))
 profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 with profile as folder, browsing(arguments.url, Path(folder), width, height, arguments.dark) as page:
-    pictures = [arguments.picture]
+    images = [arguments.image]
     for question in arguments.ask:
-        ask(page, question, *pictures)
+        ask(page, question, *images)
         answered(page)
-        pictures = []
+        images = []
     until(page, lambda: page.execute_script("return [...document.images].every(image => image.complete)"))
     page.save_screenshot(str(arguments.out))

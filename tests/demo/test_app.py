@@ -52,7 +52,7 @@ import json, runpy, sys, time
 from mmchat.inference import Generator
 stream = Generator.stream
 def watched(self, question, images=(), history=(), **options):
-    call = {{"question": question, "pictures": len(images), "history": history, **options}}
+    call = {{"question": question, "images": len(images), "history": history, **options}}
     print(json.dumps(call), file=open("calls.jsonl", "a"), flush=True)
     for piece in stream(self, question, images, history, **options):
         time.sleep(0.04)
@@ -80,7 +80,7 @@ def recite(model, tokenizer) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A copy of the repository as the demo sees it: itself, a model, held-out pictures. And what the model says."""
+    """A copy of the repository as the demo sees it: itself, a model, held-out images. And what the model says."""
     root = tmp_path_factory.mktemp("site")
     shutil.copytree(REPOSITORY / "demo", root / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "tower.json").write_text(json.dumps(TOWER))
@@ -142,14 +142,14 @@ def calls(root: Path) -> list[dict]:
     return [json.loads(line) for line in (root / "calls.jsonl").read_text().splitlines()]
 
 
-def picture(root: Path) -> Path:
+def image(root: Path) -> Path:
     return root / "data/quickstart/heldout/000000.png"
 
 
-def test_a_question_about_a_picture_is_answered_as_it_is_generated(page, site):
+def test_a_question_about_a_image_is_answered_as_it_is_generated(page, site):
     root, reply = site
     question = "<b>How</b> many? <script>document.title='broken'</script> <imgpad> & &lt; **x**"
-    ask(page, question, picture(root))
+    ask(page, question, image(root))
     seen = answered(page)
     assert bubbles(page, "user")[-1] == question
     assert page.title == "mmchat"
@@ -158,29 +158,29 @@ def test_a_question_about_a_picture_is_answered_as_it_is_generated(page, site):
 
     ask(page, "And now?", root / "data/quickstart/heldout/000001.png")
     answered(page)
-    ask(page, "And without a picture?")
+    ask(page, "And without an image?")
     answered(page)
     first, second, third = calls(root)
-    assert (first["question"], first["pictures"], first["history"]) == (question, 1, [])
-    assert second["pictures"] == third["pictures"] == 2
+    assert (first["question"], first["images"], first["history"]) == (question, 1, [])
+    assert second["images"] == third["images"] == 2
     assert [turn["role"] for turn in third["history"]] == ["user", "assistant"] * 2
     assert third["history"][1]["content"] == reply
     strangers = [url for url in requested(page) if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
     assert not strangers
 
 
-def test_a_question_without_any_picture(page, site):
+def test_a_question_without_any_image(page, site):
     ask(page, "Hello?")
     answered(page)
     assert bubbles(page, "bot") == [site[1]]
-    assert calls(site[0])[0]["pictures"] == 0
+    assert calls(site[0])[0]["images"] == 0
 
 
-def test_an_example_is_asked_with_its_picture(page, site):
+def test_an_example_is_asked_with_its_image(page, site):
     page.find_element(By.CSS_SELECTOR, "button.example").click()
     answered(page)
     assert bubbles(page, "bot") == [site[1]]
-    assert calls(site[0])[0]["pictures"] == 1
+    assert calls(site[0])[0]["images"] == 1
 
 
 def test_stop_keeps_what_was_said_and_the_chat_goes_on(page, site):
@@ -200,7 +200,7 @@ def test_stop_keeps_what_was_said_and_the_chat_goes_on(page, site):
 
 def test_a_new_chat_ends_the_answer_and_forgets(page, site):
     root, reply = site
-    ask(page, "Go on", picture(root))
+    ask(page, "Go on", image(root))
     until(page, lambda: "".join(bubbles(page, "bot")))
     press(page, "New chat")
     until(page, lambda: not bubbles(page, "bot") and page.find_elements(By.CSS_SELECTOR, ".submit-button"))
@@ -209,12 +209,12 @@ def test_a_new_chat_ends_the_answer_and_forgets(page, site):
     ask(page, "Again")
     answered(page)
     assert bubbles(page, "bot") == [reply]
-    assert (calls(root)[1]["pictures"], calls(root)[1]["history"]) == (0, [])
+    assert (calls(root)[1]["images"], calls(root)[1]["history"]) == (0, [])
 
 
 def test_a_failure_shows_its_own_message_and_returns_the_question(page, site):
     root, reply = site
-    ask(page, "fail", picture(root))
+    ask(page, "fail", image(root))
     answered(page)
     assert bubbles(page, "bot") == [f"⚠ RuntimeError: {FAILURE}"]
     box = page.find_element(By.CSS_SELECTOR, "textarea")
@@ -223,12 +223,12 @@ def test_a_failure_shows_its_own_message_and_returns_the_question(page, site):
     ask(page, "What now?")
     answered(page)
     assert bubbles(page, "bot")[-1] == reply
-    assert (calls(root)[-1]["pictures"], calls(root)[-1]["history"]) == (1, [])
+    assert (calls(root)[-1]["images"], calls(root)[-1]["history"]) == (1, [])
 
 
-def test_a_broken_picture_is_named(page, site, tmp_path):
+def test_a_broken_image_is_named(page, site, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"this is no picture")
+    broken.write_bytes(b"this is no image")
     ask(page, "What is it?", broken)
     answered(page)
     assert bubbles(page, "bot") == ["⚠ image broken.png is not in a format that Pillow can read"]

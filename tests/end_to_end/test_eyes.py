@@ -1,5 +1,5 @@
 """Every kind of eye sees: an assistant around a tiny one, assembled, trained and asked as a user would, learns to tell
-sixteen pictures apart, and answers for the picture that it is shown."""
+sixteen images apart, and answers for the image that it is shown."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def test_every_family_has_an_eye_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eye", sorted(EYES))
-def test_sixteen_pictures_are_told_apart(data, data_dir, tmp_path, eye):
+def test_sixteen_images_are_told_apart(data, data_dir, tmp_path, eye):
     words: list[object] = [*EYES[eye].get("words", ())]
     for number, tower in enumerate(EYES[eye]["towers"]):
         path = tmp_path / f"tower{number}.json"

@@ -128,7 +128,7 @@ def test_scores_are_flat_numbers_and_the_table_shows_the_blind_score(path):
     assert "blind" in (path / "table.txt").read_text()
 
 
-def test_every_held_out_picture_has_a_caption(path):
+def test_every_held_out_image_has_a_caption(path):
     lines = [json.loads(line) for line in (path / "captions.jsonl").read_text().splitlines()]
     assert len(lines) == 6 and all(isinstance(line["caption"], str) for line in lines)
 
@@ -154,13 +154,13 @@ def test_the_model_opens_with_transformers_alone(path):
         "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
         "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])\n"
         "processor = AutoProcessor.from_pretrained(sys.argv[1])\n"
-        "picture = {'type': 'image', 'path': sys.argv[2]}\n"
-        "content = [picture, {'type': 'text', 'text': 'Count the digits.'}]\n"
+        "image = {'type': 'image', 'path': sys.argv[2]}\n"
+        "content = [image, {'type': 'text', 'text': 'Count the digits.'}]\n"
         "inputs = processor.apply_chat_template([{'role': 'user', 'content': content}], add_generation_prompt=True,\n"
         "    tokenize=True, return_dict=True)\n"
         "out = model.generate(**inputs, max_new_tokens=3, do_sample=False)\n"
         "print(inputs['input_ids'].shape, inputs['pixel_values'].shape, out.shape[1] > inputs['input_ids'].shape[1])\n"
     )
-    picture = sorted((path / "data" / "heldout").glob("*.png"))[0]
-    printed = run(sys.executable, "-c", code, path / "sft" / "model", picture, cwd=path)
+    image = sorted((path / "data" / "heldout").glob("*.png"))[0]
+    printed = run(sys.executable, "-c", code, path / "sft" / "model", image, cwd=path)
     assert "torch.Size([1, 3, 64, 64]) True" in printed

@@ -62,14 +62,14 @@ def test_last_fit_takes_all_of_training_and_choosing_none_of_the_test(blobs):
     assert wrong.accuracy < 0.5
 
 
-def test_one_picture_of_a_class_is_too_few():
-    with pytest.raises(UserError, match="two or more pictures of each class"):
+def test_one_image_of_a_class_is_too_few():
+    with pytest.raises(UserError, match="two or more images of each class"):
         probe("few", (np.eye(3), np.array([0, 0, 1])), (np.eye(3), np.array([0, 0, 1])))
 
 
-def test_features_are_the_towers(make_tower, picture):
+def test_features_are_the_towers(make_tower, make_image):
     tower = make_tower()
-    pixels = seen([picture(seed) for seed in range(5)], tower.spec)
+    pixels = seen([make_image(seed) for seed in range(5)], tower.spec)
     values = torch.from_numpy(normalise(pixels, tower.spec))
     with torch.no_grad():
         theirs = tower.backbone(values)
@@ -81,27 +81,27 @@ def test_features_are_the_towers(make_tower, picture):
 
 
 @pytest.mark.parametrize("fit", ["tiles", "native", "longest-edge-pad"])
-def test_pictures_that_are_no_whole_square_are_refused(make_tower, picture, fit):
+def test_images_that_are_no_whole_square_are_refused(make_tower, make_image, fit):
     spec = replace(make_tower().spec, preprocessing=Preprocessing(fit=fit))
     with pytest.raises(UserError, match=f"but the tower's fit is '{fit}'"):
-        seen([picture()], spec)
+        seen([make_image()], spec)
 
 
-def test_grey_pictures_give_one_channel(picture):
-    colour = np.stack([np.asarray(picture(seed)).transpose(2, 0, 1) for seed in range(2)])
+def test_grey_images_give_one_channel(make_image):
+    colour = np.stack([np.asarray(make_image(seed)).transpose(2, 0, 1) for seed in range(2)])
     assert raw_pixels(colour).shape == (2, 3 * 22 * 30)
     grey = np.repeat(colour[:, :1], 3, axis=1)
     assert (raw_pixels(grey).reshape(2, 22, 30) == grey[:, 0].astype(np.float32) / 255).all()
 
 
 @pytest.fixture
-def folders(tmp_path, picture):
-    """train/ and test/ of two classes: pictures of noise, and the same much darker."""
+def folders(tmp_path, make_image):
+    """train/ and test/ of two classes: images of noise, and the same much darker."""
     for split, seeds in (("train", range(8)), ("test", range(8, 12))):
         for label, scale in (("bright", 1.0), ("dark", 0.3)):
             (tmp_path / split / label).mkdir(parents=True)
             for seed in seeds:
-                picture(seed).point(lambda value, scale=scale: value * scale).save(
+                make_image(seed).point(lambda value, scale=scale: value * scale).save(
                     tmp_path / split / label / f"{seed}.png"
                 )
     return tmp_path

@@ -1,4 +1,4 @@
-"""Scores worked out by hand, and pictures that are really swapped."""
+"""Scores worked out by hand, and images that are really swapped."""
 
 import json
 
@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmchat.data.image_refs import FilePicture
+from mmchat.data.image_refs import ImageFile
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
-from mmchat.evaluation.questions import Question, evaluate, read_questions, score, swap_pictures
+from mmchat.evaluation.questions import Question, evaluate, read_questions, score, swap_images
 from mmchat.inference import Generator
 
 
@@ -45,20 +45,20 @@ def test_the_commonest_answer_may_repeat_the_question():
 
 
 def question(image, answer, kind="count", text="How many?"):
-    return Question(FilePicture(".", image), text, answer, kind)
+    return Question(ImageFile(".", image), text, answer, kind)
 
 
 @given(st.lists(st.integers(0, 6), min_size=2).filter(lambda images: len(set(images)) > 1))
-def test_swapped_pictures_are_never_the_own(images):
+def test_swapped_images_are_never_the_own(images):
     questions = [question(f"{image}.png", "1") for image in images]
-    swapped = swap_pictures(questions)
+    swapped = swap_images(questions)
     assert all(other != asked.image for other, asked in zip(swapped, questions, strict=True))
     assert set(swapped) == {asked.image for asked in questions}
 
 
-def test_one_picture_cannot_be_swapped():
+def test_one_image_cannot_be_swapped():
     with pytest.raises(UserError, match="needs at least two"):
-        swap_pictures([question("a.png", "1"), question("a.png", "2")])
+        swap_images([question("a.png", "1"), question("a.png", "2")])
 
 
 def test_score_by_hand():
@@ -85,9 +85,9 @@ def conversation(*turns):
 
 
 @pytest.fixture
-def write(tmp_path, picture):
+def write(tmp_path, make_image):
     for name in ("a", "b"):
-        picture().save(tmp_path / f"{name}.png")
+        make_image().save(tmp_path / f"{name}.png")
 
     def write(*records):
         path = tmp_path / "questions.json"
@@ -102,8 +102,8 @@ def test_read_questions(write):
     path = write({"image": "a.png", "conversations": turns, "kinds": ["count", "colour"]})
     root = path.parent
     assert read_questions(path, root) == [
-        Question(FilePicture(str(root), "a.png"), "How many?", "Two.", "count"),
-        Question(FilePicture(str(root), "a.png"), "Which colour?", "Red.", "colour"),
+        Question(ImageFile(str(root), "a.png"), "How many?", "Two.", "count"),
+        Question(ImageFile(str(root), "a.png"), "Which colour?", "Red.", "colour"),
     ]
     path = write({"image": "b.png", "conversations": turns})
     assert [asked.kind for asked in read_questions(path, root)] == ["question", "question"]
@@ -124,12 +124,12 @@ def test_an_evaluation_leaves_nothing_out(write, record, message):
         read_questions(path, path.parent)
 
 
-def test_evaluate_asks_with_the_own_and_with_another_picture(assistant_dir, write, monkeypatch, picture):
+def test_evaluate_asks_with_the_own_and_with_another_image(assistant_dir, write, monkeypatch, make_image):
     path = write(
         {"image": "a.png", "conversations": conversation("<image>\nWhat?", "x", "Long question?", "y")},
         {"image": "b.png", "conversations": conversation("<image>\nWhat?", "z")},
     )
-    picture(9).save(path.parent / "b.png")
+    make_image(9).save(path.parent / "b.png")
     questions = read_questions(path, path.parent)
     generator = Generator(assistant_dir, device="cpu")
     seen = []
@@ -139,14 +139,14 @@ def test_evaluate_asks_with_the_own_and_with_another_picture(assistant_dir, writ
         texts = [messages[-1]["content"][-1]["text"] for messages in conversations]
         return [f"{text} {one[0].tobytes() == own}" for text, one in zip(texts, images, strict=True)]
 
-    own = picture().tobytes()
+    own = make_image().tobytes()
     monkeypatch.setattr(generator, "generate", answer)
     result = evaluate(generator, questions, batch_size=2, max_new_tokens=5)
     assert result.predictions == ["What? True", "Long question? True", "What? False"]
     assert result.blind == ["What? False", "Long question? False", "What? True"]
     assert seen == [[2, 5], [1, 5]] * 2
     assert result.overall.questions == 3
-    own = Image.new("RGB", picture().size, "white").tobytes()
+    own = Image.new("RGB", make_image().size, "white").tobytes()
     result = evaluate(generator, questions, batch_size=2, max_new_tokens=5, blind="blank")
     assert result.blind == ["What? True", "Long question? True", "What? True"]
     assert result.predictions == ["What? False", "Long question? False", "What? False"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nltk.metrics.scores import f_measure, precision, recall
 from nltk.translate.bleu_score import sentence_bleu
 
-from mmchat.data.image_refs import FilePicture
+from mmchat.data.image_refs import ImageFile
 from mmchat.errors import UserError
 from mmchat.evaluation.answer_scores import anls, relaxed_accuracy
 from mmchat.evaluation.metrics import share_interval
@@ -212,7 +212,7 @@ def test_every_score_lies_between_0_and_1(name, read, there):
 
 def test_means_and_intervals():
     def asked(answer, kind):
-        return Question(FilePicture(".", "a.png"), "?", answer, kind)
+        return Question(ImageFile(".", "a.png"), "?", answer, kind)
 
     questions = [asked("100", "number"), asked("yes", "word"), asked("no", "word"), asked("7", "number")]
     answers, blind = ["104", "yes", "yes", "8"], ["7", "no", "no", "7"]

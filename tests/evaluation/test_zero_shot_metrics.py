@@ -34,7 +34,7 @@ def test_ranks_give_top_k(guesses):
 
 def test_mean_per_class(guesses):
     scores, targets = guesses
-    targets = np.where(targets == 3, 2, targets)  # a class without a picture
+    targets = np.where(targets == 3, 2, targets)  # a class without an image
     predicted = np.where(targets < 2, targets, np.minimum(scores.argmax(axis=1), 2))
     assert mean_per_class(targets, predicted == targets) == pytest.approx(balanced_accuracy_score(targets, predicted))
 

@@ -1,4 +1,4 @@
-"""Captioning a folder can be stopped anywhere and started again; no picture is lost, none done twice."""
+"""Captioning a folder can be stopped anywhere and started again; no image is lost, none done twice."""
 
 import json
 
@@ -10,25 +10,25 @@ from mmchat.inference.captioning import caption_files
 
 
 class FakeGenerator:
-    """Captions a picture by its size, and remembers what it was asked."""
+    """Captions an image by its size, and remembers what it was asked."""
 
     def __init__(self, fail_after=None):
         self.batches, self.fail_after = [], fail_after
 
-    def caption(self, pictures, prompt, batch_size, max_new_tokens):
+    def caption(self, images, prompt, batch_size, max_new_tokens):
         if self.fail_after is not None and len(self.batches) == self.fail_after:
             raise KeyboardInterrupt
-        self.batches.append(len(pictures))
-        return [f"{prompt} {picture.width}\u2028 \x85é" for picture in pictures]
+        self.batches.append(len(images))
+        return [f"{prompt} {image.width}\u2028 \x85é" for image in images]
 
 
 @pytest.fixture
-def files(tmp_path, picture):
-    folder = tmp_path / "pictures"
+def files(tmp_path, make_image):
+    folder = tmp_path / "images"
     folder.mkdir()
     paths = [folder / f"{number}.png" for number in range(5)]
     for number, path in enumerate(paths):
-        picture(number, width=10 + number).save(path)
+        make_image(number, width=10 + number).save(path)
     return paths
 
 
@@ -45,7 +45,7 @@ def text(number):
     return f"Width {10 + number}\u2028 \x85é"
 
 
-def test_one_line_per_picture_and_nothing_twice(files, tmp_path):
+def test_one_line_per_image_and_nothing_twice(files, tmp_path):
     out = tmp_path / "deep" / "captions.jsonl"
     assert caption(files, out) == (JobSummary(done=5), [2, 2, 1])
     assert lines(out) == [{"path": str(path), "caption": text(number)} for number, path in enumerate(files)]
@@ -54,7 +54,7 @@ def test_one_line_per_picture_and_nothing_twice(files, tmp_path):
     assert out.read_bytes() == before
 
 
-def test_a_broken_picture_is_a_line_and_is_tried_again(files, tmp_path):
+def test_a_broken_image_is_a_line_and_is_tried_again(files, tmp_path):
     out = tmp_path / "captions.jsonl"
     whole = files[1].read_bytes()
     files[1].write_bytes(whole[:100])
@@ -67,7 +67,7 @@ def test_a_broken_picture_is_a_line_and_is_tried_again(files, tmp_path):
     assert {line["path"]: line["caption"] for line in lines(out)} == {str(p): text(n) for n, p in enumerate(files)}
 
 
-def test_a_batch_of_broken_pictures_only(files, tmp_path):
+def test_a_batch_of_broken_images_only(files, tmp_path):
     for path in files:
         path.write_bytes(b"")
     assert caption(files, tmp_path / "captions.jsonl")[0] == JobSummary(failed=5)

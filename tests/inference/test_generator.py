@@ -15,22 +15,22 @@ def generator(assistant_dir):
     return Generator(assistant_dir, device="cpu")
 
 
-def asked(generator, question, pictures):
-    return generator.conversation(question, pictures, ())[0]
+def asked(generator, question, images):
+    return generator.conversation(question, images, ())[0]
 
 
-def test_a_batch_answers_as_each_alone(generator, picture):
+def test_a_batch_answers_as_each_alone(generator, make_image):
     cases = [
-        ("What is this?", [picture(0)]),
+        ("What is this?", [make_image(0)]),
         ("Two and two?", []),
-        ("Compare these two pictures, one after the other, in a few words.", [picture(1), picture(2, 64, 10)]),
-        ("Hm", [picture(3)]),
+        ("Compare these two images, one after the other, in a few words.", [make_image(1), make_image(2, 64, 10)]),
+        ("Hm", [make_image(3)]),
     ]
-    conversations = [asked(generator, question, pictures) for question, pictures in cases]
-    together = generator._generate(conversations, [pictures for _, pictures in cases], max_new_tokens=12)
+    conversations = [asked(generator, question, images) for question, images in cases]
+    together = generator._generate(conversations, [images for _, images in cases], max_new_tokens=12)
     alone = [
-        generator._generate([c], [pictures], max_new_tokens=12)[0]
-        for c, (_, pictures) in zip(conversations, cases, strict=True)
+        generator._generate([c], [images], max_new_tokens=12)[0]
+        for c, (_, images) in zip(conversations, cases, strict=True)
     ]
     for row, one in zip(together, alone, strict=True):
         assert row[: len(one)].tolist() == one.tolist()
@@ -38,29 +38,29 @@ def test_a_batch_answers_as_each_alone(generator, picture):
     assert len({tuple(one.tolist()) for one in alone}) > 1
 
 
-def test_chat_caption_and_stream_agree(generator, picture):
-    prompt, image = "Describe the picture.", picture(4)
+def test_chat_caption_and_stream_agree(generator, make_image):
+    prompt, image = "Describe the image.", make_image(4)
     answer = generator.chat(prompt, image, max_new_tokens=10)
     assert answer
     assert generator.caption([image], prompt, max_new_tokens=10) == [answer]
     assert "".join(generator.stream(prompt, image, max_new_tokens=10)).strip() == answer
-    pictures = [picture(seed) for seed in range(3)]
-    captions = generator.caption(pictures, batch_size=2, max_new_tokens=6)
-    assert captions == [generator.chat(prompt, one, max_new_tokens=6) for one in pictures]
+    images = [make_image(seed) for seed in range(3)]
+    captions = generator.caption(images, batch_size=2, max_new_tokens=6)
+    assert captions == [generator.chat(prompt, one, max_new_tokens=6) for one in images]
 
 
-def test_pictures_are_taken_in_every_form(generator, picture, tmp_path):
-    path = tmp_path / "picture.png"
-    picture(6).save(path)
+def test_images_are_taken_in_every_form(generator, make_image, tmp_path):
+    path = tmp_path / "image.png"
+    make_image(6).save(path)
     answers = {generator.chat("What?", one, max_new_tokens=6) for one in (path, str(path), path.read_bytes(), [path])}
-    assert answers == {generator.chat("What?", picture(6), max_new_tokens=6)}
+    assert answers == {generator.chat("What?", make_image(6), max_new_tokens=6)}
 
 
-def test_without_a_cache_the_answer_is_the_same(generator, picture):
-    inputs = generator.processor.render(asked(generator, "What?", [picture()]), add_generation_prompt=True)
+def test_without_a_cache_the_answer_is_the_same(generator, make_image):
+    inputs = generator.processor.render(asked(generator, "What?", [make_image()]), add_generation_prompt=True)
     kwargs = {
         "input_ids": torch.tensor([inputs.input_ids]),
-        "pixel_values": generator.processor.image_processor([picture()])["pixel_values"],
+        "pixel_values": generator.processor.image_processor([make_image()])["pixel_values"],
         "do_sample": False,
         "max_new_tokens": 8,
     }
@@ -69,13 +69,13 @@ def test_without_a_cache_the_answer_is_the_same(generator, picture):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3, "top_k": 1}])
-def test_copies_of_a_row_keep_its_pictures(generator, picture, monkeypatch, options):
-    """Beams: each copy of a row sees that row's pictures in order, whatever the other rows hold."""
-    cases = [[picture(0), picture(1)], [], [picture(2)]]
-    rows = [asked(generator, "What?", pictures) for pictures in cases]
+def test_copies_of_a_row_keep_its_images(generator, make_image, monkeypatch, options):
+    """Beams: each copy of a row sees that row's images in order, whatever the other rows hold."""
+    cases = [[make_image(0), make_image(1)], [], [make_image(2)]]
+    rows = [asked(generator, "What?", images) for images in cases]
     render, model = generator.processor.render, generator.model
     encoded = [render(messages, add_generation_prompt=True).input_ids for messages in rows]
-    every = [picture(0), picture(1), picture(2)]
+    every = [make_image(0), make_image(1), make_image(2)]
     pixels = generator.processor.image_processor(every)["pixel_values"]
     seen_by_tower = []
     forward = type(model.towers[0]).forward
@@ -90,16 +90,16 @@ def test_copies_of_a_row_keep_its_pictures(generator, picture, monkeypatch, opti
     assert len(seen_by_tower) == 1  # later steps read the cache
 
 
-def test_history_pictures_come_first(generator, picture):
+def test_history_images_come_first(generator, make_image):
     history = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},
         {"role": "assistant", "content": "Noise."},
     ]
-    first, second = picture(0), picture(1)
-    messages, pictures = generator.conversation("And this?", [first, second], history)
+    first, second = make_image(0), make_image(1)
+    messages, images = generator.conversation("And this?", [first, second], history)
     kinds = [part["type"] for part in messages[-1]["content"]]
     assert kinds == ["image", "text", "text"]
-    assert pictures == [first, second]
+    assert images == [first, second]
     assert generator.chat("And this?", [first, second], history, max_new_tokens=4) is not None
     with pytest.raises(UserError, match="the history mentions 1 images, but 0 were given"):
         generator.chat("And this?", [], history)
@@ -114,13 +114,13 @@ def test_an_error_inside_a_stream_is_raised(generator, monkeypatch):
         list(generator.stream("What?"))
 
 
-def test_temperature_samples(generator, picture):
+def test_temperature_samples(generator, make_image):
     torch.manual_seed(0)
-    answers = {generator.chat("What?", picture(), temperature=2.0, max_new_tokens=8) for _ in range(4)}
+    answers = {generator.chat("What?", make_image(), temperature=2.0, max_new_tokens=8) for _ in range(4)}
     assert len(answers) > 1
 
 
-def test_closing_a_stream_ends_the_generation(generator, picture, monkeypatch):
+def test_closing_a_stream_ends_the_generation(generator, make_image, monkeypatch):
     """A caller that walks away must not leave the model at work beside the next answer."""
     steps = []
     forward = generator.model.forward
@@ -132,7 +132,7 @@ def test_closing_a_stream_ends_the_generation(generator, picture, monkeypatch):
 
     monkeypatch.setattr(generator.model, "forward", counted)
     monkeypatch.setattr(generator.model.generation_config, "eos_token_id", None)
-    stream = generator.stream("What is this?", picture(), max_new_tokens=400)
+    stream = generator.stream("What is this?", make_image(), max_new_tokens=400)
     next(stream)
     stream.close()  # returns when the thread has ended
     assert 0 < len(steps) < 400
@@ -143,7 +143,7 @@ def test_closing_a_stream_ends_the_generation(generator, picture, monkeypatch):
 
 def test_a_conversation_longer_than_the_context_is_refused(generator):
     context = generator.model.config.text_config.max_position_embeddings
-    with pytest.raises(UserError, match=rf"has \d+ tokens with its pictures, the model's context is {context}"):
+    with pytest.raises(UserError, match=rf"has \d+ tokens with its images, the model's context is {context}"):
         generator.chat("word " * context)
 
 

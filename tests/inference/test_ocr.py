@@ -1,4 +1,4 @@
-"""Reading pages of pictures and PDFs: every page once, resumable, and what went wrong is said."""
+"""Reading pages of images and PDFs: every page once, resumable, and what went wrong is said."""
 
 import io
 import json
@@ -83,20 +83,20 @@ def test_what_was_filled_into_a_form_is_drawn(tmp_path):
     assert draw_page(tmp_path / "form.pdf", 1, dpi=72).getpixel((36, 36)) == (0, 0, 255)
 
 
-def test_a_pdf_is_known_by_what_it_holds(tmp_path, picture):
+def test_a_pdf_is_known_by_what_it_holds(tmp_path, make_image):
     write_pdf(tmp_path / "a.png", [1, 1])
-    picture().save(tmp_path / "b.pdf", format="PNG")
+    make_image().save(tmp_path / "b.pdf", format="PNG")
     assert len(pages_of(tmp_path / "a.png", dpi=20)) == 2
-    assert pages_of(tmp_path / "b.pdf", dpi=20)[0].open().size == picture().size
+    assert pages_of(tmp_path / "b.pdf", dpi=20)[0].open().size == make_image().size
 
 
-def test_pages_of_a_tiff(tmp_path, picture):
+def test_pages_of_a_tiff(tmp_path, make_image):
     path = tmp_path / "scan.tif"
-    picture(0).save(path, save_all=True, append_images=[picture(1, 12, 9)])
+    make_image(0).save(path, save_all=True, append_images=[make_image(1, 12, 9)])
     first, second = pages_of(path, dpi=100)
-    assert first.open().tobytes() == picture(0).tobytes()
-    assert second.open().tobytes() == picture(1, 12, 9).tobytes()
-    picture(0).save(tmp_path / "film.gif", save_all=True, append_images=[picture(1)])
+    assert first.open().tobytes() == make_image(0).tobytes()
+    assert second.open().tobytes() == make_image(1, 12, 9).tobytes()
+    make_image(0).save(tmp_path / "film.gif", save_all=True, append_images=[make_image(1)])
     assert len(pages_of(tmp_path / "film.gif", dpi=100)) == 1
 
 
@@ -133,22 +133,22 @@ def test_a_page_that_is_not_there(tmp_path):
 
 
 class FakeGenerator:
-    """Reads the width of a picture; wide ones loop. `fail_after`: batches until somebody presses Ctrl-C."""
+    """Reads the width of an image; wide ones loop. `fail_after`: batches until somebody presses Ctrl-C."""
 
     def __init__(self, real, fail_after=None):
         self.processor, self.batches, self.fail_after = real.processor, [], fail_after
 
-    def read(self, pictures, prompt, batch_size, max_new_tokens, repeats):
+    def read(self, images, prompt, batch_size, max_new_tokens, repeats):
         if self.fail_after is not None and len(self.batches) == self.fail_after:
             raise KeyboardInterrupt
-        self.batches.append(len(pictures))
-        return [Reading(f"{p.width} wide", "repetition" if p.width > 60 else "end") for p in pictures]
+        self.batches.append(len(images))
+        return [Reading(f"{p.width} wide", "repetition" if p.width > 60 else "end") for p in images]
 
 
 @pytest.fixture
-def pages(tmp_path, picture):
-    """Three pages of a PDF, one of a broken picture, one of a whole one."""
-    picture().save(tmp_path / "z.png")
+def pages(tmp_path, make_image):
+    """Three pages of a PDF, one of a broken image, one of a whole one."""
+    make_image().save(tmp_path / "z.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     files = [write_pdf(tmp_path / "book.pdf", [1, 2, 1.5]), tmp_path / "broken.png", tmp_path / "z.png"]
     return [page for file in files for page in pages_of(file, dpi=40)]
@@ -206,9 +206,9 @@ def test_an_end_that_says_no_format_and_a_text_that_is_not_ours(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a\nb.png", "<script>.png", "-->.png", os.fsdecode(b"\xff\xfe.png"), '"quoted".png', "\u2028.png"]
 )
-def test_names_of_files_may_be_anything(generator, tmp_path, picture, name):
+def test_names_of_files_may_be_anything(generator, tmp_path, make_image, name):
     with (tmp_path / name).open("wb") as file:
-        picture().save(file, format="PNG")
+        make_image().save(file, format="PNG")
     (page,) = pages_of(tmp_path / name, dpi=100)
     lines = tmp_path / "all.md.jsonl"
     for expected in (JobSummary(done=1), JobSummary(skipped=1)):
@@ -220,9 +220,9 @@ def test_names_of_files_may_be_anything(generator, tmp_path, picture, name):
 
 
 @pytest.fixture
-def tall(tmp_path, picture):
+def tall(tmp_path, make_image):
     """A page of several bands."""
-    tall = picture(0, 40, 90)
+    tall = make_image(0, 40, 90)
     for top in (25, 50, 75):
         tall.paste("white", (0, top, 40, top + 8))
     tall.save(tmp_path / "tall.png")
@@ -239,9 +239,9 @@ def test_bands_are_read_in_order_and_told(generator, tmp_path, tall):
 
 def test_a_page_says_the_worst_of_its_bands(generator, tmp_path, tall):
     class Uneven(FakeGenerator):
-        def read(self, pictures, *args, **kwargs):
+        def read(self, images, *args, **kwargs):
             stops = ["length", "repetition", "end", "end"]
-            return [Reading(stop, stop) for stop in stops[: len(pictures)]]
+            return [Reading(stop, stop) for stop in stops[: len(images)]]
 
     read_pages(Uneven(generator), tall, tmp_path / "a.jsonl", OcrOptions(tile=True))
     assert lines_in_order(tmp_path / "a.jsonl", tall)[0]["stopped"] == "repetition"
@@ -257,22 +257,22 @@ def looping(assistant_dir):
     return generator
 
 
-def test_a_reading_is_the_same_alone_and_in_a_batch(looping, picture, monkeypatch):
+def test_a_reading_is_the_same_alone_and_in_a_batch(looping, make_image, monkeypatch):
     """Rows that end by themselves, by their loop and by their budget, side by side."""
-    pictures = [picture(seed, 30 + seed) for seed in (1, 5, 0, 2)]
-    asked = [looping.conversation("What?", one, ())[0] for one in pictures]
-    tokens = looping._generate(asked, [[one] for one in pictures], max_new_tokens=140).tolist()
+    images = [make_image(seed, 30 + seed) for seed in (1, 5, 0, 2)]
+    asked = [looping.conversation("What?", one, ())[0] for one in images]
+    tokens = looping._generate(asked, [[one] for one in images], max_new_tokens=140).tolist()
     end = next(token for token in tokens[-1] if not any(token in row for row in tokens[:-1]))
     monkeypatch.setattr(looping.model.generation_config, "eos_token_id", end)
     options = {"prompt": "What?", "repeats": 4, "max_new_tokens": 140}
-    together = looping.read(pictures, batch_size=4, **options)
-    assert together == [looping.read([one], **options)[0] for one in pictures]
+    together = looping.read(images, batch_size=4, **options)
+    assert together == [looping.read([one], **options)[0] for one in images]
     assert {reading.stopped for reading in together} == {"end", "length", "repetition"}
 
 
-def test_what_a_row_says_of_its_end(generator, picture, monkeypatch):
-    caption = generator.caption([picture()], "What?", max_new_tokens=5)[0]
-    assert generator.read([picture()], "What?", max_new_tokens=5) == [Reading(caption, "length")]
+def test_what_a_row_says_of_its_end(generator, make_image, monkeypatch):
+    caption = generator.caption([make_image()], "What?", max_new_tokens=5)[0]
+    assert generator.read([make_image()], "What?", max_new_tokens=5) == [Reading(caption, "length")]
     words = generator.tokenizer(" one two", add_special_tokens=False).input_ids
     end = generator.tokenizer.eos_token_id
     monkeypatch.setattr(generator.model.generation_config, "eos_token_id", [end])

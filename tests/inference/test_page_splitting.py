@@ -22,7 +22,7 @@ def page_of(lines, width=WIDTH, paper=PAPER):
 
 
 def lines_in(band):
-    """(shade, rows) of the lines in a picture, from top to bottom."""
+    """(shade, rows) of the lines in an image, from top to bottom."""
     column = np.asarray(band.convert("L"))[:, 10]
     shades = [shade for shade in dict.fromkeys(column.tolist()) if shade != PAPER]
     return [(shade, int((column == shade).sum())) for shade in shades]

@@ -22,15 +22,15 @@ CASES = {1: [(0, None), (0, 2), (3, 1)], 2: [(0, None), (1, 1), (2, 2), (3, None
 
 
 @pytest.fixture(scope="module", params=["labels", "teacher"])
-def setup(request, tmp_path_factory, make_tower, picture):
-    """With a rate of 0 all steps see the same weights. A few pictures cannot be read, so ranks have unequally many."""
+def setup(request, tmp_path_factory, make_tower, make_image):
+    """With a rate of 0 all steps see the same weights. A few images cannot be read, so ranks have unequally many."""
     folder = tmp_path_factory.mktemp(request.param)
     for number in range(2 * BATCH):
         path = folder / "data" / CLASSES[number % 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(path)
+        make_image(number).save(path)
         if number in (1, 4, 5):
-            path.write_bytes(b"not a picture")
+            path.write_bytes(b"not an image")
     for name, seed in (("model", 1), ("teacher", 2)):
         model = init_classifier(make_tower(seed=seed), CLASSES, "mean", folder / "init" / name)
         torch.nn.init.normal_(model.head.weight)
@@ -45,7 +45,7 @@ def setup(request, tmp_path_factory, make_tower, picture):
 
 @pytest.fixture(scope="module")
 def reference(setup):
-    """Gradients of whole batches, picture by picture."""
+    """Gradients of whole batches, image by image."""
     folder, path, values = setup
     objective, feed = opened(load_settings(RunConfig, path, []))
     model, teacher = objective.model.train(), load_classifier(folder / "teacher").eval()
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_whole_batch(setup, reference, tmp_path, rank
 
 @pytest.mark.slow
 def test_losses_and_held_out_accuracy_are_the_same_on_two_ranks(setup, tmp_path):
-    """13 held-out pictures can be read, in stretches of 8: ranks have unequally many."""
+    """13 held-out images can be read, in stretches of 8: ranks have unequally many."""
     folder, _, values = setup
     held_out = {"path": str(folder / "data"), "every": 1}
     values = values | {"validation": held_out, "optimizer": {"lr": 1e-3}}

@@ -22,7 +22,7 @@ BATCH, STEPS = 8, 2
 TOLERANCE = 1e-5
 """Largest difference of a gradient, relative to the largest entry of the same parameter's gradient."""
 BROKEN = (1, 4, 5)
-"""Records whose picture cannot be read: ranks have unequally many pairs, and with single samples some have none."""
+"""Records whose image cannot be read: ranks have unequally many pairs, and with single samples some have none."""
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 CASES = {
     1: [(0, None), (0, 2), (3, 1)],
@@ -35,9 +35,9 @@ CASES = {
 def setup(request, tmp_path_factory, make_tower, data_dir):
     """With a rate of 0 all steps see the same weights."""
     folder = tmp_path_factory.mktemp(request.param)
-    data = write_records(folder / "data", 2 * BATCH, pictures=1)
+    data = write_records(folder / "data", 2 * BATCH, images=1)
     for number in BROKEN:
-        (folder / "data" / f"{number}-0.png").write_bytes(b"not a picture")
+        (folder / "data" / f"{number}-0.png").write_bytes(b"not an image")
     values = run_values(folder, folder / "model", data, steps=STEPS, batch_size=BATCH, on_bad_sample="skip")
     values["data"]["max_turns"] = 1
     values["optimizer"] = {"lr": 0.0, "clip": 0.0}
@@ -102,7 +102,7 @@ def slow_sigmoid(images, texts, scale, bias):
 
 
 def slow_views(vectors, temperature):
-    """Both views of a picture stand one behind the other."""
+    """Both views of an image stand one behind the other."""
     total = 0
     for row, vector in enumerate(vectors):
         scores = torch.stack([(vector * other).sum() / temperature for other in vectors])

@@ -65,13 +65,13 @@ TILED = {
     1: [case(0, 2), packed(0, 400, 9), packed(3, 400)],
     2: [case(2, 1), case(3, 2, again="all"), packed(1, 400, 9), packed(3, 400)],
 }
-"""Pictures of one, three or four views: their slots would not fit into the budgets above."""
+"""Images of one, three or four views: their slots would not fit into the budgets above."""
 
 
 @pytest.fixture(scope="module")
 def setup(request, tmp_path_factory, make_assistant, make_tower):
     """A kind's config on a mixture of three sources; every third record is text only, so that with single samples a
-    rank is often without pictures while the other has some. With a rate of 0 all steps see the same weights."""
+    rank is often without images while the other has some. With a rate of 0 all steps see the same weights."""
     folder = tmp_path_factory.mktemp("gradients")
     kind, sizes, towers = request.param, [(31, 24)], None
     if kind == "tiles":

@@ -1,4 +1,4 @@
-"""Ranks that share out everything, one of them without pictures, train as one that has it all."""
+"""Ranks that share out everything, one of them without images, train as one that has it all."""
 
 import json
 
@@ -12,13 +12,13 @@ from tests.training_fixtures import run_values, write_records
 
 STEPS, BATCH, RECORDS = 6, 4, 24
 TEXT_ONLY_STEPS = (1, 2, 3, 4)
-"""In which every sample of the second rank has no picture (counted from 0)."""
+"""In which every sample of the second rank has no image (counted from 0)."""
 
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory, assistant_dir):
     folder = tmp_path_factory.mktemp("losses")
-    path = write_records(folder / "data", RECORDS, pictures=1)
+    path = write_records(folder / "data", RECORDS, images=1)
     order = BatchOrder(EpochPlan((RECORDS,), (RECORDS,)), 0, BATCH)
     records = json.loads(path.read_text())
     for step in TEXT_ONLY_STEPS:

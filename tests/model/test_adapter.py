@@ -77,7 +77,7 @@ def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
         torch.testing.assert_close(after[f"{name}.weight"], expected)
 
 
-def test_it_fits_pictures_as_it_was_trained_and_not_as_its_base(assistant_dir, tmp_path):
+def test_it_fits_images_as_it_was_trained_and_not_as_its_base(assistant_dir, tmp_path):
     model, processor = load_assistant(assistant_dir, fit="squash")
     adapter = add_adapter(model, LAYERS, dropout=0.0)
     save_adapter(adapter, processor, tmp_path / "adapter", assistant_dir, "squash")

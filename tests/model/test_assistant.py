@@ -18,16 +18,16 @@ def example(processor, images, messages=QUESTION):
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "qwen2"])
-def test_every_language_model(make_assistant, picture, tmp_path, kind):
+def test_every_language_model(make_assistant, make_image, tmp_path, kind):
     model, processor = make_assistant(kind)
-    inputs = example(processor, [picture()])
+    inputs = example(processor, [make_image()])
     output = model(**inputs)
     assert output.logits.shape == (1, inputs["input_ids"].shape[1], len(processor.tokenizer))
     output.loss.backward()
     idle = {id(p) for tower in model.towers for p in tower.idle_parameters()}
     assert all(p.grad is not None for p in model.parameters() if id(p) not in idle)
-    # The picture matters.
-    other = {**inputs, **processor.image_processor([picture(seed=5)])}
+    # The image matters.
+    other = {**inputs, **processor.image_processor([make_image(seed=5)])}
     assert (model(**other).logits - output.logits).abs().max() > 1e-3
     save_assistant(model, processor, tmp_path / "model")
     reloaded, again = load_assistant(tmp_path / "model")
@@ -50,11 +50,11 @@ def test_lm_head_is_saved_and_tied_as_configured(make_assistant, tmp_path, tied)
     assert all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_towers_fused_on_channels(make_assistant, make_tower, picture, tmp_path):
+def test_towers_fused_on_channels(make_assistant, make_tower, make_image, tmp_path):
     towers = [make_tower(seed=0, layer=-2), make_tower(seed=1, layer=-1, backbone={"hidden_size": 16})]
     model, processor = make_assistant(towers=towers, projector="linear")
     assert model.image_tokens == processor.image_tokens == 16
-    pixels = processor.image_processor([picture(0), picture(1)])["pixel_values"]
+    pixels = processor.image_processor([make_image(0), make_image(1)])["pixel_values"]
     features = model.get_image_features(pixels)
     first, second = (
         projector(tower(seen).patches)
@@ -65,11 +65,11 @@ def test_towers_fused_on_channels(make_assistant, make_tower, picture, tmp_path)
     save_assistant(model, processor, tmp_path / "model")
 
 
-def test_towers_fused_on_the_sequence(make_assistant, make_tower, picture, tmp_path):
+def test_towers_fused_on_the_sequence(make_assistant, make_tower, make_image, tmp_path):
     towers = [make_tower(layer=-2), make_tower(seed=1, backbone={"image_size": 14})]
     model, processor = make_assistant(towers=towers, fusion="sequence")
     assert model.image_tokens == processor.image_tokens == 16 + 4
-    inputs = example(processor, [picture()])
+    inputs = example(processor, [make_image()])
     assert [seen.shape[-1] for seen in inputs["pixel_values"]] == [28, 14]
     features = model.get_image_features(inputs["pixel_values"])
     assert torch.equal(features[:, 16:], model.projectors[1](model.towers[1](inputs["pixel_values"][1]).patches))
@@ -91,22 +91,22 @@ def test_towers_that_do_not_fit_each_other(make_assistant, make_tower):
         make_assistant(fusion="sum")
 
 
-def test_slots_and_images_must_agree(make_assistant, picture):
+def test_slots_and_images_must_agree(make_assistant, make_image):
     model, processor = make_assistant()
-    inputs = example(processor, [picture(0), picture(1)])
+    inputs = example(processor, [make_image(0), make_image(1)])
     ran = []
     model.towers[0].register_forward_hook(lambda *_: ran.append(1))
     with pytest.raises(ValueError, match=r"16 image slots but 2 views x 16 features = 32; slots per row: \[16\]"):
         model(**inputs)
     assert not ran
-    # A picture that fills no slot changes nothing, and leaves the projector a gradient of zero.
-    alone = model(**example(processor, [picture(0)])).logits
+    # An image that fills no slot changes nothing, and leaves the projector a gradient of zero.
+    alone = model(**example(processor, [make_image(0)])).logits
     text = {"input_ids": torch.tensor([[1, 20, 30]]), "labels": torch.tensor([[-100, 20, 30]])}
     dummy = model(**text, pixel_values=inputs["pixel_values"][:1], dummy_images=1)
     assert torch.equal(dummy.logits, model(**text).logits)
     dummy.loss.backward()
     assert not model.projectors[0][0].weight.grad.any()
-    # Bit for bit where the tower sees the same two pictures; alone, the CPU may round in another order.
+    # Bit for bit where the tower sees the same two images; alone, the CPU may round in another order.
     features = model.get_image_features(inputs["pixel_values"])[:1]
     ids = {name: value for name, value in inputs.items() if name != "pixel_values"}
     with_dummy = model(**inputs, dummy_images=1).logits
@@ -114,9 +114,9 @@ def test_slots_and_images_must_agree(make_assistant, picture):
     torch.testing.assert_close(with_dummy, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_embeddings_resize(make_assistant, picture, tmp_path):
+def test_embeddings_resize(make_assistant, make_image, tmp_path):
     model, processor = make_assistant()
-    inputs = example(processor, [picture()])
+    inputs = example(processor, [make_image()])
     before = model(**inputs).logits
     size = before.shape[-1] + 5
     model.resize_token_embeddings(size, mean_resizing=False)
@@ -159,10 +159,10 @@ def test_languages_that_cannot_be_opened(make_tower, data_dir, tmp_path, monkeyp
         assemble(words, [make_tower()], "linear", "vicuna_v1")
 
 
-def test_lora(make_assistant, picture):
+def test_lora(make_assistant, make_image):
     peft = pytest.importorskip("peft")
     model, processor = make_assistant()
-    inputs = example(processor, [picture()])
+    inputs = example(processor, [make_image()])
     plain = model(**inputs).logits
     lora = peft.LoraConfig(r=2, target_modules=r"language_model\..*\.(q_proj|v_proj)")
     adapted = peft.get_peft_model(model, lora)
@@ -173,9 +173,9 @@ def test_lora(make_assistant, picture):
     assert all("lora_" in name for name in trained)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(make_assistant, picture):
+def test_gradient_checkpointing_gives_the_same_gradients(make_assistant, make_image):
     model, processor = make_assistant()
-    inputs = example(processor, [picture()])
+    inputs = example(processor, [make_image()])
     model.train()
     gradients, calls = [], []
     for checkpointing in (False, True):
@@ -192,11 +192,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_assistant, picture
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_pictures_are_images_arrays_or_local_paths(make_assistant, picture, tmp_path):
+def test_images_are_images_arrays_or_local_paths(make_assistant, make_image, tmp_path):
     _, processor = make_assistant("llama")
-    picture().save(tmp_path / "a.png")
-    expected = processor.image_processor([picture()] * 2)["pixel_values"]
-    for images in ([picture(), np.asarray(picture())], [[tmp_path / "a.png"], [str(tmp_path / "a.png")]]):
+    make_image().save(tmp_path / "a.png")
+    expected = processor.image_processor([make_image()] * 2)["pixel_values"]
+    for images in ([make_image(), np.asarray(make_image())], [[tmp_path / "a.png"], [str(tmp_path / "a.png")]]):
         assert torch.equal(processor.image_processor(images)["pixel_values"], expected)
     content = [{"type": "image", "path": str(tmp_path / "a.png")}, {"type": "text", "text": "What?"}]
     how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}

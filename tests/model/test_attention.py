@@ -72,18 +72,18 @@ def loss_of(model, batch):
 @pytest.mark.parametrize("kind", ["llama", "opt", "qwen2"])
 @pytest.mark.parametrize("images", [(0, 0, 0), (1, 0, 2), (0, 3, 1)], ids=str)
 def test_gradients_of_an_assistant_are_the_sum_of_its_samples(make_assistant, kind, images):
-    """Of every parameter, towers and projector included; samples of 70 and 5 tokens, with several pictures or none."""
+    """Of every parameter, towers and projector included; samples of 70 and 5 tokens, with several images or none."""
     model, processor = make_assistant(kind)
     specs, slot = processor.image_processor.specs, model.config.image_token_id
     generator = torch.Generator().manual_seed(3)
     samples = []
-    for number, (length, pictures) in enumerate(zip((70, 5, 19), images, strict=True)):
+    for number, (length, image_count) in enumerate(zip((70, 5, 19), images, strict=True)):
         words = torch.randint(5, 60, (length,), generator=generator).tolist()
-        ids = words[:2] + [slot] * (pictures * processor.image_tokens) + words[2:]
+        ids = words[:2] + [slot] * (image_count * processor.image_tokens) + words[2:]
         labels = [IGNORE_INDEX if token == slot or place % 3 == 0 else token for place, token in enumerate(ids)]
         size = (1, 3, specs[0].image_size, specs[0].image_size)
-        drawn = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for _ in range(pictures)]
-        samples.append(Sample(number, str(number), Encoded(ids, labels, [[picture.numpy()] for picture in drawn])))
+        drawn = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for _ in range(image_count)]
+        samples.append(Sample(number, str(number), Encoded(ids, labels, [[image.numpy()] for image in drawn])))
     settings = {"pad_id": 0, "specs": specs, "slot_id": slot, "tokens_per_view": processor.image_tokens}
 
     expected = []

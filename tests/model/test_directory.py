@@ -106,9 +106,9 @@ def test_saving_notices_a_corrupted_copy(make_assistant, tmp_path, monkeypatch):
         save_assistant(model, processor, target)
 
 
-def test_another_fit_is_saved_and_used_wherever_the_model_goes(assistant_dir, picture, tmp_path):
-    """A wide picture: padded it keeps its sides, cropped it does not; a tower taken from the model pads, too."""
-    wide = picture(width=60, height=20)
+def test_another_fit_is_saved_and_used_wherever_the_model_goes(assistant_dir, make_image, tmp_path):
+    """A wide image: padded it keeps its sides, cropped it does not; a tower taken from the model pads, too."""
+    wide = make_image(width=60, height=20)
     model, processor = load_assistant(assistant_dir, fit="pad")
     save_assistant(model, processor, tmp_path / "model")
     (spec,) = load_processor(tmp_path / "model").image_processor.specs
@@ -136,11 +136,11 @@ import json, sys, torch
 from PIL import Image
 import mmchat.auto
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-directory, picture = sys.argv[1:]
+directory, image = sys.argv[1:]
 config = AutoConfig.from_pretrained(directory)
 model = AutoModelForImageTextToText.from_pretrained(directory)
 processor = AutoProcessor.from_pretrained(directory)
-image = Image.open(picture)
+image = Image.open(image)
 chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "\\nWhat <imgpad>?"}]}]
 inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
 ids = inputs["input_ids"][0].tolist()
@@ -155,9 +155,9 @@ print(json.dumps({
 """
 
 
-def test_auto_classes_in_a_fresh_interpreter(assistant_dir, picture, tmp_path):
-    path = tmp_path / "picture.png"
-    picture().save(path)
+def test_auto_classes_in_a_fresh_interpreter(assistant_dir, make_image, tmp_path):
+    path = tmp_path / "image.png"
+    make_image().save(path)
     done = subprocess.run(
         [sys.executable, "-c", AUTO, str(assistant_dir), str(path)], capture_output=True, text=True, cwd=tmp_path
     )
@@ -177,30 +177,30 @@ def test_auto_classes_in_a_fresh_interpreter(assistant_dir, picture, tmp_path):
     assert 1 <= len(found["answer"]) <= 5
 
 
-def test_a_batch_of_chats_is_rendered_row_by_row(assistant_dir, picture):
+def test_a_batch_of_chats_is_rendered_row_by_row(assistant_dir, make_image):
     _, processor = load_assistant(assistant_dir)
     texts, counts = ["Hm?", "Which of these two </s> is brighter, <img> or not?", "What is two and two?"], [1, 2, 0]
     seeds, chats, bare = iter(range(3)), [], []
     for text, count in zip(texts, counts, strict=True):
         words = [{"type": "text", "text": text}]
-        pictures = [{"type": "image", "image": picture(next(seeds))} for _ in range(count)]
-        chats.append([{"role": "user", "content": pictures + words}])
+        images = [{"type": "image", "image": make_image(next(seeds))} for _ in range(count)]
+        chats.append([{"role": "user", "content": images + words}])
         bare.append([{"role": "user", "content": [{"type": "image"}] * count + words}])
     inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
     for row, mask, messages in zip(inputs["input_ids"], inputs["attention_mask"], bare, strict=True):
         ids = processor.render(messages, add_generation_prompt=True).input_ids
         assert row[mask.bool()].tolist() == ids
         assert mask.tolist() == [0] * (len(mask) - len(ids)) + [1] * len(ids)
-    expected = processor.image_processor([picture(seed) for seed in range(3)])["pixel_values"]
+    expected = processor.image_processor([make_image(seed) for seed in range(3)])["pixel_values"]
     assert torch.equal(inputs["pixel_values"], expected)
 
 
-def test_the_processor_counts_pictures(assistant_dir, picture):
+def test_the_processor_counts_images(assistant_dir, make_image):
     _, processor = load_assistant(assistant_dir)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hm?"}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-    inputs = processor(images=[picture()], text=[prompt, prompt.replace("<img><imgpad></img>", "")])
+    inputs = processor(images=[make_image()], text=[prompt, prompt.replace("<img><imgpad></img>", "")])
     assert inputs["attention_mask"].sum(dim=1).diff().item() < 0
     assert inputs["attention_mask"][:, -1].all()  # padded on the left
     with pytest.raises(UserError, match="the text has places for 1 images, but 2 images were given"):
-        processor(images=[picture(0), picture(1)], text=prompt)
+        processor(images=[make_image(0), make_image(1)], text=prompt)

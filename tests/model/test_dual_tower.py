@@ -27,7 +27,7 @@ def dual(words, tmp_path_factory):
     return load_assistant(out)
 
 
-def test_each_tower_has_its_own(dual, picture):
+def test_each_tower_has_its_own(dual, make_image):
     model, processor = dual
     clip, vary = (tower.spec for tower in model.towers)
     assert (clip.image_size, clip.preprocessing.fit, clip.tokens) == (CLIP_SIZE, "shortest-edge-crop", SLOTS)
@@ -35,16 +35,16 @@ def test_each_tower_has_its_own(dual, picture):
     assert [tower.config.layer for tower in model.towers] == [-2, -1]
     assert model.config.projectors == ["linear", "mlp2x_gelu"]
     assert model.image_tokens == processor.image_tokens == SLOTS
-    pixels = processor.image_processor([picture(), picture(1, 9, 40)])["pixel_values"]
+    pixels = processor.image_processor([make_image(), make_image(1, 9, 40)])["pixel_values"]
     assert [seen.shape for seen in pixels] == [(2, 3, CLIP_SIZE, CLIP_SIZE), (2, 3, VARY_SIZE, VARY_SIZE)]
 
 
-def test_features_stand_side_by_side_and_both_learn(dual, picture):
+def test_features_stand_side_by_side_and_both_learn(dual, make_image):
     model, processor = dual
     messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "Noise."}]
     rendered = processor.render(messages)
     inputs = {"input_ids": torch.tensor([rendered.input_ids]), "labels": torch.tensor([rendered.labels])}
-    pixels = processor.image_processor([picture()])["pixel_values"]
+    pixels = processor.image_processor([make_image()])["pixel_values"]
     parts = [
         projector(tower(seen).patches)
         for projector, tower, seen in zip(model.projectors, model.towers, pixels, strict=True)
@@ -56,12 +56,12 @@ def test_features_stand_side_by_side_and_both_learn(dual, picture):
         assert all(p.grad.abs().max() > 0 for p in part.parameters() if id(p) not in idle and p.numel() > 1)
 
 
-def test_saved_and_opened_again(dual, picture, tmp_path):
+def test_saved_and_opened_again(dual, make_image, tmp_path):
     model, processor = dual
     save_assistant(model, processor, tmp_path / "model")
     again, same = load_assistant(tmp_path / "model")
     assert same.image_processor.specs == processor.image_processor.specs
-    pixels = processor.image_processor([picture()])["pixel_values"]
+    pixels = processor.image_processor([make_image()])["pixel_values"]
     with torch.no_grad():
         assert torch.equal(again.get_image_features(pixels), model.get_image_features(pixels))
 

@@ -1,4 +1,4 @@
-"""An assistant that sees pictures of native aspect: a slot for each patch, and every way to them agrees."""
+"""An assistant that sees images of native aspect: a slot for each patch, and every way to them agrees."""
 
 import pytest
 import torch
@@ -37,13 +37,13 @@ sizes = st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=sizes)
-def test_slots_rendered_are_views_counted_are_features_made(assistant, picture, sizes):
+def test_slots_rendered_are_views_counted_are_features_made(assistant, make_image, sizes):
     model, processor = assistant
-    pictures = [picture(seed, *size) for seed, size in enumerate(sizes)]
+    images = [make_image(seed, *size) for seed, size in enumerate(sizes)]
     counted = [processor.image_processor.views(size) for size in sizes]
-    seen = processor.image_processor(pictures)
+    seen = processor.image_processor(images)
     assert seen["grids"].prod(dim=1).tolist() == counted and max(counted) <= 12
-    rendered = processor.render(question(len(pictures)), counted, add_generation_prompt=True)
+    rendered = processor.render(question(len(images)), counted, add_generation_prompt=True)
     assert [stop - start for start, stop in rendered.image_spans] == counted
     with torch.no_grad():
         features = model.get_image_features(**seen)
@@ -51,7 +51,7 @@ def test_slots_rendered_are_views_counted_are_features_made(assistant, picture, 
         ids = torch.tensor([rendered.input_ids])
         whole = model(ids, **seen, logits_to_keep=1).logits
         assert torch.isfinite(whole).all()
-        alone = [model.get_image_features(**processor.image_processor([one])) for one in pictures]
+        alone = [model.get_image_features(**processor.image_processor([one])) for one in images]
         torch.testing.assert_close(torch.cat(alone), features, atol=1e-5, rtol=0)
         as_tuples = [tuple(grid) for grid in seen["grids"].tolist()]
         assert torch.equal(model.get_image_features(seen["pixel_values"], as_tuples), features)
@@ -59,10 +59,10 @@ def test_slots_rendered_are_views_counted_are_features_made(assistant, picture, 
         model(ids, pixel_values=torch.cat([seen["pixel_values"], seen["pixel_values"][:1]]), grids=seen["grids"])
 
 
-def test_another_grid_is_seen_otherwise(assistant, picture):
+def test_another_grid_is_seen_otherwise(assistant, make_image):
     """The same patches laid 2 x 5 and 5 x 2: what is passed along matters."""
     model, processor = assistant
-    seen = processor.image_processor([picture(0, *SIZES[0])])
+    seen = processor.image_processor([make_image(0, *SIZES[0])])
     assert seen["grids"].tolist() == [[2, 5]]
     with torch.no_grad():
         features = model.get_image_features(**seen)
@@ -70,43 +70,43 @@ def test_another_grid_is_seen_otherwise(assistant, picture):
     assert (features - turned).abs().max() > 1e-2
 
 
-def test_prompts_of_the_chat_template_have_the_ids_of_render(assistant, picture):
+def test_prompts_of_the_chat_template_have_the_ids_of_render(assistant, make_image):
     _, processor = assistant
-    pictures = [picture(seed, *size) for seed, size in enumerate(SIZES[:2])]
+    images = [make_image(seed, *size) for seed, size in enumerate(SIZES[:2])]
     talk = question(2)
-    views = [processor.image_processor.views(one.size) for one in pictures]
+    views = [processor.image_processor.views(one.size) for one in images]
     ids = processor.render(talk, views, add_generation_prompt=True).input_ids
-    written = processor(text=processor.apply_chat_template(talk, add_generation_prompt=True), images=pictures)
+    written = processor(text=processor.apply_chat_template(talk, add_generation_prompt=True), images=images)
     assert written["input_ids"].tolist() == [ids]
     assert written["grids"].tolist() == [[2, 5], [3, 3]]
 
 
-def test_saved_and_reopened(generator, assistant, picture):
+def test_saved_and_reopened(generator, assistant, make_image):
     spec = generator.processor.image_processor.specs[0]
     assert spec == generator.model.towers[0].spec == assistant[0].towers[0].spec and spec.native
-    wide = picture(3, 90, 25)
+    wide = make_image(3, 90, 25)
     inputs, again = (one.image_processor([wide]) for one in (assistant[1], generator.processor))
     assert torch.equal(again["pixel_values"], inputs["pixel_values"]) and torch.equal(again["grids"], inputs["grids"])
     assert assistant[1].probe()["grids"].tolist() == [[2, 4]]
 
 
-def test_a_batch_answers_as_each_alone(generator, picture):
-    pictures = [picture(seed, *size) for seed, size in enumerate(SIZES)]
-    cases = [[pictures[0]], [], pictures[1:3], [pictures[3]]]
+def test_a_batch_answers_as_each_alone(generator, make_image):
+    images = [make_image(seed, *size) for seed, size in enumerate(SIZES)]
+    cases = [[images[0]], [], images[1:3], [images[3]]]
     conversations = [question(len(case)) for case in cases]
     together = generator.generate(conversations, cases, max_new_tokens=8)
     alone = [generator.generate([c], [p], max_new_tokens=8)[0] for c, p in zip(conversations, cases, strict=True)]
     assert together == alone and len(set(alone)) > 1
-    assert generator.caption(pictures, batch_size=4, max_new_tokens=6) == [
-        generator.chat("Describe the picture.", one, max_new_tokens=6) for one in pictures
+    assert generator.caption(images, batch_size=4, max_new_tokens=6) == [
+        generator.chat("Describe the image.", one, max_new_tokens=6) for one in images
     ]
-    stream = generator.stream("What is this?", pictures[2], max_new_tokens=8)
-    assert "".join(stream).strip() == generator.chat("What is this?", pictures[2], max_new_tokens=8)
+    stream = generator.stream("What is this?", images[2], max_new_tokens=8)
+    assert "".join(stream).strip() == generator.chat("What is this?", images[2], max_new_tokens=8)
 
 
-def test_copies_of_a_row_keep_its_pictures_and_grids(generator, picture):
+def test_copies_of_a_row_keep_its_images_and_grids(generator, make_image):
     model, processor = generator.model, generator.processor
-    a, b, c = (picture(seed, *size) for seed, size in enumerate(SIZES[:3]))
+    a, b, c = (make_image(seed, *size) for seed, size in enumerate(SIZES[:3]))
     inputs = processor(
         text=[processor.apply_chat_template(question(n), add_generation_prompt=True) for n in (2, 0, 1)],
         images=[a, b, c],
@@ -141,7 +141,7 @@ def test_it_is_the_only_tower(make_assistant, make_tower, native_tower):
         make_assistant(towers=[make_tower(), native_tower], fusion="sequence")
 
 
-def test_a_run_may_choose_squares_or_native(assistant_dir, generator, assistant, picture, tmp_path):
+def test_a_run_may_choose_squares_or_native(assistant_dir, generator, assistant, make_image, tmp_path):
     save_assistant(*assistant, tmp_path / "native")
     squares, processor = load_assistant(tmp_path / "native", fit="squash")
     alone = load_processor(tmp_path / "native", fit="squash")

@@ -56,7 +56,7 @@ def test_shapes_agree_with_the_promise_and_all_weights_learn(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_do_not_see_each_other(name):
+def test_images_do_not_see_each_other(name):
     projector, features = build(name), torch.randn(3, SPEC.tokens, SPEC.dim)
     alone = torch.cat([projector(one[None]) for one in features])
     torch.testing.assert_close(projector(features), alone)

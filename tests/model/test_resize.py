@@ -1,4 +1,4 @@
-"""`mmchat resize`: the same weights for larger or smaller pictures, and a processor that knows."""
+"""`mmchat resize`: the same weights for larger or smaller images, and a processor that knows."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ def resize(source, out, *sizes, options=()):
 
 
 @torch.no_grad()
-def test_larger_pictures(assistant_dir, tmp_path, picture, capsys):
+def test_larger_images(assistant_dir, tmp_path, make_image, capsys):
     before, _ = load_assistant(assistant_dir)
     model, processor = resize(assistant_dir, tmp_path / "out", 42)
     assert "sees 42 x 42 pixels, 36 slots per view" in capsys.readouterr().out
     rendered = processor.render([{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}])
-    inputs = {"input_ids": torch.tensor([rendered.input_ids]), **processor.image_processor([picture()])}
+    inputs = {"input_ids": torch.tensor([rendered.input_ids]), **processor.image_processor([make_image()])}
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 36
     assert inputs["pixel_values"].shape == (1, 3, 42, 42)
     tower = before.towers[0].resized(42)
@@ -38,7 +38,7 @@ def test_the_same_size_is_the_same_model(assistant_dir, tmp_path):
 
 
 @torch.no_grad()
-def test_pictures_that_show_more(assistant_dir, tmp_path):
+def test_images_that_show_more(assistant_dir, tmp_path):
     """Row by row and column by column the positions are the old ones; below and at the right of them, the nearest."""
     before = load_assistant(assistant_dir)[0].towers[0]
     after = resize(assistant_dir, tmp_path / "out", 42, options=["--keep-positions"])[0].towers[0]

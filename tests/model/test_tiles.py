@@ -1,4 +1,4 @@
-"""An assistant whose pictures are cut into tiles: slots hang on the picture's size, and every way to them agrees."""
+"""An assistant whose images are cut into tiles: slots hang on the image's size, and every way to them agrees."""
 
 import pytest
 import torch
@@ -33,8 +33,8 @@ def question(images, text="What is this?"):
     return [{"role": "user", "content": content}]
 
 
-def views_of(processor, pictures):
-    return [processor.image_processor.views(picture.size) for picture in pictures]
+def views_of(processor, images):
+    return [processor.image_processor.views(image.size) for image in images]
 
 
 sizes = st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4)
@@ -42,13 +42,13 @@ sizes = st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=sizes)
-def test_views_counted_made_rendered_and_spliced_are_as_many(assistant, picture, sizes):
+def test_views_counted_made_rendered_and_spliced_are_as_many(assistant, make_image, sizes):
     model, processor = assistant
-    pictures = [picture(seed, *size) for seed, size in enumerate(sizes)]
-    counted = views_of(processor, pictures)
-    pixels = processor.image_processor(pictures)["pixel_values"]
-    assert [len(processor.image_processor.pixels(one)[0]) for one in pictures] == counted
-    rendered = processor.render(question(len(pictures)), counted, add_generation_prompt=True)
+    images = [make_image(seed, *size) for seed, size in enumerate(sizes)]
+    counted = views_of(processor, images)
+    pixels = processor.image_processor(images)["pixel_values"]
+    assert [len(processor.image_processor.pixels(one)[0]) for one in images] == counted
+    rendered = processor.render(question(len(images)), counted, add_generation_prompt=True)
     spans = [stop - start for start, stop in rendered.image_spans]
     assert spans == [16 * views for views in counted]
     with torch.no_grad():
@@ -61,25 +61,25 @@ def test_views_counted_made_rendered_and_spliced_are_as_many(assistant, picture,
         model(ids, pixel_values=torch.cat([pixels, pixels[:1]]))
 
 
-def test_the_sizes_of_the_other_tests(assistant, picture):
-    assert views_of(assistant[1], [picture(0, *size) for size in SIZES]) == [3, 1, 4, 5]
+def test_the_sizes_of_the_other_tests(assistant, make_image):
+    assert views_of(assistant[1], [make_image(0, *size) for size in SIZES]) == [3, 1, 4, 5]
 
 
-def test_prompts_of_the_chat_template_have_the_ids_of_render(assistant, picture):
+def test_prompts_of_the_chat_template_have_the_ids_of_render(assistant, make_image):
     _, processor = assistant
-    a, b, c, d = (picture(seed, *size) for seed, size in enumerate(SIZES))
-    texts, pictures = ("What is this?", "Hm", "And? <imgpad>"), ([a, b], [], [c, d])
-    talks = [question(len(of_row), text) for text, of_row in zip(texts, pictures, strict=True)]
+    a, b, c, d = (make_image(seed, *size) for seed, size in enumerate(SIZES))
+    texts, images = ("What is this?", "Hm", "And? <imgpad>"), ([a, b], [], [c, d])
+    talks = [question(len(of_row), text) for text, of_row in zip(texts, images, strict=True)]
     rows = [
         processor.render(talk, views_of(processor, of_row), add_generation_prompt=True).input_ids
-        for talk, of_row in zip(talks, pictures, strict=True)
+        for talk, of_row in zip(talks, images, strict=True)
     ]
     prompts = [processor.apply_chat_template(talk, add_generation_prompt=True) for talk in talks[:2]]
-    for talk, of_row in zip(talks, pictures, strict=True):
+    for talk, of_row in zip(talks, images, strict=True):
         for part, image in zip(talk[0]["content"], of_row, strict=False):
             part["image"] = image
     how = {"add_generation_prompt": True, "return_dict": True}
-    written = processor(text=prompts, images=pictures[:2])
+    written = processor(text=prompts, images=images[:2])
     tokenized = processor.apply_chat_template(talks, tokenize=True, processor_kwargs={"padding": True}, **how)
     for inputs in (written, tokenized):
         for row, ids, mask in zip(rows, inputs["input_ids"], inputs["attention_mask"], strict=False):
@@ -90,32 +90,32 @@ def test_prompts_of_the_chat_template_have_the_ids_of_render(assistant, picture)
         processor(text=prompts, images=[a, b, c])
 
 
-def test_saved_and_reopened(generator, assistant, picture):
+def test_saved_and_reopened(generator, assistant, make_image):
     spec = generator.processor.image_processor.specs[0]
     assert spec.preprocessing == TILES == generator.model.towers[0].spec.preprocessing
-    wide = picture(3, 90, 25)
+    wide = make_image(3, 90, 25)
     inputs = assistant[1].image_processor([wide])
     assert torch.equal(generator.processor.image_processor([wide])["pixel_values"], inputs["pixel_values"])
     assert len(assistant[1].probe()["pixel_values"]) == 3
 
 
-def test_a_batch_answers_as_each_alone(generator, picture):
-    pictures = [picture(seed, *size) for seed, size in enumerate(SIZES)]
-    cases = [[pictures[0]], [], pictures[1:3], [pictures[3]]]
+def test_a_batch_answers_as_each_alone(generator, make_image):
+    images = [make_image(seed, *size) for seed, size in enumerate(SIZES)]
+    cases = [[images[0]], [], images[1:3], [images[3]]]
     conversations = [question(len(case)) for case in cases]
     together = generator.generate(conversations, cases, max_new_tokens=8)
     alone = [generator.generate([c], [p], max_new_tokens=8)[0] for c, p in zip(conversations, cases, strict=True)]
     assert together == alone and len(set(alone)) > 1
-    assert generator.caption(pictures, batch_size=4, max_new_tokens=6) == [
-        generator.chat("Describe the picture.", one, max_new_tokens=6) for one in pictures
+    assert generator.caption(images, batch_size=4, max_new_tokens=6) == [
+        generator.chat("Describe the image.", one, max_new_tokens=6) for one in images
     ]
-    stream = generator.stream("What is this?", pictures[2], max_new_tokens=8)
-    assert "".join(stream).strip() == generator.chat("What is this?", pictures[2], max_new_tokens=8)
+    stream = generator.stream("What is this?", images[2], max_new_tokens=8)
+    assert "".join(stream).strip() == generator.chat("What is this?", images[2], max_new_tokens=8)
 
 
-def test_copies_of_a_row_keep_all_views_of_its_pictures(generator, picture, monkeypatch):
+def test_copies_of_a_row_keep_all_views_of_its_images(generator, make_image, monkeypatch):
     model, processor = generator.model, generator.processor
-    a, b, c = (picture(seed, *size) for seed, size in enumerate(SIZES[:3]))
+    a, b, c = (make_image(seed, *size) for seed, size in enumerate(SIZES[:3]))
     inputs = processor(
         text=[processor.apply_chat_template(question(n), add_generation_prompt=True) for n in (2, 0, 1)],
         images=[a, b, c],
@@ -126,18 +126,18 @@ def test_copies_of_a_row_keep_all_views_of_its_pictures(generator, picture, monk
         type(model.towers[0]), "forward", lambda tower, *args: seen.append(args[0]) or forward(tower, *args)
     )
     model.generate(**inputs, max_new_tokens=2, num_beams=2)
-    first, last = [0, 1, 2, 3], [4, 5, 6, 7]  # views of the first row's two pictures, and of the last row's one
+    first, last = [0, 1, 2, 3], [4, 5, 6, 7]  # views of the first row's two images, and of the last row's one
     assert torch.equal(seen[0], inputs["pixel_values"][first * 2 + last * 2])
 
 
-def test_towers_of_one_model_see_the_same_views(make_assistant, make_tower, picture, tmp_path):
+def test_towers_of_one_model_see_the_same_views(make_assistant, make_tower, make_image, tmp_path):
     tiled = make_tower(preprocessing=TILES)
     for other in (make_tower(), make_tower(preprocessing=Preprocessing(fit="tiles")), _larger(make_tower)):
         with pytest.raises(UserError, match="all towers must see the same tiles"):
             make_assistant(towers=[tiled, other], fusion="sequence")
     two = [make_tower(seed, preprocessing=TILES) for seed in range(2)]
     model, processor = make_assistant(towers=two)
-    pixels = processor.image_processor([picture(0, *SIZES[0])])["pixel_values"]
+    pixels = processor.image_processor([make_image(0, *SIZES[0])])["pixel_values"]
     assert [len(seen) for seen in pixels] == [3, 3] and len(model.get_image_features(pixels)) == 3
     unequal = make_assistant(towers=[make_tower(), _larger(make_tower, fit="squash")], fusion="sequence")
     save_assistant(*unequal, tmp_path / "model")

@@ -40,7 +40,7 @@ def model(make_assistant, tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, model, monkeypatch):
-    """config(**changes): a run over a mixture of three sources, some samples with two pictures."""
+    """config(**changes): a run over a mixture of three sources, some samples with two images."""
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     mixture = write_mixture(tmp_path / "data", 24)
     values = run_values(tmp_path, model, mixture)
@@ -179,13 +179,13 @@ def test_slots_that_do_not_match(config, model, tmp_path):
     values = read_json(broken / "processor_config.json")
     write_json(broken / "processor_config.json", {**values, "image_tokens": 9})
     found = problems(make_plan(config(model=str(broken)), Hardware()))
-    assert "gives a view of a picture 9 slots, but towers and projectors give it 16 features" in found["slots"]
+    assert "gives a view of an image 9 slots, but towers and projectors give it 16 features" in found["slots"]
 
 
-def test_pictures_larger_than_a_sample_may_be(config):
+def test_images_larger_than_a_sample_may_be(config):
     run = config()
     found = problems(make_plan(replace(run, data=replace(run.data, max_length=18)), Hardware()))
-    assert "a picture takes 18 tokens or more, which data.max_length 18 would cut" in found["slots"]
+    assert "an image takes 18 tokens or more, which data.max_length 18 would cut" in found["slots"]
 
 
 def test_a_sample_that_fits_no_row(config):

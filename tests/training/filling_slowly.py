@@ -1,4 +1,4 @@
-"""Started by a test that kills it: fills the feature cache of a run, a few pictures at a time and slowly.
+"""Started by a test that kills it: fills the feature cache of a run, a few images at a time and slowly.
 
 filling_slowly.py CONFIG
 """

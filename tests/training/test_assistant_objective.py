@@ -12,8 +12,8 @@ from tests.training_fixtures import run_values, write_records
 
 @pytest.mark.parametrize("trained", ["projectors", "language_model"])
 def test_text_alone_can_always_be_learned_from_even_if_it_teaches_nothing(tmp_path, assistant_dir, trained):
-    """With only the projector trained, no trained weight meets text without pictures; DeepSpeed wants a graph."""
-    values = run_values(tmp_path, assistant_dir, write_records(tmp_path / "data", 2, pictures=0))
+    """With only the projector trained, no trained weight meets text without images; DeepSpeed wants a graph."""
+    values = run_values(tmp_path, assistant_dir, write_records(tmp_path / "data", 2, images=0))
     values["trainable"] = {"towers": "frozen", "projectors": "frozen", "language_model": "frozen", trained: "full"}
     objective = open_model(load_settings(RunConfig, write_config(tmp_path / "run.yaml", **values), [])).objective
     turns = [{"from": "human", "value": "one two"}, {"from": "gpt", "value": "three"}]

@@ -1,4 +1,4 @@
-"""`augment_towers`: a tower's pictures are a little changed in a step; others and validation see them as they are."""
+"""`augment_towers`: a tower's images are a little changed in a step; others and validation see them as they are."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def dual_dir(make_assistant, make_tower, tmp_path_factory):
 
 @pytest.fixture
 def opened(dual_dir, tmp_path):
-    """opened(**changes of the config): objective and feed of 12 records with a picture each, which also validate."""
-    data = write_records(tmp_path / "data", 12, pictures=1)
+    """opened(**changes of the config): objective and feed of 12 records with an image each, which also validate."""
+    data = write_records(tmp_path / "data", 12, images=1)
 
     def make(**changes):
         values = run_values(tmp_path, dual_dir, data, augment_towers=[1], batch_size=6, steps=4)
@@ -43,14 +43,14 @@ def always_noisy(monkeypatch):
 
 
 def seen(feed, done=0):
-    """Per step, per tower: the pixels of its pictures."""
+    """Per step, per tower: the pixels of its images."""
     return [
         [torch.cat([batch.pixel_values[tower] for batch in batches]) for tower in range(2)]
         for _, batches in feed.steps(done)
     ]
 
 
-def test_one_tower_sees_changed_pictures_in_steps_and_nowhere_else(opened, always_noisy):
+def test_one_tower_sees_changed_images_in_steps_and_nowhere_else(opened, always_noisy):
     _, feed = opened()
     _, plain = opened(augment_towers=[])
     changed, as_they_are = seen(feed), seen(plain)
@@ -72,9 +72,9 @@ def test_changes_hang_on_seed_step_and_sample_alone(opened, always_noisy):
     assert not torch.equal(seen(opened(seed=1)[1])[0][1].sum(), whole[0][1].sum())
 
 
-def test_pictures_that_are_handed_over_are_not_changed(opened, always_noisy, picture):
+def test_images_that_are_handed_over_are_not_changed(opened, always_noisy, make_image):
     objective, _ = opened()
-    image = picture()
+    image = make_image()
     before = np.array(image)
     ((first, second),) = objective.augment([image], 0, 0)
     assert first is image and np.array_equal(np.array(image), before) and second.size == image.size
@@ -89,7 +89,7 @@ def test_pictures_that_are_handed_over_are_not_changed(opened, always_noisy, pic
         ({"augment_towers": [-1]}, "augment_towers names tower -1"),
         (
             {"feature_cache": "cache"},
-            "feature_cache keeps what towers make of unchanged pictures: leave augment_towers",
+            "feature_cache keeps what towers make of unchanged images: leave augment_towers",
         ),
         ({"objective": "contrastive"}, "augment_towers is for objective assistant, found contrastive"),
     ],

@@ -34,9 +34,9 @@ def paint(label, number):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder for each of three classes, eight pictures each."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """A folder for each of three classes, eight images each."""
+    root = tmp_path_factory.mktemp("images")
     for label in CLASSES:
         (root / label).mkdir()
         for number in range(8):
@@ -54,7 +54,7 @@ def start(make_tower, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher_dir(make_tower, tmp_path_factory):
-    """A classifier that sees larger pictures and has opinions."""
+    """A classifier that sees larger images and has opinions."""
     folder = tmp_path_factory.mktemp("teacher")
     model = init_classifier(make_tower(seed=3, backbone={"image_size": 35}), CLASSES, "mean", folder / "init")
     torch.nn.init.normal_(model.head.weight)
@@ -62,22 +62,22 @@ def teacher_dir(make_tower, tmp_path_factory):
     return folder / "model"
 
 
-def values(tmp_path, start, pictures, **changes):
-    made = run_values(tmp_path, start, pictures, objective="classify", trainable={"towers": "full", "head": "full"})
+def values(tmp_path, start, images, **changes):
+    made = run_values(tmp_path, start, images, objective="classify", trainable={"towers": "full", "head": "full"})
     return made | changes
 
 
-def opened(tmp_path, start, pictures, **changes):
-    path = write_config(tmp_path / "run.yaml", **values(tmp_path, start, pictures, **changes))
+def opened(tmp_path, start, images, **changes):
+    path = write_config(tmp_path / "run.yaml", **values(tmp_path, start, images, **changes))
     return open_model(load_settings(RunConfig, path, [])).objective
 
 
-def batch_of(objective, pictures):
-    source = open_source(pictures)
+def batch_of(objective, images):
+    source = open_source(images)
     samples = []
     for index in range(len(source)):
         record = source[index]
-        samples.append(Sample(index, record.id, objective.encode(record, [record.pictures[0].open()], None)))
+        samples.append(Sample(index, record.id, objective.encode(record, [record.images[0].open()], None)))
     return objective.collator(samples)
 
 
@@ -94,10 +94,10 @@ def test_soft_targets_are_hintons(temperature):
     torch.testing.assert_close(student.grad, temperature * (q - p).detach())
 
 
-def test_losses_of_labels_and_teacher(tmp_path, start, pictures, teacher_dir):
+def test_losses_of_labels_and_teacher(tmp_path, start, images, teacher_dir):
     torch.manual_seed(0)
-    plain = opened(tmp_path, start, pictures)
-    batch = batch_of(plain, pictures)
+    plain = opened(tmp_path, start, images)
+    batch = batch_of(plain, images)
     assert batch.input_ids[:, 0].tolist() == [0] * 8 + [1] * 8 + [2] * 8
     torch.nn.init.normal_(plain.model.head.weight)
     logits = plain.model(batch.pixel_values[0])
@@ -105,13 +105,13 @@ def test_losses_of_labels_and_teacher(tmp_path, start, pictures, teacher_dir):
     labels = -logits.log_softmax(1)[torch.arange(24), classes].sum()
     torch.testing.assert_close(plain.loss_sum(plain.model, batch, True), labels)
 
-    smooth = opened(tmp_path, start, pictures, label_smoothing=0.1)
+    smooth = opened(tmp_path, start, images, label_smoothing=0.1)
     targets = 0.9 * F.one_hot(classes, 3) + 0.1 / 3
     torch.testing.assert_close(smooth.loss_sum(plain.model, batch, True), -(targets * logits.log_softmax(1)).sum())
 
     distillation = {"teacher": str(teacher_dir), "temperature": 2, "weight": 0.75}
-    taught = opened(tmp_path, start, pictures, distillation=distillation)
-    both = batch_of(taught, pictures)
+    taught = opened(tmp_path, start, images, distillation=distillation)
+    both = batch_of(taught, images)
     assert both.pixel_values[1].shape[-1] == 35
     with torch.no_grad():
         answers = load_classifier(teacher_dir).eval()(both.pixel_values[1])
@@ -123,30 +123,30 @@ def test_losses_of_labels_and_teacher(tmp_path, start, pictures, teacher_dir):
     )
 
 
-def test_a_teacher_needs_no_labels(tmp_path, start, pictures, teacher_dir):
-    """Where it alone counts, a folder of any name holds pictures to learn from; a known label still can be scored."""
+def test_a_teacher_needs_no_labels(tmp_path, start, images, teacher_dir):
+    """Where it alone counts, a folder of any name holds images to learn from; a known label still can be scored."""
     (tmp_path / "folder" / "unlabelled").mkdir(parents=True)
     for number in range(3):
         paint("dark", number).save(tmp_path / "folder" / "unlabelled" / f"{number}.png")
     distillation = {"teacher": str(teacher_dir), "temperature": 2, "weight": 1}
-    taught = opened(tmp_path, start, pictures, distillation=distillation)
+    taught = opened(tmp_path, start, images, distillation=distillation)
     batch = batch_of(taught, tmp_path / "folder")
     with torch.no_grad():
         answers = load_classifier(teacher_dir).eval()(batch.pixel_values[1])
     logits = taught.model(batch.pixel_values[0])
     torch.testing.assert_close(taught.loss_sum(taught.model, batch, True), soft_cross_entropy_sum(logits, answers, 2.0))
     assert taught.right(taught.model, batch, torch.device("cpu")) == (0, 0)
-    labelled = batch_of(taught, pictures)
+    labelled = batch_of(taught, images)
     assert taught.right(taught.model, labelled, torch.device("cpu")) == (8, 24)  # a new head says "bright" of all
     with pytest.raises(UserError, match="label 'unlabelled' is none of the model's"):
-        batch_of(opened(tmp_path, start, pictures, distillation=distillation | {"weight": 0.9}), tmp_path / "folder")
+        batch_of(opened(tmp_path, start, images, distillation=distillation | {"weight": 0.9}), tmp_path / "folder")
 
 
-def test_views_are_of_training_pictures_alone(tmp_path, start, pictures, teacher_dir):
+def test_views_are_of_training_images_alone(tmp_path, start, images, teacher_dir):
     """Drawn for the step and the number, and the teacher sees the same one, at its own size."""
-    held_out = {"path": str(pictures), "every": 9}
+    held_out = {"path": str(images), "every": 9}
     distillation = {"teacher": str(teacher_dir)}
-    values_ = values(tmp_path, start, pictures, validation=held_out, distillation=distillation, steps=2, batch_size=24)
+    values_ = values(tmp_path, start, images, validation=held_out, distillation=distillation, steps=2, batch_size=24)
     plain, drawn = (
         opened_run(load_settings(RunConfig, write_config(tmp_path / "run.yaml", **values_ | views), []))[1]
         for views in ({}, {"augmentation": {"crop_area": [0.3, 0.6], "jitter": 0, "blur": 0}})
@@ -168,15 +168,15 @@ def test_views_are_of_training_pictures_alone(tmp_path, start, pictures, teacher
     assert torch.equal(as_it_is[0].pixel_values[0], held[0].pixel_values[0])
 
 
-def test_a_label_may_stand_beside_a_caption_and_must_be_known(tmp_path, start, pictures):
+def test_a_label_may_stand_beside_a_caption_and_must_be_known(tmp_path, start, images):
     rows = [
         {"image": "dark/0.png", "caption": "a night", "label": "dark"},
         {"image": "dark/0.png", "label": "bright"},
         {"image": "dark/0.png", "caption": "a night"},
     ]
     (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    objective = opened(tmp_path, start, pictures)
-    night, bright, unknown = open_source(tmp_path / "table.jsonl", pictures)
+    objective = opened(tmp_path, start, images)
+    night, bright, unknown = open_source(tmp_path / "table.jsonl", images)
     assert (objective.class_of(night), objective.class_of(bright)) == (1, 0)
     with pytest.raises(UserError, match="label 'a night' is none of the model's classes: bright, dark, striped"):
         objective.class_of(unknown)
@@ -194,26 +194,26 @@ def test_saved_and_opened(make_tower, tmp_path, pool):
     assert again.config.classes == list(CLASSES) and not again.head.weight.any()
 
 
-def test_mistakes(tmp_path, start, pictures, make_tower, assistant_dir, teacher_dir):
+def test_mistakes(tmp_path, start, images, make_tower, assistant_dir, teacher_dir):
     with pytest.raises(UserError, match=r"expected a classifier .* any tower with `mmchat vision init`"):
-        opened(tmp_path, assistant_dir, pictures)
+        opened(tmp_path, assistant_dir, images)
     with pytest.raises(UserError, match="needs two classes or more, found 1: cat"):
         init_classifier(make_tower(), ["cat"], "pooled", tmp_path / "one")
     init_classifier(make_tower(), ["cat", "dog"], "pooled", tmp_path / "pets")
     with pytest.raises(UserError, match="knows the classes bright, dark, striped, but the model cat, dog"):
-        opened(tmp_path, tmp_path / "pets", pictures, distillation={"teacher": str(teacher_dir)})
+        opened(tmp_path, tmp_path / "pets", images, distillation={"teacher": str(teacher_dir)})
     for changes, message in (
         ({"objective": "contrastive", "label_smoothing": 0.1}, "are for objective classify, found contrastive"),
         ({"objective": "simclr", "augmentation": {}}, "found simclr; views of simclr are simclr.augmentation"),
         ({"distillation": {"teacher": "x"}, "zero_stage": 3}, "keeps its teacher whole on every rank"),
     ):
         with pytest.raises(UserError, match=message):
-            opened(tmp_path, start, pictures, **changes)
+            opened(tmp_path, start, images, **changes)
 
 
-def test_it_learns(tmp_path, start, pictures):
-    objective = opened(tmp_path, start, pictures)
-    batch = batch_of(objective, pictures)
+def test_it_learns(tmp_path, start, images):
+    objective = opened(tmp_path, start, images)
+    batch = batch_of(objective, images)
     optimizer = torch.optim.AdamW(objective.model.train().parameters(), lr=3e-3)
     for _ in range(20):
         loss = objective.loss_sum(objective.model, batch, True) / objective.terms(batch)
@@ -224,8 +224,8 @@ def test_it_learns(tmp_path, start, pictures):
     assert right.all() and loss < 0.5
 
 
-def test_a_step_of_nothing_has_a_gradient_of_zero(tmp_path, start, pictures):
-    objective = opened(tmp_path, start, pictures)
+def test_a_step_of_nothing_has_a_gradient_of_zero(tmp_path, start, images):
+    objective = opened(tmp_path, start, images)
     batch = objective.collator([])
     loss = objective.loss_sum(objective.model, batch, True)
     loss.backward()
@@ -235,14 +235,14 @@ def test_a_step_of_nothing_has_a_gradient_of_zero(tmp_path, start, pictures):
 
 
 @pytest.mark.slow
-def test_a_run_learns_and_hands_its_tower_on(tmp_path, pictures, make_tower, teacher_dir, capsys):
+def test_a_run_learns_and_hands_its_tower_on(tmp_path, images, make_tower, teacher_dir, capsys):
     """By `mmchat vision init`, one real run with labels and a teacher that is to be outvoted, and `load_tower`."""
     (tmp_path / "tower.json").write_text(json.dumps(make_tower(seed=7).config.to_dict()))
-    words = ["vision", "init", str(tmp_path / "tower.json"), "--classes", str(pictures)]
+    words = ["vision", "init", str(tmp_path / "tower.json"), "--classes", str(images)]
     assert main([*words, "--out", str(tmp_path / "init")]) == 0
     assert "3 classes (bright, dark, striped)" in capsys.readouterr().out
-    held_out = {"path": str(pictures), "every": 20}
-    run = values(tmp_path, tmp_path / "init", pictures, steps=30, batch_size=12, validation=held_out)
+    held_out = {"path": str(images), "every": 20}
+    run = values(tmp_path, tmp_path / "init", images, steps=30, batch_size=12, validation=held_out)
     run |= {"distillation": {"teacher": str(teacher_dir), "weight": 0.01}, "label_smoothing": 0.05}
     run["optimizer"] = {"lr": 3e-3}
     result = launch(write_config(tmp_path / "run.yaml", **run))
@@ -255,8 +255,8 @@ def test_a_run_learns_and_hands_its_tower_on(tmp_path, pictures, make_tower, tea
         (30, 1.0),
     ]
     model = load_classifier(tmp_path / "run" / "model").eval()
-    objective = opened(tmp_path, tmp_path / "run" / "model", pictures)
-    batch = batch_of(objective, pictures)
+    objective = opened(tmp_path, tmp_path / "run" / "model", images)
+    batch = batch_of(objective, images)
     with torch.no_grad():
         assert (model(batch.pixel_values[0]).argmax(1) == batch.input_ids[:, 0]).all()
         tower = load_tower(tmp_path / "run" / "model")

@@ -1,4 +1,4 @@
-"""Which loss goes with which dual encoder, and which squares of a picture it learns from."""
+"""Which loss goes with which dual encoder, and which squares of an image it learns from."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_random_squares_are_whole_and_come_from_anywhere(size):
     assert len(corners) == max(size) - min(size) + 1
 
 
-def test_only_pictures_of_a_step_are_cropped(make_tower, data_dir, tmp_path, picture):
+def test_only_images_of_a_step_are_cropped(make_tower, data_dir, tmp_path, make_image):
     text = {**TEXT, "max_position_embeddings": 16}
     init_clip(make_tower(), text, str(data_dir / "tokenizers" / "neox_like"), 4, "max", tmp_path / "clip")
     values = run_values(tmp_path, tmp_path / "clip", tmp_path / "data", objective="contrastive")
@@ -50,7 +50,7 @@ def test_only_pictures_of_a_step_are_cropped(make_tower, data_dir, tmp_path, pic
     def objective(crop):
         return ContrastiveObjective(validate(RunConfig, values | {"contrastive": {"random_crop": crop}}, "test"))
 
-    image, crops = picture(0, 60, 20), objective(True)
+    image, crops = make_image(0, 60, 20), objective(True)
     assert crops.augment([image], 3, None) == [image] and objective(False).augment([image], 3, 7) == [image]
     seen = [np.asarray(crops.augment([image], number, step)[0]) for number, step in ((3, 7), (3, 7), (3, 8), (4, 7))]
     assert seen[0].shape == (20, 20, 3) and np.array_equal(seen[0], seen[1])

@@ -1,4 +1,4 @@
-"""The picture is drawn whatever a run holds, and shows what it holds."""
+"""The image is drawn whatever a run holds, and shows what it holds."""
 
 import math
 import warnings
@@ -35,7 +35,7 @@ def rows(count, **changes):
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """drawn(rows, height of the picture) -> panel title -> label -> (steps, values) of the lines that are named."""
+    """drawn(rows, height of the image) -> panel title -> label -> (steps, values) of the lines that are named."""
 
     def draw(values, height=1170):
         kept = []
@@ -53,8 +53,8 @@ def drawn(tmp_path, monkeypatch):
             for axes in kept[0].axes
         }
         plt.close(kept[0])
-        with Image.open(tmp_path / "curves.png") as picture:
-            assert picture.size == (1300, height)
+        with Image.open(tmp_path / "curves.png") as image:
+            assert image.size == (1300, height)
         return panels
 
     return draw

@@ -14,17 +14,17 @@ from tests.training_fixtures import run_values, write_records
 
 
 @pytest.fixture
-def broken_picture(tmp_path, assistant_dir):
-    """Twelve records, the picture of r4 cut off in the middle."""
+def broken_image(tmp_path, assistant_dir):
+    """Twelve records, the image of r4 cut off in the middle."""
     data = write_records(tmp_path / "data", 12)
-    picture = tmp_path / "data" / "4-0.png"
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = tmp_path / "data" / "4-0.png"
+    image.write_bytes(image.read_bytes()[:200])
     config = write_config(tmp_path / "run.yaml", **run_values(tmp_path, assistant_dir, data, steps=3, batch_size=4))
     return tmp_path, config
 
 
-def test_a_truncated_picture_stops_both_ranks_with_one_message(broken_picture):
-    _, config = broken_picture
+def test_a_truncated_image_stops_both_ranks_with_one_message(broken_image):
+    _, config = broken_image
     result = launch(config, "--data.max_length", "401", ranks=2)
     assert result.returncode == 2, result.stdout
     assert "records.json:record 5" in result.stdout and "4-0.png" in result.stdout
@@ -32,8 +32,8 @@ def test_a_truncated_picture_stops_both_ranks_with_one_message(broken_picture):
     assert "Traceback" not in result.stdout
 
 
-def test_a_truncated_picture_is_left_out_counted_and_listed(broken_picture):
-    folder, config = broken_picture
+def test_a_truncated_image_is_left_out_counted_and_listed(broken_image):
+    folder, config = broken_image
     result = launch(config, "--on_bad_sample", "skip", "--micro_batch_size", "2", ranks=2)
     assert result.returncode == 0, result.stdout
     lines = [json.loads(line) for line in (folder / "run" / "quarantine.jsonl").read_text().splitlines()]
@@ -66,8 +66,8 @@ def test_a_sample_a_hundred_times_as_long_is_cut_and_that_is_told(tmp_path, assi
 
 def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assistant_dir):
     data = write_records(tmp_path / "data", 12)
-    for picture in (tmp_path / "data").glob("*.png"):
-        picture.write_bytes(b"not a picture")
+    for image in (tmp_path / "data").glob("*.png"):
+        image.write_bytes(b"not an image")
     values = run_values(tmp_path, assistant_dir, data, steps=3, batch_size=4, micro_batch_size=1)
     result = launch(write_config(tmp_path / "run.yaml", **values), "--on_bad_sample", "skip", ranks=2)
     assert result.returncode == 0, result.stdout
@@ -87,7 +87,7 @@ def test_a_contrastive_step_without_a_usable_pair_changes_nothing(tmp_path, make
     records = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(4)]
     (tmp_path / "records.json").write_text(json.dumps(records))
     for record in records:
-        (tmp_path / record["image"]).write_bytes(b"not a picture")
+        (tmp_path / record["image"]).write_bytes(b"not an image")
     modules = ("towers", "text_encoder", "image_norm", "image_projection", "text_projection", "logit_scale")
     values = run_values(tmp_path, tmp_path / "clip", tmp_path / "records.json", steps=2, batch_size=2)
     values |= {"objective": "contrastive", "trainable": dict.fromkeys(modules, "full")}
@@ -132,8 +132,8 @@ def test_one_batch_can_be_learned_by_heart(tmp_path, assistant_dir):
 def test_frozen_tensors_stay_bit_identical_and_missing_gradients_are_told(tmp_path, assistant_dir):
     from safetensors.torch import load_file
 
-    # No record has a picture, so the projector, though trained, can get no gradient.
-    data = write_records(tmp_path / "data", 8, pictures=0)
+    # No record has an image, so the projector, though trained, can get no gradient.
+    data = write_records(tmp_path / "data", 8, images=0)
     values = run_values(tmp_path, assistant_dir, data, batch_size=4, precision="bf16")
     values["trainable"] = {"towers": "frozen", "projectors": "full", "language_model": "full"}
     values["trainable"]["language_model.model.layers.0.mlp"] = "frozen"

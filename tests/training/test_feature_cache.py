@@ -127,10 +127,10 @@ def test_in_bf16_the_difference_is_that_of_another_batch(make_run):
     (_, [batch]), (_, [like]) = (next(iter(run.feed.steps(0))) for run in (cached, without))
     assert batch.tower_features[0].dtype == torch.bfloat16
     expected = without.gradients(like)
-    pictures = like.pixel_values[0]
+    images = like.pixel_values[0]
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         tower = without.objective.model.towers[0]
-        alone = torch.cat([tower(picture[None]).patches for picture in pictures])
+        alone = torch.cat([tower(image[None]).patches for image in images])
     other = without.gradients(replace(like, pixel_values=None, tower_features=[alone]))
     loss, of_gradients = differences(cached.gradients(batch), expected)
     other_loss, of_others = differences(other, expected)
@@ -148,26 +148,24 @@ def test_a_micro_batch_of_text_alone_runs_the_projectors(make_run):
     assert of_projectors and all(gradient is not None and not gradient.any() for gradient in of_projectors)
 
 
-def test_the_second_run_computes_nothing_and_a_picture_is_stored_once(tmp_path, make_run):
+def test_the_second_run_computes_nothing_and_a_image_is_stored_once(tmp_path, make_run):
     shutil.copy(tmp_path / "data" / "1-0.png", tmp_path / "data" / "2-0.png")
     shutil.copy(tmp_path / "data" / "1-0.png", tmp_path / "data" / "4-0.png")
     first, second = make_run(steps=100), make_run(steps=100)
     first.fill()
-    pictures = len(list((tmp_path / "data").glob("*.png"))) - 2
+    images = len(list((tmp_path / "data").glob("*.png"))) - 2
     size = 16 * 32 * 4
-    assert (
-        f": {pictures} pictures, 0 of them there; {pictures} to compute, {pictures * size / 1e6:.1f} MB" in first.said
-    )
-    assert f"features of {pictures} pictures written" in first.said
+    assert f": {images} images, 0 of them there; {images} to compute, {images * size / 1e6:.1f} MB" in first.said
+    assert f"features of {images} images written" in first.said
     second.objective.model.towers[0].register_forward_pre_hook(never_run)
     second.fill()
-    assert second.said.endswith(f": {pictures} pictures, {pictures} of them there\n")
+    assert second.said.endswith(f": {images} images, {images} of them there\n")
 
 
 def test_a_view_is_a_record(tmp_path, make_assistant, make_tower, make_run):
-    """Of a picture whose views lie in several shards, those of a lost shard are computed anew."""
+    """Of an image whose views lie in several shards, those of a lost shard are computed anew."""
     model = model_with(tmp_path, make_assistant, make_tower, "tiles")
-    data = write_records(tmp_path / "sizes", 6, pictures=1, sizes=SIZES)
+    data = write_records(tmp_path / "sizes", 6, images=1, sizes=SIZES)
     first, second = make_run(model, data, steps=100), make_run(model, data, steps=100)
     first.fill(shard_bytes=1)
     views = 2 * (3 + 1 + 4)
@@ -182,21 +180,21 @@ def test_a_view_is_a_record(tmp_path, make_assistant, make_tower, make_run):
     assert "features of 3 views written" in second.said
 
 
-def test_only_pictures_that_the_run_takes_are_computed(tmp_path, make_run):
-    held_out = {"path": str(write_records(tmp_path / "heldout", 4, pictures=1))}
+def test_only_images_that_the_run_takes_are_computed(tmp_path, make_run):
+    held_out = {"path": str(write_records(tmp_path / "heldout", 4, images=1))}
     run = make_run(steps=1, batch_size=2, validation=held_out)
     run.fill()
     records = [run.feed.mixture.find(number)[1] for number in run.feed.order.step(0)]
-    taken = {picture.read() for record in records for picture in record.pictures}
+    taken = {image.read() for record in records for image in record.images}
     taken |= {path.read_bytes() for path in (tmp_path / "heldout").glob("*.png")}
-    assert f": {len(taken)} pictures, 0 of them there" in run.said
+    assert f": {len(taken)} images, 0 of them there" in run.said
     batches = [batch for stretch in run.feed.held_out() for batch in stretch]
     assert [batch.images for batch in batches] == [2, 2] and batches[0].pixel_values is None
 
 
 def test_text_alone_needs_no_features(tmp_path, make_run):
-    run = make_run(data=write_records(tmp_path / "text", 9, pictures=0))
-    assert run.fill() == 0 and run.said.endswith(": 0 pictures, 0 of them there\n")
+    run = make_run(data=write_records(tmp_path / "text", 9, images=0))
+    assert run.fill() == 0 and run.said.endswith(": 0 images, 0 of them there\n")
     [batch] = next(run.feed.steps(0))[1]
     assert batch.tower_features is None and run.gradients(batch)[0] > 0
 
@@ -288,11 +286,11 @@ class StopAfter(StopSignals):
 
 
 def test_a_signal_keeps_what_was_computed(make_run, monkeypatch):
-    monkeypatch.setattr(cache, "PICTURES", 4)
+    monkeypatch.setattr(cache, "IMAGES", 4)
     run = make_run(steps=100)
     assert run.fill(StopAfter(3)) == 128 + signal.SIGTERM
     assert run.objective.features is None
-    assert "features of 12 pictures written" in run.said and "go on with: mmchat train" in run.said
+    assert "features of 12 images written" in run.said and "go on with: mmchat train" in run.said
     again = make_run(steps=100)
     assert again.fill() == 0 and " 12 of them there" in again.said
 
@@ -315,19 +313,19 @@ def test_a_disk_that_fills_up_is_one_message(make_run, monkeypatch):
         make_run().fill()
 
 
-def break_picture(tmp_path, name="1-0.png"):
+def break_image(tmp_path, name="1-0.png"):
     path = tmp_path / "data" / name
     path.write_bytes(path.read_bytes()[:200])
 
 
-def test_a_broken_picture_stops_the_filling(tmp_path, make_run):
-    break_picture(tmp_path)
+def test_a_broken_image_stops_the_filling(tmp_path, make_run):
+    break_image(tmp_path)
     with pytest.raises(SharedError, match=r"records\.json.*1-0\.png is broken or cut off"):
         make_run(steps=100).fill()
 
 
-def test_a_broken_picture_that_is_skipped_is_rejected_as_without_a_cache(tmp_path, make_run):
-    break_picture(tmp_path)
+def test_a_broken_image_that_is_skipped_is_rejected_as_without_a_cache(tmp_path, make_run):
+    break_image(tmp_path)
     run = make_run(steps=100, on_bad_sample="skip")
     assert run.fill() == 0 and not len(run.quarantine)
     square = run.objective.collator.square
@@ -337,10 +335,10 @@ def test_a_broken_picture_that_is_skipped_is_rejected_as_without_a_cache(tmp_pat
     assert len(run.objective.collator([cached[n] for n in range(3)]).rejected) == 1
 
 
-def test_a_picture_that_changed_since_stops_the_run_whatever_the_policy(tmp_path, make_run, picture):
+def test_a_image_that_changed_since_stops_the_run_whatever_the_policy(tmp_path, make_run, make_image):
     run = make_run(steps=100, on_bad_sample="skip")
     run.fill()
-    picture(99).save(tmp_path / "data" / "1-0.png")
+    make_image(99).save(tmp_path / "data" / "1-0.png")
     square = run.objective.collator.square
     rejected = MixtureDataset(run.feed.mixture, run.objective.encode, square, run.objective.features)[1]
     with pytest.raises(UserError, match=r"records\.json.*1-0\.png has no features in .* --resume"):
@@ -355,8 +353,8 @@ class FakeEngine:
 
 
 def test_a_validation_tells_what_it_could_not_use(tmp_path, make_run):
-    """Here because a picture that changed would otherwise be left out of it unseen."""
-    held_out = {"path": str(write_records(tmp_path / "heldout", 4, pictures=1)), "max_length": 400}
+    """Here because an image that changed would otherwise be left out of it unseen."""
+    held_out = {"path": str(write_records(tmp_path / "heldout", 4, images=1)), "max_length": 400}
     run = make_run(validation=held_out, on_bad_sample="skip")
     run.fill()
     (tmp_path / "heldout" / "2-0.png").write_bytes((tmp_path / "heldout" / "3-0.png").read_bytes()[:100])
@@ -378,7 +376,7 @@ def test_the_contrastive_objective_is_refused(make_run):
 
 
 def test_sources_that_are_decoded_as_drafts_are_refused(make_run):
-    with pytest.raises(UserError, match="features of whole pictures, decoded once: leave draft out"):
+    with pytest.raises(UserError, match="features of whole images, decoded once: leave draft out"):
         make_run(validation={"sources": {"a": {"path": "a.json"}, "b": {"path": "b.json", "draft": True}}})
 
 

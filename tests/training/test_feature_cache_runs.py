@@ -71,8 +71,8 @@ def test_a_run_with_a_cache_is_the_run_without(setup, ranks, zero_stage, packing
     options = ["--feature_cache", str(folder / f"cache-{name}"), "--zero_stage", str(zero_stage)]
     options += ["--micro_batch_size", "null", "--packing.tokens", "203"] if packing else []
     said = run(setup, name, *options, ranks=ranks)
-    pictures = len({path.read_bytes() for path in folder.rglob("*.png") if path.parent.name in ("data", "heldout")})
-    assert f": {pictures} pictures, 0 of them there" in said and f"features of {pictures} pictures written" in said
+    images = len({path.read_bytes() for path in folder.rglob("*.png") if path.parent.name in ("data", "heldout")})
+    assert f": {images} images, 0 of them there" in said and f"features of {images} images written" in said
     assert len(list((folder / f"cache-{name}").glob("*/*.shard"))) == ranks
     if packing:
         return check_packed(folder, name)
@@ -119,9 +119,9 @@ def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
     check(folder, "killed")
 
 
-def test_a_picture_that_changes_in_the_middle_ends_the_run_with_its_name(setup):
+def test_a_image_that_changes_in_the_middle_ends_the_run_with_its_name(setup):
     folder, config = setup
-    data = write_records(folder / "changing", 24, pictures=1)
+    data = write_records(folder / "changing", 24, images=1)
     options = ["--data.path", str(data), "--feature_cache", str(folder / "cache-changing"), "--steps", "2000"]
     log = folder / "changing.log"
     process = start(config, "--run_dir", str(folder / "changing-run"), "--on_bad_sample", "skip", *options, log=log)

@@ -71,8 +71,8 @@ def seen_by_torch(model, batch):
     model.set_attn_implementation("eager")
     keep = F.pad(batch.labels[:, 1:] != IGNORE_INDEX, (0, 1))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        pictures = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features}
-        outputs = model(input_ids=batch.input_ids, **pictures, logits_to_keep=keep, use_cache=False)
+        images = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features}
+        outputs = model(input_ids=batch.input_ids, **images, logits_to_keep=keep, use_cache=False)
         outputs.logits.logsumexp(-1).sum().backward()
     return counter.get_total_flops()
 

@@ -43,7 +43,7 @@ def assistant(tmp_path, make_tower):
 
 
 def step(model):
-    """Loss and gradients in bf16 autocast for two padded rows, one with a picture."""
+    """Loss and gradients in bf16 autocast for two padded rows, one with an image."""
     torch.manual_seed(0)  # of dropout, too
     ids = torch.randint(3, 100, (2, 24))
     ids[0, : model.image_tokens] = model.config.image_token_id

@@ -16,7 +16,7 @@ from tests.training_fixtures import run_values, write_mixture, write_records
 
 @pytest.fixture
 def feed(tmp_path, assistant_dir, monkeypatch):
-    """feed(**changes of the config): over a mixture whose longest sample has 145 tokens, some with two pictures."""
+    """feed(**changes of the config): over a mixture whose longest sample has 145 tokens, some with two images."""
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     mixture = write_mixture(tmp_path / "data", 24)
 
@@ -63,10 +63,10 @@ def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
     [
         (
             {"tokens": 144},
-            "has 145 tokens and 2 view(s) of pictures, but packing.tokens is 144 and packing.images None",
+            "has 145 tokens and 2 view(s) of images, but packing.tokens is 144 and packing.images None",
         ),
-        ({"tokens": 144, "padded": True}, "has 145 tokens and 2 view(s) of pictures, but packing.tokens is 144"),
-        ({"images": 1}, "has 131 tokens and 2 view(s) of pictures, but packing.tokens is 400 and packing.images 1"),
+        ({"tokens": 144, "padded": True}, "has 145 tokens and 2 view(s) of images, but packing.tokens is 144"),
+        ({"images": 1}, "has 131 tokens and 2 view(s) of images, but packing.tokens is 400 and packing.images 1"),
     ],
 )
 def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):
@@ -75,7 +75,7 @@ def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):
 
 
 def test_a_source_that_cannot_be_measured_is_a_message(feed, tmp_path):
-    records = write_records(tmp_path / "long", 3, pictures=1)
+    records = write_records(tmp_path / "long", 3, images=1)
     with pytest.raises(SharedError, match=r"no record of \S+records.json can be used; the first: "):
         feed(packing={}, data={"path": str(records), "max_length": 9})
 

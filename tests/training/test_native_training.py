@@ -1,4 +1,4 @@
-"""Training on pictures of native aspect: what is measured is made, and a step's gradient is that of its samples."""
+"""Training on images of native aspect: what is measured is made, and a step's gradient is that of its samples."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def model(make_assistant, native_tower, tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, model, monkeypatch):
-    """config(**changes): a run over a mixture of three storages, pictures of different sizes."""
+    """config(**changes): a run over a mixture of three storages, images of different sizes."""
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     values = run_values(tmp_path, model, write_mixture(tmp_path / "data", 12, SIZES), steps=2, batch_size=6)
     return lambda **changes: validate(RunConfig, values | changes, "test")
@@ -52,7 +52,7 @@ def test_what_the_index_holds_is_what_training_makes(config):
             encoded = dataset[number].encoded
             assert (len(encoded.input_ids), encoded.images, encoded.views) == (tokens, images, views)
             assert patches == views == sum(rows * columns for rows, columns in encoded.grids)
-            sizes = [picture.open().size for picture in feed.mixture.find(number)[1].pictures]
+            sizes = [image.open().size for image in feed.mixture.find(number)[1].images]
             expected = [objective.collator.specs[0].grid(size) for size in sizes]
             assert objective.collator([dataset[number]]).grids == (expected or None)
             assert look(feed.mixture.find(number)[1]).tokens == tokens
@@ -111,9 +111,9 @@ def test_the_plan_is_what_the_run_does(config):
     assert operations(objective.model) is plan.cost is None
 
 
-def test_what_is_shown_is_what_is_seen(config, picture, tmp_path):
+def test_what_is_shown_is_what_is_seen(config, make_image, tmp_path):
     objective, _ = opened(config())
-    path = write_records(tmp_path / "shown", 2, pictures=2, sizes=SIZES)
+    path = write_records(tmp_path / "shown", 2, images=2, sizes=SIZES)
     sample = examine(open_part("shown", SourceConfig(path=str(path))), 0, objective.processor)
     assert sample.slots == 22 and [len(p.ids) for p in sample.pieces if p.kind == "image"] == [10, 12]
     ((told, shown),) = sample.images[0].towers
@@ -146,8 +146,8 @@ def test_a_dual_encoder_sees_squares(native_tower, data_dir, tmp_path, capsys):
     assert "pool pooled" in capsys.readouterr().out
 
 
-def test_a_dummy_picture_is_one_patch(config):
-    """Where another rank has pictures; towers and projectors get a gradient of zero."""
+def test_a_dummy_image_is_one_patch(config):
+    """Where another rank has images; towers and projectors get a gradient of zero."""
     objective, feed = opened(config(micro_batch_size=1))
     batch = next(batch for _, batches in feed.steps(0) for batch in batches if not batch.images)
     objective.loss_sum(objective.model, batch, images_anywhere=True).backward()

@@ -1,4 +1,4 @@
-"""Training on pictures in tiles: what is measured is what is made, and a step's gradient is that of its samples."""
+"""Training on images in tiles: what is measured is what is made, and a step's gradient is that of its samples."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ def model(make_assistant, make_tower, tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, model, monkeypatch):
-    """config(**changes): a run over a mixture of three storages, pictures of different sizes."""
+    """config(**changes): a run over a mixture of three storages, images of different sizes."""
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     values = run_values(tmp_path, model, write_mixture(tmp_path / "data", 12, SIZES), steps=2, batch_size=6)
     return lambda **changes: validate(RunConfig, values | changes, "test")
@@ -78,8 +78,8 @@ def test_another_tiling_is_another_index(config, tmp_path):
     assert len(keys) == 2
 
 
-def test_a_picture_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
-    (tmp_path / "data" / "1-0.png").write_bytes(b"no picture")
+def test_a_image_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
+    (tmp_path / "data" / "1-0.png").write_bytes(b"no image")
     objective, _ = opened(config())
     index = length_index(open_source(tmp_path / "data" / "loose.json"), Measure(objective.processor), workers=0)
     assert index.usable.tolist() == [0, 2, 3]
@@ -111,9 +111,9 @@ def test_gradients_are_those_of_the_padded_step(config, way):
         assert_equal(found[name], gradient, expected, f"{way}: {name}")
 
 
-def test_the_budget_of_pictures_counts_views(config):
+def test_the_budget_of_images_counts_views(config):
     with pytest.raises(
-        SharedError, match=r"and [5-8] view\(s\) of pictures, but packing.tokens is 400 and packing.images 4"
+        SharedError, match=r"and [5-8] view\(s\) of images, but packing.tokens is 400 and packing.images 4"
     ):
         opened(config(packing={"tokens": 400, "images": 4}))
 
@@ -160,11 +160,11 @@ def test_drafts_would_be_cut_otherwise(config, tmp_path):
 def test_a_dual_encoder_has_one_view(make_tower, tmp_path, data_dir):
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = str(data_dir / "tokenizers" / "llama_like_legacy_false")
-    with pytest.raises(UserError, match="a dual encoder takes one square of each picture"):
+    with pytest.raises(UserError, match="a dual encoder takes one square of each image"):
         init_clip(make_tower(preprocessing=TILES), text, words, 16, "max", tmp_path / "clip")
 
 
-def test_every_storage_tells_a_pictures_size_by_its_beginning(config, tmp_path):
+def test_every_storage_tells_a_images_size_by_its_beginning(config, tmp_path):
     """A file, a member of a tar shard, bytes of a table, and what comes through fsspec or in the record itself."""
     path = write_records(tmp_path / "data", 12, sizes=SIZES)
     for name in path.parent.glob("*.png"):
@@ -172,18 +172,18 @@ def test_every_storage_tells_a_pictures_size_by_its_beginning(config, tmp_path):
             file.write(name.read_bytes())
     items = json.loads(path.read_text())
     for item in items:
-        pictures = [base64.b64encode((path.parent / name).read_bytes()).decode() for name in item["image"]]
-        item["image"] = [f"data:image/png;base64,{picture}" for picture in pictures]
+        images = [base64.b64encode((path.parent / name).read_bytes()).decode() for name in item["image"]]
+        item["image"] = [f"data:image/png;base64,{image}" for image in images]
     (tmp_path / "inside.json").write_text(json.dumps(items))
     shares = [DataConfig(sources=config().data.sources), DataConfig(path=str(path), image_root="memory://sizes")]
     for data in (*shares, DataConfig(path=str(tmp_path / "inside.json"))):
         mixture = open_mixture(data, Quarantine(tmp_path / "q.jsonl", "stop", writes=False))
-        pictures = [picture for n in range(len(mixture)) for picture in mixture.find(n)[1].pictures]
-        assert [picture.size() for picture in pictures] == [picture.open().size for picture in pictures]
-        assert {picture.size() for picture in pictures} == set(SIZES)
+        images = [image for n in range(len(mixture)) for image in mixture.find(n)[1].images]
+        assert [image.size() for image in images] == [image.open().size for image in images]
+        assert {image.size() for image in images} == set(SIZES)
 
 
-def test_a_shards_picture_is_not_read_to_its_end(config, tmp_path, monkeypatch):
+def test_a_shards_image_is_not_read_to_its_end(config, tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     record = {
@@ -193,6 +193,6 @@ def test_a_shards_picture_is_not_read_to_its_end(config, tmp_path, monkeypatch):
     }
     (tmp_path / "shards").mkdir()
     storing.write_tar(tmp_path / "shards" / "0.tar", [record], tmp_path)
-    (picture,) = open_source(tmp_path / "shards")[0].pictures
+    (image,) = open_source(tmp_path / "shards")[0].images
     monkeypatch.setattr(storage, "read_bytes", None)
-    assert picture.size() == (300, 200)
+    assert image.size() == (300, 200)

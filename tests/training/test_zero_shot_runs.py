@@ -28,13 +28,13 @@ def ckpt(make_tower, data_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def values(tmp_path, ckpt, picture):
-    """A contrastive run over four pairs, and 17 pictures of 7 classes to be told apart."""
+def values(tmp_path, ckpt, make_image):
+    """A contrastive run over four pairs, and 17 images of 7 classes to be told apart."""
     sizes = {name: 2 + number % 2 for number, name in enumerate(["cat", "dog", "house", "sun", "moon", "tree", "car"])}
-    write_classes(tmp_path / "classes", picture, sizes)
+    write_classes(tmp_path / "classes", make_image, sizes)
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a cat"}]
     for number in range(4):
-        picture(number).save(tmp_path / f"{number}.png")
+        make_image(number).save(tmp_path / f"{number}.png")
     records = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(4)]
     (tmp_path / "records.json").write_text(json.dumps(records))
     values = run_values(tmp_path, ckpt, tmp_path / "records.json", steps=3, batch_size=4)
@@ -46,8 +46,8 @@ def values(tmp_path, ckpt, picture):
 
 def expected(model: Path, values: dict, without: tuple[str, ...] = ()) -> dict[str, float]:
     data = read_labelled(values["zero_shot"]["path"])
-    keep = [i for i, picture in enumerate(data.pictures) if picture.name not in without]
-    data = type(data)([data.pictures[i] for i in keep], [data.targets[i] for i in keep], data.classes)
+    keep = [i for i, image in enumerate(data.images) if image.name not in without]
+    data = type(data)([data.images[i] for i in keep], [data.targets[i] for i in keep], data.classes)
     figures = classify_labelled(Embedder.open(model), data, values["zero_shot"]["prompts"]).figures()
     return {f"zero_shot_{name}": figures[name][0] for name in ("top1", "top5", "mean_per_class")}
 
@@ -56,7 +56,7 @@ def expected(model: Path, values: dict, without: tuple[str, ...] = ()) -> dict[s
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_stage_gives_the_same(tmp_path, ckpt, values, ranks):
     broken = tmp_path / "classes" / "sun" / "1.png"
-    broken.write_bytes(b"not a picture")
+    broken.write_bytes(b"not an image")
     config = write_config(tmp_path / "run.yaml", **values)
     script = Path(__file__).parent / "zero_shot_of_stages.py"
     run_ranks(script, config, tmp_path / "out.json", ranks=ranks)

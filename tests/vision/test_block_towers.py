@@ -67,7 +67,7 @@ def original(tmp_path_factory):
     return make
 
 
-def pictures(size=28):
+def images(size=28):
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
 
 
@@ -109,8 +109,8 @@ def test_features(original, family, layer, final_norm):
     for class_token in [False, True][: 1 + FAMILIES[family].class_tokens]:
         settings = {"layer": layer, "class_token": class_token, "final_norm": final_norm, **SQUARES.get(family, {})}
         tower = load_tower(directory, **settings).eval()
-        patches = tower(pictures()).patches
-        assert_close(patches, expected_features(family, model, pictures(), layer, class_token, final_norm))
+        patches = tower(images()).patches
+        assert_close(patches, expected_features(family, model, images(), layer, class_token, final_norm))
         assert patches.shape == (2, tower.spec.tokens, tower.spec.dim)
 
 
@@ -120,10 +120,10 @@ def test_features(original, family, layer, final_norm):
 def test_another_size(original, family, size):
     directory, model = original(family)
     tower = load_tower(directory, image_size=size, **SQUARES.get(family, {})).eval()
-    output = tower(pictures(size), pooled=True)
-    expected = run(family, model, pictures(size))
+    output = tower(images(size), pooled=True)
+    expected = run(family, model, images(size))
     final_norm = family.startswith("dino")
-    assert_close(output.patches, expected_features(family, model, pictures(size), -1, final_norm=final_norm))
+    assert_close(output.patches, expected_features(family, model, images(size), -1, final_norm=final_norm))
     assert_close(output.pooled, expected.pooler_output)
     assert (tower.spec.image_size, tower.spec.tokens) == (size, (size // 7) ** 2)
 
@@ -141,9 +141,9 @@ def test_sizes_that_the_patch_does_not_divide(original, family):
 def test_gradients(original, family):
     directory, model = original(family)
     tower = load_tower(directory, layer=(1, -1), final_norm=True, **SQUARES.get(family, {}))
-    (tower.train()(pictures()).patches.square().sum()).backward()
+    (tower.train()(images()).patches.square().sum()).backward()
     model.zero_grad()
-    expected_features(family, model, pictures(), (1, -1), final_norm=True).square().sum().backward()
+    expected_features(family, model, images(), (1, -1), final_norm=True).square().sum().backward()
     idle = {id(parameter) for parameter in tower.idle_parameters()}
     theirs = dict(model.named_parameters())
     for name, parameter in tower.backbone.named_parameters():
@@ -161,11 +161,11 @@ def test_layers_that_are_kept_rounded(original, family):
     """A frozen tower's are in training; the features are those that autocast makes of the originals."""
     tower = load_tower(original(family)[0], **SQUARES.get(family, {})).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        before = tower(pictures()).patches
+        before = tower(images()).patches
         for module in tower.modules():
             if type(module) in ROUNDED_BY_AUTOCAST:
                 module.bfloat16()
-        assert torch.equal(tower(pictures()).patches, before)
+        assert torch.equal(tower(images()).patches, before)
 
 
 def test_a_siglip_may_have_no_head_or_a_margin():
@@ -173,7 +173,7 @@ def test_a_siglip_may_have_no_head_or_a_margin():
     headless = {**ORIGINALS["siglip"][1], "vision_use_head": False, "image_size": 33}
     tower = build_tower(TowerConfig("siglip", headless)).eval()
     assert tower.spec.tokens == 16
-    pixels = pictures(33)
+    pixels = images(33)
     changed = pixels.clone()
     changed[:, :, 28:] = changed[:, :, :, 28:] = 9
     assert torch.equal(tower(pixels).patches, tower(changed).patches)
@@ -188,18 +188,18 @@ def test_towers_of_larger_models(tmp_path):
     classifier = Dinov2ForImageClassification(Dinov2Model.config_class(**ORIGINALS["dinov2"][1])).eval()
     classifier.save_pretrained(tmp_path / "dinov2")
     with torch.no_grad():
-        siglip = load_tower(tmp_path / "siglip").eval()(pictures(), pooled=True).pooled
-        assert_close(siglip, whole.vision_model(pictures()).pooler_output)
-        dino = load_tower(tmp_path / "dinov2").eval()(pictures()).patches
-        assert_close(dino, classifier.dinov2(pictures()).last_hidden_state[:, 1:])
+        siglip = load_tower(tmp_path / "siglip").eval()(images(), pooled=True).pooled
+        assert_close(siglip, whole.vision_model(images()).pooler_output)
+        dino = load_tower(tmp_path / "dinov2").eval()(images()).patches
+        assert_close(dino, classifier.dinov2(images()).last_hidden_state[:, 1:])
 
 
 def test_a_training_dinov3_sees_what_it_saw(original):
     """transformers would stretch its positions at random."""
     directory, model = original("dinov3_vit")
     tower = load_tower(directory)
-    assert_close(tower.train()(pictures()).patches, tower.eval()(pictures()).patches)
-    assert not torch.allclose(model.train()(pictures())[0], model.eval()(pictures())[0], atol=1e-3)
+    assert_close(tower.train()(images()).patches, tower.eval()(images()).patches)
+    assert not torch.allclose(model.train()(images())[0], model.eval()(images())[0], atol=1e-3)
 
 
 CLIP_SAYS = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 28}}
@@ -257,7 +257,7 @@ def test_an_image_processor_that_contradicts_the_network(original, tmp_path, fam
     for file in original(family)[0].iterdir():
         (tmp_path / file.name).symlink_to(file)
     process(tmp_path, {"do_center_crop": False, "size": {"height": 56, "width": 56}})
-    with pytest.raises(UserError, match="made for pictures of 28 pixels and its image processor makes 56"):
+    with pytest.raises(UserError, match="made for images of 28 pixels and its image processor makes 56"):
         load_tower(tmp_path)
     assert load_tower(tmp_path, image_size=28).spec.image_size == 28
 
@@ -274,7 +274,7 @@ def test_an_image_processor_that_contradicts_the_network(original, tmp_path, fam
 def test_an_image_processor_that_makes_no_squares(original, tmp_path, said):
     (tmp_path / "config.json").symlink_to(original("clip_vit")[0] / "config.json")
     process(tmp_path, said)
-    with pytest.raises(UserError, match=r"preprocessor_config.json does not make squares of pictures"):
+    with pytest.raises(UserError, match=r"preprocessor_config.json does not make squares of images"):
         load_tower(tmp_path, weights=False)
 
 

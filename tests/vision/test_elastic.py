@@ -1,22 +1,22 @@
-"""Pictures bent at random: nothing at strength 0, and all channels alike."""
+"""Images bent at random: nothing at strength 0, and all channels alike."""
 
 import numpy as np
 
 from mmchat.vision.transforms.elastic import warped
 
-PICTURE = np.random.default_rng(0).uniform(0, 255, (20, 20, 3)).astype(np.float32)
+IMAGE = np.random.default_rng(0).uniform(0, 255, (20, 20, 3)).astype(np.float32)
 
 
 def test_strength_0_changes_nothing():
-    np.testing.assert_allclose(warped(PICTURE, np.random.default_rng(1), 0.0), PICTURE, atol=0.1)
+    np.testing.assert_allclose(warped(IMAGE, np.random.default_rng(1), 0.0), IMAGE, atol=0.1)
 
 
 def test_channels_are_bent_alike():
-    whole = warped(PICTURE, np.random.default_rng(1), 1.0)
+    whole = warped(IMAGE, np.random.default_rng(1), 1.0)
     for channel in range(3):
-        alone = warped(PICTURE[..., channel], np.random.default_rng(1), 1.0)
+        alone = warped(IMAGE[..., channel], np.random.default_rng(1), 1.0)
         assert np.array_equal(whole[..., channel], alone)
-    assert np.abs(whole - PICTURE).mean() > 20
+    assert np.abs(whole - IMAGE).mean() > 20
 
 
 def test_it_stays_near():

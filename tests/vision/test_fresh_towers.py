@@ -1,4 +1,4 @@
-"""A tower that begins with random weights sees: its features differ between pictures, and gradients reach them."""
+"""A tower that begins with random weights sees: its features differ between images, and gradients reach them."""
 
 import pytest
 import torch

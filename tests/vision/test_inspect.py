@@ -14,12 +14,12 @@ from mmchat.vision import load_tower, preprocess
 from mmchat.vision.inspect import (
     FIT_WORDS,
     as_colours,
-    as_pictures,
+    as_images,
     in_words,
     inspect_tower,
     principal_components,
     seen_views,
-    write_pictures,
+    write_images,
 )
 from mmchat.vision.spec import FITS, Preprocessing
 
@@ -40,7 +40,7 @@ def run(capsys):
 
 @pytest.fixture
 def halves(tmp_path):
-    """A picture that is dark on the left and bright on the right."""
+    """An image that is dark on the left and bright on the right."""
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, 30:] = 255
     path = tmp_path / "halves.png"
@@ -50,7 +50,7 @@ def halves(tmp_path):
 
 @pytest.fixture
 def conv_tower(make_tower):
-    """A tower whose features are local and know no place, and so follow the picture whatever its weights."""
+    """A tower whose features are local and know no place, and so follow the image whatever its weights."""
     backbone = {"image_size": 32, "patch_size": 4, "stem_width": 8, "stem_depth": 1}
     tower = make_tower(family="conv_vit", backbone=backbone, layer=0)
     with torch.no_grad():
@@ -97,12 +97,12 @@ def test_every_fit_has_its_words():
 
 
 @pytest.mark.parametrize("fit", sorted(set(FITS) - {"native"}))
-def test_what_is_shown_is_what_the_tower_gets(make_tower, picture, fit):
+def test_what_is_shown_is_what_the_tower_gets(make_tower, make_image, fit):
     spec = make_tower(preprocessing=Preprocessing(fit=fit)).spec
-    pixels = preprocess(picture(), spec)
+    pixels = preprocess(make_image(), spec)
     height, width = pixels.shape[-2:]
     views = pixels.reshape(-1, 3, height, width)
-    for shown, view in zip(as_pictures(seen_views(picture(), spec), spec.preprocessing), views, strict=True):
+    for shown, view in zip(as_images(seen_views(make_image(), spec), spec.preprocessing), views, strict=True):
         assert shown.size == (spec.image_size, spec.image_size)
         assert np.array_equal(np.asarray(shown).transpose(2, 0, 1)[:, :height, :width], view)
 
@@ -132,8 +132,8 @@ def test_an_outlier_does_not_leave_the_others_grey():
     assert colours[0, 1].max() < 40 and colours[0, -1].min() > 215
 
 
-def test_pictures(conv_tower, halves, tmp_path):
-    paths = write_pictures(conv_tower, Image.open(halves), tmp_path / "shown")
+def test_images(conv_tower, halves, tmp_path):
+    paths = write_images(conv_tower, Image.open(halves), tmp_path / "shown")
     assert [path.name for path in paths] == ["seen.png", "features.png", "inspect.png"]
     seen, features, both = map(Image.open, paths)
     assert seen.size == features.size == (448, 448)  # 14 times 32
@@ -141,7 +141,7 @@ def test_pictures(conv_tower, halves, tmp_path):
     assert np.array_equal(np.asarray(seen)[::14, ::14], expected)
     patches = np.asarray(features).reshape(8, 56, 8, 56, 3).astype(int)
     assert (patches == patches[:, :1, :, :1]).all()
-    inside = patches[2:-2, 0, :, 0]  # convolutions see the picture's edge
+    inside = patches[2:-2, 0, :, 0]  # convolutions see the image's edge
     assert np.ptp(inside, axis=0).max() < 8  # no row is another
     assert abs(inside[:, :4].mean(axis=(0, 1)) - inside[:, 4:].mean(axis=(0, 1))).max() > 100
     page = np.asarray(both)
@@ -153,7 +153,7 @@ def test_pictures(conv_tower, halves, tmp_path):
 def test_several_views_lie_in_a_block(conv_tower, halves, tmp_path):
     conv_tower.fit_by("tiles")
     wide = Image.open(halves).resize((64, 32), Image.Resampling.NEAREST)
-    seen, features = (np.asarray(Image.open(path)) for path in write_pictures(conv_tower, wide, tmp_path)[:2])
+    seen, features = (np.asarray(Image.open(path)) for path in write_images(conv_tower, wide, tmp_path)[:2])
     assert seen.shape == features.shape == (448 * 2 + 8, 448 * 2 + 8, 3)
     dark, bright, thumbnail = seen[:448, :400], seen[:448, 504:], seen[456:, :448]  # but for the edge between them
     assert not dark.any() and (bright == 255).all()
@@ -165,7 +165,7 @@ def test_the_class_token_is_no_patch(data_dir, halves, tmp_path):
     written = []
     for keeps in (True, False):
         tower = load_tower(data_dir / "clip_vit_tiny_hf4", class_token=keeps)
-        written.append(write_pictures(tower, Image.open(halves), tmp_path / str(keeps))[1].read_bytes())
+        written.append(write_images(tower, Image.open(halves), tmp_path / str(keeps))[1].read_bytes())
     assert written[0] == written[1]
 
 

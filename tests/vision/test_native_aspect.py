@@ -18,7 +18,7 @@ from mmchat.model.attention import use_fast_attention
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower, normalise, preprocess, refuse_unequal_views
 from mmchat.vision.block_tower import regridded
 from mmchat.vision.families import FAMILIES
-from mmchat.vision.inspect import as_pictures, seen_views, write_pictures
+from mmchat.vision.inspect import as_images, seen_views, write_images
 from mmchat.vision.spec import HALF, Preprocessing
 from mmchat.vision.transforms.native_aspect import native_size
 from mmchat.vision.transforms.preprocess import joined
@@ -37,7 +37,7 @@ sides = st.one_of(st.integers(1, 60), st.integers(1, 20_000))
 
 
 def grid_of(width, height, patch, max_patches):
-    """Rows and columns of the patches that transformers makes of a picture."""
+    """Rows and columns of the patches that transformers makes of an image."""
     processor = Siglip2ImageProcessorPil(patch_size=patch, max_num_patches=max_patches)
     pixels = np.zeros((height, width, 3), np.uint8)
     return processor(Image.fromarray(pixels), return_tensors="np")["spatial_shapes"][0].tolist()
@@ -46,13 +46,13 @@ def grid_of(width, height, patch, max_patches):
 @settings(max_examples=150, deadline=None)
 @given(sides, sides, st.sampled_from([4, 14, 16]), st.integers(1, 300))
 def test_sizes(width, height, patch, max_patches):
-    if width * height > 1_000_000:  # transformers makes the picture
+    if width * height > 1_000_000:  # transformers makes the image
         width, height = max(1, width // 20), max(1, height // 20)
     rows, columns = grid_of(width, height, patch, max_patches)
     assert native_size(width, height, patch, max_patches) == (columns * patch, rows * patch)
 
 
-def test_sizes_of_usual_pictures():
+def test_sizes_of_usual_images():
     assert native_size(640, 480, 16, 256) == (288, 224)
     assert native_size(480, 640, 16, 256) == (224, 288)
     assert native_size(4000, 10, 16, 256) == (4096, 16)
@@ -85,30 +85,30 @@ def original(tmp_path_factory):
     return directory, model, processor
 
 
-def seen_by(tower, pictures):
+def seen_by(tower, images):
     """(pixels, grids) for it."""
-    views = np.concatenate([preprocess(picture, tower.spec) for picture in pictures])
-    return torch.from_numpy(normalise(views, tower.spec)), [tower.spec.grid(picture.size) for picture in pictures]
+    views = np.concatenate([preprocess(image, tower.spec) for image in images])
+    return torch.from_numpy(normalise(views, tower.spec)), [tower.spec.grid(image.size) for image in images]
 
 
 @pytest.fixture
-def pictures(picture):
-    return [picture(seed, *size) for seed, size in enumerate(SIZES)]
+def images(make_image):
+    return [make_image(seed, *size) for seed, size in enumerate(SIZES)]
 
 
-def theirs(original, pictures, **how):
+def theirs(original, images, **how):
     """What transformers makes of them, and which of its patches are no padding."""
     _, model, processor = original
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     return model(**inputs, **how), inputs["pixel_attention_mask"].bool()
 
 
-def test_the_pixels_are_those_of_transformers(original, pictures):
+def test_the_pixels_are_those_of_transformers(original, images):
     directory, _, processor = original
     tower = load_tower(directory)
     assert (tower.spec.preprocessing, tower.spec.tokens) == (NATIVE, 1)
-    inputs = processor(pictures, return_tensors="pt")
-    pixels, grids = seen_by(tower, pictures)
+    inputs = processor(images, return_tensors="pt")
+    pixels, grids = seen_by(tower, images)
     assert grids == [tuple(shape) for shape in inputs["spatial_shapes"].tolist()]
     there = inputs["pixel_values"][inputs["pixel_attention_mask"].bool()]
     assert torch.equal(pixels.permute(0, 2, 3, 1).flatten(1), there)
@@ -124,12 +124,12 @@ ATTENTIONS = {
 @torch.no_grad()
 @pytest.mark.parametrize("attention", sorted(ATTENTIONS))
 @pytest.mark.parametrize("final_norm", [False, True])
-def test_features(original, pictures, final_norm, attention):
+def test_features(original, images, final_norm, attention):
     """Of several aspects in one batch, of each alone, and of all that are alike and so without padding."""
     directory, model, _ = original
     tower = load_tower(directory, layer=(0, 1, 2, -1), final_norm=final_norm).eval()
     ATTENTIONS[attention](tower.backbone)
-    for some in (pictures, pictures[:1], pictures[::3], [pictures[0], pictures[4]]):
+    for some in (images, images[:1], images[::3], [images[0], images[4]]):
         expected, there = theirs(original, some, output_hidden_states=True)
         states = [model.post_layernorm(s) if final_norm else s for s in expected.hidden_states]
         pixels, grids = seen_by(tower, some)
@@ -139,14 +139,14 @@ def test_features(original, pictures, final_norm, attention):
         torch.testing.assert_close(found.pooled, expected.pooler_output, atol=2e-5, rtol=0)
 
 
-def test_gradients(original, pictures):
+def test_gradients(original, images):
     directory, model, _ = original
     tower = load_tower(directory).train()
-    pixels, grids = seen_by(tower, pictures)
+    pixels, grids = seen_by(tower, images)
     weights = torch.randn(len(pixels), tower.spec.dim)
     (tower(pixels, grids=grids).patches[:, 0] * weights).sum().backward()
     model.zero_grad()
-    expected, there = theirs(original, pictures, output_hidden_states=True)
+    expected, there = theirs(original, images, output_hidden_states=True)
     (expected.hidden_states[-1][there] * weights).sum().backward()
     idle = {id(parameter) for parameter in tower.idle_parameters()}
     originals = dict(model.named_parameters())
@@ -156,9 +156,9 @@ def test_gradients(original, pictures):
             torch.testing.assert_close(parameter.grad, originals[name].grad, atol=2e-4, rtol=2e-4)
 
 
-def test_grids_and_pixels_have_to_agree(original, pictures):
+def test_grids_and_pixels_have_to_agree(original, images):
     tower = load_tower(original[0])
-    pixels, grids = seen_by(tower, pictures)
+    pixels, grids = seen_by(tower, images)
     for wrong in (None, grids[1:]):
         with pytest.raises(ValueError, match=rf"was given {len(pixels)} views and grids of \d+ patches"):
             tower(pixels, grids=wrong)
@@ -205,15 +205,15 @@ def test_other_families_see_squares(family):
         build_tower(TowerConfig(family, {}, preprocessing=NATIVE))
 
 
-def test_patches_put_together(picture, tmp_path):
+def test_patches_put_together(make_image, tmp_path):
     tower = build_tower(TowerConfig("siglip2", BACKBONE, layer=0, preprocessing=NATIVE))
-    wide = picture(0, 60, 28)
+    wide = make_image(0, 60, 28)
     whole = joined(preprocess(wide, tower.spec), tower.spec.grid(wide.size))
     expected = np.asarray(wide.resize((5 * 7, 2 * 7), Image.Resampling.BILINEAR))
     assert np.array_equal(whole.transpose(1, 2, 0), expected)
-    (shown,) = as_pictures(seen_views(wide, tower.spec), NATIVE)
+    (shown,) = as_images(seen_views(wide, tower.spec), NATIVE)
     assert np.array_equal(np.asarray(shown), expected)
-    paths = write_pictures(tower, wide, tmp_path)
+    paths = write_images(tower, wide, tmp_path)
     sizes = [Image.open(path).size for path in paths]
     assert sizes[0] == sizes[1] == (455, 182)  # 13 times 35 x 14
     assert np.array_equal(np.asarray(Image.open(paths[0]))[::13, ::13], expected)

@@ -34,7 +34,7 @@ def test_each_change_is_small_and_seeded(page, name, change):
     assert 0.6 < inked / (before.mean(axis=2) < 200).sum() < 1.4
 
 
-def test_two_of_three_pictures_stay_as_they_are(page):
+def test_two_of_three_images_stay_as_they_are(page):
     small = page.resize((24, 20))
     same = [retouched(small, np.random.default_rng([0, number])) is small for number in range(2000)]
     stays = np.prod([1 - chance for chance, _ in CHANGES])

@@ -85,7 +85,7 @@ def test_dinov3_up_to_rounding(shape):
 
 
 @pytest.mark.parametrize("side", [13, 32, 90])
-def test_siglip2_sees_a_square_picture_as_transformers_does(side):
+def test_siglip2_sees_a_square_image_as_transformers_does(side):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
     patches = Siglip2ImageProcessorPil(patch_size=14, max_num_patches=9)(image, return_tensors="np")["pixel_values"][0]
     expected = patches.reshape(3, 3, 14, 14, 3).transpose(4, 0, 2, 1, 3).reshape(3, 42, 42)

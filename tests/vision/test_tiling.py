@@ -43,7 +43,7 @@ def test_the_grid_is_the_originals(width, height, most, size):
     ("width", "height", "grid", "views"),
     [
         (448, 448, (1, 1), 1),
-        (1000, 1000, (3, 3), 10),  # 2x2 and 3x3 are as square: taken as far as the picture has half their pixels
+        (1000, 1000, (3, 3), 10),  # 2x2 and 3x3 are as square: taken as far as the image has half their pixels
         (700, 700, (2, 2), 5),
         (633, 633, (1, 1), 1),  # a pixel under half of 2x2
         (634, 634, (2, 2), 5),

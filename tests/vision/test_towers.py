@@ -131,13 +131,13 @@ def test_tower_of_a_whole_clip(tmp_path, make_tower):
     torch.testing.assert_close(output.pooled, expected.pooler_output, atol=TOLERANCE, rtol=0)
 
 
-def test_tower_of_an_assistant(assistant_dir, picture):
+def test_tower_of_an_assistant(assistant_dir, make_image):
     from mmchat.model.directory import load_assistant
 
     assistant, processor = load_assistant(assistant_dir)
     tower = load_tower(assistant_dir).eval()
     assert tower.config == assistant.towers[0].config
-    pixels = processor.image_processor([picture()])["pixel_values"]
+    pixels = processor.image_processor([make_image()])["pixel_values"]
     with torch.no_grad():
         assert torch.equal(tower(pixels).patches, assistant.towers[0](pixels).patches)
     assert load_tower(assistant_dir, layer=1).config.layer == 1

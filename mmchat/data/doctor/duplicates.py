@@ -5,11 +5,11 @@ from itertools import combinations
 import numpy as np
 
 DISTANCE = 3
-"""Differing bits, of 64, up to which two pictures look alike."""
+"""Differing bits, of 64, up to which two images look alike."""
 SHARE = 6
-"""And at most one of so many steps that either picture has: three of eight would be another drawing."""
+"""And at most one of so many steps that either image has: three of eight would be another drawing."""
 LONGEST_RUN = 64
-"""Candidates compared per table; where more pictures share half of their bits, the earliest are enough."""
+"""Candidates compared per table; where more images share half of their bits, the earliest are enough."""
 
 _BLOCKS = ((0, 11), (11, 22), (22, 33), (33, 44), (44, 54), (54, 64))
 
@@ -35,7 +35,7 @@ def find_near(hashes: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.n
     """uint64[n, 2], uint64[m, 2], int64[n] -> int64[n]: the first of `known[:before]` that looks alike, or -1.
 
     Alike are both hashes within DISTANCE bits and one in SHARE. Three differing bits leave three of six blocks
-    untouched, so alike hashes are equal in one of the 20 choices of three blocks: about 32 bits, which few pictures
+    untouched, so alike hashes are equal in one of the 20 choices of three blocks: about 32 bits, which few images
     share by chance (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
     """
     found = np.full(len(hashes), len(known), np.int64)

@@ -19,11 +19,11 @@ class Kind:
 
 
 class Finding(NamedTuple):
-    """Something about one record. picture: which of its pictures, from 0; -1 is the record itself."""
+    """Something about one record. image: which of its images, from 0; -1 is the record itself."""
 
     kind: str
     reason: str
-    picture: int = -1
+    image: int = -1
 
 
 KINDS: dict[str, Kind] = {
@@ -32,12 +32,12 @@ KINDS: dict[str, Kind] = {
     "not_utf8": Kind("error", "not UTF-8", "The bytes are text in another encoding, or no text."),
     "lone_surrogate": Kind("error", "lone surrogate", "Half a character, which no tokenizer can encode."),
     "path_outside_root": Kind("error", "path outside the root", "An image path or link leaves the image root."),
-    "missing_image": Kind("error", "missing image", "The picture's file is not there or cannot be read."),
-    "not_fetched": Kind("error", "address not allowed", "The picture would have to be fetched (--allow-http)."),
-    "undecodable_image": Kind("error", "undecodable image", "The bytes are no picture that we can read."),
-    "truncated_image": Kind("error", "truncated image", "It begins like a picture, the rest is cut off or damaged."),
+    "missing_image": Kind("error", "missing image", "The image's file is not there or cannot be read."),
+    "not_fetched": Kind("error", "address not allowed", "The image would have to be fetched (--allow-http)."),
+    "undecodable_image": Kind("error", "undecodable image", "The bytes are no image that we can read."),
+    "truncated_image": Kind("error", "truncated image", "It begins like an image, the rest is cut off or damaged."),
     "decompression_bomb": Kind("error", "decompression bomb", "It claims more pixels than we accept; not decoded."),
-    "slot_mismatch": Kind("error", "slots and images differ", "There are more or fewer <image> than pictures."),
+    "slot_mismatch": Kind("error", "slots and images differ", "There are more or fewer <image> than images."),
     "role_order": Kind("error", "turns out of order", "An unknown speaker, or turns that no template can write."),
     "nothing_to_learn": Kind("error", "nothing to learn", "There is no answer, or none that may be trained on."),
     "empty_answers": Kind("error", "all answers empty", "Only the end of an answer would be learned."),
@@ -45,11 +45,11 @@ KINDS: dict[str, Kind] = {
     "over_length": Kind(
         "error", "over length", "Cut to the allowed length nothing could be learned, or an image breaks."
     ),
-    "leak": Kind("error", "leak of the evaluation set", "The evaluation set holds the same picture or conversation."),
-    "exact_duplicate": Kind("error", "exact duplicate", "The same pictures and the same words as an earlier record."),
+    "leak": Kind("error", "leak of the evaluation set", "The evaluation set holds the same image or conversation."),
+    "exact_duplicate": Kind("error", "exact duplicate", "The same images and the same words as an earlier record."),
     "cut_text": Kind("warning", "cut to the length", "Its end is beyond the allowed length and will not be learned."),
     "empty_answer": Kind("warning", "some answers empty", "An answer is empty, others are not; its end is learned."),
-    "exif_rotation": Kind("warning", "turned by EXIF", "We turn the picture as its camera says; other tools do not."),
+    "exif_rotation": Kind("warning", "turned by EXIF", "We turn the image as its camera says; other tools do not."),
     "extreme_aspect": Kind("warning", "extreme aspect", "Squashed or cropped to a square, little of it is left."),
     "tiny_image": Kind("warning", "tiny image", "A side has hardly any pixels."),
     "huge_image": Kind("warning", "huge image", "Decoding it takes long and much memory in every epoch."),
@@ -58,8 +58,8 @@ KINDS: dict[str, Kind] = {
     ),
     "replacement_character": Kind("warning", "replacement character", "U+FFFD: a character was lost in a conversion."),
     "mojibake": Kind("warning", "mojibake", "UTF-8 that was read in another encoding and saved so."),
-    "near_leak": Kind("warning", "near the evaluation set", "A picture looks like one of the evaluation set."),
-    "near_duplicate": Kind("warning", "near duplicate", "A picture looks like one of an earlier record."),
+    "near_leak": Kind("warning", "near the evaluation set", "An image looks like one of the evaluation set."),
+    "near_duplicate": Kind("warning", "near duplicate", "An image looks like one of an earlier record."),
 }
 
 

@@ -1,4 +1,4 @@
-"""One picture, read once: whether it can be decoded, what is odd about it, and what it is recognised by."""
+"""One image, read once: whether it can be decoded, what is odd about it, and what it is recognised by."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from mmchat.data.image_refs import BytesPicture, DataUriPicture, Picture
+from mmchat.data.image_refs import ImageBytes, ImageDataUri, ImageRef
 from mmchat.errors import UserError
 from mmchat.images import MAX_PIXELS, load_image, orientation
 
@@ -22,9 +22,9 @@ HUGE_PIXELS = 50_000_000
 SHADE_MARGIN = 3
 """Grey levels between neighbours that count as a step: what JPEG adds to an even surface does not."""
 LEAST_STEPS, MOST_STEPS = 6, 58
-"""Of 64 bits; outside there is too little in the picture (a blank page, a slope of light) to tell it from others."""
+"""Of 64 bits; outside there is too little in the image (a blank page, a slope of light) to tell it from others."""
 KEPT = 4096
-"""Pictures whose looks a process remembers: files that many records share are decoded once."""
+"""Images whose looks a process remembers: files that many records share are decoded once."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -44,23 +44,23 @@ class Look:
     height: int = 0
 
 
-def look(picture: Picture) -> Look:
+def look(image: ImageRef) -> Look:
     """Read and decode as training does. What is wrong comes as (kind, reason), nothing is raised."""
     # Bytes would be kept alive by the memory that is to save reading them.
-    return _look(picture) if isinstance(picture, BytesPicture | DataUriPicture) else _look_once(picture)
+    return _look(image) if isinstance(image, ImageBytes | ImageDataUri) else _look_once(image)
 
 
-def _look(picture: Picture) -> Look:
+def _look(ref: ImageRef) -> Look:
     try:
-        data = picture.read()
+        data = ref.read()
     except UserError as error:
         return Look(((error.kind or "missing_image", str(error)),))
     try:
-        image = load_image(data, name=picture.name)
+        image = load_image(data, name=ref.name)
     except UserError as error:
         return Look(((_why_undecodable(data), str(error)),))
     problems = [*_turned(data), *_odd_shape(image.width, image.height)]
-    problems = tuple((kind, f"image {picture.name} {what}") for kind, what in problems)
+    problems = tuple((kind, f"image {ref.name} {what}") for kind, what in problems)
     return Look(problems, digest(data), difference_hash(image), image.width, image.height)
 
 

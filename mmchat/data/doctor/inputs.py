@@ -11,7 +11,7 @@ from mmchat.conversation import get_template
 from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import load_clean_index
 from mmchat.data.doctor.record_checks import Examiner
-from mmchat.data.image_refs import Picture, refer
+from mmchat.data.image_refs import ImageRef, refer
 from mmchat.data.records import IMAGE_KEYS, Record, Rejected
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
@@ -47,20 +47,20 @@ class Subject:
         identity = item.get("id") if isinstance(item, dict) else None
         return where, where if identity is None else str(identity)[:LONGEST_TEXT], shortened(item)
 
-    def pictures(self, place: int) -> list[Picture]:
-        """As many of the record's pictures as can be had, also where the reader refused it."""
+    def images(self, place: int) -> list[ImageRef]:
+        """As many of the record's images as can be had, also where the reader refused it."""
         record = self.record(place)
         if isinstance(record, Record):
-            return list(record.pictures)
+            return list(record.images)
         _, item = self.source.table.row(int(self.numbers[place]))
         entries = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
-        pictures = []
+        images = []
         for entry in entries if isinstance(entries, list) else [entries]:
             try:
-                pictures.append(refer(entry, self.source.image_root, allow_http=False))
+                images.append(refer(entry, self.source.image_root, allow_http=False))
             except UserError:
                 continue
-        return pictures
+        return images
 
     def key(self) -> str:
         """Tells whether two passes look at the same records."""
@@ -84,7 +84,7 @@ def open_subject(name: str, config: SourceConfig, processor: Any = None, max_len
 
 def shortened(value: Any, depth: int = 0) -> Any:
     """What JSON can hold of a stored object: no bytes, no text without end, no depth without bottom."""
-    if isinstance(value, Picture):
+    if isinstance(value, ImageRef):
         return value.name[:LONGEST_TEXT]
     if isinstance(value, bytes):
         return f"<{len(value):,} bytes>"

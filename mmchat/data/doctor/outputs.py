@@ -16,12 +16,12 @@ from mmchat.data.doctor.partial_results import Parts
 
 
 class Example(NamedTuple):
-    """A finding to be shown. pictures: (which subject, its record, the record's picture) of what it is about."""
+    """A finding to be shown. images: (which subject, its record, the record's image) of what it is about."""
 
     finding: Finding
     where: str
     id: str
-    pictures: list[tuple[Subject, int, int]]
+    images: list[tuple[Subject, int, int]]
 
 
 @dataclass
@@ -54,18 +54,18 @@ class Gatherer:
 
     def _add_record(self, subject: Subject, record: int, own: list[Finding], related: list[Relation]) -> None:
         where, identity, raw = subject.stored(record)
-        found = [(finding, [(subject, record, finding.picture)]) for finding in own]
+        found = [(finding, [(subject, record, finding.image)]) for finding in own]
         found += [self._in_words(subject, relation) for relation in related]
         bad = any(is_error(finding.kind) for finding, _ in found)
         self.tally.erroneous += bad
         self.tally.warned += not bad
-        for finding, pictures in found:
+        for finding, images in found:
             self.tally.findings[finding.kind] += 1
             line = {"where": where, "id": identity, "kind": finding.kind, "reason": finding.reason, "record": raw}
             self._files[is_error(finding.kind)].write(to_line(line))
             examples = self.tally.examples.setdefault(finding.kind, [])
             if len(examples) < self._examples:
-                examples.append(Example(finding, where, identity, pictures))
+                examples.append(Example(finding, where, identity, images))
 
     def _in_words(self, subject: Subject, relation: Relation) -> tuple[Finding, list[tuple[Subject, int, int]]]:
         other, place = subject, relation.other
@@ -73,15 +73,15 @@ class Gatherer:
             number, place = locate(self._held_out, relation.other)
             other = self._held_out[number]
         where, *_ = other.stored(place)
-        what = "has" if relation.picture < 0 else f"picture {relation.picture + 1} is"
+        what = "has" if relation.image < 0 else f"image {relation.image + 1} is"
         said = {
-            "leak": "the same words as" if relation.picture < 0 else "the same as in",
-            "exact_duplicate": "the same pictures and words as",
+            "leak": "the same words as" if relation.image < 0 else "the same as in",
+            "exact_duplicate": "the same images and words as",
             "near_leak": "nearly the same as in",
             "near_duplicate": "nearly the same as in",
         }
-        pictures = [(subject, relation.record, relation.picture), (other, place, relation.other_picture)]
-        return Finding(relation.kind, f"{what} {said[relation.kind]} {where}", relation.picture), pictures
+        images = [(subject, relation.record, relation.image), (other, place, relation.other_image)]
+        return Finding(relation.kind, f"{what} {said[relation.kind]} {where}", relation.image), images
 
 
 def locate(subjects: list[Subject], record: int) -> tuple[int, int]:

@@ -11,16 +11,16 @@ from mmchat.data.doctor.partial_results import Facts
 
 @dataclass(frozen=True)
 class Relation:
-    """A record, or one of its pictures, is like another one; picture -1 is the record itself.
+    """A record, or one of its images, is like another one; image -1 is the record itself.
 
     Of leaks the other one belongs to the evaluation set, whose records are counted through all its sources.
     """
 
     kind: str
     record: int
-    picture: int
+    image: int
     other: int
-    other_picture: int
+    other_image: int
 
 
 class Relations:
@@ -29,15 +29,15 @@ class Relations:
     def __init__(self, facts: Facts, held_out: Facts | None) -> None:
         self._facts, self._held_out = facts, held_out
         nothing = np.full(len(facts), -1)
-        no_picture = np.full(len(facts.owner), -1)
-        self.leaked_text, self.leaked, self.near_leak = nothing.copy(), no_picture.copy(), no_picture.copy()
+        no_image = np.full(len(facts.owner), -1)
+        self.leaked_text, self.leaked, self.near_leak = nothing.copy(), no_image.copy(), no_image.copy()
         if held_out is not None:
             self._find_leaks(held_out)
         sound = facts.sound & (self.leaked_text < 0)
         sound[facts.owner[self.leaked >= 0]] = False
         self.duplicate = _duplicates(facts.digest, sound)
         self.sound = sound & (self.duplicate < 0)
-        self._looks = self._distinct_pictures()
+        self._looks = self._distinct_images()
         self.near = self._find_near()
         if held_out is not None:
             self._find_near_leaks(held_out)
@@ -46,51 +46,51 @@ class Relations:
         """The records in [start, stop) that have a relation."""
         found = np.flatnonzero((self.leaked_text[start:stop] >= 0) | (self.duplicate[start:stop] >= 0)) + start
         first, last = np.searchsorted(self._facts.owner, (start, stop))
-        pictured = (self.leaked[first:last] >= 0) | (self.near_leak[first:last] >= 0) | (self.near[first:last] >= 0)
-        return {*found.tolist(), *self._facts.owner[first:last][pictured].tolist()}
+        imaged = (self.leaked[first:last] >= 0) | (self.near_leak[first:last] >= 0) | (self.near[first:last] >= 0)
+        return {*found.tolist(), *self._facts.owner[first:last][imaged].tolist()}
 
     def of(self, record: int) -> Iterator[Relation]:
         """In a fixed order: leaks, a duplicate, near leaks, near duplicates."""
         first, last = np.searchsorted(self._facts.owner, (record, record + 1)).tolist()
-        pictures = range(first, last)
+        images = range(first, last)
         if self.leaked_text[record] >= 0:
             yield Relation("leak", record, -1, int(self.leaked_text[record]), -1)
-        yield from self._of_pictures("leak", self.leaked, self._held_out, pictures)
+        yield from self._of_images("leak", self.leaked, self._held_out, images)
         if self.duplicate[record] >= 0:
             yield Relation("exact_duplicate", record, -1, int(self.duplicate[record]), -1)
-        yield from self._of_pictures("near_leak", self.near_leak, self._held_out, pictures)
-        yield from self._of_pictures("near_duplicate", self.near, self._facts, pictures)
+        yield from self._of_images("near_leak", self.near_leak, self._held_out, images)
+        yield from self._of_images("near_duplicate", self.near, self._facts, images)
 
-    def _of_pictures(self, kind: str, found: np.ndarray, others: Facts | None, pictures: range) -> Iterator[Relation]:
-        for picture in pictures:
-            if (other := int(found[picture])) >= 0:
-                whose = (int(self._facts.owner[picture]), int(self._facts.place[picture]))
+    def _of_images(self, kind: str, found: np.ndarray, others: Facts | None, images: range) -> Iterator[Relation]:
+        for image in images:
+            if (other := int(found[image])) >= 0:
+                whose = (int(self._facts.owner[image]), int(self._facts.place[image]))
                 yield Relation(kind, *whose, int(others.owner[other]), int(others.place[other]))
 
     def _find_leaks(self, held_out: Facts) -> None:
         facts = self._facts
-        # With pictures a record leaks by any of them; the words alone ("What is this?") say nothing.
+        # With images a record leaks by any of them; the words alone ("What is this?") say nothing.
         texts = np.flatnonzero(facts.sound & (facts.images == 0))
         known = np.flatnonzero((held_out.images == 0) & held_out.digest.any(axis=1))
         found = find_equal(facts.digest[texts], held_out.digest[known])
         self.leaked_text[texts[found >= 0]] = known[found[found >= 0]]
         sound = np.flatnonzero(facts.sound[facts.owner])
-        self.leaked[sound] = find_equal(facts.picture_digest[sound], held_out.picture_digest)
+        self.leaked[sound] = find_equal(facts.image_digest[sound], held_out.image_digest)
 
-    def _distinct_pictures(self) -> np.ndarray:
-        """Pictures of sound records, each once, that have enough in them to be told apart."""
+    def _distinct_images(self) -> np.ndarray:
+        """Images of sound records, each once, that have enough in them to be told apart."""
         facts = self._facts
         numbers = np.flatnonzero(self.sound[facts.owner])
-        first = numbers[first_equal(facts.picture_digest[numbers]) == np.arange(len(numbers))]
+        first = numbers[first_equal(facts.image_digest[numbers]) == np.arange(len(numbers))]
         return first[facts.hash[first].any(axis=1)]
 
     def _find_near(self) -> np.ndarray:
         hashes, owner = self._facts.hash[self._looks], self._facts.owner
         near = find_near(hashes, hashes, np.arange(len(hashes)))
-        picture, other = self._looks[near >= 0], self._looks[near[near >= 0]]
-        elsewhere = owner[picture] != owner[other]  # two states of one scene in a record are there on purpose
+        image, other = self._looks[near >= 0], self._looks[near[near >= 0]]
+        elsewhere = owner[image] != owner[other]  # two states of one scene in a record are there on purpose
         found = np.full(len(owner), -1)
-        found[picture[elsewhere]] = other[elsewhere]
+        found[image[elsewhere]] = other[elsewhere]
         return found
 
     def _find_near_leaks(self, held_out: Facts) -> None:

@@ -1,6 +1,6 @@
 """What was found out about every record, in files of one chunk each: the pass can be killed and goes on.
 
-Only arrays of fixed width are held for the whole of a data set: about 80 bytes a record with one picture.
+Only arrays of fixed width are held for the whole of a data set: about 80 bytes a record with one image.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ KEY = "key.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """Of n records and their p decoded pictures.
+    """Of n records and their p decoded images.
 
     sound: bool[n]. digest: uint64[n, 2], zeros where there is none. tokens, supervised, turns, images: uint32[n].
-    owner, place: uint32[p], whose picture it is, and which of the record's. picture_digest, hash: uint64[p, 2].
+    owner, place: uint32[p], whose image it is, and which of the record's. image_digest, hash: uint64[p, 2].
     size: uint32[p, 2], width and height.
     """
 
@@ -37,7 +37,7 @@ class Facts:
     images: np.ndarray
     owner: np.ndarray
     place: np.ndarray
-    picture_digest: np.ndarray
+    image_digest: np.ndarray
     hash: np.ndarray
     size: np.ndarray
 

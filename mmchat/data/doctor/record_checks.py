@@ -18,7 +18,7 @@ from mmchat.errors import UserError
 
 @dataclass(frozen=True)
 class Examined:
-    """digest: of pictures and words, None where a picture could not be had or the reader refused the record.
+    """digest: of images and words, None where an image could not be had or the reader refused the record.
 
     tokens, supervised: before any cut; 0 without a model.
     """
@@ -49,7 +49,7 @@ class Examiner:
         if self.config.max_turns is not None:
             record = limit_turns(record, self.config.max_turns)
         turns = record.turns
-        looks = [look(picture) for picture in record.pictures]
+        looks = [look(image) for image in record.images]
         findings = [Finding(kind, what, at) for at, seen in enumerate(looks) for kind, what in seen.problems]
         findings += spelling_findings(turns, self._tokens)
         refusals, tokens, supervised = self._conversation(record, turns, self._views(looks))
@@ -64,7 +64,7 @@ class Examiner:
         return token_pattern(control_tokens(self.processor.tokenizer) if self.processor else ())
 
     def _views(self, looks: list[Look]) -> list[int]:
-        """Of each picture; one that could not be decoded, which is told anyway, counts as one."""
+        """Of each image; one that could not be decoded, which is told anyway, counts as one."""
         if self.processor is None or not self.processor.image_processor.views_vary:
             return [1] * len(looks)
         views = self.processor.image_processor.views
@@ -109,6 +109,6 @@ class Examiner:
 
 
 def content_digest(turns: list[Turn], looks: list[Look]) -> tuple[int, int]:
-    """The same for records with the same pictures, byte for byte, and the same words from the same speakers."""
+    """The same for records with the same images, byte for byte, and the same words from the same speakers."""
     content = repr(([seen.digest for seen in looks], [(turn.role, turn.parts, turn.train) for turn in turns]))
     return digest(content.encode("utf-8"))

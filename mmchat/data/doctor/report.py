@@ -18,7 +18,7 @@ from mmchat.data.doctor.inputs import Subject
 from mmchat.data.doctor.outputs import Example
 from mmchat.data.doctor.run import Answer
 from mmchat.data.doctor.wording import cleanly, not_checked, verdict
-from mmchat.data.image_refs import Picture
+from mmchat.data.image_refs import ImageRef
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.files import write_text
@@ -26,7 +26,7 @@ from mmchat.files import write_text
 SIDE = 128
 """Longest side of a thumbnail, in pixels."""
 SAMPLES = 24
-"""Pictures in the grid of samples."""
+"""Images in the grid of samples."""
 EXAMPLE_TEXT, CAPTION_TEXT = 400, 90
 """Characters shown of a reason and of a caption."""
 
@@ -77,7 +77,7 @@ def _example(example: Example) -> dict[str, Any]:
         "where": cleanly(example.where, EXAMPLE_TEXT),
         "id": cleanly(example.id, CAPTION_TEXT),
         "reason": cleanly(example.finding.reason, EXAMPLE_TEXT),
-        "thumbnails": [uri for place in example.pictures if (uri := _thumbnail_of(*place))],
+        "thumbnails": [uri for place in example.images if (uri := _thumbnail_of(*place))],
     }
 
 
@@ -89,7 +89,7 @@ def _sources(answer: Answer) -> list[dict[str, Any]]:
                 "name": subject.name,
                 "records": len(subject),
                 "sound": answer.counts[f"source/{subject.name}/sound"],
-                "pictures": int(facts.images.sum(dtype=np.int64)),
+                "images": int(facts.images.sum(dtype=np.int64)),
                 "tokens": int(facts.tokens.sum(dtype=np.int64)),
                 "supervised": int(facts.supervised.sum(dtype=np.int64)),
             }
@@ -110,20 +110,20 @@ def charts(answer: Answer) -> list[Chart]:
         histogram("supervised tokens of a record", columns["supervised"][measured]),
         histogram("turns of a record", columns["turns"][read]),
         histogram("images of a record", columns["images"][read]),
-        histogram("width of a picture", size[:, 0]),
-        histogram("height of a picture", size[:, 1]),
-        histogram("aspect of a picture (width / height)", size[:, 0] / np.maximum(size[:, 1], 1), decimals=2),
+        histogram("width of an image", size[:, 0]),
+        histogram("height of an image", size[:, 1]),
+        histogram("aspect of an image (width / height)", size[:, 0] / np.maximum(size[:, 1], 1), decimals=2),
     ]
     return [chart for chart in drawn if chart is not None]
 
 
 def _samples(answer: Answer) -> list[dict[str, str]]:
-    """Records with a picture, taken evenly from everything, so that nobody chose them."""
-    pictured = [(subject, np.flatnonzero(f.images)) for subject, f in zip(answer.subjects, answer.facts, strict=True)]
-    total = sum(len(numbers) for _, numbers in pictured)
+    """Records with an image, taken evenly from everything, so that nobody chose them."""
+    imaged = [(subject, np.flatnonzero(f.images)) for subject, f in zip(answer.subjects, answer.facts, strict=True)]
+    total = sum(len(numbers) for _, numbers in imaged)
     cells = []
     for at in np.unique(np.linspace(0, total - 1, min(SAMPLES, total), dtype=int)).tolist():
-        for subject, numbers in pictured:
+        for subject, numbers in imaged:
             if at < len(numbers):
                 cells.append(_sample(subject, int(numbers[at])))
                 break
@@ -137,18 +137,18 @@ def _sample(subject: Subject, place: int) -> dict[str, str]:
         return {"uri": ""}
     said = {role: next((turn.text for turn in record.turns if turn.role == role), "") for role in ("user", "assistant")}
     words = {role: cleanly(text.strip(), CAPTION_TEXT) for role, text in said.items()}
-    return {"uri": _thumbnail(record.pictures[0]), "where": cleanly(record.where, EXAMPLE_TEXT), **words}
+    return {"uri": _thumbnail(record.images[0]), "where": cleanly(record.where, EXAMPLE_TEXT), **words}
 
 
-def _thumbnail_of(subject: Subject, place: int, picture: int) -> str:
-    pictures = subject.pictures(place)
-    return _thumbnail(pictures[max(picture, 0)]) if max(picture, 0) < len(pictures) else ""
+def _thumbnail_of(subject: Subject, place: int, image: int) -> str:
+    images = subject.images(place)
+    return _thumbnail(images[max(image, 0)]) if max(image, 0) < len(images) else ""
 
 
-def _thumbnail(picture: Picture) -> str:
-    """A data URI; empty where the picture cannot be decoded."""
+def _thumbnail(ref: ImageRef) -> str:
+    """A data URI; empty where the image cannot be decoded."""
     try:
-        image = picture.open()
+        image = ref.open()
     except UserError:
         return ""
     small = max(image.size) <= SIDE

@@ -1,7 +1,7 @@
 """The pass over all records: in parallel, chunk by chunk, each chunk's outcome on the disk before the next one.
 
 A pass that was killed goes on with the chunks that are missing, if data and settings are still the same; a pass that
-came to its end leaves no parts, so that the next one sees the pictures that were mended meanwhile.
+came to its end leaves no parts, so that the next one sees the images that were mended meanwhile.
 """
 
 import contextlib

@@ -37,12 +37,12 @@ def not_checked(answer: Answer) -> list[str]:
     if answer.unread:
         said.append(
             f"{counted(answer.unread, 'record')} of the evaluation set could not be read and so not be compared "
-            "(--against-image-root says where its pictures are)."
+            "(--against-image-root says where its images are)."
         )
     blank = sum(int((~facts.hash.any(axis=1)).sum()) for facts in answer.facts)
     if blank:
         said.append(
-            f"Look-alikes of {counted(blank, 'picture')} with hardly anything in them (a blank page, a lone sign): "
+            f"Look-alikes of {counted(blank, 'image')} with hardly anything in them (a blank page, a lone sign): "
             "they all look alike."
         )
     if len(answer.subjects) > 1:

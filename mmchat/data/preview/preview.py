@@ -1,5 +1,5 @@
 """Samples as training sees them, made ready for the eye: which words are learned, what is a control token, where
-the pictures stand and what each tower sees of them.
+the images stand and what each tower sees of them.
 
     Record -> processor.render -> ids and labels -> pieces (here) -> terminal (show_terminal.py), page (show_page.py)
 
@@ -21,7 +21,7 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import Rendered, control_tokens, get_template
 from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import Part, load_clean_index
-from mmchat.data.image_refs import FilePicture, Picture
+from mmchat.data.image_refs import ImageFile, ImageRef
 from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -32,7 +32,7 @@ LONGEST_CHARACTER = 16
 """Tokens tried until they make whole characters, which have up to four bytes; a token may hold parts of two."""
 
 SHEET_LINE = 8
-"""Pixels between the views of a picture."""
+"""Pixels between the views of an image."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture. towers: per tower what its preprocessing did, and what it sees, uint8[squares, 3, H, W]; of native
+    """One image. towers: per tower what its preprocessing did, and what it sees, uint8[squares, 3, H, W]; of native
     aspect the whole, uint8[1, 3, H, W]."""
 
     name: str
@@ -131,7 +131,7 @@ def examine(part: Part, place: int, processor: Any, max_length: int | None = Non
         return record
     template = part.config.template
     try:
-        seen = [_see(picture, processor.image_processor) for picture in record.pictures]
+        seen = [_see(image, processor.image_processor) for image in record.images]
         return show_record(record, seen, processor, max_length, template)
     except UserError as error:
         return Rejected(record.where, record.id, str(error))
@@ -147,8 +147,8 @@ def show_record(
     return Shown(record.where, record.id, template or processor.template, pieces, seen, rendered.cut)
 
 
-def _see(picture: Picture, image_processor: Any) -> Seen:
-    image = picture.open()
+def _see(ref: ImageRef, image_processor: Any) -> Seen:
+    image = ref.open()
     came = f"{image.width}x{image.height} {image.mode}"
     specs, pixels = image_processor.specs, image_processor.pixels(image)
     towers = []
@@ -158,7 +158,7 @@ def _see(picture: Picture, image_processor: Any) -> Seen:
         else:
             size = f"{spec.image_size}x{spec.image_size}"
             towers.append((f"{came} -> {_views(len(views))}{size} {spec.preprocessing.fit}", views))
-    name = picture.path if isinstance(picture, FilePicture) else picture.name
+    name = ref.path if isinstance(ref, ImageFile) else ref.name
     return Seen(name, image, towers)
 
 

@@ -15,8 +15,8 @@ from rich.text import Text
 from mmchat.data.preview.preview import Seen, Shown, contact_sheet, printable, runs
 from mmchat.data.records import Rejected
 
-PICTURE_COLUMNS = 32
-"""Width of a picture; a character holds two pixels, one above the other."""
+IMAGE_COLUMNS = 32
+"""Width of an image; a character holds two pixels, one above the other."""
 
 STYLES = {
     ("text", False): "grey54",
@@ -44,7 +44,7 @@ def print_samples(console: Console, samples: Iterable[Shown | Rejected], tokens:
         console.print(Text("  ".join(sample.facts()), "cyan"), soft_wrap=plain)
         console.print()
         if sample.images and not plain and console.is_terminal:
-            console.print(Padding(Columns(list(_pictures(sample.images)), padding=(0, 3)), (0, 0, 1, 0)))
+            console.print(Padding(Columns(list(_images(sample.images)), padding=(0, 3)), (0, 0, 1, 0)))
         console.print(conversation(sample, plain, tokens), soft_wrap=plain)
 
 
@@ -95,13 +95,13 @@ def _learned(text: Text, supervised: bool, plain: bool) -> Text:
     return Text.assemble("⟦", text, "⟧") if supervised and plain else text
 
 
-def _pictures(images: list[Seen]) -> Iterator[Group]:
+def _images(images: list[Seen]) -> Iterator[Group]:
     for number, seen in enumerate(images, 1):
         for came, views in seen.towers:
             yield Group(half_blocks(contact_sheet(views)), Text(f"image {number}: {came}", "cyan"))
 
 
-def half_blocks(pixels: np.ndarray, columns: int = PICTURE_COLUMNS) -> Text:
+def half_blocks(pixels: np.ndarray, columns: int = IMAGE_COLUMNS) -> Text:
     """uint8[3, H, W] -> lines of upper half blocks: the letter's colour is above, its background below."""
     rows = 2 * math.ceil(columns * pixels.shape[1] / pixels.shape[2] / 2)
     small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((columns, rows), Image.Resampling.BOX))

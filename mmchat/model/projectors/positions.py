@@ -1,4 +1,4 @@
-"""Where on the picture a feature lies."""
+"""Where on the image a feature lies."""
 
 import numpy as np
 import torch

@@ -27,7 +27,7 @@ def grid_side(spec: TowerSpec, divisor: int, what: str) -> int:
     """
     if spec.native:
         raise UserError(
-            f"{what} needs a square of patches, and with fit native pictures have any aspect ratio: take a projector "
+            f"{what} needs a square of patches, and with fit native images have any aspect ratio: take a projector "
             "that leaves each patch by itself (linear, mlp2x_gelu), or another fit"
         )
     side = isqrt(spec.tokens)

@@ -18,7 +18,7 @@ HEAD_DIM = 128
 
 @dataclass(frozen=True)
 class ResamplerKind:
-    """`queries` slots of each picture, a square number of them (Qwen-VL: 256)."""
+    """`queries` slots of each image, a square number of them (Qwen-VL: 256)."""
 
     queries: int
 

@@ -1,4 +1,4 @@
-"""How many slots a picture takes, for the planner, the processor and the model."""
+"""How many slots an image takes, for the planner, the processor and the model."""
 
 from collections.abc import Sequence
 

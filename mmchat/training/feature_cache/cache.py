@@ -1,6 +1,6 @@
 """Fills the feature cache before the first step, so that a run with frozen towers never runs them again.
 
-First all ranks share out the samples, read their pictures and name each by its bytes; then they share out those without
+First all ranks share out the samples, read their images and name each by its bytes; then they share out those without
 features, however often each comes, and run the towers on them. Shards that are complete stay when the run is stopped or
 killed, so whoever starts it again goes on where it was.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mmchat.data.feature_store import SHARD_BYTES, FeatureStore, PictureFeatures, as_keys, tidy
+from mmchat.data.feature_store import SHARD_BYTES, FeatureStore, ImageFeatures, as_keys, tidy
 from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.files import write_json
@@ -26,15 +26,15 @@ from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.distributed.zero3 import gathered
-from mmchat.training.feature_cache.fill import Filler, Found, PicturePixels, SampleKeys, Together
+from mmchat.training.feature_cache.fill import Filler, Found, ImagePixels, SampleKeys, Together
 from mmchat.training.monitoring.logger import way_on
 from mmchat.training.objectives.registry import AssistantObjective
 from mmchat.vision import TowerSpec, VisionTower
 
 FORMAT = 1
-"""Raised when pictures come to features in another way; older features are then computed anew."""
-SAMPLES, PICTURES = 256, 32
-"""How many a rank takes at a time: of samples whose pictures are read and named, of pictures that the towers run on."""
+"""Raised when images come to features in another way; older features are then computed anew."""
+SAMPLES, IMAGES = 256, 32
+"""How many a rank takes at a time: of samples whose images are read and named, of images that the towers run on."""
 
 
 def open_features(
@@ -51,10 +51,10 @@ def open_features(
     All ranks call this, before the engine is built. Returns the exit status of a signal that stopped it, or 0.
 
     Raises:
-        SharedError: a tower is trained, a picture cannot be used and the policy is "stop", or there is no room.
+        SharedError: a tower is trained, an image cannot be used and the policy is "stop", or there is no room.
     """
     towers, specs = objective.model.towers, objective.collator.specs
-    views = "views" if objective.processor.image_processor.views_vary else "pictures"
+    views = "views" if objective.processor.image_processor.views_vary else "images"
     _refuse_trained(towers)
     mixtures, numbers = zip(*feed.samples(), strict=True)
     samples = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])
@@ -64,15 +64,15 @@ def open_features(
         looked_for = SampleKeys(mixtures, samples, specs[0])
         if status := together.take("looking for features", looked_for, SAMPLES, found.extend):
             return _stopped(status, config, console)
-        wanted, lacking, pictures = _missing(found, stores)
+        wanted, lacking, images = _missing(found, stores)
         size = sum(store.record_bytes for store in stores)
         console.print(_told(config.feature_cache, wanted, lacking, size, views), markup=False)
         if lacking:
             collectives.from_first(lambda: _check_room(config.feature_cache, lacking * size))
             begin = time.monotonic()
             filler = Filler(towers, stores, config.precision, shard_bytes)
-            pixels = PicturePixels(mixtures, pictures, objective.processor.image_processor)
-            status = together.take("features", pixels, PICTURES, filler.take, filler.flush)
+            pixels = ImagePixels(mixtures, images, objective.processor.image_processor)
+            status = together.take("features", pixels, IMAGES, filler.take, filler.flush)
             written, seconds = filler.written_by_all(), time.monotonic() - begin
             console.print(
                 f"features of {written // size:,} {views} written, {written / 1e6:,.1f} MB in {seconds:,.1f} s "
@@ -81,7 +81,7 @@ def open_features(
             if status:
                 return _stopped(status, config, console)
             stores = collectives.from_first(lambda: [store.reopened() for store in stores])
-    objective.features = PictureFeatures(stores, specs[0])
+    objective.features = ImageFeatures(stores, specs[0])
     return 0
 
 
@@ -93,7 +93,7 @@ def move_towers(config: RunConfig, objective: AssistantObjective, device: torch.
 
 
 def identity(tower: VisionTower, spec: TowerSpec, precision: str) -> dict[str, Any]:
-    """All that features hang on, but for the picture: with anything else they are kept elsewhere."""
+    """All that features hang on, but for the image: with anything else they are kept elsewhere."""
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in tower.state_dict().items():
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -111,7 +111,7 @@ def _refuse_trained(towers: torch.nn.ModuleList) -> None:
     trained = [name for name, parameter in towers.named_parameters("towers") if parameter.requires_grad]
     if trained:
         raise SharedError(
-            f"feature_cache keeps what towers make of pictures, which changes where they are trained: {trained[0]} is "
+            f"feature_cache keeps what towers make of images, which changes where they are trained: {trained[0]} is "
             f"({len(trained)} tensors in all); say `towers: frozen` in trainable, or leave feature_cache out"
         )
 
@@ -138,7 +138,7 @@ def _opened(
 
 
 def _missing(found: list[Found], stores: list[FeatureStore]) -> tuple[int, int, np.ndarray]:
-    """Of what all ranks found: how many keys there are, and how many without features; and where pictures with such
+    """Of what all ranks found: how many keys there are, and how many without features; and where images with such
     views are, int64[n, 3]."""
     keys = as_keys([key for key, *_ in found])
     places = np.array([place for _, *place in found], np.int64).reshape(-1, 3)

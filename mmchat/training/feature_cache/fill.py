@@ -1,4 +1,4 @@
-"""Ranks that go through pictures together and run towers on them: the work of `training.feature_cache.cache`."""
+"""Ranks that go through images together and run towers on them: the work of `training.feature_cache.cache`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +26,10 @@ from mmchat.training.distributed.signals import StopSignals, exit_status, ignore
 from mmchat.vision import TowerSpec, VisionTower
 
 Found = tuple[bytes, int, int, int]
-"""The key of a picture's view, and where the picture is: mixture, sample, place in the record."""
+"""The key of an image's view, and where the image is: mixture, sample, place in the record."""
 
 VIEWS = 32
-"""Most views that a tower runs on at once; a picture of many tiles may have a third of them."""
+"""Most views that a tower runs on at once; an image of many tiles may have a third of them."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _agree(problem: str | None, *counts: int) -> list[int]:
 @dataclass(frozen=True)
 class SampleKeys:
     """Samples int64[n, 2], each its mixture's place in `mixtures` and its number; `spec` is any tower's. An item is
-    what is found of their pictures, list[Found], or Rejected."""
+    what is found of their images, list[Found], or Rejected."""
 
     mixtures: Sequence[Mixture]
     samples: np.ndarray
@@ -123,10 +123,10 @@ class SampleKeys:
         if isinstance(record, Rejected):
             return record
         try:
-            keys = [keys_of(picture.read(), self.spec, picture.name) for picture in record.pictures]
+            keys = [keys_of(image.read(), self.spec, image.name) for image in record.images]
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
-        return [(key, which, number, place) for place, of_picture in enumerate(keys) for key in of_picture]
+        return [(key, which, number, place) for place, of_image in enumerate(keys) for key in of_image]
 
     def collate(self, items: list) -> tuple[list[Found], list[Rejected]]:
         usable, rejected = _told_apart(items)
@@ -134,32 +134,32 @@ class SampleKeys:
 
 
 @dataclass(frozen=True)
-class PicturePixels:
-    """Pictures int64[n, 3]: mixture, sample, place in the record. An item is (a key for each view, per tower
+class ImagePixels:
+    """Images int64[n, 3]: mixture, sample, place in the record. An item is (a key for each view, per tower
     uint8[views, 3, H, W]), or Rejected."""
 
     mixtures: Sequence[Mixture]
-    pictures: np.ndarray
+    images: np.ndarray
     image_processor: MMChatImageProcessor
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, at: int) -> tuple[list[bytes], list[np.ndarray]] | Rejected:
-        which, number, place = self.pictures[at].tolist()
+        which, number, place = self.images[at].tolist()
         record = self.mixtures[which].find(number)[1]
         if isinstance(record, Rejected):
             return record
-        picture = record.pictures[place]
+        image = record.images[place]
         try:
-            data = picture.read()
-            keys = keys_of(data, self.image_processor.specs[0], picture.name)
-            return keys, self.image_processor.pixels(load_image(data, name=picture.name))
+            data = image.read()
+            keys = keys_of(data, self.image_processor.specs[0], image.name)
+            return keys, self.image_processor.pixels(load_image(data, name=image.name))
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
 
     def collate(self, items: list) -> tuple[tuple[list[bytes], list[torch.Tensor] | None], list[Rejected]]:
-        """Keys, and for each tower float32[views, 3, H, W]; None where there is no picture."""
+        """Keys, and for each tower float32[views, 3, H, W]; None where there is no image."""
         usable, rejected = _told_apart(items)
         pixels = pixel_values([pixels for _, pixels in usable], self.image_processor.specs)
         return ([key for keys, _ in usable for key in keys], pixels), rejected

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: what it learned, how fast it was, what it used, over optimizer steps."""
+"""The curves of a run as one image: what it learned, how fast it was, what it used, over optimizer steps."""
 
 from collections.abc import Iterable
 from pathlib import Path

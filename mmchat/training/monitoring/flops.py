@@ -7,8 +7,8 @@ the result needs is counted, however it is computed.
   attention's two products; not norms, activations, embeddings, rotary angles, the loss, the optimizer.
 - Real positions count, padding does not. A token attends to its own sample, in a language model to what came before
   it and within the layer's window (PaLM counts causal attention as if it were full).
-- The LM head runs at supervised positions. Towers run for the pictures that are there, up to the feature layer; a
-  sample without pictures counts as if it had the same way back as the others.
+- The LM head runs at supervised positions. Towers run for the images that are there, up to the feature layer; a
+  sample without images counts as if it had the same way back as the others.
 - Backward, a layer costs its forward again for the gradient of its weight, if that is trained, and once more for that
   of its input, if anything before the layer is trained. What is recomputed to save memory counts once: activations,
   and the second forward of gradient caching.
@@ -79,7 +79,7 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
     known = (MMChatForConditionalGeneration, DualEncoder)
     if not (isinstance(model, known) and all(isinstance(tower, BlockTower) for tower in model.towers)):
         return None
-    if any(tower.spec.native for tower in model.towers):  # attention among the patches of a picture is of no view alone
+    if any(tower.spec.native for tower in model.towers):  # attention among the patches of an image is of no view alone
         return None
     if isinstance(model, DualEncoder):
         pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None

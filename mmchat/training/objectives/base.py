@@ -16,7 +16,7 @@ from torch import nn
 
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Augment, Encoded
-from mmchat.data.feature_store import PictureFeatures
+from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.records import Record
 from mmchat.training.objectives.gradient_cache import losses_by_cache
 from mmchat.vision import TowerSpec
@@ -27,10 +27,10 @@ class Objective(Protocol):
 
     model: nn.Module
     collator: Collator
-    features: PictureFeatures | None
+    features: ImageFeatures | None
     """Where the towers' features are read from; None where the towers run."""
     augment: Augment | None = None
-    """What it makes of pictures at random before `encode` sees them."""
+    """What it makes of images at random before `encode` sees them."""
 
     def encode(
         self,
@@ -70,9 +70,9 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class InSteps:
-    """An `Augment` that leaves held-out pictures as they are, and all of them where `change` is None.
+    """An `Augment` that leaves held-out images as they are, and all of them where `change` is None.
 
-    change: pictures of a record and a generator, which hangs on the seed, the sample's number and the step alone.
+    change: images of a record and a generator, which hangs on the seed, the sample's number and the step alone.
     """
 
     change: Callable[[list[Image.Image], np.random.Generator], list] | None

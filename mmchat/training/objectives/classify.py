@@ -1,4 +1,4 @@
-"""Supervised training of a tower: a picture's class, from a linear head on its pooled feature."""
+"""Supervised training of a tower: an image's class, from a linear head on its pooled feature."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from mmchat.vision.transforms.augmentation import random_view
 
 
 class ClassifyObjective(Objective):
-    """Cross-entropy with a picture's label, and with what a teacher says of it. A sample's only id is its class.
+    """Cross-entropy with an image's label, and with what a teacher says of it. A sample's only id is its class.
 
     Views are drawn as SimCLR's are: as a function of the seed, the step and the sample's number.
     """
@@ -60,11 +60,11 @@ class ClassifyObjective(Objective):
         the model's says nothing.
 
         Raises:
-            UserError: there are not one picture and one label, or the label is none of the model's.
+            UserError: there are not one image and one label, or the label is none of the model's.
         """
         answers = ["".join(filter(None, turn.parts)) for turn in record.turns if turn.role == "assistant"]
-        if len(record.pictures) != 1 or len(answers) != 1:
-            raise UserError(f"expected one image and one label, found {len(record.pictures)} and {len(answers)}")
+        if len(record.images) != 1 or len(answers) != 1:
+            raise UserError(f"expected one image and one label, found {len(record.images)} and {len(answers)}")
         label = str(record.extra.get("label", answers[0]))
         if self.distillation is not None and self.distillation.weight == 1:
             return self.classes.get(label, IGNORE_INDEX)
@@ -90,14 +90,14 @@ class ClassifyObjective(Objective):
         return self.distillation.weight * soft + (1 - self.distillation.weight) * loss
 
     def right(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
-        """Of pictures whose class is known."""
+        """Of images whose class is known."""
         batch = batch.to(device)
         answers, classes = self._logits(module, batch).argmax(dim=1), batch.input_ids[:, 0]
         known = int((classes != IGNORE_INDEX).sum()) if batch.images else 0
         return (int((answers == classes).sum()), known) if known else (0, 0)
 
     def _logits(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """float[B, classes]; of a blank picture where none could be used, so that all ranks run the same modules."""
+        """float[B, classes]; of a blank image where none could be used, so that all ranks run the same modules."""
         seen = blank(self.specs[0], batch.input_ids.device) if batch.pixel_values is None else batch.pixel_values[0]
         return module(seen).float()
 
@@ -106,7 +106,7 @@ class ClassifyObjective(Objective):
 
 
 def _teacher(distillation: DistillationConfig, student: ImageClassifier) -> ImageClassifier:
-    """In evaluation mode; its tower may see pictures of another size.
+    """In evaluation mode; its tower may see images of another size.
 
     Raises:
         UserError: it is no classifier, or tells other classes apart.

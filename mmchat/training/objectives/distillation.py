@@ -14,11 +14,11 @@ from mmchat.settings import settings
 class DistillationConfig:
     teacher: str = Field(description="model directory of a classifier with the same classes; it stays as it is")
     temperature: float = Field(4.0, gt=0, description="both distributions are softened by it before they are compared")
-    weight: float = Field(0.9, gt=0, le=1, description="share of the teacher in the loss; 1: pictures need no labels")
+    weight: float = Field(0.9, gt=0, le=1, description="share of the teacher in the loss; 1: images need no labels")
 
 
 def soft_cross_entropy_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of softened answers, summed over pictures: logits float[B, C] each -> scalar.
+    """Cross-entropy of softened answers, summed over images: logits float[B, C] each -> scalar.
 
     Multiplied by the temperature's square, with which gradients of all temperatures are of like size.
     """

@@ -15,7 +15,7 @@ from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.losses import info_nce, pairwise_sigmoid
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Encoded
-from mmchat.data.feature_store import PictureFeatures
+from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
@@ -39,7 +39,7 @@ class AssistantObjective(Objective):
         else:
             self.model, self.processor = shape_assistant(config.model, fit=config.fit)
         self.max_length = config.data.max_length
-        self.features: PictureFeatures | None = None
+        self.features: ImageFeatures | None = None
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,
             specs=self.processor.image_processor.specs,
@@ -83,11 +83,11 @@ class AssistantObjective(Objective):
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
         seen = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
-        pictures, dummies = seen, 0
+        images, dummies = seen, 0
         if not batch.images and (images_anywhere or not self._text_trains()):
             # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
             # run the same modules here, into no slot, with a gradient of zero.
-            pictures, dummies = self._dummy_picture(batch.input_ids.device), 1
+            images, dummies = self._dummy_image(batch.input_ids.device), 1
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         if batch.packed is None:
@@ -96,7 +96,7 @@ class AssistantObjective(Objective):
             attention = packed_inputs(batch.packed, batch.input_ids.device)
         logits = module(
             input_ids=batch.input_ids,
-            **pictures,
+            **images,
             dummy_images=dummies,
             # Only positions that predict something supervised reach the head: bool[B, L] -> float[n, V].
             logits_to_keep=F.pad(supervised, (0, 1)),
@@ -105,7 +105,7 @@ class AssistantObjective(Objective):
         ).logits
         return cross_entropy_sum(logits, targets[supervised])
 
-    def _dummy_picture(self, device: torch.device) -> dict[str, list]:
+    def _dummy_image(self, device: torch.device) -> dict[str, list]:
         specs = self.collator.specs
         if self.features is None:
             grids = {"grids": [(1, 1)]} if specs[0].native else {}
@@ -120,7 +120,7 @@ class AssistantObjective(Objective):
 
 
 class ContrastiveObjective(ComparingObjective):
-    """Pictures against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
+    """Images against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
 
     model: DualEncoder
     features = None
@@ -150,11 +150,11 @@ class ContrastiveObjective(ComparingObjective):
         """The caption, and how many of its tokens were cut off.
 
         Raises:
-            UserError: there are not one picture and one caption.
+            UserError: there are not one image and one caption.
         """
         captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
-        if len(record.pictures) != 1 or len(captions) != 1:
-            raise UserError(f"expected one image and one caption, found {len(record.pictures)} and {len(captions)}")
+        if len(record.images) != 1 or len(captions) != 1:
+            raise UserError(f"expected one image and one caption, found {len(record.images)} and {len(captions)}")
         return fit_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
     def terms(self, batch: Batch) -> int:
@@ -193,7 +193,7 @@ def _check_loss(loss: str, model: DualEncoder, where: str) -> None:
 
 
 def _check_augmented(towers: list[int], specs: list[TowerSpec]) -> None:
-    """Raises UserError where there is no such tower, or the only one takes a picture's size from the picture."""
+    """Raises UserError where there is no such tower, or the only one takes an image's size from the image."""
     if any(spec.native for spec in specs):
         raise UserError(
             "augment_towers is for towers that see squares; leave it out, or choose another fit than native"
@@ -203,7 +203,7 @@ def _check_augmented(towers: list[int], specs: list[TowerSpec]) -> None:
 
 
 def _refuse_drafts(config: RunConfig) -> None:
-    """A draft is smaller than its picture, and would be seen in other views."""
+    """A draft is smaller than its image, and would be seen in other views."""
     parts = {"data": config.data, "validation": config.validation}
     found = [
         f"{key}.sources.{name}.draft" if data.sources else f"{key}.draft"
@@ -214,7 +214,7 @@ def _refuse_drafts(config: RunConfig) -> None:
     ]
     if found:
         raise UserError(
-            f"what a tower sees of a picture hangs on its size, which a draft has not: leave out {', '.join(found)}"
+            f"what a tower sees of an image hangs on its size, which a draft has not: leave out {', '.join(found)}"
         )
 
 

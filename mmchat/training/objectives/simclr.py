@@ -1,4 +1,4 @@
-"""SimCLR: a tower grown from pictures without a word."""
+"""SimCLR: a tower grown from images without a word."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mmchat.vision.transforms.augmentation import random_view
 
 
 class SimCLRObjective(ComparingObjective):
-    """NT-Xent over two views of each picture of a step. The run starts from any source of a tower, and leaves a tower.
+    """NT-Xent over two views of each image of a step. The run starts from any source of a tower, and leaves a tower.
 
     A sample's two views are drawn anew in every step, as a function of the seed, the step and the sample's number.
     """

@@ -21,7 +21,7 @@ class ZeroShot:
     """Made before the first step, so that a mistake in what is to be scored is told then.
 
     Raises:
-        UserError: labelled pictures or labels that cannot be used, or a text that is too long for the model.
+        UserError: labelled images or labels that cannot be used, or a text that is too long for the model.
     """
 
     def __init__(self, config: ZeroShotConfig, objective: ContrastiveObjective) -> None:
@@ -34,7 +34,7 @@ class ZeroShot:
 
     @torch.no_grad()
     def __call__(self, engine: deepspeed.DeepSpeedEngine) -> tuple[dict[str, float], list[Rejected]]:
-        """Scores over the pictures that could be read, and those, on any rank, that could not. All ranks call this."""
+        """Scores over the images that could be read, and those, on any rank, that could not. All ranks call this."""
         engine.eval()
         embedder = _ThroughEngine(engine, self.objective)
         classes = class_embeddings(embedder, self.data.classes, self.prompts)
@@ -46,21 +46,21 @@ class ZeroShot:
             mine = range(start + collectives.rank(), min(start + stride, len(targets)), collectives.ranks())
             images = {}
             for number in mine:
-                picture = self.data.pictures[number]
+                image = self.data.images[number]
                 try:
-                    images[number] = picture.open()
+                    images[number] = image.open()
                 except UserError as error:
-                    rejected.append(Rejected(picture.name, picture.name, str(error), error.kind))
+                    rejected.append(Rejected(image.name, image.name, str(error), error.kind))
             vectors = embedder.images(list(images.values()))
             seen = list(images)
             ranks[seen] = ranks_of_targets(vectors @ classes.T, targets[seen])
-        # Each picture is looked at by one rank; with the others it is still -1.
+        # Each image is looked at by one rank; with the others it is still -1.
         ranks = collectives.all_reduce(torch.from_numpy(ranks), "max").numpy()
         return _scores(ranks[ranks >= 0], targets[ranks >= 0], len(classes)), collectives.all_gather(rejected)
 
 
 def _scores(ranks: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, float]:
-    """As they stand in metrics.jsonl; of no picture there are none."""
+    """As they stand in metrics.jsonl; of no image there are none."""
     if not len(ranks):
         return {}
     found = {f"zero_shot_top{k}": float((ranks < k).mean()) for k in (1, 5) if k < classes}
@@ -69,7 +69,7 @@ def _scores(ranks: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, f
 
 class _ThroughEngine(Embedder):
     """By the engine's own forward, always whole: weights in parts are put together there, and every rank runs the same
-    modules equally often, whether it has a picture left or not."""
+    modules equally often, whether it has an image left or not."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, objective: ContrastiveObjective) -> None:
         super().__init__(objective.model, objective.tokenizer)

@@ -13,7 +13,7 @@ from mmchat.vision.spec import TowerConfig
 class Found(NamedTuple):
     """A tower as its layout has it.
 
-    state: keys as in `VisionTower.state_dict()`; None: weights were not wanted. image_size: side of the pictures that
+    state: keys as in `VisionTower.state_dict()`; None: weights were not wanted. image_size: side of the images that
     its image processor makes, where the source says that apart from the config.
     """
 

@@ -61,7 +61,7 @@ def read_geometry(values: dict[str, Any], usual: Preprocessing, path: Path) -> t
             return "shortest-edge-crop", fraction, cropped[0] if cropped else None
         if not keeps_proportions and (not crops or resized == cropped):
             return "squash", usual.crop_fraction, resized[0] if resized else None
-    raise UserError(f"{path} does not make squares of pictures, which a tower takes: size {size}, crop_size {crop}")
+    raise UserError(f"{path} does not make squares of images, which a tower takes: size {size}, crop_size {crop}")
 
 
 def numbers_of(size: int | dict[str, int | None] | None) -> list[int]:
@@ -71,7 +71,7 @@ def numbers_of(size: int | dict[str, int | None] | None) -> list[int]:
 
 
 def longest_edge_of(values: dict[str, Any]) -> int | None:
-    """Side of the square that pictures are padded to, their long side resized to it; None where they are not."""
+    """Side of the square that images are padded to, their long side resized to it; None where they are not."""
     size, padded = values.get("size"), numbers_of(values.get("pad_size"))
     longest = size.get("longest_edge") if isinstance(size, dict) else None
     return longest if padded == [longest] else None

@@ -1,7 +1,7 @@
 """open_clip (mlfoundations/open_clip): CLIPs under OpenAI's keys, and SigLIPs whose tower is timm's.
 
 On the hub `open_clip_config.json` lies beside the weights. It tells what they cannot: the activation, the width of a
-head, how pictures are prepared. Without it only what open_clip alone writes is taken for open_clip's, and for what it
+head, how images are prepared. Without it only what open_clip alone writes is taken for open_clip's, and for what it
 makes by default: a text half under `text.`, or timm's tower. The same keys as OpenAI's, and nothing else, are OpenAI's.
 """
 
@@ -105,7 +105,7 @@ def read_preprocessing(stated: dict[str, Any], usual: Preprocessing, path: Path)
     """What `preprocess_cfg` says; `usual` where it says nothing.
 
     Raises:
-        UserError: it fits pictures as no tower here does.
+        UserError: it fits images as no tower here does.
     """
     mode = stated.get("resize_mode")
     if mode is not None and mode not in FITS:

@@ -44,7 +44,7 @@ def holds_encoder(source: Source, prefix: str) -> bool:
 
 def encoder_config(source: Source, prefix: str) -> dict[str, Any]:
     """Values of `SamVisionConfig`, all of which the shapes tell: relative positions are as wide as a head and as many
-    as there are distances, so they say which blocks see windows, how large these are, and which see the whole picture.
+    as there are distances, so they say which blocks see windows, how large these are, and which see the whole image.
 
     Raises:
         UserError: a tensor that this needs is missing.

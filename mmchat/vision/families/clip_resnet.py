@@ -205,7 +205,7 @@ class Bottleneck(GradientCheckpointingLayer):
 class FixedBatchNorm(nn.Module):
     """Batch norm by the statistics that it was loaded with, in training as well.
 
-    So what is frozen stays bit-identical, a picture's features do not depend on its batch, and a step may be split as
+    So what is frozen stays bit-identical, an image's features do not depend on its batch, and a step may be split as
     one likes. Where a tower is trained, scale and shift are.
     """
 

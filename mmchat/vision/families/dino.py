@@ -72,7 +72,7 @@ class Dinov3(Dinov2WithRegisters):
 
     def train(self, mode: bool = True) -> "Dinov3":
         """In training transformers stretches the positions at random, as in pretraining. Here a frozen tower stays a
-        function of the picture."""
+        function of the image."""
         super().train(mode)
         self.backbone.rope_embeddings.train(False)
         return self

@@ -58,7 +58,7 @@ class Sam(VisionTower):
         return self.backbone.vision_encoder.layers
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
-        """Raises NotImplementedError for `pooled`: nothing in SAM is a vector for the whole picture."""
+        """Raises NotImplementedError for `pooled`: nothing in SAM is a vector for the whole image."""
         if pooled:
             raise NotImplementedError(f"a {self.config.family} has no pooled output")
         return TowerOutput(self.grid(pixel_values).flatten(2).transpose(1, 2))
@@ -78,7 +78,7 @@ class Sam(VisionTower):
 
     def resized(self, image_size: int, keep_positions: bool = False) -> "Sam":
         """Stretched, absolute positions are interpolated bicubically and relative ones of blocks that see the whole
-        picture linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM itself leaves its absolute
+        image linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM itself leaves its absolute
         positions at 1024). Windows stay as they are."""
         if image_size == self.spec.image_size:
             return self
@@ -117,7 +117,7 @@ class VarySam(Sam):
 
 
 def compressed(tower: Sam, fit: Fit = "squash") -> VarySam:
-    """With Vary's compressor, which is new, behind the neck. Pictures come to it as to Vary's, or by another fit."""
+    """With Vary's compressor, which is new, behind the neck. Images come to it as to Vary's, or by another fit."""
     new = VarySam(refitted(replace(tower.config, family="vary_sam"), fit))
     new.backbone = tower.backbone
     new.compressor.to(next(tower.parameters()).dtype)

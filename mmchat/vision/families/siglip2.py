@@ -1,5 +1,5 @@
 """SigLIP 2 for any aspect ratio (NaFlex; Tschannen et al. 2025, arXiv:2502.14786), on transformers'
-`Siglip2VisionModel`. It sees pictures of native aspect or, with any other fit, squares.
+`Siglip2VisionModel`. It sees images of native aspect or, with any other fit, squares.
 """
 
 from dataclasses import replace
@@ -52,7 +52,7 @@ class Siglip2(Siglip):
         return self._patches(patches) + self._positions(), {"attention_mask": None}
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False, grids: list[Grid] | None = None) -> TowerOutput:
-        """grids: of all pictures, in order; for native aspect, and only there.
+        """grids: of all images, in order; for native aspect, and only there.
 
         Raises:
             ValueError: there are none where they are needed, or they have more or fewer patches than `pixel_values`.
@@ -68,7 +68,7 @@ class Siglip2(Siglip):
         return self._native(pixel_values, grids, counts, pooled)
 
     def _native(self, pixel_values: torch.Tensor, grids: list[Grid], counts: list[int], pooled: bool) -> TowerOutput:
-        """Pictures side by side, each padded to the longest: float[patches of all, 3, p, p] -> float[.., 1, D].
+        """Images side by side, each padded to the longest: float[patches of all, 3, p, p] -> float[.., 1, D].
 
         Positions, padding and mask are transformers' (`Siglip2VisionEmbeddings`, `Siglip2VisionModel.forward`).
         """
@@ -88,7 +88,7 @@ class Siglip2(Siglip):
     def resized(self, image_size: int, keep_positions: bool = False) -> "Siglip2":
         if self.spec.native:
             raise UserError(
-                "a tower of fit native has no image size: say how many patches a picture has at most (max_patches), or "
+                "a tower of fit native has no image size: say how many patches an image has at most (max_patches), or "
                 "choose a fit that makes squares"
             )
         return super().resized(image_size, keep_positions)

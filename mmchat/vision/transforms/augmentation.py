@@ -1,4 +1,4 @@
-"""Two views of a picture for SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A), and CLIP's random squares.
+"""Two views of an image for SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A), and CLIP's random squares.
 
 PIL and NumPy only: runs in data workers.
 """
@@ -20,7 +20,7 @@ JITTER_CHANCE = 0.8
 
 @settings
 class AugmentationConfig:
-    crop_area: tuple[float, float] = Field((0.08, 1.0), description="least and largest share of a picture in a view")
+    crop_area: tuple[float, float] = Field((0.08, 1.0), description="least and largest share of an image in a view")
     warp: float = Field(
         0.0,
         ge=0,
@@ -33,7 +33,7 @@ class AugmentationConfig:
 
 
 def random_view(image: Image.Image, size: int, how: AugmentationConfig, draw: np.random.Generator) -> Image.Image:
-    """A square of `size` pixels out of an RGB picture, changed at random."""
+    """A square of `size` pixels out of an RGB image, changed at random."""
     view = random_resized_crop(image, size, how.crop_area, draw)
     if how.warp:
         view = Image.fromarray(warped(np.asarray(view, np.float32), draw, how.warp).astype(np.uint8))
@@ -51,7 +51,7 @@ def random_view(image: Image.Image, size: int, how: AugmentationConfig, draw: np
 def random_resized_crop(
     image: Image.Image, size: int, area: tuple[float, float], draw: np.random.Generator
 ) -> Image.Image:
-    """Part of the picture, of random area and aspect, as a square. The middle where no draw fits into the picture."""
+    """Part of the image, of random area and aspect, as a square. The middle where no draw fits into the image."""
     width, height = image.size
     for _ in range(TRIES):
         pixels = width * height * draw.uniform(*area)

@@ -1,4 +1,4 @@
-"""The size at which a tower for any aspect ratio sees a picture. No torch."""
+"""The size at which a tower for any aspect ratio sees an image. No torch."""
 
 from math import ceil
 
@@ -6,7 +6,7 @@ SMALLEST_SCALE, LARGEST_SCALE, PRECISION = 1e-6, 100.0, 1e-5
 
 
 def native_size(width: int, height: int, patch: int, max_patches: int) -> tuple[int, int]:
-    """(width, height) in pixels, multiples of `patch`, of a picture scaled until it has nearly `max_patches`.
+    """(width, height) in pixels, multiples of `patch`, of an image scaled until it has nearly `max_patches`.
 
     Its proportions are kept up to a patch; neither side is shorter than one. The scale is found by bisection, to the
     precision of the original (google-research/big_vision, pp/proj/image_text/ops_naflex.py), so that borders between

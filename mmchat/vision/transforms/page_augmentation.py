@@ -1,5 +1,5 @@
 """Vary's light changes of pages in training (Ucas-HaoranWei/Vary, vary/model/plug/transforms.py `train_transform`).
-Each has a small chance of its own: two of three pictures stay as they are. PIL and NumPy only: runs in data workers.
+Each has a small chance of its own: two of three images stay as they are. PIL and NumPy only: runs in data workers.
 
 Its figures are kept; warps are computed on a mesh.
 """
@@ -21,7 +21,7 @@ deviation is 50 / sqrt(3) / (2 sqrt(pi) 12)."""
 
 
 def retouched(image: Image.Image, draw: np.random.Generator) -> Image.Image:
-    """An RGB picture of the same size, changed a little or, mostly, not at all."""
+    """An RGB image of the same size, changed a little or, mostly, not at all."""
     for chance, change in CHANGES:
         if draw.random() < chance:
             image = change(image, draw)
@@ -112,7 +112,7 @@ def about_centre(image: Image.Image, matrix: list[list[float]], shift: tuple[flo
 
 
 def through_mesh(image: Image.Image, corners: np.ndarray) -> Image.Image:
-    """corners: float[rows + 1, columns + 1, 2], x and y in the picture that the corners of even cells show."""
+    """corners: float[rows + 1, columns + 1, 2], x and y in the image that the corners of even cells show."""
     rows, columns = (count - 1 for count in corners.shape[:2])
     xs = np.linspace(0, image.width, columns + 1).round().astype(int)
     ys = np.linspace(0, image.height, rows + 1).round().astype(int)

@@ -1,6 +1,6 @@
-"""A picture becomes what a tower was trained to see. PIL and NumPy only: runs in data workers.
+"""An image becomes what a tower was trained to see. PIL and NumPy only: runs in data workers.
 
-Split in two so that the wide part stays cheap: geometry on one picture gives uint8, and `normalise`
+Split in two so that the wide part stays cheap: geometry on one image gives uint8, and `normalise`
 turns a whole batch of uint8 into floats through a 256-entry table, which is exact because a byte has
 only 256 values.
 """
@@ -15,12 +15,12 @@ from mmchat.vision.spec import Grid, Preprocessing, TowerSpec
 from mmchat.vision.transforms.tiling import Tiling
 
 PATCHES_AT_ONCE = 256
-"""Of a picture of native aspect, about: more do not fit into the cache, see `normalise`."""
+"""Of an image of native aspect, about: more do not fit into the cache, see `normalise`."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """What the tower sees of one RGB picture: uint8[views, 3, view_size, view_size], or less where `normalise` pads.
+    """What the tower sees of one RGB image: uint8[views, 3, view_size, view_size], or less where `normalise` pads.
 
     Bit-equal to transformers' PIL image processors (CLIP, SigLIP, SigLIP 2, DINOv2, SAM, GotOcr2 as InternVL uses it)
     and to LLaVA's `pad` before normalising.
@@ -41,7 +41,7 @@ def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
 
 
 def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampling) -> list[Image.Image]:
-    """The picture on the grid's canvas, cut into squares of `size` in reading order; its thumbnail is last."""
+    """The image on the grid's canvas, cut into squares of `size` in reading order; its thumbnail is last."""
     columns, rows = tiling.grid(image.size, size)
     canvas = image.resize((columns * size, rows * size), resample)
     corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
@@ -52,7 +52,7 @@ def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampl
 
 
 def patches(image: Image.Image, grid: Grid, side: int, resample: Image.Resampling) -> np.ndarray:
-    """The picture resized to the grid, and cut: uint8[rows * columns, 3, side, side] in reading order."""
+    """The image resized to the grid, and cut: uint8[rows * columns, 3, side, side] in reading order."""
     rows, columns = grid
     whole = np.asarray(image.resize((columns * side, rows * side), resample)).reshape(rows, side, columns, side, 3)
     return np.ascontiguousarray(whole.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, side, side)
@@ -115,7 +115,7 @@ def longest_edge_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Centre the picture on a square of `colour` (LLaVA, llava/mm_utils.py `expand2square`)."""
+    """Centre the image on a square of `colour` (LLaVA, llava/mm_utils.py `expand2square`)."""
     width, height = image.size
     if width == height:
         return image
@@ -125,26 +125,26 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     return square
 
 
-def normalise(pictures: Sequence[np.ndarray], spec: TowerSpec) -> np.ndarray:
+def normalise(images: Sequence[np.ndarray], spec: TowerSpec) -> np.ndarray:
     """Bytes to the tower's input range, `(x/255 - mean) / std`: uint8[3, h, w] each -> float32[B, 3, H, W].
 
-    H and W are a view's. What a picture lacks right and below is 0 (SAM), which no byte would have become.
+    H and W are a view's. What an image lacks right and below is 0 (SAM), which no byte would have become.
 
     Rounded step by step like transformers (float64 product, float32 afterwards), so results are bit-equal.
     """
     how = spec.preprocessing
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     tables = [(unit - np.float32(mean)) / np.float32(std) for mean, std in zip(how.mean, how.std, strict=True)]
-    out = np.zeros((len(pictures), 3, spec.view_size, spec.view_size), dtype=np.float32)
+    out = np.zeros((len(images), 3, spec.view_size, spec.view_size), dtype=np.float32)
     if spec.native:  # patches are so small that a call for each would take longer than its work
-        for start in range(0, len(pictures), PATCHES_AT_ONCE):
-            some = np.stack(pictures[start : start + PATCHES_AT_ONCE])
+        for start in range(0, len(images), PATCHES_AT_ONCE):
+            some = np.stack(images[start : start + PATCHES_AT_ONCE])
             for channel, table in enumerate(tables):
                 out[start : start + len(some), channel] = np.take(table, some[:, channel], mode="clip")
         return out
     # Channel by channel, because NumPy widens indices to 64 bits, and a channel's still fit into the cache. No byte is
     # beyond the table; without "clip" `out` would be written by way of a copy.
-    for seen, square in zip(pictures, out, strict=True):
+    for seen, square in zip(images, out, strict=True):
         written = square[:, : seen.shape[1], : seen.shape[2]]
         for table, bytes_of_channel, floats in zip(tables, seen, written, strict=True):
             np.take(table, bytes_of_channel, out=floats, mode="clip")

@@ -1,4 +1,4 @@
-"""InternVL's dynamic tiles: into which grid a picture of some size is cut, and so how many views a tower has of it.
+"""InternVL's dynamic tiles: into which grid an image of some size is cut, and so how many views a tower has of it.
 
 After `dynamic_preprocess` of OpenGVLab/InternVL (arXiv:2404.16821, section 3.2). No torch: planning counts by it.
 """
@@ -9,12 +9,12 @@ from functools import lru_cache
 from mmchat.errors import UserError
 
 Size = tuple[int, int]
-"""Width and height of a picture, in pixels."""
+"""Width and height of an image, in pixels."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """`min_tiles` to `max_tiles` squares and, if there are several and `thumbnail`, the whole picture once more."""
+    """`min_tiles` to `max_tiles` squares and, if there are several and `thumbnail`, the whole image once more."""
 
     min_tiles: int = 1
     max_tiles: int = 12
@@ -30,7 +30,7 @@ class Tiling:
     def grid(self, size: Size, image_size: int) -> tuple[int, int]:
         """Columns and rows: of the grids with that many tiles the one nearest in width / height.
 
-        Of equally near ones a larger replaces a smaller where the picture has more than half its pixels. (Two of one
+        Of equally near ones a larger replaces a smaller where the image has more than half its pixels. (Two of one
         area can be equally near only where `min_tiles` is above 1. The first is kept then that has fewer columns, as in
         transformers' GotOcr2ImageProcessor; the original takes them as a Python set orders them.)
         """
@@ -45,7 +45,7 @@ class Tiling:
         return best
 
     def views(self, size: Size, image_size: int) -> int:
-        """Tiles of a picture, and its thumbnail."""
+        """Tiles of an image, and its thumbnail."""
         columns, rows = self.grid(size, image_size)
         return self._with_thumbnail(columns * rows)
 
