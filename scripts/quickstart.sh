@@ -23,7 +23,7 @@ esac
 prepare_environment demo
 
 # glibc gives large tensors back to the system and faults them in again at every step; keeping them
-# doubles the speed of training on a CPU (docs/decisions.md).
+# doubles the speed of training on a CPU (docs/lab_log.md).
 # Threads that wait by spinning starve each other wherever another process is busy.
 export OMP_WAIT_POLICY=passive
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368

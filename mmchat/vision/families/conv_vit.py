@@ -1,7 +1,7 @@
 """A CLIP ViT whose patches are made by a small convolutional stem instead of one matrix.
 
 Early convolutions let a transformer learn from few images and few steps (Xiao et al. 2021,
-arXiv:2106.14881); what it bought the quickstart's tower is in docs/decisions.md. For towers grown
+arXiv:2106.14881); what it bought the quickstart's tower is in docs/lab_log.md. For towers grown
 here: no released checkpoint has this layout. With no transformer block at all the features are local:
 a patch tells what lies around it and nothing of the rest.
 """
