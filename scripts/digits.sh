@@ -15,7 +15,7 @@ cd "$ROOT"
 DATA=data/digits RUN=runs/digits SIMCLR=runs/digits/simclr CONFIGS=configs/clip
 begin "${1:-}" "$DATA" "$RUN"
 
-prepare_environment data
+prepare_environment all
 # Both towers are grown at once, on one core each.
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 

@@ -1,10 +1,11 @@
-# Sourced by the scripts beside it, for `begin`, `step` and `prepare_environment EXTRA`, which leaves .venv active with mmchat[EXTRA] in it.
-# Works on a bare machine with Python >= 3.11; the second time it only activates.
+# Sourced by the scripts in this folder. Gives them `begin`, `step` and `prepare_environment EXTRA [latest]`, which
+# activates a virtual environment with mmchat[EXTRA] in it: .venv with the pinned versions of constraints.txt, or
+# .venv-latest with the newest versions that pyproject.toml admits. Needs only Python >= 3.11. A second call activates.
 
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-# begin ARGUMENT FOLDER...: of a script with one option: --fresh deletes the folders, --help prints the script's head.
+# begin ARGUMENT FOLDER...: for a script with one option. --fresh deletes the folders, --help prints the script's head.
 begin() {
   local argument=$1
   shift
@@ -30,18 +31,30 @@ step() {
 
 find_python() {
   local candidate
-  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
-    [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 || continue
+  if [ -n "${PYTHON:-}" ]; then
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+      die "PYTHON=$PYTHON does not run or is older than Python 3.11"
+    echo "$PYTHON"
+    return
+  fi
+  for candidate in python3 python3.13 python3.12 python3.11 python; do
+    command -v "$candidate" >/dev/null 2>&1 || continue
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  die "Python 3.11 or newer is needed and was not found. Install it, or name one: PYTHON=/path/to/python3.11 $0"
+  die "Python 3.11 or newer was not found. Install it, or name one: PYTHON=/path/to/python3.11 $0"
 }
 
 prepare_environment() {
-  local extra=$1 python venv=$ROOT/.venv stamp
+  local extra=$1 latest=${2:-} python venv=$ROOT/.venv stamp torch=${MMCHAT_TORCH:-torch==2.13.0}
+  local pins=(--constraint "$ROOT/constraints.txt")
+  if [ "$latest" = latest ]; then
+    venv=$ROOT/.venv-latest
+    torch=${MMCHAT_TORCH:-torch>=2.13,<3}
+    pins=(--upgrade --upgrade-strategy eager)
+  fi
   stamp=$venv/.installed-$extra-$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum | tr ' ' -)
   if [ ! -x "$venv/bin/python" ]; then
     python=$(find_python) || exit 2
@@ -55,14 +68,14 @@ prepare_environment() {
   . "$venv/bin/activate"
   if [ ! -e "$stamp" ]; then
     say "installing mmchat[$extra] into $venv (once; a few minutes)"
-    # torch first and pinned: asked for by range, pip may fetch another build with gigabytes of CUDA packages.
-    pip install --quiet --constraint "$ROOT/constraints.txt" "${MMCHAT_TORCH:-torch==2.13.0}" ||
+    # torch first: as a dependency of another package, pip may take another build with gigabytes of CUDA packages.
+    pip install --quiet "${pins[@]}" "$torch" ||
       die "torch could not be installed; MMCHAT_TORCH names another build, for example MMCHAT_TORCH=torch==2.13.0+cu130"
-    pip install --quiet --constraint "$ROOT/constraints.txt" --editable "$ROOT[$extra]" ||
-      die "mmchat could not be installed; the lines above say why"
+    pip install --quiet "${pins[@]}" "$torch" --editable "$ROOT[$extra]" ||
+      die "mmchat could not be installed; the lines above give the reason"
     touch "$stamp"
   fi
-  # Without a GPU DeepSpeed finds this out by itself, but says so several times.
+  # DeepSpeed detects a missing GPU itself, but warns about it several times.
   if [ -z "${DS_ACCELERATOR:-}" ] && ! command -v nvidia-smi >/dev/null 2>&1; then
     export DS_ACCELERATOR=cpu
   fi

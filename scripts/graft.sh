@@ -17,7 +17,7 @@ DATA=data/reading/128 READING=runs/reading RUN=runs/graft CONFIGS=configs/vary
 begin "${1:-}" "$RUN"
 [ -e "$READING/128/model" ] || die "$READING/128/model does not exist; run this first: bash scripts/reading.sh"
 
-prepare_environment data
+prepare_environment all
 # Two runs at once, on one core each.
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 

@@ -20,7 +20,7 @@ case "${1:-}" in
   *) die "unknown argument '$1'; expected nothing, --fresh or --compare" ;;
 esac
 
-prepare_environment demo
+prepare_environment all
 
 # glibc gives large tensors back to the system and faults them in again at every step; keeping them
 # doubles the speed of training on a CPU (docs/lab_log.md).

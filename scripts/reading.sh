@@ -15,7 +15,7 @@ cd "$ROOT"
 DATA=data/reading RUN=runs/reading CONFIGS=configs/vary
 begin "${1:-}" "$DATA" "$RUN"
 
-prepare_environment data
+prepare_environment all
 # One rank on each core; threads that spin while they wait would take it from the other.
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 

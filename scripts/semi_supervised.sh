@@ -16,7 +16,7 @@ cd "$ROOT"
 DATA=data/digits SIMCLR=runs/digits/simclr RUN=runs/semi_supervised
 begin "${1:-}" "$SIMCLR" "$RUN"
 
-prepare_environment data
+prepare_environment all
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
 # start NAME TOWER: a tower with a new head, where runs begin.

@@ -1,30 +1,42 @@
 #!/usr/bin/env bash
 # Lint and tests, in .venv, which is made if needed.
 #
-#   bash scripts/test.sh            the default suite, under 8 minutes on 2 cores
-#   bash scripts/test.sh --slow     only the long ones
-#   bash scripts/test.sh ARGS...    anything else goes to pytest
+#   bash scripts/test.sh              the default suite, under 10 minutes on 2 cores
+#   bash scripts/test.sh --slow       only the tests marked slow
+#   bash scripts/test.sh --coverage   the default suite, then lines of mmchat that it did not run (slower)
+#   bash scripts/test.sh --latest     the default suite with the newest versions that pyproject.toml admits
+#   bash scripts/test.sh ARGS...      anything else goes to pytest
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
-prepare_environment dev
 
-# The demo is tested in a real browser. Where this script may install one it does; elsewhere the test skips and says so.
+which=${1:-}
+case "$which" in
+  -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  --slow | --coverage | --latest) shift ;;
+esac
+prepare_environment dev "${which#--}"
+
+# The demo is tested in a real browser. This script installs one if it may; otherwise the test is skipped with a reason.
 if ! command -v chromedriver >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
   say "installing chromium for the demo's test"
   { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; } \
-    >/dev/null 2>&1 || echo "chromium could not be installed; the demo's browser test cannot run" >&2
+    >/dev/null 2>&1 || echo "chromium could not be installed; the demo's browser test is skipped" >&2
 fi
 
-say "lint"
-ruff check .
-ruff format --check .
+if [ "$which" != --latest ]; then # the linters' versions are pinned
+  say "lint"
+  ruff check .
+  ruff format --check .
+  codespell
+fi
 say "tests"
-if [ "${1:-}" = --slow ]; then
-  shift
+if [ "$which" = --slow ]; then
   exec python -m pytest -m slow "$@"
 fi
-# Two processes, because half the time tests wait for launchers; a file's tests stay together, as they share runs.
-exec python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@"
+coverage=()
+[ "$which" = --coverage ] && coverage=(--cov --cov-report=term)
+# Two processes, since tests wait for launchers half of the time. The tests of a file stay together: they share runs.
+exec python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "${coverage[@]}" "$@"
