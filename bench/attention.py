@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from mmchat.model.short_attention import LONGEST, short_attention
+from mmchat.model.short_attention import MAX_LENGTH, short_attention
 
 LENGTHS = (64, 128, 257, 400, 600, 800, 1024, 1400, 2000)
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="of a head")
     parser.add_argument("--times", type=int, default=15)
     asked = parser.parse_args()
-    print(f"{torch.get_num_threads()} thread(s); ours is used up to {LONGEST} tokens")
+    print(f"{torch.get_num_threads()} thread(s); ours is used up to {MAX_LENGTH} tokens")
     print(f"{'tokens':>7} {'torch ms':>9} {'ours ms':>8} {'ratio':>6} {'torch errs':>11} {'ours errs':>10}")
     for length in LENGTHS:
         states, gradient = draw(length, asked.heads, asked.groups, asked.width)

@@ -139,13 +139,13 @@ def serve(model: Path, host: str, port: int) -> None:
     page.block_thread()
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     example = "example:\n  python demo/app.py --model runs/quickstart/model --port 7860"
     parser = OneLineParser(description="Chat about images.", epilog=example, formatter_class=HelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "runs/quickstart/model", metavar="DIR", help="folder")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="port of the page")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     with reporting():
         serve(arguments.model, arguments.host, arguments.port)
 

@@ -100,7 +100,7 @@ def run_resize(arguments: argparse.Namespace) -> None:
     model, processor = load_assistant(arguments.model)
     sizes = per_tower("--image-size", arguments.image_size, len(model.towers))
     model.resize_towers(sizes, arguments.keep_positions)
-    processor.suit(model.specs, model.image_tokens)
+    processor.set_towers(model.specs, model.image_tokens)
     save_assistant(model, processor, arguments.out)
     sides = ", ".join(f"{spec.image_size} x {spec.image_size}" for spec in model.specs)
     print(f"{arguments.out}: sees {sides} pixels, {model.image_tokens} slots per view")

@@ -30,18 +30,18 @@ def add_commands(add) -> None:
 def run_ocr(arguments: argparse.Namespace) -> None:
     files = find_images(arguments.paths, IMAGE_SUFFIXES | {".pdf"})
     from mmchat.inference.generator import Generator
-    from mmchat.inference.ocr import OcrOptions, lines_in_order, place_of_lines, read_pages, write_text_of
-    from mmchat.inference.pages import pages_of
+    from mmchat.inference.ocr import OcrOptions, lines_in_order, path_of_lines, read_pages, write_document
+    from mmchat.inference.pages import list_pages
 
-    lines_file = place_of_lines(arguments.out)
+    lines_file = path_of_lines(arguments.out)
     options = OcrOptions(
         arguments.prompt, arguments.batch_size, arguments.max_new_tokens, arguments.max_repeats, arguments.tile
     )
-    pages = [page for file in files for page in pages_of(file, arguments.dpi)]
+    pages = [page for file in files for page in list_pages(file, arguments.dpi)]
     summary = read_pages(Generator(arguments.checkpoint), pages, lines_file, options)
     lines = lines_in_order(lines_file, pages)
     if lines_file != arguments.out:
-        write_text_of(lines, arguments.out)
+        write_document(lines, arguments.out)
     stopped = Counter(line.get("stopped") for line in lines)
     print(
         f"{summary.done} pages read, {summary.failed} could not be, {summary.skipped} were there already; "

@@ -11,7 +11,7 @@ docs/templates.md: the templates, and what becomes of every order of turns.
 from mmchat.conversation.encoding import control_tokens
 from mmchat.conversation.jinja import to_jinja
 from mmchat.conversation.messages import Turn, merge_text_parts, parse_messages
-from mmchat.conversation.prompt import encode_prompt, images_in
+from mmchat.conversation.prompt import count_images, encode_prompt
 from mmchat.conversation.render import Rendered, render, stop_tokens
 from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
@@ -25,9 +25,9 @@ __all__ = [
     "Template",
     "Turn",
     "control_tokens",
+    "count_images",
     "encode_prompt",
     "get_template",
-    "images_in",
     "merge_text_parts",
     "parse_messages",
     "render",

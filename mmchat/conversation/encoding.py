@@ -148,7 +148,7 @@ def control_tokens(tokenizer) -> list[str]:
     return list(codec_for(tokenizer).added)
 
 
-class Encoded(NamedTuple):
+class EncodedConversation(NamedTuple):
     ids: list[int]
     labels: list[int]
     image_spans: list[tuple[int, int]]
@@ -157,7 +157,7 @@ class Encoded(NamedTuple):
 
 def encode_segments(
     segments: list[Segment], codec: Codec, slots: SlotTokens, image_tokens: int | Sequence[int]
-) -> Encoded:
+) -> EncodedConversation:
     """Encode segments, each image as its slots; the tokenizer's own BOS once, in front.
 
     The text between two images is one string of its own, as in LLaVA's tokenizer_image_token: with a
@@ -168,7 +168,7 @@ def encode_segments(
     labels = [IGNORE_INDEX] * len(ids)
     if not counts:
         _encode_piece(segments, codec, ids, labels)
-        return Encoded(ids, labels, spans)
+        return EncodedConversation(ids, labels, spans)
 
     pad = codec.require(slots.pad)
     start = codec.require(slots.start) if slots.start is not None else None
@@ -194,7 +194,7 @@ def encode_segments(
             ids.append(end.id)
         labels += [IGNORE_INDEX] * (len(ids) - len(labels))
     _encode_piece(piece, codec, ids, labels)
-    return Encoded(ids, labels, spans)
+    return EncodedConversation(ids, labels, spans)
 
 
 def _encode_piece(segments: list[Segment], codec: Codec, ids: list[int], labels: list[int]) -> None:

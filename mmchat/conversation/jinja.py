@@ -13,7 +13,7 @@ from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
 from mmchat.conversation.special_tokens import mark_tokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
-from mmchat.conversation.tokenizer_template import auto_jinja, quote
+from mmchat.conversation.tokenizer_template import extend_tokenizer_jinja, quote
 from mmchat.conversation.turn_order import FOLLOWS
 
 _TEXT_MACRO = """\
@@ -140,7 +140,7 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
     slots = slots or DEFAULT_SLOTS
     codec = codec_for(tokenizer)
     if template.from_tokenizer:
-        return auto_jinja(tokenizer, slots, system)
+        return extend_tokenizer_jinja(tokenizer, slots, system)
     check_system(system, template)
     for token in template.control:
         codec.require(token)

@@ -34,17 +34,17 @@ def encode_prompt(
             `render` for the tokenizer.
     """
     codec = codec_for(tokenizer)
-    segments = parse_written(text, codec, slots, sanitized=sanitize_control_tokens)
+    segments = parse_prompt(text, codec, slots, sanitized=sanitize_control_tokens)
     return encode_segments(segments, codec, slots, image_tokens).ids
 
 
-def images_in(text: str, tokenizer, slots: SlotTokens, *, sanitize_control_tokens: bool = False) -> int:
+def count_images(text: str, tokenizer, slots: SlotTokens, *, sanitize_control_tokens: bool = False) -> int:
     """How many images `encode_prompt` finds in a prompt; arguments and errors as there."""
-    segments = parse_written(text, codec_for(tokenizer), slots, sanitized=sanitize_control_tokens)
+    segments = parse_prompt(text, codec_for(tokenizer), slots, sanitized=sanitize_control_tokens)
     return sum(isinstance(segment, Image) for segment in segments)
 
 
-def parse_written(
+def parse_prompt(
     text: str, codec: Codec, slots: SlotTokens, *, sanitized: bool, supervised: Spans = ()
 ) -> list[Segment]:
     """The segments of a text that a chat template wrote, without the BOS that encode_segments puts in front.

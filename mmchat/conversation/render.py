@@ -7,11 +7,11 @@ from typing import Any
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.apply_template import write_segments
-from mmchat.conversation.encoding import Codec, Encoded, codec_for, encode_segments
+from mmchat.conversation.encoding import Codec, EncodedConversation, codec_for, encode_segments
 from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
-from mmchat.conversation.tokenizer_template import write_auto
+from mmchat.conversation.tokenizer_template import write_with_tokenizer_template
 from mmchat.conversation.turn_order import read_dialogue
 from mmchat.errors import UserError
 
@@ -70,7 +70,7 @@ def render(
     codec = codec_for(tokenizer)
     slots = slots or DEFAULT_SLOTS
     if template.from_tokenizer:
-        segments = write_auto(messages, tokenizer, slots, system, add_generation_prompt)
+        segments = write_with_tokenizer_template(messages, tokenizer, slots, system, add_generation_prompt)
     else:
         segments = write_segments(read_dialogue(messages, template), template, codec, system, add_generation_prompt)
     encoded = encode_segments(segments, codec, slots, image_tokens)
@@ -97,7 +97,9 @@ def stop_tokens(template: str | Template, tokenizer, slots: SlotTokens | None = 
     return list(takewhile(added.__contains__, reversed(supervised)))[::-1]
 
 
-def _cut(encoded: Encoded, template: Template, codec: Codec, slots: SlotTokens, max_length: int) -> Encoded:
+def _cut(
+    encoded: EncodedConversation, template: Template, codec: Codec, slots: SlotTokens, max_length: int
+) -> EncodedConversation:
     """The first `max_length` tokens, with whole images and the ending that the template wants even then."""
     ending_ids = codec.encode_literal(template.end) if template.end_when_cut else []
     kept = max(max_length - len(ending_ids), 0)
@@ -112,4 +114,4 @@ def _cut(encoded: Encoded, template: Template, codec: Codec, slots: SlotTokens, 
     answering = bool(labels) and labels[-1] != IGNORE_INDEX
     ids += ending_ids
     labels += ending_ids if answering else [IGNORE_INDEX] * len(ending_ids)
-    return Encoded(ids, labels, encoded.image_spans)
+    return EncodedConversation(ids, labels, encoded.image_spans)

@@ -5,7 +5,7 @@ Whoever writes a segment decides its type, so nothing a user types can become an
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 
 @dataclass(frozen=True)
 class SlotTokens:
-    """The tokens an image becomes: `start` once, `pad` once per patch feature, `end` once."""
+    """The tokens that stand for an image: `start` once, `pad` once per image feature, `end` once."""
 
     pad: str
     start: str | None = None
@@ -24,8 +24,17 @@ class SlotTokens:
 
     @property
     def group(self) -> str:
-        """One image as a chat template writes it, before it is expanded."""
+        """One image as a chat template writes it, before the processor expands it."""
         return (self.start or "") + self.pad + (self.end or "")
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens that are set, in the order in which `mmchat init` adds them to a tokenizer."""
+        return [token for token in (self.start, self.pad, self.end) if token]
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The form that a model's config keeps; `SlotTokens(**values)` reads it."""
+        return asdict(self)
 
 
 DEFAULT_SLOTS = SlotTokens(pad="<imgpad>", start="<img>", end="</img>")

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from mmchat.conversation.encoding import Codec, codec_for
 from mmchat.conversation.messages import Turn, parse_messages
-from mmchat.conversation.prompt import parse_written
+from mmchat.conversation.prompt import parse_prompt
 from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
 from mmchat.conversation.special_tokens import drop_marks, mark_tokens
 from mmchat.errors import UserError
@@ -55,7 +55,7 @@ _PRELUDE = """\
 """
 
 
-def write_auto(
+def write_with_tokenizer_template(
     messages: Sequence[Mapping[str, Any]],
     tokenizer,
     slots: SlotTokens,
@@ -80,12 +80,12 @@ def write_auto(
         text, spans = writer.write(len(turns), add_generation_prompt=True), ()
     else:
         text, spans = _generation_spans(writer, turns) if writer.tracks else _difference_spans(writer, turns, codec)
-    segments = parse_written(text, codec, slots, sanitized=True, supervised=spans)
+    segments = parse_prompt(text, codec, slots, sanitized=True, supervised=spans)
     _check_complete(writer, turns, text, segments)
     return segments
 
 
-def auto_jinja(tokenizer, slots: SlotTokens, system: str | None) -> str:
+def extend_tokenizer_jinja(tokenizer, slots: SlotTokens, system: str | None) -> str:
     """The tokenizer's own chat template, made to read content parts and `system`; idempotent.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whole assistants that others published become ours: `import_model`. One format per file, told apart by content."""
+"""Import of whole assistants from other code bases: `import_model`."""
 
 from mmchat.conversion.importing import import_model
 

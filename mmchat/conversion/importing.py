@@ -1,51 +1,61 @@
-"""`import_model`: a foreign assistant, whatever its format, as a model and processor of ours."""
+"""`import_model`: open an assistant of a foreign format as an mmchat model and processor."""
 
 from pathlib import Path
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
+from mmchat.conversion.formats import FORMATS
 from mmchat.conversion.formats.base import Format
-from mmchat.conversion.formats.vary import VaryOPT, VaryQwen
 from mmchat.errors import UserError
-from mmchat.model.assembly import with_words
+from mmchat.model.assembly import build_processor
 from mmchat.pretrained import fill_strictly
 from mmchat.vision.checkpoint_formats.weight_files import Source
 
-FORMATS: tuple[Format, ...] = (VaryOPT(), VaryQwen())
-"""A new one is a file here and a line above."""
 SHOWN_KEYS = 5
+"""How many tensor names an error message lists."""
 
 
 def import_model(
     source: str | Path, tokenizer: str | None = None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
-    """Open an assistant that another program wrote, strictly: each of its weights has its place, and none is missing.
+    """Open an assistant that another program wrote.
+
+    Loading is strict: a missing, unexpected or misshapen weight is an error. No code in the files is run.
 
     Args:
-        source: directory with config.json and weights, as *.safetensors or as torch wrote them (no code is run).
-        tokenizer: directory or hub name; None is the source's own.
+        source: Directory with `config.json` and weights, as `*.safetensors` or as torch saved them.
+        tokenizer: Directory or hub name. None uses the tokenizer in `source`.
 
     Returns:
-        The model, in evaluation mode, its weights in the precision they came in; and its processor.
+        The model, in evaluation mode and in the precision of its files, and its processor.
 
     Raises:
-        UserError: no such directory, no format that is known, weights or a tokenizer that do not fit.
+        UserError: `source` is not a directory, its format is unknown, or its weights or tokenizer do not fit.
+
+    Example:
+        ```python
+        from mmchat.conversion import import_model
+
+        model, processor = import_model("models/vary-toy")
+        ```
     """
     path = Path(source).expanduser()
     if not path.is_dir():
-        raise UserError(f"{path} is no directory; give one with config.json and weights, downloaded before")
-    opened = Source(path)
-    assistant = _recognised(opened).open(opened, tokenizer)
-    model = fill_strictly(MMChatForConditionalGeneration, assistant.config, assistant.state, path)
-    return model.eval(), with_words(model, assistant.words)
+        raise UserError(
+            f"{path} is not a directory; download the model and give its folder, with config.json and weights"
+        )
+    files = Source(path)
+    imported = _find_format(files).open(files, tokenizer)
+    model = fill_strictly(MMChatForConditionalGeneration, imported.config, imported.state, path)
+    return model.eval(), build_processor(model, imported.tokenizer)
 
 
-def _recognised(source: Source) -> Format:
-    for one in FORMATS:
-        if one.recognises(source):
-            return one
+def _find_format(source: Source) -> Format:
+    for candidate in FORMATS:
+        if candidate.recognises(source):
+            return candidate
     names = list(source.shapes)
     raise UserError(
-        f"{source.path} holds no assistant known here: it has config.json of model_type "
-        f"{source.config.get('model_type')!r} and {len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}"
-        f"{', ...' if len(names) > SHOWN_KEYS else ''}); looked for {'; '.join(one.name for one in FORMATS)}"
+        f"{source.path} does not hold an assistant of a known format: its config.json has model_type "
+        f"{source.config.get('model_type')!r}, its weights are {len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}"
+        f"{', ...' if len(names) > SHOWN_KEYS else ''}); known formats: {'; '.join(one.name for one in FORMATS)}"
     )

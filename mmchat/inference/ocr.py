@@ -16,7 +16,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json_lines, shown, write_text
 from mmchat.inference.batch_job import Item, Job, JobSummary, Line, run_job
 from mmchat.inference.generator import Generator, Reading
-from mmchat.inference.page_splitting import cut_into_bands
+from mmchat.inference.page_splitting import split_into_bands
 
 STOPS = ("end", "length", "repetition")
 """From harmless to worst."""
@@ -24,7 +24,7 @@ STOPS = ("end", "length", "repetition")
 
 @dataclass(frozen=True)
 class OcrOptions:
-    """repeats: see `RepetitionGuard`. tile: cut pages into bands (`cut_into_bands`)."""
+    """repeats: see `RepetitionGuard`. tile: cut pages into bands (`split_into_bands`)."""
 
     prompt: str = OCR_PROMPT
     batch_size: int = 4
@@ -38,7 +38,7 @@ def read_pages(generator: Generator, pages: Sequence[Item], out: Path, options: 
     tower_size = max(spec.image_size for spec in generator.processor.image_processor.specs)
 
     def answer(images: list[Image.Image]) -> list[Line]:
-        cut = [cut_into_bands(image, tower_size) if options.tile else [image] for image in images]
+        cut = [split_into_bands(image, tower_size) if options.tile else [image] for image in images]
         readings = iter(
             generator.read(
                 [band for bands in cut for band in bands],
@@ -68,7 +68,7 @@ def lines_in_order(lines: Path, pages: Sequence[Item]) -> list[Line]:
     return [by_page[page.name] for page in pages]
 
 
-def write_text_of(lines: Sequence[Line], out: Path) -> None:
+def write_document(lines: Sequence[Line], out: Path) -> None:
     """Pages as one text, in the format that `out` ends in."""
     write_text(out, _TEXTS[out.suffix](lines))
 
@@ -98,7 +98,7 @@ def _text(line: Line) -> str:
 _TEXTS = {".txt": _plain, ".md": _markdown}
 
 
-def place_of_lines(out: Path) -> Path:
+def path_of_lines(out: Path) -> Path:
     """Where the lines go: `out` itself or, where that is text, the file beside it from which a stopped job goes on.
 
     Raises:

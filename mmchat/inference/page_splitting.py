@@ -7,7 +7,7 @@ EVEN = 24
 """A row is empty if its shades, of 256, differ by no more: paper with the noise of JPEG, without ink."""
 
 
-def cut_into_bands(page: Image.Image, tower_size: int) -> list[Image.Image]:
+def split_into_bands(page: Image.Image, tower_size: int) -> list[Image.Image]:
     """Squares as wide as the page, from top to bottom, which no line of text is cut by.
 
     Each ends within the widest gap of its lower half, a gap being rows without ink, else within the lowest of its upper

@@ -19,7 +19,7 @@ PDF_MARK_WITHIN = 1024
 POINTS_PER_INCH = 72
 
 
-def pages_of(file: Path, dpi: int) -> list[Item]:
+def list_pages(file: Path, dpi: int) -> list[Item]:
     """The pages of a file, numbered from 1; of one that cannot be opened the first, whose `open` says why."""
     pdf = _is_pdf(file)
     try:
@@ -30,13 +30,13 @@ def pages_of(file: Path, dpi: int) -> list[Item]:
     return [
         Item(
             {"path": str(file), "page": number},
-            partial(draw_page, file, number, dpi) if pdf else partial(load_image, file, number=number - 1),
+            partial(rasterize_page, file, number, dpi) if pdf else partial(load_image, file, number=number - 1),
         )
         for number in numbers
     ]
 
 
-def draw_page(file: Path, number: int, dpi: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def rasterize_page(file: Path, number: int, dpi: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A page of a PDF as RGB, `dpi` pixels to an inch.
 
     Raises:

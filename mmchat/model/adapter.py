@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json
-from mmchat.model.directory import ADAPTER_BASE, LOGITS_TOLERANCE, load_assistant, probe_logits
+from mmchat.model.directory import ADAPTER_BASE, LOGITS_TOLERANCE, comparison_logits, load_assistant
 from mmchat.pretrained import save_verified
 from mmchat.vision import Fit
 
@@ -99,7 +99,7 @@ def save_adapter(
         [beside],
         directory,
         lambda path: load_adapter(path, dtype="float32")[0],
-        lambda model: [probe_logits(model, processor)],
+        lambda model: [comparison_logits(model, processor)],
         LOGITS_TOLERANCE,
     )
 
@@ -144,9 +144,9 @@ def merge(adapter: PeftModel, processor: MMChatProcessor) -> tuple[MMChatForCond
     The adapted model is used up.
     """
     adapter.eval()
-    before = probe_logits(adapter, processor)
+    before = comparison_logits(adapter, processor)
     merged = adapter.merge_and_unload()
-    return merged, (probe_logits(merged, processor) - before).abs().max().item()
+    return merged, (comparison_logits(merged, processor) - before).abs().max().item()
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

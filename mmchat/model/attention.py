@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mmchat.errors import UserError
-from mmchat.model.short_attention import pays, short_attention
+from mmchat.model.short_attention import is_faster, short_attention
 
 NAME = "mmchat"
 PACKABLE = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
@@ -74,7 +74,7 @@ def attention(
     if attention_mask is not None and attention_mask.dtype == torch.int32:
         return _packed(module, query, key, value, attention_mask.flatten(), sliding_window, options), None
     sees_all = attention_mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True))
-    if sees_all and pays(query, query.shape[2], dropout):
+    if sees_all and is_faster(query, query.shape[2], dropout):
         rows, lengths = query.shape[0], [query.shape[2]] * query.shape[0]
         in_a_row = (states.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for states in (query, key, value))
         return short_attention(*in_a_row, lengths, scaling, causal=False).unflatten(1, (rows, -1))[0], None
@@ -92,7 +92,7 @@ def _packed(
 ) -> torch.Tensor:
     """float[1, heads, L, D] in, float[1, L, heads, D] out; on_cpu: int32[samples], how long they are."""
     lengths = on_cpu.tolist()
-    if pays(query, max(lengths), options["dropout"]):
+    if is_faster(query, max(lengths), options["dropout"]):
         return short_attention(query, key, value, lengths, options["scaling"], causal=True, window=window)
     if query.is_cuda and query.dtype != torch.float32 and not options["dropout"]:
         ends = pad(on_cpu.cumsum(0, dtype=torch.int32), (1, 0)).to(query.device, non_blocking=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from mmchat.conversation import DEFAULT_SLOTS
 from mmchat.errors import UserError
 
 FUSIONS = ("channels", "sequence")
@@ -47,7 +48,7 @@ class MMChatConfig(PreTrainedConfig):
         self.projectors = projectors or []
         self.fusion = fusion
         self.image_token_id = image_token_id
-        self.slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
+        self.slots = slots or DEFAULT_SLOTS.to_dict()
         self.template = template
         self.system = system
         if fusion not in FUSIONS:

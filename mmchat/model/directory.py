@@ -50,8 +50,8 @@ def _fitted(
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     processor = load_processor(source)
     if fit is not None:
-        model.fit_by(fit)
-        processor.suit(model.specs, model.image_tokens)
+        model.set_fit(fit)
+        processor.set_towers(model.specs, model.image_tokens)
     return model.eval(), processor
 
 
@@ -63,7 +63,7 @@ def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcesso
         config = MMChatConfig.from_pretrained(directory)
         specs = [tower_spec(refitted(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
         refuse_unequal_views(specs)
-        processor.suit(specs, slots_per_image(specs, config.projectors, config.fusion))
+        processor.set_towers(specs, slots_per_image(specs, config.projectors, config.fusion))
     return processor
 
 
@@ -97,7 +97,7 @@ def save_assistant(
     """Raises RuntimeError where the written model, read back, gives other logits for a made-up image and text."""
 
     def logits(one: MMChatForConditionalGeneration) -> list[torch.Tensor]:
-        return [probe_logits(one, processor)]
+        return [comparison_logits(one, processor)]
 
     save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], logits, LOGITS_TOLERANCE)
 
@@ -109,6 +109,6 @@ def save_shapes(model: MMChatForConditionalGeneration, processor: MMChatProcesso
 
 
 @torch.no_grad()
-def probe_logits(model: nn.Module, processor: MMChatProcessor) -> torch.Tensor:
+def comparison_logits(model: nn.Module, processor: MMChatProcessor) -> torch.Tensor:
     """Logits float[1, L, V] for a made-up image and text, to compare an assistant with a copy of it."""
-    return model(**processor.probe().to(model.device)).logits
+    return model(**processor.comparison_inputs().to(model.device)).logits

@@ -56,9 +56,9 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The towers', in order."""
         return [tower.spec for tower in self.towers]
 
-    def fit_by(self, fit: Fit) -> None:
+    def set_fit(self, fit: Fit) -> None:
         """Be a model that was trained on images fitted in this way; its processor is to be told the same
-        (`MMChatProcessor.suit`).
+        (`MMChatProcessor.set_towers`).
 
         Raises:
             UserError: a tower or its projector cannot have this fit, or the towers would see different views.
@@ -72,7 +72,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def resize_towers(self, image_sizes: Sequence[int], keep_positions: bool = False) -> None:
         """Be a model for images of another size, in pixels, one for each tower: positions that towers learned are
         stretched or kept (`VisionTower.resized`), and an image has other slots. Its processor is to be told
-        (`MMChatProcessor.suit`).
+        (`MMChatProcessor.set_towers`).
 
         Raises:
             UserError: a tower cannot have that size, a projector learned something for each patch, or towers that are
@@ -180,13 +180,13 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         images = {name: kwargs.pop(name) for name in names}
         if images and expand_size > 1:
             views = (input_ids == self.config.image_token_id).sum(dim=1) // self.image_tokens
-            order = copied_rows(views.tolist(), expand_size)
+            order = repeat_rows(views.tolist(), expand_size)
             if "grids" in images:
                 grids = torch.as_tensor(images.pop("grids")).cpu()
                 # A row's last image ends where its views end.
                 ends = torch.searchsorted(grids.prod(dim=1).cumsum(0), views.cpu().cumsum(0), right=True)
                 counts = ends.diff(prepend=ends.new_zeros(1))
-                images["grids"] = grids[copied_rows(counts.tolist(), expand_size)]
+                images["grids"] = grids[repeat_rows(counts.tolist(), expand_size)]
             for name in images.keys() - {"grids"}:
                 value = images[name]
                 copied = [one[order.to(one.device)] for one in (value if isinstance(value, list) else [value])]
@@ -195,7 +195,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, {**kwargs, **images}
 
 
-def copied_rows(counts: list[int], copies: int) -> torch.Tensor:
+def repeat_rows(counts: list[int], copies: int) -> torch.Tensor:
     """int64[copies * sum(counts)]: of things that lie row after row, so many in each, which they are when every row is
     repeated. [2, 1] and 2: 0 1 0 1 2 2."""
     return torch.cat([row.repeat(copies) for row in torch.arange(sum(counts)).split(counts)])

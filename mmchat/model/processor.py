@@ -13,11 +13,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
 
 from mmchat.conversation import (
+    DEFAULT_SLOTS,
     Rendered,
     SlotTokens,
     control_tokens,
+    count_images,
     encode_prompt,
-    images_in,
     merge_text_parts,
     render,
     to_jinja,
@@ -126,7 +127,7 @@ class MMChatProcessor(ProcessorMixin):
         slots: dict[str, str | None] | None = None,
         image_tokens: int = 256,
     ) -> None:
-        slots = slots or {"pad": "<imgpad>", "start": "<img>", "end": "</img>"}
+        slots = slots or DEFAULT_SLOTS.to_dict()
         if chat_template is None:
             chat_template = to_jinja(template, SlotTokens(**slots), tokenizer, system)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -137,7 +138,7 @@ class MMChatProcessor(ProcessorMixin):
         # What typed text must never become; transformers marks only special tokens unless told.
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
 
-    def suit(self, specs: list[TowerSpec], image_tokens: int) -> None:
+    def set_towers(self, specs: list[TowerSpec], image_tokens: int) -> None:
         """Prepare images for other towers from now on, with so many slots for a view."""
         self.image_processor.towers = [spec.to_dict() for spec in specs]
         self.image_tokens = image_tokens
@@ -180,7 +181,7 @@ class MMChatProcessor(ProcessorMixin):
             add_generation_prompt=add_generation_prompt,
         )
 
-    def probe(self) -> BatchFeature:
+    def comparison_inputs(self) -> BatchFeature:
         """A fixed input that exercises every part of a model; used to compare a model with its saved copy."""
         side = max(spec.image_size for spec in self.image_processor.specs)
         width = 2 * side if self.image_processor.views_vary else side
@@ -215,7 +216,7 @@ class MMChatProcessor(ProcessorMixin):
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             words, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
-            places = [images_in(prompt, *words, **sanitize) for prompt in prompts]
+            places = [count_images(prompt, *words, **sanitize) for prompt in prompts]
             if sum(places) != len(opened):
                 raise UserError(f"the text has places for {sum(places)} images, but {len(opened)} images were given")
             slots = (self.image_tokens * self.image_processor.views(image.size) for image in opened)

@@ -12,22 +12,22 @@ from contextvars import ContextVar
 
 import torch
 
-LONGEST = 1024
+MAX_LENGTH = 1024
 """Tokens of a sample up to which this was faster than torch's flash attention."""
-CACHED = 2**20
+BLOCK_SCORES = 2**20
 """Scores at a time: 2 MiB of bf16, what two cores have of second-level cache."""
 
 
 _allowed = ContextVar("short attention", default=True)
 
 
-def pays(query: torch.Tensor, longest: int, dropout: float) -> bool:
+def is_faster(query: torch.Tensor, longest: int, dropout: float) -> bool:
     where = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return where and longest <= LONGEST and not dropout and _allowed.get()
+    return where and longest <= MAX_LENGTH and not dropout and _allowed.get()
 
 
 @contextmanager
-def only_fused() -> Iterator[None]:
+def fused_kernels_only() -> Iterator[None]:
     """Within, a CPU attends by the kernels that a GPU has as well: a plan made on the one is for the other."""
     before = _allowed.set(False)
     yield
@@ -118,7 +118,7 @@ def _by_group(states: torch.Tensor, key: torch.Tensor, place: slice) -> torch.Te
 
 def _parts(q: torch.Tensor, k: torch.Tensor) -> list[slice]:
     """Groups of heads that are computed together."""
-    together = max(1, CACHED // (q.shape[1] * k.shape[1]))
+    together = max(1, BLOCK_SCORES // (q.shape[1] * k.shape[1]))
     return [slice(start, start + together) for start in range(0, len(q), together)]
 
 

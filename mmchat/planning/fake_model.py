@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmchat.model.short_attention import only_fused
+from mmchat.model.short_attention import fused_kernels_only
 from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import Objective
@@ -34,7 +34,7 @@ class Shapes:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        with only_fused(), RealIndices(self.mode):
+        with fused_kernels_only(), RealIndices(self.mode):
             yield
 
 

@@ -23,7 +23,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mmchat.cli.main import main
 from mmchat.conversion import import_model
-from mmchat.conversion.formats.vary_qwen import tokenizer_of
+from mmchat.conversion.qwen1 import tokenizer_from_ranks
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.vision import load_tower
@@ -200,9 +200,9 @@ def test_what_is_no_assistant_is_told(original, data_dir, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["import", str(data_dir / "clip_vit_tiny_hf4"), str(tmp_path / "out")])
     told = capsys.readouterr().err
-    assert "holds no assistant known here" in told and "Vary's OPT" in told and "Vary's Qwen" in told
+    assert "does not hold an assistant of a known format" in told and "Vary's OPT" in told and "Vary's Qwen" in told
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         import_model(original / "pytorch_model.bin")
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -345,7 +345,7 @@ def test_qwen_is_strict_too(qwen, tmp_path):
             import_model(tmp_path / kept)
     config = read_json(folder / "config.json")
     (tmp_path / "w2" / "config.json").write_text(json.dumps(config | {"kv_channels": 128}))
-    with pytest.raises(UserError, match="4 heads of kv_channels 128 in a width of 32"):
+    with pytest.raises(UserError, match="4 heads of kv_channels 128 for a hidden size of 32"):
         import_model(tmp_path / "w2")
 
 
@@ -356,7 +356,7 @@ def test_qwens_own_tokenizer(data_dir, tmp_path):
     ranks = {bytes(letters[letter] for letter in token): rank for token, rank in vocabulary.items()}
     lines = (f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items())
     (tmp_path / "qwen.tiktoken").write_text("\n".join(lines))
-    words = tokenizer_of(tmp_path / "qwen.tiktoken")
+    words = tokenizer_from_ranks(tmp_path / "qwen.tiktoken")
     pattern = (  # tokenization_qwen.py PAT_STR
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
@@ -371,8 +371,8 @@ def test_qwens_own_tokenizer(data_dir, tmp_path):
     assert words.convert_tokens_to_ids(["<img>", "</img>", "<imgpad>"]) == [first + n for n in (214, 215, 216)]
     assert 151_643 + 214 == 151_857
     (tmp_path / "qwen.tiktoken").write_text("no base64\n")
-    with pytest.raises(UserError, match="is no list of tokens in base64"):
-        tokenizer_of(tmp_path / "qwen.tiktoken")
+    with pytest.raises(UserError, match="is not a list of base64 tokens"):
+        tokenizer_from_ranks(tmp_path / "qwen.tiktoken")
 
 
 def slow_bpe(piece, ranks):

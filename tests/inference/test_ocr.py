@@ -15,8 +15,8 @@ from mmchat.errors import UserError
 from mmchat.inference import Generator
 from mmchat.inference.batch_job import JobSummary
 from mmchat.inference.generator import Reading
-from mmchat.inference.ocr import OcrOptions, lines_in_order, place_of_lines, read_pages, write_text_of
-from mmchat.inference.pages import draw_page, pages_of
+from mmchat.inference.ocr import OcrOptions, lines_in_order, path_of_lines, read_pages, write_document
+from mmchat.inference.pages import list_pages, rasterize_page
 from mmchat.inference.repetition import Loop
 
 
@@ -69,7 +69,7 @@ def form_pdf():
 
 
 def test_pages_of_a_pdf_are_drawn(tmp_path):
-    pages = pages_of(write_pdf(tmp_path / "two.pdf", [2, 3]), dpi=50)
+    pages = list_pages(write_pdf(tmp_path / "two.pdf", [2, 3]), dpi=50)
     assert [page.key for page in pages] == [{"path": str(tmp_path / "two.pdf"), "page": n} for n in (1, 2)]
     for page, width in zip(pages, (100, 150), strict=True):
         drawn = page.open()
@@ -80,24 +80,24 @@ def test_pages_of_a_pdf_are_drawn(tmp_path):
 
 def test_what_was_filled_into_a_form_is_drawn(tmp_path):
     (tmp_path / "form.pdf").write_bytes(form_pdf())
-    assert draw_page(tmp_path / "form.pdf", 1, dpi=72).getpixel((36, 36)) == (0, 0, 255)
+    assert rasterize_page(tmp_path / "form.pdf", 1, dpi=72).getpixel((36, 36)) == (0, 0, 255)
 
 
 def test_a_pdf_is_known_by_what_it_holds(tmp_path, make_image):
     write_pdf(tmp_path / "a.png", [1, 1])
     make_image().save(tmp_path / "b.pdf", format="PNG")
-    assert len(pages_of(tmp_path / "a.png", dpi=20)) == 2
-    assert pages_of(tmp_path / "b.pdf", dpi=20)[0].open().size == make_image().size
+    assert len(list_pages(tmp_path / "a.png", dpi=20)) == 2
+    assert list_pages(tmp_path / "b.pdf", dpi=20)[0].open().size == make_image().size
 
 
 def test_pages_of_a_tiff(tmp_path, make_image):
     path = tmp_path / "scan.tif"
     make_image(0).save(path, save_all=True, append_images=[make_image(1, 12, 9)])
-    first, second = pages_of(path, dpi=100)
+    first, second = list_pages(path, dpi=100)
     assert first.open().tobytes() == make_image(0).tobytes()
     assert second.open().tobytes() == make_image(1, 12, 9).tobytes()
     make_image(0).save(tmp_path / "film.gif", save_all=True, append_images=[make_image(1)])
-    assert len(pages_of(tmp_path / "film.gif", dpi=100)) == 1
+    assert len(list_pages(tmp_path / "film.gif", dpi=100)) == 1
 
 
 def blank_pdf(pages):
@@ -122,14 +122,14 @@ def blank_pdf(pages):
 def test_what_cannot_be_read_says_why(tmp_path, content, message):
     path = tmp_path / "a.pdf"
     path.write_bytes(content)
-    (page,) = pages_of(path, dpi=144)
+    (page,) = list_pages(path, dpi=144)
     with pytest.raises(UserError, match=message):
         page.open()
 
 
 def test_a_page_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="has 1 pages, no page 2"):
-        draw_page(write_pdf(tmp_path / "a.pdf", [1]), 2, dpi=20)
+        rasterize_page(write_pdf(tmp_path / "a.pdf", [1]), 2, dpi=20)
 
 
 class FakeGenerator:
@@ -151,7 +151,7 @@ def pages(tmp_path, make_image):
     make_image().save(tmp_path / "z.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     files = [write_pdf(tmp_path / "book.pdf", [1, 2, 1.5]), tmp_path / "broken.png", tmp_path / "z.png"]
-    return [page for file in files for page in pages_of(file, dpi=40)]
+    return [page for file in files for page in list_pages(file, dpi=40)]
 
 
 OPTIONS = OcrOptions(batch_size=2)
@@ -180,27 +180,27 @@ def test_an_interrupted_run_goes_on_to_the_same_file(generator, pages, tmp_path)
 
 
 def test_texts(generator, pages, tmp_path):
-    lines = place_of_lines(tmp_path / "all.md")
+    lines = path_of_lines(tmp_path / "all.md")
     assert lines == tmp_path / "all.md.jsonl"
     read_pages(FakeGenerator(generator), pages, lines, OPTIONS)
     done = lines_in_order(lines, pages)
-    write_text_of(done, tmp_path / "all.txt")
+    write_document(done, tmp_path / "all.txt")
     texts = (tmp_path / "all.txt").read_text().split("\n\f")
     assert texts[:3] == ["40 wide", "80 wide", "60 wide"]
     assert texts[3].startswith("[page 1 could not be read: image") and texts[4:] == ["30 wide", ""]
-    write_text_of(done, tmp_path / "all.md")
+    write_document(done, tmp_path / "all.md")
     parts = (tmp_path / "all.md").read_text().split("\n\n")
     assert parts[:5] == [f"# {tmp_path}/book.pdf", "<!-- page 1 -->", "40 wide", "<!-- page 2 -->", "80 wide"]
     assert [part for part in parts if part.startswith("#")][1:] == [f"# {tmp_path}/{n}.png" for n in ("broken", "z")]
-    assert place_of_lines(tmp_path / "all.md") == lines
+    assert path_of_lines(tmp_path / "all.md") == lines
 
 
 def test_an_end_that_says_no_format_and_a_text_that_is_not_ours(tmp_path):
     with pytest.raises(UserError, match=r"a\.doc ends in none of \.jsonl, \.txt, \.md"):
-        place_of_lines(Path("a.doc"))
+        path_of_lines(Path("a.doc"))
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(UserError, match="was written by something else, so it is not overwritten"):
-        place_of_lines(tmp_path / "README.md")
+        path_of_lines(tmp_path / "README.md")
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_an_end_that_says_no_format_and_a_text_that_is_not_ours(tmp_path):
 def test_names_of_files_may_be_anything(generator, tmp_path, make_image, name):
     with (tmp_path / name).open("wb") as file:
         make_image().save(file, format="PNG")
-    (page,) = pages_of(tmp_path / name, dpi=100)
+    (page,) = list_pages(tmp_path / name, dpi=100)
     lines = tmp_path / "all.md.jsonl"
     for expected in (JobSummary(done=1), JobSummary(skipped=1)):
         assert read_pages(FakeGenerator(generator), [page], lines, OPTIONS) == expected
     assert lines_in_order(lines, [page])[0]["path"] == str(tmp_path / name)
-    write_text_of(lines_in_order(lines, [page]), tmp_path / "all.md")
+    write_document(lines_in_order(lines, [page]), tmp_path / "all.md")
     heading, rest = (tmp_path / "all.md").read_text(encoding="utf-8").split("\n", 1)
     assert "<" not in heading and rest == "\n<!-- page 1 -->\n\n30 wide\n"
 
@@ -226,7 +226,7 @@ def tall(tmp_path, make_image):
     for top in (25, 50, 75):
         tall.paste("white", (0, top, 40, top + 8))
     tall.save(tmp_path / "tall.png")
-    return pages_of(tmp_path / "tall.png", dpi=100)
+    return list_pages(tmp_path / "tall.png", dpi=100)
 
 
 def test_bands_are_read_in_order_and_told(generator, tmp_path, tall):

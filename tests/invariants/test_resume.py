@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmchat.errors import UserError
-from mmchat.model.directory import load_assistant, probe_logits
+from mmchat.model.directory import comparison_logits, load_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.replay import replay
@@ -133,9 +133,9 @@ def test_dropout_is_at_work(setup):
     """Otherwise the tests above would not need the random state."""
     folder, _ = setup
     model, processor = load_assistant(folder / "model")
-    assert torch.equal(probe_logits(model, processor), probe_logits(model, processor))
+    assert torch.equal(comparison_logits(model, processor), comparison_logits(model, processor))
     model.train()
-    assert not torch.equal(probe_logits(model, processor), probe_logits(model, processor))
+    assert not torch.equal(comparison_logits(model, processor), comparison_logits(model, processor))
 
 
 @adamw

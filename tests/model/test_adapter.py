@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mmchat.errors import UserError
 from mmchat.model.adapter import LoraShape, add_adapter, load_adapter, merge, save_adapter
-from mmchat.model.directory import load_assistant, load_processor, probe_logits
+from mmchat.model.directory import comparison_logits, load_assistant, load_processor
 
 ATTENTION = "language_model.model.layers.{}.self_attn.{}_proj"
 LAYERS = {
@@ -34,7 +34,7 @@ def trained(assistant_dir, tmp_path_factory):
             if parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     save_adapter(adapter, processor, folder / "run" / "adapter", base)
-    return base, folder / "run" / "adapter", probe_logits(adapter.eval(), processor)
+    return base, folder / "run" / "adapter", comparison_logits(adapter.eval(), processor)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_plain_peft_opens_it(trained):
     model, processor = load_assistant(base)
     model.load_state_dict(load_file(directory / "full.safetensors"), strict=False)
     adapted = peft.PeftModel.from_pretrained(model, directory).eval()
-    torch.testing.assert_close(probe_logits(adapted, processor), logits, rtol=0, atol=0)
-    assert (probe_logits(load_assistant(base)[0], processor) - logits).abs().max() > 0.1
+    torch.testing.assert_close(comparison_logits(adapted, processor), logits, rtol=0, atol=0)
+    assert (comparison_logits(load_assistant(base)[0], processor) - logits).abs().max() > 0.1
     keys = set(load_file(directory / "adapter_model.safetensors"))
     assert keys == {f"base_model.model.{name}.lora_{part}.weight" for name in LAYERS for part in "AB"}
     assert set(load_file(directory / "full.safetensors")) == {
@@ -63,7 +63,7 @@ def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
     merged, difference = merge(*load_adapter(directory))
     processor = load_processor(base)
     assert difference < 1e-4
-    torch.testing.assert_close(probe_logits(merged, processor), logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(comparison_logits(merged, processor), logits, rtol=0, atol=1e-4)
     before, after = load_assistant(base)[0].state_dict(), merged.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmchat.errors import UserError
 from mmchat.inference import Generator
 from mmchat.model.directory import load_assistant, load_processor, save_assistant
-from mmchat.model.modeling import copied_rows
+from mmchat.model.modeling import repeat_rows
 from mmchat.model.projectors import slots_per_tower
 
 SIZES = ((60, 28), (28, 28), (30, 95), (57, 56))
@@ -87,7 +87,7 @@ def test_saved_and_reopened(generator, assistant, make_image):
     wide = make_image(3, 90, 25)
     inputs, again = (one.image_processor([wide]) for one in (assistant[1], generator.processor))
     assert torch.equal(again["pixel_values"], inputs["pixel_values"]) and torch.equal(again["grids"], inputs["grids"])
-    assert assistant[1].probe()["grids"].tolist() == [[2, 4]]
+    assert assistant[1].comparison_inputs()["grids"].tolist() == [[2, 4]]
 
 
 def test_a_batch_answers_as_each_alone(generator, make_image):
@@ -122,7 +122,7 @@ def test_copies_of_a_row_keep_its_images_and_grids(generator, make_image):
 
 
 def test_copied_rows():
-    assert copied_rows([2, 0, 1], 2).tolist() == [0, 1, 0, 1, 2, 2]
+    assert repeat_rows([2, 0, 1], 2).tolist() == [0, 1, 0, 1, 2, 2]
 
 
 def test_projectors_that_merge_patches_are_refused(make_assistant, native_tower):

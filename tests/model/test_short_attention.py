@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mmchat.model import attention
-from mmchat.model.short_attention import CACHED, LONGEST, pays, short_attention
+from mmchat.model.short_attention import BLOCK_SCORES, MAX_LENGTH, is_faster, short_attention
 
 WIDTH = 16
 BF16 = 2**-8
@@ -75,7 +75,7 @@ def test_it_errs_hardly_more_than_torch_does(spread):
     Rounding scores adds about what rounding queries and keys has cost already."""
     torch.manual_seed(0)
     lengths = [400, 130, 7]
-    assert 12 * max(lengths) ** 2 > CACHED
+    assert 12 * max(lengths) ** 2 > BLOCK_SCORES
     true = results(reference, draw(lengths, 12, 12, spread, torch.float32), lengths, WIDTH**-0.5, True, None)
 
     def flash(*states):
@@ -117,8 +117,8 @@ def test_no_sample_sees_another():
 
 def test_where_it_is_used(monkeypatch):
     short = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
-    assert pays(short, LONGEST, 0.0)
-    assert not (pays(short, LONGEST + 1, 0.0) or pays(short, 9, 0.1) or pays(short.float(), 9, 0.0))
+    assert is_faster(short, MAX_LENGTH, 0.0)
+    assert not (is_faster(short, MAX_LENGTH + 1, 0.0) or is_faster(short, 9, 0.1) or is_faster(short.float(), 9, 0.0))
 
     used = []
     monkeypatch.setattr(attention, "short_attention", lambda *a, **k: used.append(a[3]) or short_attention(*a, **k))

@@ -96,7 +96,7 @@ def test_saved_and_reopened(generator, assistant, make_image):
     wide = make_image(3, 90, 25)
     inputs = assistant[1].image_processor([wide])
     assert torch.equal(generator.processor.image_processor([wide])["pixel_values"], inputs["pixel_values"])
-    assert len(assistant[1].probe()["pixel_values"]) == 3
+    assert len(assistant[1].comparison_inputs()["pixel_values"]) == 3
 
 
 def test_a_batch_answers_as_each_alone(generator, make_image):

@@ -7,7 +7,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from mmchat.cli.main import main
 from mmchat.files import read_json
-from mmchat.model.assembly import lengthen_positions
+from mmchat.model.assembly import extend_positions
 from mmchat.model.directory import load_assistant
 from mmchat.vision import load_tower
 from tests.conftest import TOKENIZER_OF
@@ -83,7 +83,7 @@ def opt(positions=OLD):
 def test_positions_lie_between_the_old_ones():
     model = opt()
     old = model.model.decoder.embed_positions.weight.detach().clone()
-    lengthen_positions(model, NEW)
+    extend_positions(model, NEW)
     new = model.model.decoder.embed_positions.weight.detach()
     assert new.shape == (NEW + 2, 16)
     torch.testing.assert_close(new[:2], old[:2], atol=0, rtol=0)  # rows that no position uses
@@ -94,7 +94,7 @@ def test_positions_lie_between_the_old_ones():
 
 def test_every_third_place_sees_what_the_old_place_saw():
     short, long = opt(), opt()
-    lengthen_positions(long, NEW)
+    extend_positions(long, NEW)
     ids = torch.arange(5, 5 + OLD)[None]
     with torch.no_grad():
         expected = short(input_ids=ids).logits
@@ -115,12 +115,15 @@ def test_texts_may_be_longer_than_the_model_had_learned(tiny, init):
 
 @pytest.mark.parametrize(
     ("kind", "positions", "told"),
-    [("opt", OLD - 1, "--max-positions is 31, but the model has 32 already"), ("llama", NEW, "found a llama; rotary")],
+    [
+        ("opt", OLD - 1, "--max-positions is 31, but the model has 32 already"),
+        ("llama", NEW, "found a llama; rotary"),
+    ],
 )
 def test_positions_that_cannot_be_lengthened(make_assistant, kind, positions, told):
     model = opt() if kind == "opt" else make_assistant("llama")[0].language_model
     with pytest.raises(ValueError, match=told):
-        lengthen_positions(model, positions)
+        extend_positions(model, positions)
 
 
 def test_the_trained_tower_goes_on_beside_clip(tiny, data_dir, language_json, tmp_path):

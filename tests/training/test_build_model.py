@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmchat.model.directory import load_assistant, probe_logits, save_assistant
+from mmchat.model.directory import comparison_logits, load_assistant, save_assistant
 from mmchat.settings import load_settings
 from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
@@ -51,7 +51,7 @@ def test_adapters_from_zero_3_are_those_of_one_rank_and_the_merged_model_is_as_s
         assert max((shared[key] - one[key]).abs().max() for key in one) < 1e-4, file
     models = [load_assistant(folder / name / "model") for name in ("shared", "one")]
     assert {parameter.dtype for model, _ in models for parameter in model.parameters()} == {torch.bfloat16}
-    logits = [probe_logits(model, processor).float() for model, processor in models]
+    logits = [comparison_logits(model, processor).float() for model, processor in models]
     assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[1].abs().max()
 
 

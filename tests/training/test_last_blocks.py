@@ -7,7 +7,7 @@ from rich.console import Console
 
 from mmchat.errors import UserError
 from mmchat.model.adapter import load_adapter, merge, save_adapter
-from mmchat.model.directory import load_assistant, probe_logits, save_assistant
+from mmchat.model.directory import comparison_logits, load_assistant, save_assistant
 from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.trainable import GradientWatch, Trainable, apply_rules, render_table
 
@@ -27,7 +27,7 @@ def trained_blocks(model):
 
 
 def step(model, processor):
-    inputs = processor.probe()
+    inputs = processor.comparison_inputs()
     model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
 
 
@@ -88,11 +88,11 @@ def test_lora_in_a_tower_from_the_table_to_the_merged_model(make_assistant, tmp_
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(groups[2].trained) and all(f"{BLOCK}1." in name for name in changed)
     save_adapter(adapter, processor, tmp_path / "adapter", tmp_path / "base")
-    adapted = probe_logits(adapter.eval(), processor)
+    adapted = comparison_logits(adapter.eval(), processor)
     base = load_assistant(tmp_path / "base")[0]
-    assert (probe_logits(base, processor) - adapted).abs().max() > 1e-2
+    assert (comparison_logits(base, processor) - adapted).abs().max() > 1e-2
     merged, _ = merge(*load_adapter(tmp_path / "adapter"))
-    torch.testing.assert_close(probe_logits(merged, processor), adapted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(comparison_logits(merged, processor), adapted, rtol=0, atol=1e-4)
     old, new = base.state_dict(), merged.state_dict()
     updated = {f"{name.partition('.lora_')[0]}.weight" for name in changed}
     assert {name for name in old if not torch.equal(old[name], new[name])} == updated

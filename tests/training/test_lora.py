@@ -34,7 +34,7 @@ def adapted_layers(model, groups):
 
 
 def inputs_of(processor):
-    inputs = processor.probe()
+    inputs = processor.comparison_inputs()
     return {**inputs, "labels": inputs["input_ids"]}
 
 
@@ -165,9 +165,9 @@ def test_groups_for_the_optimizer(make_assistant):
 
 def test_an_untrained_adapter_changes_nothing(make_assistant):
     model, processor = make_assistant()
-    before = model(**processor.probe()).logits
+    before = model(**processor.comparison_inputs()).logits
     adapt(model, language_model="lora", towers="lora")
-    torch.testing.assert_close(model.eval()(**processor.probe()).logits, before, rtol=0, atol=0)
+    torch.testing.assert_close(model.eval()(**processor.comparison_inputs()).logits, before, rtol=0, atol=0)
 
 
 def test_the_table_in_the_docs_works(make_assistant):

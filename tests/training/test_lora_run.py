@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmchat.cli.main import main
-from mmchat.model.directory import load_assistant, probe_logits
+from mmchat.model.directory import comparison_logits, load_assistant
 from tests.launching import launch, steps, write_config
 from tests.training_fixtures import run_values, write_mixture
 
@@ -80,11 +80,11 @@ def test_the_base_stays_bit_identical(runs, assistant_dir, name):
 def test_model_is_base_and_adapter_as_plain_peft_puts_them_together(runs, assistant_dir, name):
     directory, _ = runs[name]
     model, processor = load_assistant(assistant_dir)
-    before = probe_logits(model, processor)
+    before = comparison_logits(model, processor)
     model.load_state_dict(load_file(directory / "adapter" / "full.safetensors"), strict=False)
-    adapted = probe_logits(peft.PeftModel.from_pretrained(model, directory / "adapter").eval(), processor)
+    adapted = comparison_logits(peft.PeftModel.from_pretrained(model, directory / "adapter").eval(), processor)
     merged, _ = load_assistant(directory / "model")
-    torch.testing.assert_close(probe_logits(merged, processor), adapted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(comparison_logits(merged, processor), adapted, rtol=0, atol=1e-4)
     assert (adapted - before).abs().max() > 0.05
 
 

@@ -1,4 +1,4 @@
-"""What every format of a whole assistant answers."""
+"""The interface of a foreign assistant format, and helpers that formats share."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,65 +13,88 @@ from mmchat.vision.checkpoint_formats.weight_files import Source
 
 
 @dataclass(frozen=True)
-class Assistant:
-    """A foreign assistant in our words.
-
-    config: what it is. words: its tokenizer, which has the slots. state: its weights, keys as in the state of
-    `MMChatForConditionalGeneration`; foreign ones that are nobody's keep their names, and are refused later.
-    """
+class ImportedAssistant:
+    """A foreign assistant, converted."""
 
     config: MMChatConfig
-    words: Any
+    tokenizer: Any
+    """Has the slot tokens already."""
     state: dict[str, torch.Tensor]
+    """Weights under the keys of `MMChatForConditionalGeneration`. Unknown keys keep their foreign names, so that the
+    strict load refuses them."""
 
 
 class Format(Protocol):
+    """One foreign format."""
+
     name: str
-    """How messages call it, and what it is recognised by."""
+    """Name for messages, with what the format is recognised by."""
 
     def recognises(self, source: Source) -> bool:
-        """By what it holds, never by what it is called."""
+        """Whether `source` has this format, judged by its contents."""
 
-    def open(self, source: Source, tokenizer: str | None) -> Assistant:
-        """tokenizer: directory or hub name; None is the source's own.
+    def open(self, source: Source, tokenizer: str | None) -> ImportedAssistant:
+        """Convert an assistant of this format.
 
-        Raises UserError where it is of this format and yet cannot be used. Strictness is the caller's: whatever `state`
-        has too many or too few is found when it is loaded."""
+        Missing and unexpected weights are not checked here; the strict load of `state` does that.
+
+        Args:
+            source: Files that `recognises` accepted.
+            tokenizer: Directory or hub name. None uses the tokenizer in `source`.
+
+        Raises:
+            UserError: The files have this format but cannot be used.
+        """
 
 
-def stated(source: Source, *needed: str) -> dict[str, Any]:
-    """The values of `config.json`.
+def require_config(source: Source, *keys: str) -> dict[str, Any]:
+    """The values of `config.json`, with `keys` present.
 
     Raises:
-        UserError: it says nothing of what shapes do not tell; lists that.
+        UserError: A key is missing. These are values that tensor shapes do not give.
     """
-    if missing := [key for key in needed if key not in source.config]:
+    if missing := [key for key in keys if key not in source.config]:
         raise UserError(
-            f"{source.path} has weights that are known here, but its config.json does not say {', '.join(missing)}; "
+            f"{source.path} has weights of a known format, but its config.json does not say {', '.join(missing)}; "
             "give the directory with the config.json that was published with them"
         )
     return source.config
 
 
-def open_words(source: Source, tokenizer: str | None) -> Any:
-    """A tokenizer that transformers knows, the source's own or another."""
+def open_tokenizer(source: Source, tokenizer: str | None) -> Any:
+    """Open the tokenizer in `source`, or another one that transformers can open.
+
+    Raises:
+        UserError: There is no tokenizer, or it cannot be opened.
+    """
     if tokenizer is None and not any((source.path / name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(
-            f"{source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name the one that it "
-            "was trained with, as a directory or hub name, with --tokenizer"
+            f"{source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name the one that the "
+            "model was trained with, a directory or hub name, with --tokenizer"
         )
     return open_pretrained(AutoTokenizer, tokenizer or str(source.path), "tokenizer")
 
 
-def check_ids(words: Any, expected: dict[str, int | None], source: Source) -> None:
-    """expected: token -> its id in the embeddings, None where that is not known.
+def check_token_ids(tokenizer: Any, expected: dict[str, int | None], source: Source) -> None:
+    """Compare token ids with those that the embeddings were trained with.
+
+    Args:
+        tokenizer: The tokenizer to check.
+        expected: Token -> id, or None if the id is unknown.
+        source: For the message.
 
     Raises:
-        UserError: the tokenizer gives another; it is not the one that the model was trained with.
+        UserError: An id differs, so this is not the tokenizer that the model was trained with.
     """
-    found = {token: words.convert_tokens_to_ids(token) for token in expected}
-    if wrong := [token for token, number in expected.items() if number not in (None, found[token])]:
-        told = ", ".join(f"{token} is {found[token]} instead of {expected[token]}" for token in wrong)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in expected}
+    if wrong := [token for token, expected_id in expected.items() if expected_id not in (None, ids[token])]:
+        differences = ", ".join(f"{token} is {ids[token]} instead of {expected[token]}" for token in wrong)
         raise UserError(
-            f"the tokenizer is not the one that {source.path} was trained with: {told}; name that one (--tokenizer)"
+            f"this tokenizer is not the one that {source.path} was trained with: {differences}; name that one with "
+            "--tokenizer"
         )
+
+
+def tower_state(index: int, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of one tower under the assistant's keys."""
+    return {f"towers.{index}.{key}": tensor for key, tensor in state.items()}

@@ -1,106 +1,75 @@
-"""Qwen's first version (Bai et al. 2023, arXiv:2309.16609; QwenLM/Qwen, modeling_qwen.py), which is Qwen2 under other
-names: the activated half of the MLP is called w2, and query, key and value are one matrix."""
+"""Vary with Qwen-1: Vary-base and Vary-toy, which read with CLIP and the vision vocabulary (arXiv:2312.06109).
 
-import base64
-from pathlib import Path
-from typing import Any
+The original class is `varyQwenForCausalLM` (Ucas-HaoranWei/Vary, vary/model/).
+"""
 
-import torch
-from transformers import Qwen2Config, Qwen2Tokenizer
-from transformers.convert_slow_tokenizer import TikTokenConverter
+from math import isqrt
 
-from mmchat.conversion.formats.base import open_words as open_known_words
-from mmchat.errors import UserError
+from mmchat.conversion import qwen1
+from mmchat.conversion.formats.base import (
+    ImportedAssistant,
+    check_token_ids,
+    open_tokenizer,
+    require_config,
+    tower_state,
+)
+from mmchat.conversion.formats.vary_opt import QWEN_TOWER, slot_ids
+from mmchat.model.assembly import build_config
+from mmchat.vision import TowerConfig
 from mmchat.vision.checkpoint_formats import openai
+from mmchat.vision.checkpoint_formats.base import in_backbone
+from mmchat.vision.checkpoint_formats.vary import Vary, place_of
 from mmchat.vision.checkpoint_formats.weight_files import Source
 
-NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-RANKS = "qwen.tiktoken"
-"""Its tokenizer's file: a token in base64 and its rank on each line."""
-EXTRAS = 205
-_BOXES = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-CONTROL = ("<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(EXTRAS)), *_BOXES)
-"""Tokens that follow <|endoftext|>, in order; Vary's three for slots come after them (tokenization_qwen.py)."""
-SLOT_IDS = {"<img>": 151857, "</img>": 151858, "<imgpad>": 151859}
-"""Those that Vary's code takes without asking its config."""
-
-_NAMES = {
-    "transformer.wte.": "language_model.model.embed_tokens.",
-    "transformer.ln_f.": "language_model.model.norm.",
-    "transformer.h.": "language_model.model.layers.",
-    "lm_head.": "language_model.lm_head.",
-}
-_BLOCK = {
-    ".ln_1.": ".input_layernorm.",
-    ".ln_2.": ".post_attention_layernorm.",
-    ".attn.c_proj.": ".self_attn.o_proj.",
-    ".mlp.w1.": ".mlp.up_proj.",
-    ".mlp.w2.": ".mlp.gate_proj.",
-    ".mlp.c_proj.": ".mlp.down_proj.",
-}
+CLIP_TOWER = "transformer.vision_tower.vision_model."
+_PROJECTORS = {"transformer.mm_projector.": "projectors.0.", "transformer.mm_projector_vary.": "projectors.1."}
 
 
-def language_config(values: dict[str, Any]) -> Qwen2Config:
-    """`QWenConfig` as Qwen2's. The same up to `seq_length` tokens: beyond them Qwen stretches its rotary base
-    (use_dynamic_ntk) and sharpens attention (use_logn_attn), and this does not.
+class VaryQwen:
+    name = "Vary's Qwen (transformer.vision_tower and transformer.vision_tower_high beside transformer.h.*)"
 
-    Raises:
-        UserError: rotary positions of a part of each head, or heads of a width of their own, which Qwen2 has not.
+    def recognises(self, source: Source) -> bool:
+        return place_of(source) == QWEN_TOWER
+
+    def open(self, source: Source, tokenizer: str | None) -> ImportedAssistant:
+        values = require_config(source, *qwen1.NEEDED)
+        vocabulary = Vary().open(source, weights=True)
+        clip = clip_config(source, values.get("vision_select_layer", -1))
+        # Older versions of transformers also saved position_ids, which is a buffer and not a weight.
+        clip_state = {key: t for key, t in source.tensors(CLIP_TOWER).items() if key != "embeddings.position_ids"}
+        others = {
+            openai.renamed(key, _PROJECTORS, {}): tensor
+            for key, tensor in source.tensors().items()
+            if not key.startswith((QWEN_TOWER, CLIP_TOWER))
+        }
+        ranks = source.path / qwen1.RANKS_FILE
+        use_ranks = tokenizer is None and ranks.exists()
+        opened = qwen1.tokenizer_from_ranks(ranks) if use_ranks else open_tokenizer(source, tokenizer)
+        check_token_ids(opened, qwen1.SLOT_IDS | slot_ids(values), source)
+        towers = [clip, vocabulary.config]
+        config = build_config(qwen1.language_config(values), towers, ["linear"] * 2, opened, "vary_qwen")
+        state = qwen1.language_state(others) | tower_state(0, in_backbone(clip_state))
+        return ImportedAssistant(config, opened, state | tower_state(1, vocabulary.state))
+
+
+def clip_config(source: Source, layer: int) -> TowerConfig:
+    """The config of Vary's CLIP tower, read from tensor shapes. Heads have OpenAI's width.
+
+    Features are those of `varyQwenModel.forward`: the hidden layer that the config names, without the class token.
     """
-    heads, width = values["num_attention_heads"], values["hidden_size"]
-    if values.get("rotary_pct", 1.0) != 1.0 or values.get("kv_channels", 128) * heads != width:
-        raise UserError(
-            f"this Qwen has rotary_pct {values.get('rotary_pct', 1.0)} and {heads} heads of kv_channels "
-            f"{values.get('kv_channels', 128)} in a width of {width}; expected rotary_pct 1.0 and heads that fill it"
-        )
-    return Qwen2Config(
-        vocab_size=values["vocab_size"],
-        hidden_size=width,
-        intermediate_size=values["intermediate_size"] // 2,
-        num_hidden_layers=values["num_hidden_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=values.get("seq_length", values.get("max_position_embeddings", 8192)),
-        rms_norm_eps=values.get("layer_norm_epsilon", 1e-6),
-        rope_parameters={"rope_type": "default", "rope_theta": float(values.get("rotary_emb_base", 10000))},
-        tie_word_embeddings=values.get("tie_word_embeddings", False),
-        use_sliding_window=False,
-    )
-
-
-def language_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keys of Qwen's as Qwen2's inside an assistant; others stay."""
-    state = {}
-    for key, tensor in tensors.items():
-        name = openai.renamed(key, _NAMES, _BLOCK) if key.startswith(tuple(_NAMES)) else key
-        block, fused, kind = name.partition(".attn.c_attn.")
-        state |= openai.split(f"{block}.self_attn.", kind, tensor) if fused else {name: tensor}
-    return state
-
-
-def open_words(source: Source, tokenizer: str | None) -> Any:
-    """The tokenizer: its own file of ranks, or one that transformers knows."""
-    ranks = source.path / RANKS
-    if tokenizer is None and ranks.exists():
-        return tokenizer_of(ranks)
-    return open_known_words(source, tokenizer)
-
-
-def tokenizer_of(ranks: Path) -> Qwen2Tokenizer:
-    """Qwen's tokenizer with Vary's tokens, as transformers' Qwen2Tokenizer, which splits text alike."""
-    vocabulary, merges = _Ranks().extract_vocab_merges_from_model(str(ranks))
-    words = Qwen2Tokenizer(vocab=vocabulary, merges=merges)
-    words.add_tokens([*CONTROL, *SLOT_IDS], special_tokens=True)
-    return words
-
-
-class _Ranks(TikTokenConverter):
-    """Reads the file without the package tiktoken."""
-
-    @staticmethod
-    def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
-        try:
-            lines = (line.split() for line in Path(tiktoken_url).read_bytes().splitlines() if line)
-            return {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-        except ValueError as error:
-            raise UserError(f"{tiktoken_url} is no list of tokens in base64 and their ranks: {error}") from None
+    shapes = {key.removeprefix(CLIP_TOWER): shape for key, shape in source.shapes.items() if key.startswith(CLIP_TOWER)}
+    needed = [f"embeddings.{name}.weight" for name in ("patch_embedding", "position_embedding")]
+    needed.append("encoder.layers.0.mlp.fc1.weight")
+    openai.need(shapes, needed, source.path)
+    width, *_, patch = shapes[needed[0]]
+    backbone = {
+        "hidden_size": width,
+        "intermediate_size": shapes[needed[2]][0],
+        "num_hidden_layers": openai.depth(shapes, "encoder.layers."),
+        "num_attention_heads": width // openai.HEAD_WIDTH,
+        "image_size": isqrt(shapes[needed[1]][0] - 1) * patch,
+        "patch_size": patch,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    return TowerConfig("clip_vit", backbone, layer=layer)

@@ -1,0 +1,83 @@
+"""Vary with OPT-125M: trains the vision vocabulary (Wei et al. 2023, arXiv:2312.06109).
+
+The original class is `varyOPTForCausalLM` (Ucas-HaoranWei/Vary, vary/model/). Vary-tiny is this model.
+"""
+
+from typing import Any
+
+import torch
+from transformers import OPTConfig, PreTrainedConfig
+
+from mmchat.conversation import DEFAULT_SLOTS
+from mmchat.conversion.formats.base import (
+    ImportedAssistant,
+    check_token_ids,
+    open_tokenizer,
+    require_config,
+    tower_state,
+)
+from mmchat.errors import UserError
+from mmchat.model.assembly import build_config
+from mmchat.vision.checkpoint_formats import openai
+from mmchat.vision.checkpoint_formats.vary import Vary, place_of
+from mmchat.vision.checkpoint_formats.weight_files import Source
+
+QWEN_TOWER = "transformer.vision_tower_high."
+SLOT_ID_KEYS = {
+    DEFAULT_SLOTS.pad: "im_patch_token",
+    DEFAULT_SLOTS.start: "im_start_token",
+    DEFAULT_SLOTS.end: "im_end_token",
+}
+"""Slot token -> key of its id in the config, in the order in which `initialize_vision_tokenizer` adds the tokens."""
+
+_PREFIXES = {
+    "model.decoder.": "language_model.model.decoder.",
+    "opt_model.": "language_model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.mm_projector.": "projectors.0.",
+    "opt_proj.": "projectors.0.",
+}
+"""Foreign key prefix -> ours, for all parts except the tower. Each release has some of them."""
+
+
+class VaryOPT:
+    name = "Vary's OPT (the vocabulary's encoder beside model.decoder.* or opt_model.*)"
+
+    def recognises(self, source: Source) -> bool:
+        return place_of(source) not in (None, "", QWEN_TOWER)
+
+    def open(self, source: Source, tokenizer: str | None) -> ImportedAssistant:
+        values = require_config(source, "num_attention_heads", "ffn_dim")
+        language = OPTConfig(**_select_keys(values, OPTConfig))
+        prefix, tower = place_of(source), Vary().open(source, weights=True)
+        others = {key: tensor for key, tensor in source.tensors().items() if not key.startswith(prefix)}
+        state = {openai.renamed(key, _PREFIXES, {}): tensor for key, tensor in others.items()}
+        _refuse_untied(state, language, source)
+        opened = open_tokenizer(source, tokenizer)
+        opened.add_tokens(list(SLOT_ID_KEYS), special_tokens=True)
+        check_token_ids(opened, slot_ids(values), source)
+        config = build_config(language, [tower.config], ["linear"], opened, "vary_opt")
+        return ImportedAssistant(config, opened, state | tower_state(0, tower.state))
+
+
+def slot_ids(values: dict[str, Any]) -> dict[str, int]:
+    """Slot token -> id, as far as Vary's config names them."""
+    return {token: values[key] for token, key in SLOT_ID_KEYS.items() if key in values}
+
+
+def _select_keys(values: dict[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The keys of `values` that only this kind of language model has."""
+    keys = config_class().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    return {key: value for key, value in values.items() if key in keys}
+
+
+def _refuse_untied(state: dict[str, torch.Tensor], language: OPTConfig, source: Source) -> None:
+    """Raises UserError if the config ties the head to the embeddings but the weights differ: one would be lost."""
+    names = ("language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight")
+    if language.tie_word_embeddings and all(name in state for name in names):
+        head, embeddings = (state[name] for name in names)
+        if head.shape != embeddings.shape or not torch.equal(head, embeddings):
+            raise UserError(
+                f"the head in {source.path} (lm_head.weight) differs from the embeddings, but its config ties the two; "
+                "set tie_word_embeddings: false in config.json if the model was trained untied"
+            )
