@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-L0 = ["constants", "errors", "images", "files", "pretrained", "progress", "settings", "command_line"]
+L0 = [
+    *("constants", "errors", "images", "files", "html", "extras", "bundled", "pretrained", "progress", "settings"),
+    "command_line",
+]
 L1 = ["vision", "conversation"]
 L2 = ["model", "contrastive"]
 L3 = ["data", "inference", "conversion"]

@@ -143,7 +143,8 @@ def _run_retrieval(arguments: argparse.Namespace) -> None:
 
     from mmchat.contrastive.embedding import Embedder
     from mmchat.data.sources import open_source
-    from mmchat.evaluation.zero_shot import flattened, retrieve
+    from mmchat.evaluation.metrics import flatten_intervals
+    from mmchat.evaluation.retrieval import retrieve
 
     for option in ("labels", "labels_file", "prompts", "ensemble"):
         if getattr(arguments, option):
@@ -152,7 +153,7 @@ def _run_retrieval(arguments: argparse.Namespace) -> None:
     figures = retrieve(Embedder.open(arguments.checkpoint, arguments.truncate), source, arguments.batch_size)
     Console().print(_figures_table("retrieval", figures))
     if arguments.out:
-        write_json(arguments.out / "scores.json", flattened(figures))
+        write_json(arguments.out / "scores.json", flatten_intervals(figures))
         print(arguments.out / "scores.json")
 
 

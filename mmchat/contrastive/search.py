@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.errors import UserError
 from mmchat.files import shown, write_text
+from mmchat.html import render
 from mmchat.images import data_uri, find_images, load_image
 from mmchat.progress import progress_bar
 
@@ -170,17 +170,9 @@ def _about(index: sqlite3.Connection) -> tuple[str, Path, np.ndarray]:
 
 def write_sheet(path: Path, asked: str | Path, hits: Sequence[Hit]) -> None:
     """The hits as one HTML page that needs nothing beside it; names are strangers' text, and Jinja escapes them."""
-    environment = Environment(
-        loader=PackageLoader("mmchat.contrastive", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     asked_image = _thumbnail(asked) if isinstance(asked, Path) else None
     cells = [{"path": shown(hit.path), "similarity": hit.similarity, **_thumbnail(hit.path)} for hit in hits]
-    page = environment.get_template("sheet.html.jinja")
-    write_text(path, page.render(asked=shown(asked), asked_image=asked_image, cells=cells))
+    write_text(path, render("search_results.html", asked=shown(asked), asked_image=asked_image, cells=cells))
 
 
 def _thumbnail(path: Path) -> dict[str, str | None]:

@@ -71,6 +71,19 @@ def share_interval(hits: int, total: int) -> Interval:
     return float(found.low), float(found.high)
 
 
+def share_with_interval(hits: np.ndarray) -> tuple[float, Interval]:
+    """The share of hits in bool[N] and its 95 % interval."""
+    return float(hits.mean()), share_interval(int(hits.sum()), len(hits))
+
+
+def flatten_intervals(figures: dict[str, tuple[float, Interval]]) -> dict[str, float]:
+    """`{name: (value, (low, high))}` -> `{name: value, name/low: low, name/high: high}`, as in scores.json."""
+    flat = {}
+    for name, (value, (low, high)) in figures.items():
+        flat |= {name: value, f"{name}/low": low, f"{name}/high": high}
+    return flat
+
+
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], total: int, draws: int = 1000) -> Interval:
     """The middle 95 % of `statistic(int[total])` over samples drawn with replacement; the same ones every time."""
     rng = np.random.default_rng(0)

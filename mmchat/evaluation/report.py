@@ -5,7 +5,6 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.table import Table
 
 from mmchat.errors import UserError
@@ -13,6 +12,7 @@ from mmchat.evaluation.questions import BLINDS, Blind, Result
 from mmchat.evaluation.scores import METRICS
 from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
+from mmchat.html import render
 from mmchat.images import data_uri, load_image
 
 IMAGE_SIDE = 256
@@ -51,34 +51,21 @@ def write_report(
     scored = (run / "scores.json").exists() and (run / "predictions.jsonl").exists()
     scores = read_json(run / "scores.json") if scored else {}
     others = {name: _scores_beside(directory, scores) for name, directory in (beside or {}).items()}
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            name=run.name,
-            stages=[_stage(directory) for directory in (*earlier, run)],
-            beside=list(others),
-            kinds=[_kind(name, scores, others) for name in _kinds(scores)],
-            overall=_kind("overall", scores, others) if scored else None,
-            metrics=[_metric(name, scores, others) for name in METRICS if name in scores],
-            blind_by=BLINDS[scores.get("blind_by", "swapped")],
-            grid=_grid(read_json_lines(run / "predictions.jsonl"), images) if scored else [],
-            environment=read_json(run / "environment.json"),
-            shown=SHOWN_LINES,
-        )
+    page = render(
+        "run_report.html",
+        name=run.name,
+        stages=[_stage(directory) for directory in (*earlier, run)],
+        beside=list(others),
+        kinds=[_kind(name, scores, others) for name in _kinds(scores)],
+        overall=_kind("overall", scores, others) if scored else None,
+        metrics=[_metric(name, scores, others) for name in METRICS if name in scores],
+        blind_by=BLINDS[scores.get("blind_by", "swapped")],
+        grid=_grid(read_json_lines(run / "predictions.jsonl"), images) if scored else [],
+        environment=read_json(run / "environment.json"),
+        shown=SHOWN_LINES,
     )
     write_text(run / "report.html", page)
     return run / "report.html"
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("mmchat.evaluation", "pages"),
-        autoescape=select_autoescape(["html", "jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _stage(directory: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Zero-shot: classes told in words, images put to the class whose words lie nearest; and retrieval both ways.
+"""Zero-shot classification: each class is described in words, and an image gets the class with the nearest text.
 
-Radford et al. 2021 (arXiv:2103.00020), section 3.1: a class is the mean of its prompts' unit vectors, made a unit
-vector again (3.1.4), and its probability the softmax over classes of scaled similarities.
+Radford et al. 2021 (arXiv:2103.00020), section 3.1: the embedding of a class is the mean of its prompts' unit vectors,
+normalised again (3.1.4). Its probability is the softmax over classes of the scaled similarities.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,21 +17,16 @@ from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import PROMPTS, prompted
 from mmchat.data.image_refs import ImageRef
 from mmchat.data.labelled import Labelled
-from mmchat.data.records import Rejected
-from mmchat.data.sources import Source
-from mmchat.errors import UserError
 from mmchat.evaluation.metrics import (
     Interval,
     bootstrap_interval,
     calibration_error,
+    flatten_intervals,
     mean_per_class,
     ranks_of_targets,
-    retrieval_ranks,
-    share_interval,
+    share_with_interval,
 )
 from mmchat.progress import progress_bar
-
-RECALLS = (1, 5, 10)
 
 
 def class_embeddings(embedder: Embedder, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
@@ -79,7 +74,7 @@ class ZeroShotResult:
     def figures(self) -> dict[str, tuple[float, Interval]]:
         """Figure -> value and 95 % interval: Wilson's of a share, else by bootstrap. Top-5 from 6 classes on."""
         total, hits = len(self.targets), self.hits
-        found = {f"top{k}": _share(self.ranks < k) for k in (1, 5) if k < len(self.classes)}
+        found = {f"top{k}": share_with_interval(self.ranks < k) for k in (1, 5) if k < len(self.classes)}
         found["mean_per_class"] = (
             mean_per_class(self.targets, hits),
             bootstrap_interval(lambda drawn: mean_per_class(self.targets[drawn], hits[drawn]), total),
@@ -103,16 +98,8 @@ class ZeroShotResult:
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> number, as `scores.json` holds them."""
-        flat = {"images": len(self.targets), "classes": len(self.classes)} | flattened(self.figures())
+        flat = {"images": len(self.targets), "classes": len(self.classes)} | flatten_intervals(self.figures())
         return flat | {f"class/{name}": share for name, _, share in self.per_class()}
-
-
-def flattened(figures: dict[str, tuple[float, Interval]]) -> dict[str, float]:
-    """Each figure with the ends of its interval under names of their own."""
-    flat = {}
-    for name, (value, (low, high)) in figures.items():
-        flat |= {name: value, f"{name}/low": low, f"{name}/high": high}
-    return flat
 
 
 def classify_labelled(
@@ -129,42 +116,3 @@ def scored(embedder: Embedder, data: Labelled, classes: np.ndarray, images: np.n
     confidences = probabilities(images, classes, embedder.scale).max(axis=1)
     ranks = ranks_of_targets(similarities, targets)
     return ZeroShotResult(data.classes, targets, similarities.argmax(axis=1), ranks, confidences)
-
-
-def retrieve(embedder: Embedder, source: Source, batch_size: int = 64) -> dict[str, tuple[float, Interval]]:
-    """Recall@k of images by their captions, and of captions by their images, with 95 % intervals.
-
-    Equal captions are one, and so are equal image files: whatever some record pairs is right. Where all captions
-    differ this is the usual recall of COCO and Flickr30k.
-
-    Raises:
-        UserError: a record is unusable, or has other than one image and one caption or more.
-    """
-    texts: dict[str, int] = {}
-    refs: dict[ImageRef, int] = {}
-    pairs: set[tuple[int, int]] = set()
-    for record in source:
-        if isinstance(record, Rejected):
-            raise UserError(f"{record.where}: {record.reason}")
-        captions = ["".join(turn.parts).strip() for turn in record.turns if turn.role == "assistant"]
-        if len(record.images) != 1:
-            raise UserError(f"{record.where}: {len(record.images)} images; retrieval needs exactly one")
-        image = refs.setdefault(record.images[0], len(refs))
-        pairs |= {(texts.setdefault(caption, len(texts)), image) for caption in captions}
-    if not pairs:
-        raise UserError(f"{source.name} holds no record to retrieve")
-    of_text, of_image = [[] for _ in texts], [[] for _ in refs]
-    for text, image in sorted(pairs):
-        of_text[text].append(image)
-        of_image[image].append(text)
-    words = embedder.texts(list(texts))
-    images = embed_images(embedder, list(refs), batch_size)
-    both = {
-        "text_to_image": retrieval_ranks(words, images, of_text),
-        "image_to_text": retrieval_ranks(images, words, of_image),
-    }
-    return {f"{way}/recall@{k}": _share(ranks < k) for way, ranks in both.items() for k in RECALLS}
-
-
-def _share(hits: np.ndarray) -> tuple[float, Interval]:
-    return float(hits.mean()), share_interval(int(hits.sum()), len(hits))

@@ -2,5 +2,5 @@
 
 one record (examine.py: text.py, look.py) -> findings.py -> parts on the disk, one a chunk (parts.py, run.py)
     -> what only several records tell together (duplicates.py, compare.py)
-    -> the files that are written (gather.py) and the two reports (report.py, charts.py, pages/)
+    -> the files that are written (gather.py) and the two reports (report.py, charts.py)
 """

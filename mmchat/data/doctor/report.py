@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mmchat.data.doctor.charts import HEIGHT, WIDTH, Chart, histogram
@@ -22,6 +21,7 @@ from mmchat.data.image_refs import ImageRef
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.files import write_text
+from mmchat.html import render
 
 SIDE = 128
 """Longest side of a thumbnail, in pixels."""
@@ -34,18 +34,9 @@ EXAMPLE_TEXT, CAPTION_TEXT = 400, 90
 def write_reports(answer: Answer) -> tuple[Path, Path]:
     """Raises OSError where they cannot be written."""
     values = _values(answer)
-    environment = Environment(
-        loader=PackageLoader("mmchat.data.doctor", "pages"),
-        autoescape=lambda name: name.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cleanly"] = cleanly
-    environment.filters["code"] = _code
     page, text = answer.question.out / "report.html", answer.question.out / "report.md"
-    write_text(page, environment.get_template("report.html.jinja").render(values))
-    write_text(text, environment.get_template("report.md.jinja").render(values))
+    write_text(page, render("data_check.html", **values))
+    write_text(text, render("data_check.md", **values))
     return page, text
 
 
@@ -63,6 +54,8 @@ def _values(answer: Answer) -> dict[str, Any]:
         "samples": _samples(answer),
         "not_checked": not_checked(answer),
         "pace": _pace(answer),
+        "cleanly": cleanly,
+        "code": _code,
     }
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mmchat.data.preview.preview import Piece, Seen, Shown, contact_sheet, printable, runs
 from mmchat.data.records import Rejected
 from mmchat.files import write_text
+from mmchat.html import render
 from mmchat.images import data_uri
 
 THUMBNAIL_SIDE = 224
@@ -17,16 +17,9 @@ THUMBNAIL_SIDE = 224
 
 def write_page(path: Path, samples: list[Shown | Rejected], title: str) -> None:
     """Write the page; lengths are drawn relative to the longest sample."""
-    environment = Environment(
-        loader=PackageLoader("mmchat.data.preview", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     longest = max((sample.tokens for sample in samples if isinstance(sample, Shown)), default=1)
     values = [_rejected(s) if isinstance(s, Rejected) else _sample(s, longest) for s in samples]
-    write_text(path, environment.get_template("show.html.jinja").render(title=title, samples=values))
+    write_text(path, render("data_show.html", title=title, samples=values))
 
 
 def _rejected(sample: Rejected) -> dict[str, Any]:
