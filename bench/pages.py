@@ -24,9 +24,9 @@ from synthetic import degrade, english  # noqa: E402
 from synthetic.fonts import FONTS_HELP, SHIPPED, find_faces  # noqa: E402
 from synthetic.pages import PageMaker, draw  # noqa: E402
 from synthetic.produce import produce  # noqa: E402
-from synthetic.records import OCR_PROMPT  # noqa: E402
 from synthetic.texts import open_texts  # noqa: E402
 
+from mmchat.constants import OCR_PROMPT  # noqa: E402
 from mmchat.files import write_json  # noqa: E402
 
 SIDE, WORKERS = 1024, 2

@@ -23,11 +23,11 @@ from synthetic.fonts import FONTS_HELP, SHIPPED, Face, digest, families, find_fa
 from synthetic.lines import LineMaker, Style
 from synthetic.preview import write_preview
 from synthetic.produce import InTurn, produce
-from synthetic.records import OCR_PROMPT
 from synthetic.texts import open_texts
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
 from mmchat.command_line.errors import reporting
+from mmchat.constants import OCR_PROMPT
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
 

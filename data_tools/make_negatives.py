@@ -19,10 +19,11 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from synthetic.preview import write_preview
 from synthetic.produce import Sample, produce
-from synthetic.records import OCR_PROMPT, place_of, record
+from synthetic.records import place_of, record
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
 from mmchat.command_line.errors import reporting
+from mmchat.constants import OCR_PROMPT
 from mmchat.errors import UserError
 from mmchat.images import IMAGE_SUFFIXES, load_image
 

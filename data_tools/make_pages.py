@@ -19,11 +19,11 @@ from synthetic.pages import PageMaker
 from synthetic.pdf import PdfMaker, open_pdfs
 from synthetic.preview import write_preview
 from synthetic.produce import REDRAWN, SKIPPED, InTurn, produce
-from synthetic.records import OCR_PROMPT
 from synthetic.texts import open_texts
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
 from mmchat.command_line.errors import reporting
+from mmchat.constants import OCR_PROMPT
 from mmchat.errors import UserError
 
 LETTERS = ((9, 12), (12, 26))

@@ -1,11 +1,9 @@
-"""What is asked of an image, in Vary's words, and the record that asks it."""
+"""One record of one question and one answer about an image, in LLaVA's layout."""
 
 from typing import Any
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 
-OCR_PROMPT = "Provide the OCR results of this image."
-"""Ucas-HaoranWei/Vary, Vary-master/vary/demo/run_qwen_vary.py."""
 CHART_PROMPT = "Convert the key information of the chart to a python dict:"
 """OneChart (arXiv:2404.09987), which is Vary-tiny taught on charts."""
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mmchat.constants import OCR_PROMPT
 from mmchat.evaluation.text_scores import edit_distance, word_f1
 from mmchat.inference import Generator
 
@@ -26,7 +27,7 @@ def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans
     for counts in ("3 pages read, 1 could not be, 0 were", "0 pages read, 1 could not be, 3 were"):
         status, printed, _ = run(*words)
         assert (status, printed) == (0, f"{counts} there already; {looped}: {out}\n")
-    expected = Generator(assistant_dir).caption([scans / "0.png"], "Provide the ocr results of this image.", 1)
+    expected = Generator(assistant_dir).caption([scans / "0.png"], OCR_PROMPT, 1)
     text = out.read_text()
     assert f"# {scans}/0.png\n\n<!-- page 1 -->\n\n{expected[0][:3]}" in text
     assert f"[page 1 could not be read: {scans}/broken.pdf is broken or cut off" in text

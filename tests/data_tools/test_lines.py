@@ -12,6 +12,7 @@ from synthetic.fonts import SHIPPED, find_faces
 from synthetic.lines import LETTERS, SHUFFLED, Style, draw, letters
 from synthetic.texts import tidy
 
+from mmchat.constants import OCR_PROMPT
 from mmchat.data.sources import open_source
 from mmchat.files import read_json_lines
 
@@ -88,7 +89,7 @@ def test_several_lines_stand_under_each_other_in_their_order(text_folder, made, 
 def test_our_own_reader_reads_them(made):
     source = open_source(str(made[0] / "heldout.jsonl"))
     first = source[0]
-    assert len(source) == 60 and first.turns[0].parts[-1].strip() == "Provide the OCR results of this image."
+    assert len(source) == 60 and first.turns[0].parts[-1].strip() == OCR_PROMPT
     with Image.open(made[0] / made[1]["heldout"][0]["image"]) as image:
         assert image.size == (256, 32)
     with Image.open(made[0] / "preview.png") as sheet:

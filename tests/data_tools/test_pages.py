@@ -16,6 +16,7 @@ from synthetic.line_breaking import broken
 from synthetic.pages import PageMaker, draw
 from synthetic.texts import open_texts, tidy
 
+from mmchat.constants import OCR_PROMPT
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
@@ -258,7 +259,7 @@ def test_the_program_makes_what_our_reader_reads_and_says_what_is_wrong(text_fol
 
     run("--out", str(tmp_path / "out"), "--count", "3")
     source = open_source(str(tmp_path / "out"))
-    assert len(source) == 3 and "Provide the OCR results" in source[2].turns[0].parts[-1]
+    assert len(source) == 3 and OCR_PROMPT in source[2].turns[0].parts[-1]
     assert (tmp_path / "out" / "preview.png").exists()
     for words, told in (
         (["--out", str(tmp_path / "out"), "--count", "4"], "was begun with other settings (count;"),
