@@ -1,4 +1,4 @@
-"""docs/towers.md names what there is, and its table of training works."""
+"""docs/guides/towers.md names what there is, and its table of training works."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.trainable import Trainable, apply_rules
 from mmchat.vision.families import FAMILIES
 
-PAGE = (Path(__file__).parents[1] / "docs" / "towers.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "towers.md").read_text()
 
 
 @pytest.mark.parametrize("name", [*sorted(FAMILIES), *PROJECTORS])

@@ -22,7 +22,7 @@ def add_commands(add) -> None:
         default=[],
         metavar="NAME",
         help="a score beside exact match; repeat for several: ned, bleu, f1, anls, relaxed_accuracy, scrm_slight and "
-        "others (docs/scores.md)",
+        "others (docs/guides/scores.md)",
     )
     command.add_argument(
         "--blind",

@@ -7,7 +7,7 @@ from pathlib import Path
 EXIT_CANNOT_RUN = 1
 
 MEANING = """Reads config, texts and the model's shapes; no weight, and no image but those shown. Any key of the
-config can be overridden as in `mmchat train`. docs/planning.md says how the figures are made.
+config can be overridden as in `mmchat train`. docs/guides/planning.md says how the figures are made.
 
 exit status: 0 it can run; 1 it cannot, with a line for each reason (nothing to learn in a source, slots that cannot
 match, a sample that fits no row, records that would stop the run, too little memory); 2 a mistake in the config

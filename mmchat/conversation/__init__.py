@@ -5,7 +5,7 @@ messages (messages.py) -> turns in an order that the Template can write (dialogu
     -> ids and labels (encoding.py), cut to a length (render.py)
 chat template text (jinja.py) -> the same segments -> the same ids (prompt.py; marks.py keeps typed tokens text)
 
-docs/templates.md: the templates, and what becomes of every order of turns.
+docs/guides/templates.md: the templates, and what becomes of every order of turns.
 """
 
 from mmchat.conversation.encoding import control_tokens

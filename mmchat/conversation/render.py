@@ -58,7 +58,7 @@ def render(
     Supervised are the words of assistant turns, unless they say `"train": false`, and what ends these turns. A
     token that holds characters of both an answer and what stands around it (an answer that begins with a line
     break after a header that ends with one) is not. Text that spells an added token of the tokenizer is text.
-    Order of turns, empty answers, tools, truncation: the table in docs/templates.md.
+    Order of turns, empty answers, tools, truncation: the table in docs/guides/templates.md.
 
     Raises:
         UserError: malformed messages or turns out of order; nothing to learn; an image or a prompt that

@@ -1,6 +1,6 @@
 """The templates, as data: what is written around the turns of a conversation.
 
-What each field means is said in template.py, which models each fits in docs/templates.md. A user's words are
+What each field means is said in template.py, which models each fits in docs/guides/templates.md. A user's words are
 written as they are, where some published Jinja (Llama 3, Gemma) trim them.
 """
 

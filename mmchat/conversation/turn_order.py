@@ -1,4 +1,4 @@
-"""Turns in the order that a template can write; what it cannot write is refused here (docs/templates.md)."""
+"""Turns in the order that a template can write; what it cannot write is refused here (docs/guides/templates.md)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

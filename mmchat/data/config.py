@@ -12,7 +12,7 @@ from mmchat.settings import settings
 class SourceConfig:
     """One data set of a mixture."""
 
-    path: str = Field(description="file, folder, pattern with * or fsspec address; see docs/data.md for the layouts")
+    path: str = Field(description="file, folder, pattern with * or fsspec address; layouts: docs/guides/data.md")
     image_root: str | None = Field(None, description="folder that image paths are relative to; null: the data's own")
     max_samples: int | None = Field(None, gt=0, description="use only the first N usable records")
     repeat: float = Field(1.0, gt=0, description="times the records come in one epoch; 0.5 takes half of them in turn")

@@ -70,7 +70,7 @@ def test_every_template_is_read_here_or_compared_with_its_original():
 
 
 def test_every_template_is_in_the_docs():
-    docs = (Path(__file__).parents[2] / "docs" / "templates.md").read_text().split("\n## ")[1]
+    docs = (Path(__file__).parents[2] / "docs" / "guides" / "templates.md").read_text().split("\n## ")[1]
     assert re.findall(r"^\| `(\w+)` \|", docs, re.MULTILINE) == list(TEMPLATES)
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/templates.md, "Orders of turns": a row is a case here, in both dialects."""
+"""The table of docs/guides/templates.md, "Orders of turns": a row is a case here, in both dialects."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import parse_messages, render
 from mmchat.errors import UserError
 
-DOCS = Path(__file__).parents[2] / "docs" / "templates.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guides" / "templates.md"
 NAMES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 

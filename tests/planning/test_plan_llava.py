@@ -1,4 +1,4 @@
-"""LLaVA-1.5-7B's plan against the computation by hand in docs/planning.md: full size, no weight."""
+"""LLaVA-1.5-7B's plan against the computation by hand in docs/guides/planning.md: full size, no weight."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from mmchat.training.monitoring.flops import operations
 from tests.conftest import DATA
 from tests.launching import ROOT
 
-DOCS = (ROOT / "docs" / "planning.md").read_text()
+DOCS = (ROOT / "docs" / "guides" / "planning.md").read_text()
 H, F, BLOCKS, WORDS = 4096, 11_008, 32, 32_001
 SAMPLES, LENGTH, SUPERVISED = 16, 704, 96
 POSITIONS = SAMPLES * LENGTH

@@ -171,7 +171,7 @@ def test_an_untrained_adapter_changes_nothing(make_assistant):
 
 
 def test_the_table_in_the_docs_works(make_assistant):
-    text = (ROOT / "docs" / "lora.md").read_text()
+    text = (ROOT / "docs" / "guides" / "lora.md").read_text()
     shown = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     model, _ = make_assistant()
     _, groups = adapt(model, **shown["trainable"])

@@ -38,7 +38,7 @@ def opening(turns: Sequence[Turn], drops_answer: bool) -> int:
 
 
 def order_problem(turns: Sequence[Turn], first: int) -> str | None:
-    """What templates that alternate would refuse from turn `first` on (docs/templates.md); None: nothing."""
+    """What templates that alternate would refuse from turn `first` on (docs/guides/templates.md); None: nothing."""
     before = None
     for number, (role, *_) in enumerate(turns[first:], first):
         if role == "system":

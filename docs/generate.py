@@ -1,0 +1,189 @@
+"""mkdocs hook: pages that are derived from the code, so that nothing generated is committed.
+
+reference/cli.md comes from the argument parsers, reference/config.md from the schema of a run, contributing.md from
+CONTRIBUTING.md.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the site describes this copy, not an installed one
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    pages = {
+        "reference/cli.md": cli_page(),
+        "reference/config.md": config_page(),
+        "contributing.md": contributing_page(),
+    }
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+# Command line
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    from mmchat.cli.main import build_commands
+
+    return build_commands()
+
+
+def cli_page() -> str:
+    from mmchat.cli.train import USAGE
+
+    parsers = commands()
+    lines = [
+        "# Command line",
+        "",
+        "Every command of `mmchat`, generated from its argument parser. `mmchat COMMAND --help` prints the same.",
+        "Exit status: 0 done, 1 a check or a plan found something that must be fixed, 2 a mistake in what was asked;",
+        "a run that was stopped by a signal exits with 130 or 143 ([Launching](../guides/launching.md)).",
+        "",
+        "| command | what it does |",
+        "|---|---|",
+        "| [`mmchat train`](#mmchat-train) | train as a YAML config says |",
+    ]
+    for name, parser in parsers.items():
+        summary = cell((parser.description or "").partition("\n")[0])
+        lines.append(f"| [`mmchat {name}`](#{anchor(name)}) | {summary} |")
+    usage = USAGE.partition("keys (type, default)")[0].rstrip()
+    lines += ["", "## mmchat train", "", "```text", usage, "```", "", "Its options are the [config keys](config.md)."]
+    for name, parser in parsers.items():
+        lines += ["", f"## mmchat {name}", "", *command_section(parser)]
+    return "\n".join(lines) + "\n"
+
+
+def anchor(name: str) -> str:
+    return "mmchat-" + name.replace(" ", "-")
+
+
+def command_section(parser: argparse.ArgumentParser) -> list[str]:
+    summary, _, rest = (parser.description or "").partition("\n")
+    lines = [prose(sentence(summary)), ""]
+    if rest.strip():
+        lines += ["```text", rest.strip("\n"), "```", ""]
+    example = (parser.epilog or "").strip()
+    if example:
+        code = re.sub(r"^examples?:\n", "", example)
+        lines += ["```bash", "\n".join(line.removeprefix("  ") for line in code.splitlines()), "```", ""]
+    rows = [option_row(action) for action in parser._actions if action.dest != "help"]
+    if rows:
+        lines += ["| argument | meaning | default |", "|---|---|---|", *rows]
+    if parser.get_default("takes_overrides"):
+        lines += ["", "Any [config key](config.md) can be overridden: `--key value`."]
+    return lines
+
+
+def option_row(action: argparse.Action) -> str:
+    formatter = argparse.HelpFormatter("mmchat")
+    value = (
+        "" if action.nargs == 0 else formatter._format_args(action, formatter._get_default_metavar_for_optional(action))
+    )
+    if action.option_strings:
+        name = f"{action.option_strings[-1]} {value if not action.choices else choices(action)}".strip()
+    else:
+        name = action.metavar or action.dest
+    meaning = (
+        (action.help or "") % {**vars(action), "prog": "mmchat"} if "%" in (action.help or "") else action.help or ""
+    )
+    return f"| `{name}` | {cell(meaning)} | {default_of(action)} |"
+
+
+def choices(action: argparse.Action) -> str:
+    return "|".join(map(str, action.choices))
+
+
+def default_of(action: argparse.Action) -> str:
+    if action.required or not (action.option_strings or action.nargs in ("?", "*")):
+        return "required"
+    if action.default in (None, False, [], (), argparse.SUPPRESS):
+        return ""
+    value = action.default
+    return f"`{' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}`"
+
+
+# Config keys
+
+
+def config_page() -> str:
+    from mmchat.settings import describe
+    from mmchat.training.config import RunConfig
+
+    groups: dict[str, list[tuple[str, str, str, str]]] = {}
+    for path, kind, default, meaning in describe(RunConfig):
+        groups.setdefault(path[0] if len(path) > 1 else "", []).append((".".join(path), kind, default, meaning))
+    lines = [
+        "# Config keys",
+        "",
+        "Every key of a run's YAML file, generated from its schema. A dot means a nested mapping, `NAME` a name that you",
+        "choose. Any key can be overridden on the command line, as in `--optimizer.lr 1e-4`. An unknown key is an error",
+        "that names the nearest valid one. [Training runs](../guides/training.md) explains how a config is used.",
+    ]
+    for group, rows in groups.items():
+        lines += ["", f"## {group or 'The run'}", "", "| key | meaning | type | default |", "|---|---|---|---|"]
+        lines += [
+            f"| `{key}` | {cell(meaning)} | {kind_of(kind)} | {quoted(default)} |"
+            for key, kind, default, meaning in rows
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def kind_of(kind: str) -> str:
+    """`Optional[Literal['a', 'b']]` -> `a`, `b` or null."""
+    kind = re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", kind)
+    optional = re.fullmatch(r"Optional\[(.*)\]", kind)
+    kind = optional[1] if optional else kind
+    nullable = bool(optional) or kind.endswith("| None")
+    kind = kind.removesuffix("| None").strip()
+    literal = re.fullmatch(r"Literal\[(.*)\]", kind)
+    options = [option.strip().strip("'\"") for option in literal[1].split(",")] if literal else [kind]
+    return ", ".join(f"`{option}`" for option in options) + (" or null" if nullable else "")
+
+
+def quoted(default: str) -> str:
+    return "required" if default == "required" else f"`{default}`" if default else ""
+
+
+# Contributing
+
+
+def contributing_page() -> str:
+    """CONTRIBUTING.md with its links into docs/ made relative to the site."""
+    path = ROOT / "CONTRIBUTING.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Contributing\n"
+    text = re.sub(r"\]\(docs/", "](", text)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|#)([^)]*)\)", link_within_site, text)
+
+
+def link_within_site(match: re.Match[str]) -> str:
+    """A link to a file outside docs/ becomes the file's name."""
+    text, target = match.groups()
+    return match[0] if (ROOT / "docs" / target.partition("#")[0]).exists() else f"{text} (`{target}`)"
+
+
+# Markdown
+
+
+def sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+
+
+def cell(text: str) -> str:
+    """Text of a table cell: one line, nothing in it is markup but code in backticks."""
+    return prose(" ".join(text.split()))
+
+
+def prose(text: str) -> str:
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([|<>*_\[\]{}])", r"\\\1", part) for part in parts)
+
+
+PAGES = {"reference/cli.md": cli_page, "reference/config.md": config_page, "contributing.md": contributing_page}
