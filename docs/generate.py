@@ -123,8 +123,8 @@ def config_page() -> str:
     lines = [
         "# Config keys",
         "",
-        "Every key of a run's YAML file, generated from its schema. A dot means a nested mapping, `NAME` a name that you",
-        "choose. Any key can be overridden on the command line, as in `--optimizer.lr 1e-4`. An unknown key is an error",
+        "Every key of a run's YAML file, generated from its schema. A dot means a nested mapping, `NAME` a name that",
+        "you choose. Any key can be overridden on the command line: `--optimizer.lr 1e-4`. An unknown key is an error",
         "that names the nearest valid one. [Training runs](../guides/training.md) explains how a config is used.",
     ]
     for group, rows in groups.items():
