@@ -28,11 +28,11 @@ from pathlib import Path
 import numpy as np
 from digit_talk import COLORS, STATE, Question, Thing, candidates, converse, in_a_row, listing, statements
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from mmchat.command_line.errors import reporting
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
+from mmchat.extras import require
 from mmchat.progress import track
 
 TRAINING = (0, 1200)
@@ -52,6 +52,9 @@ FADES_ON_DARK = ("black",)
 @functools.cache
 def glyphs() -> tuple[list[Image.Image], list[int]]:
     """Scikit-learn's scans as 10x10 grey images (8x8 and a blank border), and the digits they show."""
+    require("sklearn", extra="tools")
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     scans = np.pad(np.clip(data.images * 16, 0, 255).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
     return [Image.fromarray(scan) for scan in scans], [int(digit) for digit in data.target]

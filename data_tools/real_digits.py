@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from mmchat.command_line.arguments import HelpFormatter
 from mmchat.command_line.errors import reporting
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
+from mmchat.extras import require
 from mmchat.progress import track
 from mmchat.vision.transforms.elastic import warped
 
@@ -69,6 +69,9 @@ def captioned(image: str, caption: str, digit: int) -> dict:
 
 
 def write(out: Path, choosing: int | None, size: int, variants: int, strength: float, seed: int) -> None:
+    require("sklearn", extra="tools")
+    from sklearn.datasets import load_digits
+
     scans, digits = load_digits(return_X_y=True)
     images = [enlarged(scan.reshape(8, 8), size) for scan in scans]
     train, test = split(choosing)

@@ -1,5 +1,7 @@
 """Optional packages: a missing one is named with the extra that installs it."""
 
+import json
+import subprocess
 import sys
 
 import pytest
@@ -23,3 +25,28 @@ def test_an_installed_package_is_not_imported():
     before = set(sys.modules)
     require(*EXTRA_OF)
     assert set(sys.modules) - before <= {"importlib.util"}
+
+
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, sys
+from importlib.machinery import PathFinder
+
+extras = set(json.loads(sys.argv[1]))
+
+class WithoutExtras(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in extras else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutExtras
+import mmchat
+for module in pkgutil.walk_packages(mmchat.__path__, "mmchat."):
+    if not module.name.startswith("mmchat._bundled"):
+        importlib.import_module(module.name)
+"""
+
+
+def test_a_core_install_imports_every_module():
+    extras = json.dumps(sorted(set(EXTRA_OF) - {"fontTools"}))  # matplotlib, which is core, brings fontTools
+    done = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING, extras], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from convert_readers.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, caption_rec
 from convert_readers.items import Found, Job, Skipped, Unusable, identity, plain, speaker, turns
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
+from mmchat.extras import require
 from mmchat.files import read_json
 from mmchat.images import extension_of
 
@@ -69,12 +70,11 @@ def rows(job: Job) -> Iterator[Found | Skipped]:
 
 
 def _stored_rows(path: Path, job: Job) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("hf reads Arrow files with pyarrow: pip install 'mmchat[data]'") from None
+    require("pyarrow")
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
     try:
         if path.suffix == ".parquet":
             file = pyarrow.parquet.ParquetFile(path)

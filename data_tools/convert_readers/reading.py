@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
-import ijson
-
 from mmchat.errors import UserError
+from mmchat.extras import require
 
 _BOM = b"\xef\xbb\xbf"
 _KEYS_SHOWN = 6
@@ -42,7 +42,7 @@ def read_list(path: Path, key: str, advance: Callable[[int], None]) -> Iterator[
     """
     number = 0
     with _opened(path, "{" if key else "[", advance) as file:
-        for number, item in enumerate(ijson.items(file, f"{key}.item" if key else "item", use_float=True), 1):
+        for number, item in enumerate(_ijson().items(file, f"{key}.item" if key else "item", use_float=True), 1):
             yield f"{path.name} item {number}", item
     if not number:
         raise UserError(f'{path} has no items under "{key}": {_layout(path)}' if key else f"{path} is an empty array")
@@ -52,7 +52,7 @@ def read_object(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[st
     """(key, value) for a top-level object. Raises UserError as `read_list` does."""
     empty = True
     with _opened(path, "{", advance) as file:
-        for key, value in ijson.kvitems(file, "", use_float=True):
+        for key, value in _ijson().kvitems(file, "", use_float=True):
             empty = False
             yield key, value
     if empty:
@@ -66,7 +66,7 @@ def read_scalar(path: Path, key: str) -> Any:
         UserError: as `read_list`, or the key is not there.
     """
     with _opened(path, "{", lambda n: None) as file:
-        for prefix, event, value in ijson.parse(file, use_float=True):
+        for prefix, event, value in _ijson().parse(file, use_float=True):
             if prefix == key and event in ("string", "number"):
                 return value
     raise UserError(f'{path} has no "{key}": {_layout(path)}')
@@ -87,7 +87,7 @@ def _opened(path: Path, opening: str, advance: Callable[[int], None]) -> Iterato
                 raise UserError(f"{path} has another layout: expected {wanted}, found {_layout(path)}")
             try:
                 yield Metered(file, advance)
-            except (ijson.JSONError, UnicodeDecodeError) as error:
+            except (_ijson().JSONError, UnicodeDecodeError) as error:
                 problem = str(error).removeprefix("b'").splitlines()[0].split("\\n")[0].strip()
                 raise UserError(
                     f"{path}: invalid JSON before byte {file.tell():,} ({problem}); "
@@ -107,12 +107,19 @@ def _layout(path: Path) -> str:
         if file.peek(4096).lstrip().startswith(b"["):
             return "an array"
         try:
-            events = ijson.parse(file)
+            events = _ijson().parse(file)
             keys = list(islice((v for prefix, e, v in events if not prefix and e == "map_key"), _KEYS_SHOWN + 1))
-        except ijson.JSONError:
+        except _ijson().JSONError:
             return "broken JSON"
     shown = ", ".join(keys[:_KEYS_SHOWN]) + (", ..." if len(keys) > _KEYS_SHOWN else "")
     return f"an object with the keys {shown}" if keys else "an empty object"
+
+
+def _ijson() -> ModuleType:
+    require("ijson")
+    import ijson
+
+    return ijson
 
 
 class DiskIndex:

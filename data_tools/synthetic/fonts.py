@@ -6,12 +6,13 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from PIL import ImageFont
 
 from mmchat.errors import UserError
+from mmchat.extras import require
 
 SHIPPED, SYSTEM = "shipped", "system"
 """Words for places of fonts: what matplotlib brings, so that it is the same on every machine; what fontconfig lists."""
@@ -110,6 +111,9 @@ def _files(place: str) -> list[Path]:
 
 def _read(path: Path) -> list[Face]:
     """Every face in a file; none where it is damaged, has only bitmaps, or says nothing of characters."""
+    require("fontTools")
+    from fontTools.ttLib import TTCollection, TTFont, TTLibError
+
     try:
         collection = path.suffix.lower() in (".ttc", ".otc")
         fonts = TTCollection(path, lazy=True).fonts if collection else [TTFont(path, lazy=True)]
@@ -118,7 +122,7 @@ def _read(path: Path) -> list[Face]:
         return []
 
 
-def _face(path: Path, index: int, font: TTFont) -> Face:
+def _face(path: Path, index: int, font: Any) -> Face:
     names = font["name"]
     family = names.getDebugName(_TYPOGRAPHIC_FAMILY) or names.getDebugName(_FAMILY) or path.stem
     style = names.getDebugName(_TYPOGRAPHIC_STYLE) or names.getDebugName(_STYLE) or "Regular"

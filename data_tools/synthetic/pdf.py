@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pypdfium2
 from PIL import Image
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
+from mmchat.extras import require
 from synthetic import degrade
 from synthetic.produce import SKIPPED, Sample
 from synthetic.records import place_of, record
@@ -96,6 +96,9 @@ def open_pdfs(folder: Path) -> PdfFolder:
 
 
 def _document(path: str) -> Any:
+    require("pypdfium2", extra="tools")
+    import pypdfium2
+
     try:
         return pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:

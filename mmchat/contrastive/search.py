@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.neighbors import NearestNeighbors
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.errors import UserError
+from mmchat.extras import require
 from mmchat.files import shown, write_text
 from mmchat.html import render
 from mmchat.images import data_uri, find_images, load_image
@@ -131,6 +131,9 @@ class Index:
 
     def nearest(self, query: np.ndarray, number: int) -> list[Hit]:
         """The images most like `query`, float32[P] of unit length; the best first."""
+        require("sklearn")
+        from sklearn.neighbors import NearestNeighbors
+
         neighbours = NearestNeighbors(algorithm="brute").fit(self.vectors)
         distances, found = neighbours.kneighbors(query[None], min(number, len(self.paths)))
         # Of unit vectors |a - b|^2 = 2 - 2 a.b, so that the nearest are the most similar.

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmchat.data import storage
 from mmchat.errors import UserError
+from mmchat.extras import require
 
 
 class ArrowTable:
@@ -45,11 +46,9 @@ class ArrowTable:
 
 
 def _open(opening: Any, name: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        advice = "install them with pip install mmchat[data]"
-        raise UserError(f"{name} needs the packages datasets and pyarrow; {advice}") from None
+    require("datasets", "pyarrow")
+    import datasets
+
     shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
+
+from mmchat.extras import require
 
 Interval = tuple[float, float]
 QUERIES_AT_A_TIME = 1024
@@ -67,6 +68,9 @@ def calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = 15)
 
 def share_interval(hits: int, total: int) -> Interval:
     """Wilson's 95 % interval of a share."""
+    require("scipy")
+    from scipy.stats import binomtest
+
     found = binomtest(hits, total).proportion_ci(0.95, method="wilson")
     return float(found.low), float(found.high)
 

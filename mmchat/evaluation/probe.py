@@ -9,19 +9,21 @@ arXiv:2103.00020, appendix A.3).
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.table import Table
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import share_interval
+from mmchat.extras import require
 from mmchat.vision import TowerSpec, VisionTower, normalise, preprocess, refuse_several_views
 from mmchat.vision.classifier import pooled_features
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 STEPS_PER_DECADE, DECADES = 8, 12
 MAX_ITERATIONS = 1000
@@ -56,6 +58,9 @@ def probe(name: str, train: Features, test: Features, seed: int = 0) -> ProbeRes
     Raises:
         UserError: there are too few images to hold some of each class back.
     """
+    require("sklearn")
+    from sklearn.model_selection import train_test_split
+
     features, classes = train
     if np.bincount(classes)[np.unique(classes)].min() < 2:
         raise UserError("a probe needs two or more images of each class to learn from, one is held back to choose by")
@@ -97,7 +102,10 @@ def _at(place: int) -> float:
     return 10.0 ** (place / STEPS_PER_DECADE - DECADES / 2)
 
 
-def _fitted(features: np.ndarray, classes: np.ndarray, regularisation: float) -> LogisticRegression:
+def _fitted(features: np.ndarray, classes: np.ndarray, regularisation: float) -> "LogisticRegression":
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     regression = LogisticRegression(C=1 / regularisation, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops there

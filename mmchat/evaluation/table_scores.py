@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mmchat.errors import UserError
 from mmchat.evaluation.answer_scores import NUMBER
+from mmchat.extras import require
 
 Triplet = tuple[str, str, str | float]
 
@@ -116,6 +114,10 @@ def _value(value: Any) -> str | float:
 
 def _matches(found: set[Triplet], wanted: set[Triplet], tolerance: Tolerance) -> int:
     """How many pairs there are at most, each triplet in one."""
+    require("scipy")
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     pairs = np.array([[_alike(one, other, tolerance) for other in wanted] for one in found]).reshape(
         len(found), len(wanted)
     )
@@ -132,4 +134,7 @@ def _alike(found: Triplet, wanted: Triplet, tolerance: Tolerance) -> bool:
 
 
 def _edits(one: str, other: str, tolerance: Tolerance) -> int:
+    require("rapidfuzz")
+    from rapidfuzz.distance import Levenshtein
+
     return Levenshtein.distance(one, other, score_cutoff=tolerance.letters)

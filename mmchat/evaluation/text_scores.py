@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Sequence
 
-from rapidfuzz.distance import Levenshtein
+from mmchat.extras import require
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 """Ideographs: Unicode's CJK blocks, extensions A to H, and compatibility ideographs of plane 0."""
@@ -32,6 +32,9 @@ def edit_distance(prediction: Sequence[str], reference: Sequence[str]) -> float:
 
     Vary and GOT give it over characters, white space included.
     """
+    require("rapidfuzz")
+    from rapidfuzz.distance import Levenshtein
+
     return Levenshtein.normalized_distance(prediction, reference)
 
 
@@ -40,7 +43,7 @@ def bleu(prediction: str, reference: str) -> float:
 
     Without four words in a row that are right it is 0, so it says nothing of short texts.
     """
-    # Here and not above: nltk takes seconds to import.
+    require("nltk")
     from nltk.translate.bleu_score import sentence_bleu
 
     if not words(reference):
@@ -56,6 +59,7 @@ def meteor(prediction: str, reference: str) -> float:
     Synonyms are left out: they need WordNet's files, and a page that is read has the word that stands there or not. A
     perfect reading of n words has 1 - 1 / (2 n^3), because METEOR counts even one chunk as broken off.
     """
+    require("nltk")
     from nltk.translate.meteor_score import meteor_score
 
     if not words(reference):

@@ -10,8 +10,6 @@ from itertools import islice
 
 import numpy as np
 from PIL import Image
-from scipy.special import softmax
-from sklearn.metrics import confusion_matrix
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import PROMPTS, prompted
@@ -37,7 +35,9 @@ def class_embeddings(embedder: Embedder, classes: Sequence[str], prompts: Sequen
 
 def probabilities(images: np.ndarray, classes: np.ndarray, scale: float) -> np.ndarray:
     """Softmax over classes: float32[N, C] from unit vectors float32[N, P] and float32[C, P]."""
-    return softmax(scale * images @ classes.T, axis=1)
+    logits = scale * images @ classes.T
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def embed_images(embedder: Embedder, images: Sequence[ImageRef], batch_size: int) -> np.ndarray:
@@ -94,7 +94,9 @@ class ZeroShotResult:
 
     def confusion(self) -> np.ndarray:
         """int[C, C]: images by their class (rows) and by what they were taken for (columns)."""
-        return confusion_matrix(self.targets, self.predicted, labels=range(len(self.classes)))
+        counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        np.add.at(counts, (self.targets, self.predicted), 1)
+        return counts
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> number, as `scores.json` holds them."""

@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pypdfium2
 from PIL import Image
 
 from mmchat.errors import UserError
+from mmchat.extras import require
 from mmchat.images import MAX_PIXELS, image_count, load_image
 from mmchat.inference.batch_job import Item
+
+if TYPE_CHECKING:
+    import pypdfium2
 
 PDF_MARK = b"%PDF-"
 PDF_MARK_WITHIN = 1024
@@ -71,8 +75,11 @@ def _pdf_pages(file: Path) -> int:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[pypdfium2.PdfDocument]:
+def _opened(file: Path) -> Iterator["pypdfium2.PdfDocument"]:
     """Raises UserError for whatever PDFium raises while it is open."""
+    require("pypdfium2")
+    import pypdfium2
+
     try:
         with file.open("rb") as source, pypdfium2.PdfDocument(source) as document:
             yield document

@@ -188,5 +188,5 @@ def test_mistakes(cauldron, tmp_path, monkeypatch):
     assert "torn.parquet cannot be read" in refused(tmp_path / "torn.parquet", *root)
     assert "is neither a .parquet file nor a folder" in refused(tmp_path / "nowhere", *root)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    needed = "hf reads Arrow files with pyarrow: pip install 'mmchat[data]'"
+    needed = "pyarrow is not installed; run pip install 'mmchat[data]'"
     assert refused(tmp_path / "source.parquet", *root) == needed

@@ -119,7 +119,7 @@ def test_a_missing_package_is_told_with_what_to_install(monkeypatch):
     check_installed(["tensorboard"])
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(UserError, match=r'wandb is not installed; `pip install "mmchat\[tracking\]"`'):
+    with pytest.raises(UserError, match=r"wandb is not installed; run pip install 'mmchat\[tracking\]'"):
         check_installed(["wandb"])
 
 

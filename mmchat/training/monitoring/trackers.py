@@ -1,11 +1,11 @@
 """TensorBoard and Weights & Biases: the numbers of metrics.jsonl where people are used to look at them."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
 from mmchat.errors import UserError
+from mmchat.extras import require
 from mmchat.files import write_text
 from mmchat.training.config import RunConfig, as_dict
 
@@ -42,9 +42,7 @@ class Tracker(Protocol):
 
 def check_installed(names: list[str]) -> None:
     """Raises UserError for a tracker whose package is not there; nothing is loaded."""
-    for name in names:
-        if find_spec(name) is None:
-            raise UserError(f'trackers: {name} is not installed; `pip install "mmchat[tracking]"` or leave it out')
+    require(*names)
 
 
 def open_trackers(config: RunConfig, done: int) -> list[Tracker]:

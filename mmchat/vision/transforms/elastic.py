@@ -1,7 +1,8 @@
 """An image bent at random, as handwriting differs from hand to hand. No torch here: data tools and workers use it."""
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
+
+from mmchat.extras import require
 
 SMOOTHNESS = 5.0
 """Pixels of a side of 32 over which an elastic bend keeps its direction (Simard et al. 2003 use 4 of 29)."""
@@ -13,6 +14,9 @@ def warped(image: np.ndarray, draw: np.random.Generator, strength: float) -> np.
 
     strength: 1 turns by 12 degrees at most, scales by 15 %, moves by 9 %.
     """
+    require("scipy")
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
     size = len(image)
     turn, slant = np.radians(draw.uniform(-12, 12, 2)) * strength
     scale_x, scale_y = 1 + draw.uniform(-0.15, 0.15, 2) * strength
