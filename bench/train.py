@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from side_by_side.comparison import WARM, Measured, agree, disagreement, figures, medians, summary, told
-from side_by_side.shapes import SHAPES
+from side_by_side.model_shapes import SHAPES
 from side_by_side.variant import WAYS_OF_A
 
 from mmchat.command_line.quiet import quiet_libraries

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert_readers import captions, hugging_face, llava, questions
-from convert_readers.items import Found, Job, Skipped
+from convert_readers.interface import Converted, Job, Skipped
 from convert_writer import summary, write
 
 from mmchat.command_line.arguments import OneLineParser
@@ -35,7 +35,7 @@ class Kind:
     passes: how often it reads its input.
     """
 
-    read: Callable[[Job], Iterator[Found | Skipped]]
+    read: Callable[[Job], Iterator[Converted | Skipped]]
     wants: str
     example: str
     options: tuple[str, ...] = ()

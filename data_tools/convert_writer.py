@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from convert_readers.items import Found, Skipped
+from convert_readers.interface import Converted, Skipped
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.data.records import parse_record
@@ -52,19 +52,19 @@ class Tally:
             yield f"  {number:,}  {reason}, as you asked"
 
 
-def skipped_list(out: Path) -> Path:
+def skipped_path(out: Path) -> Path:
     """Not a `.jsonl` itself: a folder that is opened as a source would take it for data."""
     return out.with_name(f"{out.name}.skipped")
 
 
 def write(
-    items: Iterable[Found | Skipped],
+    items: Iterable[Converted | Skipped],
     out: Path,
     image_root: Path | None = None,
     strict: bool = False,
     tell: Callable[[str], None] = lambda note: None,
 ) -> Tally:
-    """Write `out`, and `skipped_list(out)` if anything was left out.
+    """Write `out`, and `skipped_path(out)` if anything was left out.
 
     Args:
         image_root: look there for every image; None believes the records.
@@ -77,7 +77,7 @@ def write(
     """
     if out.exists():
         raise UserError(f"{out} is there already; delete it to convert anew, or choose another --out")
-    part, listing = out.with_name(f"{out.name}.part"), skipped_list(out)
+    part, listing = out.with_name(f"{out.name}.part"), skipped_path(out)
     aside = listing.with_name(f"{listing.name}.part")
     tally = Tally()
     try:
@@ -110,7 +110,7 @@ def _list(item: Skipped, skipped: TextIO, strict: bool) -> None:
 
 
 def summary(tally: Tally, out: Path, image_root: Path | None = None) -> str:
-    said = [f"{tally.written:,} records in {out}; {_places(tally, skipped_list(out))}", *tally.lines()]
+    said = [f"{tally.written:,} records in {out}; {_places(tally, skipped_path(out))}", *tally.lines()]
     where = ["--image-root", str(image_root)] if image_root else []
     return "\n".join([*said, f"next: {shlex.join(['mmchat', 'data', 'check', str(out), *where])}"])
 
@@ -121,8 +121,8 @@ def _places(tally: Tally, listing: Path) -> str:
 
 
 def _append(
-    items: Iterable[Found | Skipped], file: BinaryIO, part: Path, image_root: Path | None, tally: Tally
-) -> Iterator[Found | Skipped]:
+    items: Iterable[Converted | Skipped], file: BinaryIO, part: Path, image_root: Path | None, tally: Tally
+) -> Iterator[Converted | Skipped]:
     """Put the records behind the lines that are there; yields what became of each item."""
     expected = file.readline()
     for item in items:
@@ -131,11 +131,11 @@ def _append(
             expected = file.readline()
         elif line:
             item = _checked(item, image_root)
-            if isinstance(item, Found):
+            if isinstance(item, Converted):
                 if expected:
                     break
                 file.write(line)
-        if isinstance(item, Found):
+        if isinstance(item, Converted):
             tally.written += 1
         else:
             tally.leave_out(item)
@@ -147,11 +147,11 @@ def _append(
         )
 
 
-def _line(item: Found | Skipped) -> bytes:
-    return json.dumps(item.record, ensure_ascii=False).encode() + b"\n" if isinstance(item, Found) else b""
+def _line(item: Converted | Skipped) -> bytes:
+    return json.dumps(item.record, ensure_ascii=False).encode() + b"\n" if isinstance(item, Converted) else b""
 
 
-def _checked(item: Found, image_root: Path | None) -> Found | Skipped:
+def _checked(item: Converted, image_root: Path | None) -> Converted | Skipped:
     """The item, or why it may not become a record."""
     reason, detail = _problem(item.record, item.where, image_root)
     return Skipped(item.where, item.record["id"], reason, detail) if reason else item

@@ -12,7 +12,7 @@ from its own scans: what a model scores on `heldout` it scores on handwriting it
 
 Every record is LLaVA's, plus `kinds` (one per question) and, outside the training splits, the
 SHA-256 of the image's raw pixels, so that `--verify` can tell whether a regenerated test is the
-same test. What is said is in digit_talk.py.
+same test. What is said is in digit_questions.py.
 
     python data_tools/digit_scenes.py --out data/digits
 """
@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from digit_talk import COLORS, STATE, Question, Thing, candidates, converse, in_a_row, listing, statements
+from digit_questions import COLORS, STATE, Question, Thing, candidates, converse, in_a_row, listing, statements
 from PIL import Image
 
 from mmchat.command_line.errors import reporting

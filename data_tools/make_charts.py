@@ -15,8 +15,8 @@ from pathlib import Path
 
 from synthetic.charts import ChartMaker
 from synthetic.fonts import FONTS_HELP, SHIPPED, digest, find_faces
+from synthetic.generate import generate_dataset
 from synthetic.preview import write_preview
-from synthetic.produce import produce
 from synthetic.tables import read_tables
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
@@ -53,7 +53,7 @@ def make_charts(arguments: argparse.Namespace) -> None:
         "fonts": digest(faces),
         "tables": [asdict(table) for table in tables],
     }
-    written = produce(make, arguments.count, arguments.out, plan, arguments.workers)
+    written = generate_dataset(make, arguments.count, arguments.out, plan, arguments.workers)
     if arguments.preview:
         print(f"look at {write_preview(arguments.out / 'tables.jsonl', arguments.preview, 400, columns=3, lines=4)}")
     print(f"{arguments.out}: " + ", ".join(f"{count:,} in {name}.jsonl" for name, count in written.items()))

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from synthetic import english
+from synthetic import english_corpus
 from synthetic.fonts import FONTS_HELP, SHIPPED, Face, digest, families, find_faces
-from synthetic.lines import LineMaker, Style
+from synthetic.generate import ConcatMaker, generate_dataset
 from synthetic.preview import write_preview
-from synthetic.produce import InTurn, produce
-from synthetic.texts import open_texts
+from synthetic.text_folder import open_texts
+from synthetic.text_lines import LineMaker, Style
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
 from mmchat.command_line.errors import reporting
@@ -48,7 +48,7 @@ def plan_splits(
     counts: tuple[int, ...],
     seed: int,
     taboo: frozenset[str] = frozenset(),
-) -> InTurn:
+) -> ConcatMaker:
     """Makers of which no two write the same line, and of which only the first uses the family `unseen`; `taboo` are
     lines that none writes."""
     makers = []
@@ -59,7 +59,7 @@ def plan_splits(
         makers.append(maker)
         if split != "train":
             taboo |= {maker.text(number) for number in range(count)}
-    return InTurn(tuple(makers), counts)
+    return ConcatMaker(tuple(makers), counts)
 
 
 def lines_of(file: Path) -> list[str]:
@@ -111,7 +111,11 @@ def make_lines(arguments: argparse.Namespace) -> None:
             f"--unseen-family {arguments.unseen_family!r} must be one of at least two families, found "
             f"{', '.join(families(faces))}"
         )
-    texts = [each.text for each in open_texts(arguments.text).paragraphs()] if arguments.text else english.paragraphs()
+    texts = (
+        [each.text for each in open_texts(arguments.text).paragraphs()]
+        if arguments.text
+        else english_corpus.paragraphs()
+    )
     splits = split_texts(texts)
     if not all(splits.values()):
         raise UserError(f"{len(texts)} paragraphs of text are too few for three splits; give more --text")
@@ -131,7 +135,7 @@ def make_lines(arguments: argparse.Namespace) -> None:
         "avoided": hashlib.sha256("\n".join(sorted(taboo)).encode()).hexdigest(),
         "texts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
     }
-    written = produce(make, len(make), arguments.out, plan, arguments.workers, stretch=1000)
+    written = generate_dataset(make, len(make), arguments.out, plan, arguments.workers, stretch=1000)
     if arguments.preview:
         cell = min(max(style.size[0], 160), 320)
         sheet = write_preview(arguments.out / "heldout.jsonl", arguments.preview, cell, columns=4, lines=2)

@@ -17,9 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from synthetic.generate import Sample, generate_dataset
 from synthetic.preview import write_preview
-from synthetic.produce import Sample, produce
-from synthetic.records import place_of, record
+from synthetic.records import image_path, record
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
 from mmchat.command_line.errors import reporting
@@ -52,7 +52,7 @@ class NegativeMaker:
             square = ImageOps.mirror(square)
         file = io.BytesIO()
         square.save(file, "JPEG", quality=rng.randint(70, 95))
-        name = place_of("negatives", number, "jpg")
+        name = image_path("negatives", number, "jpg")
         said = record(f"negatives/{number:07}", name, self.prompt, ANSWER)
         return Sample({"negatives": [said]}, {name: file.getvalue()})
 
@@ -86,7 +86,7 @@ def make_negatives(arguments: argparse.Namespace) -> None:
     images = find_images(arguments.images)
     plan = {"program": "make_negatives", **same, "images": [[Path(p).name, Path(p).stat().st_size] for p in images]}
     make = NegativeMaker(images=images, **same)
-    written = produce(make, arguments.count, arguments.out, plan, arguments.workers)
+    written = generate_dataset(make, arguments.count, arguments.out, plan, arguments.workers)
     if arguments.preview:
         print(f"look at {write_preview(arguments.out / 'negatives.jsonl', arguments.preview, 240, columns=4, lines=1)}")
     print(f"{arguments.out}: {written['negatives']:,} squares of {len(images):,} images")

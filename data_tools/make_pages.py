@@ -13,13 +13,13 @@ anew for every number: columns, headings, tables, formulas, one of the fonts tha
 import argparse
 from pathlib import Path
 
-from synthetic.degrade import LEVELS
+from synthetic.degradation import LEVELS
 from synthetic.fonts import FONTS_HELP, SHIPPED, SYSTEM, digest, find_faces
+from synthetic.generate import REDRAWN, SKIPPED, ConcatMaker, generate_dataset
 from synthetic.pages import PageMaker
 from synthetic.pdf import PdfMaker, open_pdfs
 from synthetic.preview import write_preview
-from synthetic.produce import REDRAWN, SKIPPED, InTurn, produce
-from synthetic.texts import open_texts
+from synthetic.text_folder import open_texts
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser, positive
 from mmchat.command_line.errors import reporting
@@ -59,7 +59,7 @@ def make_pages(arguments: argparse.Namespace) -> None:
     if not 4 <= smallest <= largest <= arguments.size / 16:
         raise UserError(f"--letters {smallest} {largest}: expected 4 to {arguments.size // 16}, the smaller one first")
     same = {"seed": arguments.seed, "side": arguments.size, "level": arguments.degrade, "prompt": arguments.prompt}
-    make = InTurn(
+    make = ConcatMaker(
         makers=(PdfMaker(pages=pdfs, **same), PageMaker(texts=texts, faces=faces, ems=(smallest, largest), **same)),
         counts=(of_pdfs, arguments.count - of_pdfs),
     )
@@ -71,7 +71,7 @@ def make_pages(arguments: argparse.Namespace) -> None:
         "texts": texts.digest,
         "pdfs": pdfs.digest,
     }
-    written = produce(make, len(make), arguments.out, plan, arguments.workers)
+    written = generate_dataset(make, len(make), arguments.out, plan, arguments.workers)
     skipped = written.get(f"{SKIPPED}/pages", 0)
     if arguments.preview and "pages" in written:
         print(f"look at {write_preview(arguments.out / 'pages.jsonl', arguments.preview, 400, columns=3, lines=4)}")

@@ -48,7 +48,7 @@ compare() {
 few() {
   local labels=$RUN/labels/$1-$2.jsonl
   step "3/4 $1 labels, drawn with seed $2" "$labels" \
-    python data_tools/labelled_share.py "$DATA/train" --count "$1" --seed "$2" --out "$labels"
+    python data_tools/labelled_subset.py "$DATA/train" --count "$1" --seed "$2" --out "$labels"
   compare "$1" "$2" "$labels" "${@:3}"
 }
 

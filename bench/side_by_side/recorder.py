@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from side_by_side.kinds import MemoryByKind
+from side_by_side.memory_by_kind import MemoryByKind
 
 
 class Recorder:

@@ -24,7 +24,7 @@ from mmchat.data.packing import pack
 from mmchat.files import read_json
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
-from side_by_side.names import our_name
+from side_by_side.parameter_names import our_name
 from side_by_side.recorder import Recorder
 
 MODULES = {"projectors": ("model.multi_modal_projector.",), "language_model": ("model.language_model.", "lm_head.")}

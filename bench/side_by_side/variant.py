@@ -28,7 +28,7 @@ def main() -> None:
     from mmchat.training.distributed import collectives
     from mmchat.training.monitoring.peak_flops import find_peak
     from side_by_side import mmchat_run, reference_run
-    from side_by_side.kinds import MemoryByKind
+    from side_by_side.memory_by_kind import MemoryByKind
     from side_by_side.recorder import Recorder
 
     config = load_settings(RunConfig, arguments.workload / "run.yaml", overrides)

@@ -21,9 +21,9 @@ from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.objectives.registry import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
-from side_by_side.images import draw_clouds
+from side_by_side.model_shapes import Shape
+from side_by_side.random_images import draw_clouds
 from side_by_side.reference_run import ROW
-from side_by_side.shapes import Shape
 
 SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
 SPECIAL = ["<unk>", "<s>", "</s>"]

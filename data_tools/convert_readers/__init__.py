@@ -1,1 +1,1 @@
-"""One reader for each published layout: streams that yield `Found` records and `Skipped` items."""
+"""One reader for each published layout: streams that yield `Converted` records and `Skipped` items."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from convert_readers.items import Found, Job, Skipped, Unusable, attempt, text_of, turns
-from convert_readers.reading import DiskIndex, Metered, read_list
+from convert_readers.interface import Converted, Job, Skipped, UnusableItem, attempt, text_of, turns
+from convert_readers.json_streams import DiskIndex, Metered, read_list
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 
@@ -40,24 +40,24 @@ def caption_record(job: Job, name: str, image: str, caption: str) -> dict[str, A
     return {"id": name, "image": image, "conversations": turns((question, caption.strip()))}
 
 
-def coco(job: Job) -> Iterator[Found | Skipped]:
+def coco(job: Job) -> Iterator[Converted | Skipped]:
     """captions_{train,val}{2014,2017}.json: `images` [{id, file_name}], `annotations` [{id, image_id, caption}]."""
     for path in job.inputs:
         yield from _coco_file(job, path)
 
 
-def _coco_file(job: Job, path: Path) -> Iterator[Found | Skipped]:
+def _coco_file(job: Job, path: Path) -> Iterator[Converted | Skipped]:
     images = DiskIndex()
 
     def remember(where: str, item: Any) -> None:
         images.add(text_of(item, "id"), text_of(item, "file_name"))
 
-    def describe(where: str, item: Any) -> Found:
+    def describe(where: str, item: Any) -> Converted:
         name = images.get(text_of(item, "image_id"))
         if name is None:
-            raise Unusable("no entry in `images` for the caption", f"image_id {item['image_id']}")
+            raise UnusableItem("no entry in `images` for the caption", f"image_id {item['image_id']}")
         image = job.place(name, f"{_coco_folder(name, path)}/{name}")
-        return Found(where, caption_record(job, text_of(item, "id"), image, text_of(item, "caption")))
+        return Converted(where, caption_record(job, text_of(item, "id"), image, text_of(item, "caption")))
 
     yield from filter(None, attempt(read_list(path, "images", job.advance), remember))
     yield from attempt(read_list(path, "annotations", job.advance), describe)
@@ -68,18 +68,18 @@ def _coco_folder(name: str, path: Path) -> str:
     return name.split("_")[1] if name.count("_") == 2 else path.stem.removeprefix("captions_")
 
 
-def table(job: Job) -> Iterator[Found | Skipped]:
+def table(job: Job) -> Iterator[Converted | Skipped]:
     """CSV, or TSV by its suffix, with a header line. Ids are the `id` column's, else made of the row's number."""
     for path in job.inputs:
         yield from attempt(_rows(path, job.advance), partial(_describe, job))
 
 
-def _describe(job: Job, where: str, row: dict[str | None, Any]) -> Found:
+def _describe(job: Job, where: str, row: dict[str | None, Any]) -> Converted:
     image = pick_column(row, job.image_column, IMAGE_COLUMNS, "--image-column", where)
     caption = pick_column(row, job.caption_column, CAPTION_COLUMNS, "--caption-column", where)
     if None in row or None in row.values():
-        raise Unusable("not as many columns as the header", list(row.values()))
-    return Found(where, caption_record(job, text_of(row, "id"), text_of(row, image), text_of(row, caption)))
+        raise UnusableItem("not as many columns as the header", list(row.values()))
+    return Converted(where, caption_record(job, text_of(row, "id"), text_of(row, image), text_of(row, caption)))
 
 
 def pick_column(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert_readers.captions import CAPTION_COLUMNS, IMAGE_COLUMNS, caption_record, pick_column
-from convert_readers.items import Found, Job, Skipped, Unusable, identity, plain, speaker, turns
+from convert_readers.interface import Converted, Job, Skipped, UnusableItem, identity, plain, speaker, turns
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 from mmchat.extras import require
@@ -59,7 +59,7 @@ def _chosen(split: str, splits: list[str], path: Path) -> str:
     return split
 
 
-def rows(job: Job) -> Iterator[Found | Skipped]:
+def rows(job: Job) -> Iterator[Converted | Skipped]:
     if job.image_root is None:
         raise UserError("hf writes the images out as files: say below which folder with --image-root")
     number = 0
@@ -99,7 +99,7 @@ def _slices(batches: Any) -> Iterator[Any]:
             yield batch.slice(start, ROWS)
 
 
-def _convert(job: Job, where: str, number: int, row: dict[str, Any]) -> Iterator[Found | Skipped]:
+def _convert(job: Job, where: str, number: int, row: dict[str, Any]) -> Iterator[Converted | Skipped]:
     text_column = pick_column(row, job.caption_column, TEXT_COLUMNS, "--caption-column", where)
     names = ("images", *IMAGE_COLUMNS, "jpg", "png")
     image_column = pick_column(row, job.image_column, names, "--image-column", where)
@@ -111,16 +111,18 @@ def _convert(job: Job, where: str, number: int, row: dict[str, Any]) -> Iterator
         ]
         texts = row[text_column]
         if isinstance(texts, list) and texts and isinstance(texts[0], dict):
-            yield Found(where, _conversation(name, images, texts))
+            yield Converted(where, _conversation(name, images, texts))
             return
         captions = texts if isinstance(texts, list) else [texts]
         if len(images) != 1:
-            raise Unusable("a caption needs one image", f"{len(images)} images")
+            raise UnusableItem("a caption needs one image", f"{len(images)} images")
         for n, caption in enumerate(captions):
             if not isinstance(caption, str):
-                raise Unusable(f"no text in `{text_column}`", caption)
-            yield Found(where, caption_record(job, f"{name}_{n}" if len(captions) > 1 else name, images[0], caption))
-    except Unusable as problem:
+                raise UnusableItem(f"no text in `{text_column}`", caption)
+            yield Converted(
+                where, caption_record(job, f"{name}_{n}" if len(captions) > 1 else name, images[0], caption)
+            )
+    except UnusableItem as problem:
         yield Skipped(where, name, problem.reason, problem.detail)
 
 
@@ -146,12 +148,12 @@ def _words(content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise Unusable("a turn without text", content)
+        raise UnusableItem("a turn without text", content)
     said = ""
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("image", "text"):
-            raise Unusable("a part that is neither text nor image", part)
+            raise UnusableItem("a part that is neither text nor image", part)
         said += f"{IMAGE_PLACEHOLDER}\n" if kind == "image" else plain(part.get("text") or "")
     return said
 
@@ -162,11 +164,11 @@ def _written(job: Job, row: int, number: int, stored: Any) -> str:
     if data is None or isinstance(data, str):  # not embedded: the path of a file
         return data or stored.get("path") or ""
     if not isinstance(data, bytes):
-        raise Unusable("no image", stored)
+        raise UnusableItem("no image", stored)
     try:
         extension = extension_of(data, str(number))
     except UserError as error:
-        raise Unusable("broken image", str(error)) from None
+        raise UnusableItem("broken image", str(error)) from None
     name = f"{job.out.stem}/{row // 10000:04d}/{row:08d}_{number}.{extension}"
     path = job.image_root / name
     if path.is_file() and path.stat().st_size:  # an empty one was cut off by a power failure

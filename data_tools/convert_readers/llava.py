@@ -8,37 +8,37 @@ above are kept. Texts are left as they are.
 from collections.abc import Iterator
 from typing import Any
 
-from convert_readers.items import Found, Job, Skipped, Unusable, attempt, speaker
-from convert_readers.reading import read_list
+from convert_readers.interface import Converted, Job, Skipped, UnusableItem, attempt, speaker
+from convert_readers.json_streams import read_list
 
 
-def with_images(job: Job) -> Iterator[Found | Skipped]:
+def with_images(job: Job) -> Iterator[Converted | Skipped]:
     """Every record has an image (LLaVA-Pretrain, ShareGPT4V)."""
     for item in mixed(job):
-        if isinstance(item, Found) and "image" not in item.record:
+        if isinstance(item, Converted) and "image" not in item.record:
             item = Skipped(item.where, item.record["id"], "no `image`", "every record of this kind should have one")
         yield item
 
 
-def mixed(job: Job) -> Iterator[Found | Skipped]:
+def mixed(job: Job) -> Iterator[Converted | Skipped]:
     """Records with images and without (LLaVA-1.5's instruction mix)."""
     for path in job.inputs:
         yield from attempt(read_list(path, "", job.advance), _normalise)
 
 
-def _normalise(where: str, item: Any) -> Found:
+def _normalise(where: str, item: Any) -> Converted:
     if not isinstance(item, dict) or not isinstance(item.get("conversations"), list):
-        raise Unusable("no `conversations`", item)
+        raise UnusableItem("no `conversations`", item)
     record: dict[str, Any] = {"id": str(item.get("id", where))}
     images = item.get("image") or []
     if not all(isinstance(image, str) for image in ([images] if isinstance(images, str) else images)):
-        raise Unusable("`image` is no path", images)
+        raise UnusableItem("`image` is no path", images)
     if images:
         record["image"] = images
-    return Found(where, record | {"conversations": [_turn(turn) for turn in item["conversations"]]})
+    return Converted(where, record | {"conversations": [_turn(turn) for turn in item["conversations"]]})
 
 
 def _turn(turn: Any) -> dict[str, str]:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise Unusable("a turn without `value`", turn)
+        raise UnusableItem("a turn without `value`", turn)
     return {"from": speaker(turn.get("from"), turn), "value": turn["value"]}

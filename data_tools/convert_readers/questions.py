@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from convert_readers.items import Found, Job, Skipped, Unusable, attempt, plain, text_of, turns
-from convert_readers.reading import DiskIndex, read_list, read_object, read_scalar
+from convert_readers.interface import Converted, Job, Skipped, UnusableItem, attempt, plain, text_of, turns
+from convert_readers.json_streams import DiskIndex, read_list, read_object, read_scalar
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 
@@ -29,7 +29,7 @@ class Question(NamedTuple):
     answer: str
 
 
-def vqav2(job: Job) -> Iterator[Found | Skipped]:
+def vqav2(job: Job) -> Iterator[Converted | Skipped]:
     """Two files, joined by `question_id`: v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json.
 
     Answers wait on disk, so the files may be in any order and neither is held.
@@ -43,19 +43,19 @@ def vqav2(job: Job) -> Iterator[Found | Skipped]:
     def remember(where: str, item: Any) -> None:
         try:
             answer = commonest(item)
-        except Unusable:
+        except UnusableItem:
             answer = ""  # is told once, with the question
         if not answers.add(text_of(item, "question_id"), json.dumps([text_of(item, "image_id"), answer])):
-            raise Unusable("a second annotation for the question")
+            raise UnusableItem("a second annotation for the question")
 
     def ask(where: str, item: Any) -> Question:
         name, image = text_of(item, "question_id"), text_of(item, "image_id")
         entry = answers.pop(name)
         if entry is None:
-            raise Unusable("no annotation for the question")
+            raise UnusableItem("no annotation for the question")
         annotated, answer = json.loads(entry)
         if annotated != image:
-            raise Unusable("question and annotation name different images", f"{image} and {annotated}")
+            raise UnusableItem("question and annotation name different images", f"{image} and {annotated}")
         file = f"COCO_{subtype}_{image:0>12}.jpg"
         return question(where, name, job.place(file, f"{subtype}/{file}"), {**item, "answer": answer})
 
@@ -65,7 +65,7 @@ def vqav2(job: Job) -> Iterator[Found | Skipped]:
         yield Skipped(annotations.name, name, "no question for the annotation")
 
 
-def gqa(job: Job) -> Iterator[Found | Skipped]:
+def gqa(job: Job) -> Iterator[Converted | Skipped]:
     """{train,val}_{balanced,all}_questions.json: {question id: {imageId, question, answer, ...}}."""
 
     def ask(name: str, item: Any) -> Question:
@@ -76,7 +76,7 @@ def gqa(job: Job) -> Iterator[Found | Skipped]:
         yield from conversations(job, attempt(read_object(path, job.advance), ask))
 
 
-def textvqa(job: Job) -> Iterator[Found | Skipped]:
+def textvqa(job: Job) -> Iterator[Converted | Skipped]:
     """TextVQA_0.5.1_{train,val}.json: `data` [{question_id, image_id, question, answers: ten texts, ...}]."""
 
     def ask(where: str, item: Any) -> Question:
@@ -86,7 +86,7 @@ def textvqa(job: Job) -> Iterator[Found | Skipped]:
     yield from _each(job, "data", ask)
 
 
-def docvqa(job: Job) -> Iterator[Found | Skipped]:
+def docvqa(job: Job) -> Iterator[Converted | Skipped]:
     """{train,val}_v1.0.json, also _withQT: `data` [{questionId, question, image: "documents/...", answers, ...}]."""
 
     def ask(where: str, item: Any) -> Question:
@@ -96,7 +96,7 @@ def docvqa(job: Job) -> Iterator[Found | Skipped]:
     yield from _each(job, "data", ask)
 
 
-def chartqa(job: Job) -> Iterator[Found | Skipped]:
+def chartqa(job: Job) -> Iterator[Converted | Skipped]:
     """{train,val}_{human,augmented}.json: [{imgname, query, label}], with the images in png/ beside it.
 
     It has no ids; they are made of the file's name and the item's number.
@@ -109,7 +109,7 @@ def chartqa(job: Job) -> Iterator[Found | Skipped]:
     yield from _each(job, "", ask)
 
 
-def ocrvqa(job: Job) -> Iterator[Found | Skipped]:
+def ocrvqa(job: Job) -> Iterator[Converted | Skipped]:
     """dataset.json: {book id: {imageURL, questions, answers, split: 1 train | 2 val | 3 test, ...}}.
 
     Images are called after the id, with .jpg (LLaVA's docs) or with the address's suffix (loadDataset.py).
@@ -118,12 +118,12 @@ def ocrvqa(job: Job) -> Iterator[Found | Skipped]:
     def ask(name: str, item: Any) -> list[Question | Skipped]:
         split = OCRVQA_SPLITS.get(item.get("split")) if isinstance(item, dict) else None
         if split is None:
-            raise Unusable("no `split` of 1, 2 or 3", item)
+            raise UnusableItem("no `split` of 1, 2 or 3", item)
         if split != job.split:
             return [Skipped(name, name, f"of the {split} split", unwanted=True)]
         asked, answers = item.get("questions"), item.get("answers")
         if not isinstance(asked, list) or not isinstance(answers, list) or len(asked) != len(answers):
-            raise Unusable("questions and answers differ in number", item)
+            raise UnusableItem("questions and answers differ in number", item)
         files = (f"{name}.jpg", name + PurePosixPath(urlparse(text_of(item, "imageURL")).path).suffix)
         image = job.place(*files, *(f"images/{file}" for file in files))
         pairs = enumerate(zip(asked, answers, strict=True))
@@ -136,7 +136,7 @@ def ocrvqa(job: Job) -> Iterator[Found | Skipped]:
 
 
 def question(where: str, name: str, image: str, item: Any, key: str = "question") -> Question:
-    """Raises Unusable where question or answer is missing, blank, or would be taken for an image."""
+    """Raises UnusableItem where question or answer is missing, blank, or would be taken for an image."""
     return Question(where, name, image, plain(text_of(item, key)), plain(commonest(item)))
 
 
@@ -144,20 +144,20 @@ def commonest(item: Any) -> str:
     """The answer given most often under `answer`, `label` or `answers`: a text, texts, or objects with `answer`.
 
     Raises:
-        Unusable: there is none, as in test splits, or it is blank.
+        UnusableItem: there is none, as in test splits, or it is blank.
     """
     key = next((key for key in ("answer", "label", "answers") if isinstance(item, dict) and key in item), None)
     if key is None:
-        raise Unusable("no answer", item)
+        raise UnusableItem("no answer", item)
     given = item[key] if isinstance(item[key], list) else [item[key]]
     texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in given]
     counts = Counter(str(text).strip() for text in texts if isinstance(text, str | int | float) and str(text).strip())
     if not counts:
-        raise Unusable("empty answer", item)
+        raise UnusableItem("empty answer", item)
     return counts.most_common(1)[0][0]
 
 
-def conversations(job: Job, asked: Iterable[Question | Skipped]) -> Iterator[Found | Skipped]:
+def conversations(job: Job, asked: Iterable[Question | Skipped]) -> Iterator[Converted | Skipped]:
     """One record for the questions on one image that follow each other, up to `job.max_turns`."""
     waiting: list[Question] = []
     for each in asked:
@@ -172,14 +172,14 @@ def conversations(job: Job, asked: Iterable[Question | Skipped]) -> Iterator[Fou
         yield _record(job, waiting)
 
 
-def _record(job: Job, questions: list[Question]) -> Found:
+def _record(job: Job, questions: list[Question]) -> Converted:
     first = questions[0]
     prompt = SHORT_ANSWER if job.prompt is None else job.prompt
     opening = "\n".join(filter(None, (IMAGE_PLACEHOLDER, first.text, prompt)))
     said = turns((opening, first.answer), *((question.text, question.answer) for question in questions[1:]))
-    return Found(first.where, {"id": first.id, "image": first.image, "conversations": said})
+    return Converted(first.where, {"id": first.id, "image": first.image, "conversations": said})
 
 
-def _each(job: Job, key: str, ask: Callable[[str, Any], Question]) -> Iterator[Found | Skipped]:
+def _each(job: Job, key: str, ask: Callable[[str, Any], Question]) -> Iterator[Converted | Skipped]:
     for path in job.inputs:
         yield from conversations(job, attempt(read_list(path, key, job.advance), ask))

@@ -15,11 +15,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 
 from mmchat.errors import UserError
-from synthetic.check import DefectError
 from synthetic.fonts import Face, families
+from synthetic.generate import Sample, redrawn
+from synthetic.label_check import DefectError
 from synthetic.pages import PLAIN_STYLES
-from synthetic.produce import Sample, redrawn
-from synthetic.records import CHART_PROMPT, place_of, record
+from synthetic.records import CHART_PROMPT, image_path, record
 from synthetic.tables import ABSENT, Table, excerpt, invented, questions
 
 _DPI = 100
@@ -55,7 +55,7 @@ class ChartMaker:
         if kind == PIE:
             table = replace(table, x_title=ABSENT, y_title=ABSENT)
         data = draw_chart(rng, kind, table, self.face(rng, table), self.size, f"chart {number} of seed {self.seed}")
-        name, identity = place_of("charts", number, "png"), f"charts/{number:07}"
+        name, identity = image_path("charts", number, "png"), f"charts/{number:07}"
         lines = [
             record(f"{identity}/{place}", name, question + _ANSWER, answer, kind=kind)
             for place, (question, answer) in enumerate(questions(rng, table)[: self.asked])

@@ -8,13 +8,13 @@ from functools import partial
 from PIL import Image, ImageDraw
 
 from mmchat.errors import UserError
-from synthetic import degrade
-from synthetic.check import check, check_turned
+from synthetic import degradation
 from synthetic.fonts import Face, families
-from synthetic.layout import Page, Style, compose
-from synthetic.produce import Sample, redrawn
-from synthetic.records import place_of, record
-from synthetic.texts import Paragraph, TextFolder
+from synthetic.generate import Sample, redrawn
+from synthetic.label_check import check, check_turned
+from synthetic.page_layout import Page, Style, compose
+from synthetic.records import image_path, record
+from synthetic.text_folder import Paragraph, TextFolder
 
 PLAIN_STYLES = ("Regular", "Book", "Roman", "Normal", "Medium")
 BOLD = "Bold"
@@ -44,20 +44,20 @@ class PageMaker:
         """Raises DefectError if the page is not what its text says."""
         page, wear = self.compose(number, attempt)
         self.check(number, page, wear)
-        image = degrade.apply(draw(page), wear, [self.seed, number])
-        name = place_of("pages", number, wear.suffix)
+        image = degradation.apply(draw(page), wear, [self.seed, number])
+        name = image_path("pages", number, wear.suffix)
         said = record(f"pages/{number:07}", name, self.prompt, page.text)
-        return Sample({"pages": [said]}, {name: degrade.encoded(image, wear)})
+        return Sample({"pages": [said]}, {name: degradation.encoded(image, wear)})
 
-    def compose(self, number: int, attempt: int = 0) -> tuple[Page, degrade.Wear]:
+    def compose(self, number: int, attempt: int = 0) -> tuple[Page, degradation.Degradation]:
         rng = random.Random(f"{self.seed}/{number}/{attempt}")
         body, paragraphs = self.content(rng, round(DENSEST * (self.side / self.ems[0]) ** 2))
         bold = [face for face in self.faces if face.family == body.family and face.style == BOLD]
         style = Style.choose(rng, self.side, body, bold[0] if bold else body, self.ems)
         page = compose(rng, style, paragraphs, [face for face in self.faces if face.style in PLAIN_STYLES])
-        return page, degrade.choose(rng, self.level)
+        return page, degradation.choose(rng, self.level)
 
-    def check(self, number: int, page: Page, wear: degrade.Wear) -> None:
+    def check(self, number: int, page: Page, wear: degradation.Degradation) -> None:
         where = f"page {number} of seed {self.seed}"
         pieces = [run.piece for run in page.runs]
         check(pieces, page.text, (0, 0, page.side, page.side), where)
@@ -91,7 +91,7 @@ class PageMaker:
 
 def draw(page: Page) -> Image.Image:
     """Black on white, uint8[side, side]."""
-    image = Image.new("L", (page.side, page.side), degrade.WHITE)
+    image = Image.new("L", (page.side, page.side), degradation.WHITE)
     pen = ImageDraw.Draw(image)
     for run in page.runs:
         pen.text((run.x, run.baseline), run.text, fill=0, font=run.face.at(run.size), anchor="ls")

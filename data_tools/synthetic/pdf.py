@@ -14,10 +14,10 @@ from PIL import Image
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 from mmchat.extras import require
-from synthetic import degrade
-from synthetic.produce import SKIPPED, Sample
-from synthetic.records import place_of, record
-from synthetic.texts import tidy
+from synthetic import degradation
+from synthetic.generate import SKIPPED, Sample
+from synthetic.records import image_path, record
+from synthetic.text_folder import tidy
 
 PDF_SUFFIX = ".pdf"
 _FEWEST = 20
@@ -79,9 +79,9 @@ class PdfMaker:
         except Refused as reason:
             return Sample({f"{SKIPPED}/pages": [{"where": where, "reason": str(reason)}]})
         # It stands as straight as it was printed: where its ink is, only PDFium knows.
-        wear = replace(degrade.choose(random.Random(f"{self.seed}/pdf/{number}"), self.level), degrees=0.0)
-        name = place_of("pdf", number, wear.suffix)
-        data = degrade.encoded(degrade.apply(image, wear, [self.seed, number]), wear)
+        wear = replace(degradation.choose(random.Random(f"{self.seed}/pdf/{number}"), self.level), degrees=0.0)
+        name = image_path("pdf", number, wear.suffix)
+        data = degradation.encoded(degradation.apply(image, wear, [self.seed, number]), wear)
         return Sample({"pages": [record(f"pdf/{number:07}", name, self.prompt, text, where=where)]}, {name: data})
 
 

@@ -8,7 +8,7 @@ CHART_PROMPT = "Convert the key information of the chart to a python dict:"
 """OneChart (arXiv:2404.09987), which is Vary-tiny taught on charts."""
 
 
-def place_of(folder: str, number: int, suffix: str) -> str:
+def image_path(folder: str, number: int, suffix: str) -> str:
     """Where an image goes: a thousand in a folder."""
     return f"{folder}/{number // 1000:04}/{number:07}.{suffix}"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from side_by_side.kinds import MemoryByKind
+from side_by_side.memory_by_kind import MemoryByKind
 from torch import nn
 
-BENCH = Path(__file__).parents[2] / "bench" / "memory.py"
+BENCH = Path(__file__).parents[2] / "bench" / "training_memory.py"
 
 
 def test_bytes_of_a_step_counted_by_hand():

@@ -9,8 +9,8 @@ import make_charts
 import make_negatives
 import pytest
 from synthetic.charts import KINDS, ChartMaker, draw_chart
-from synthetic.check import DefectError
 from synthetic.fonts import SHIPPED, find_faces
+from synthetic.label_check import DefectError
 from synthetic.tables import ABSENT, Table, excerpt, invented, questions, read_tables
 
 from mmchat.data.sources import open_source

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import convert
 import pytest
-from convert_readers.items import Found, Skipped
-from convert_writer import skipped_list, write
+from convert_readers.interface import Converted, Skipped
+from convert_writer import skipped_path, write
 
 from mmchat.errors import UserError
 
@@ -22,7 +22,7 @@ SCRIPT = Path(convert.__file__)
 def found(number, answer="an answer", image=None):
     turns = [{"from": "human", "value": "<image>\nq" if image else "q"}, {"from": "gpt", "value": answer}]
     images = {"image": image} if image else {}
-    return Found(f"item {number}", {"id": str(number), **images, "conversations": turns})
+    return Converted(f"item {number}", {"id": str(number), **images, "conversations": turns})
 
 
 ITEMS = [found(1), found(2, ""), Skipped("item 3", "3", "cut", "why"), found(4, "é\u2028"), found(5)]
@@ -31,13 +31,13 @@ ITEMS = [found(1), found(2, ""), Skipped("item 3", "3", "cut", "why"), found(4, 
 def test_an_interrupted_conversion_goes_on_at_every_byte(tmp_path):
     whole = tmp_path / "whole.jsonl"
     write(ITEMS, whole)
-    expected, listed = whole.read_bytes(), skipped_list(whole).read_bytes()
+    expected, listed = whole.read_bytes(), skipped_path(whole).read_bytes()
     assert expected.count(b"\n") == 3 and listed.count(b"\n") == 2
     for size in range(len(expected) + 1):
         out = tmp_path / f"{size}.jsonl"
         out.with_name(f"{out.name}.part").write_bytes(expected[:size])
         tally = write(ITEMS, out)
-        assert out.read_bytes() == expected and skipped_list(out).read_bytes() == listed
+        assert out.read_bytes() == expected and skipped_path(out).read_bytes() == listed
         assert tally.written == 3 and tally.left_out == {"empty answer": 1, "cut": 1}
     assert not list(tmp_path.glob("*.part"))
 
@@ -70,9 +70,9 @@ def test_lines_that_are_there_are_not_looked_up_again(tmp_path):
 def test_what_the_schema_refuses_is_left_out(tmp_path, images):
     record = {"id": "x", "image": images, "conversations": [{"from": "human", "value": "<image>" * len(images)}]}
     with pytest.raises(UserError, match="nothing could be converted") as caught:
-        write([Found("item 1", record)], tmp_path / "o.jsonl")
+        write([Converted("item 1", record)], tmp_path / "o.jsonl")
     assert "1  invalid record, e.g. item 1 (x)" in str(caught.value)
-    assert "nothing to learn" in json.loads(skipped_list(tmp_path / "o.jsonl").read_text())["detail"]
+    assert "nothing to learn" in json.loads(skipped_path(tmp_path / "o.jsonl").read_text())["detail"]
 
 
 def test_nothing_converted_leaves_the_list_alone(tmp_path):
@@ -138,7 +138,7 @@ def test_a_killed_process_is_resumed_to_the_same_bytes(tmp_path):
     convert.main(command(whole)[2:])
     assert cut < whole.stat().st_size
     assert killed.read_bytes() == whole.read_bytes()
-    assert skipped_list(killed).read_bytes() == skipped_list(whole).read_bytes()
+    assert skipped_path(killed).read_bytes() == skipped_path(whole).read_bytes()
     assert not list(tmp_path.glob("*.part"))
 
 

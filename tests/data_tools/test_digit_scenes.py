@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import digit_questions as talk
 import digit_scenes as ds
-import digit_talk as talk
 import numpy as np
 import pytest
 

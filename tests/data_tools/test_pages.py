@@ -9,12 +9,12 @@ import make_pages
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import degrade, produce
-from synthetic.check import DefectError, Piece, check, check_turned
+from synthetic import degradation, generate
 from synthetic.fonts import SHIPPED, SYSTEM, Face, find_faces
+from synthetic.label_check import DefectError, Piece, check, check_turned
 from synthetic.line_breaking import broken
 from synthetic.pages import PageMaker, draw
-from synthetic.texts import open_texts, tidy
+from synthetic.text_folder import open_texts, tidy
 
 from mmchat.constants import OCR_PROMPT
 from mmchat.data.sources import open_source
@@ -96,16 +96,16 @@ def test_a_page_that_fails_its_check_is_drawn_again_and_listed():
     def attempt(number):
         if number < failures:
             raise DefectError(f"attempt {number}")
-        return produce.Sample({"pages": [{"id": number}]})
+        return generate.Sample({"pages": [{"id": number}]})
 
     failures = 0
-    assert produce.redrawn(attempt).records == {"pages": [{"id": 0}]}
+    assert generate.redrawn(attempt).records == {"pages": [{"id": 0}]}
     failures = 2
     listed = [{"reason": "attempt 0"}, {"reason": "attempt 1"}]
-    assert produce.redrawn(attempt).records == {"pages": [{"id": 2}], "skipped/redrawn": listed}
+    assert generate.redrawn(attempt).records == {"pages": [{"id": 2}], "skipped/redrawn": listed}
     failures = 9
     with pytest.raises(DefectError, match="attempt 4"):
-        produce.redrawn(attempt)
+        generate.redrawn(attempt)
 
 
 def test_skew_may_not_turn_ink_off_the_page():
@@ -116,24 +116,24 @@ def test_skew_may_not_turn_ink_off_the_page():
         check_turned(corner, 9.0, 100, "")
     turned = Image.new("L", (100, 100), 255)
     turned.paste(0, (2, 2, 4, 4))
-    assert (np.asarray(degrade.apply(turned, degrade.Wear(degrees=9.0), [0])) > 128).all()
+    assert (np.asarray(degradation.apply(turned, degradation.Degradation(degrees=9.0), [0])) > 128).all()
 
 
-@pytest.mark.parametrize("level", sorted(degrade.LEVELS))
+@pytest.mark.parametrize("level", sorted(degradation.LEVELS))
 def test_wear_is_seeded_and_leaves_the_text_darker_than_the_paper(maker, level):
     page, _ = maker.compose(0)
     clean = draw(page)
     for seed in range(6):
-        wear = replace(degrade.choose(random.Random(seed), level), degrees=0.0)
-        worn = np.asarray(degrade.apply(clean, wear, [seed])).astype(int)
-        again = np.asarray(degrade.apply(clean, wear, [seed]))
+        wear = replace(degradation.choose(random.Random(seed), level), degrees=0.0)
+        worn = np.asarray(degradation.apply(clean, wear, [seed])).astype(int)
+        again = np.asarray(degradation.apply(clean, wear, [seed]))
         assert (worn == again).all() and (level != "none" or (worn == np.asarray(clean)).all())
         ink = np.asarray(clean) < 100
         assert np.median(worn[ink]) < np.median(worn[~ink]) - 40
 
 
 def bytes_made(make, out: Path, workers: int = 0) -> dict[Path, bytes]:
-    produce.produce(make, 7, out, {"seed": 0}, workers, stretch=2)
+    generate.generate_dataset(make, 7, out, {"seed": 0}, workers, stretch=2)
     return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 

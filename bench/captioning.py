@@ -4,8 +4,8 @@ All three have the same weights and images, and an answer ends after as many tok
 weights are random. In fp32 all must generate the same ids, or there is nothing to compare. Every variant is a process
 of its own, and they take turns. README.md says how to read the line.
 
-    python bench/generation.py
-    python bench/generation.py --images 16 --rounds 1
+    python bench/captioning.py
+    python bench/captioning.py --images 16 --rounds 1
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_by_side.images import draw_clouds
-from side_by_side.shapes import SHAPES
+from side_by_side.model_shapes import SHAPES
+from side_by_side.random_images import draw_clouds
 from train import HERE, hardware, say
 from transformers import GenerationConfig
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8, help="of ours; that of `mmchat caption`")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/generation.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/captioning.json"))
     parser.add_argument("--variant", nargs=4, metavar=("NAME", "FOLDER", "MODEL", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
@@ -99,7 +99,7 @@ def caption_lengths(count: int) -> list[int]:
 def run(variant: str, folder: Path, model: str, images: int, batch_size: int = CHECKED // 2) -> dict[str, Any]:
     """A process of its own."""
     out = folder / "measured.json"
-    command = [sys.executable, str(HERE / "generation.py"), "--variant", variant, str(folder), model, str(out)]
+    command = [sys.executable, str(HERE / "captioning.py"), "--variant", variant, str(folder), model, str(out)]
     command += ["--images", str(images), "--batch-size", str(batch_size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:

@@ -7,10 +7,10 @@ import make_lines
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic.check import DefectError
 from synthetic.fonts import SHIPPED, find_faces
-from synthetic.lines import LETTERS, SHUFFLED, Style, draw, letters
-from synthetic.texts import tidy
+from synthetic.label_check import DefectError
+from synthetic.text_folder import tidy
+from synthetic.text_lines import LETTERS, SHUFFLED, Style, draw, letters
 
 from mmchat.constants import OCR_PROMPT
 from mmchat.data.sources import open_source
@@ -133,7 +133,7 @@ def test_users_mistakes(made, text_folder, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_every_machine_has_real_english():
-    from synthetic import english
+    from synthetic import english_corpus
 
-    words = [word for paragraph in english.paragraphs() for word in paragraph.split()]
+    words = [word for paragraph in english_corpus.paragraphs() for word in paragraph.split()]
     assert len(words) > 100_000 and len(set(words)) > 8_000

@@ -20,7 +20,7 @@ from mmchat.data.parallel import cut, map_chunks
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json
-from synthetic.check import DefectError
+from synthetic.label_check import DefectError
 
 PLAN, PARTS, SKIPPED = "engine.plan", ".parts", "skipped"
 REDRAWN = f"{SKIPPED}/redrawn"
@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class InTurn:
+class ConcatMaker:
     """The samples of several makers, one maker after another, each numbered from 0."""
 
     makers: tuple[Callable[[int], Sample], ...]
@@ -92,7 +92,7 @@ class _Stretch:
         write_json(self.out / PARTS / f"{numbers[0]:09}.json", records)
 
 
-def produce(
+def generate_dataset(
     make: Callable[[int], Sample], count: int, out: Path, plan: dict[str, Any], workers: int, stretch: int = 64
 ) -> dict[str, int]:
     """Samples 0 to `count` below `out`; how many records each file has.

@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import generation
+import captioning
 import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench" / "generation.py"
+BENCH = Path(__file__).parents[2] / "bench" / "captioning.py"
 STOPS = [2, 0]
 
 
 def test_captions_end_when_they_shall():
     """A batch of two and one of one; ids 5, then 6, are what the model would say if it could not stop."""
-    forced = generation.ForcedLengths([1, 3, 2], STOPS)
+    forced = captioning.ForcedLengths([1, 3, 2], STOPS)
 
     def forward(rows, tokens):
         logits = torch.zeros(rows, tokens, 8)
@@ -32,9 +32,9 @@ def test_captions_end_when_they_shall():
 
 
 def test_lengths_are_those_that_the_readme_states():
-    lengths = generation.caption_lengths(20_000)
-    assert min(lengths) == generation.SHORTEST and max(lengths) == generation.LONGEST
-    assert abs(np.mean(lengths) - generation.MEAN) < 2
+    lengths = captioning.caption_lengths(20_000)
+    assert min(lengths) == captioning.SHORTEST and max(lengths) == captioning.LONGEST
+    assert abs(np.mean(lengths) - captioning.MEAN) < 2
 
 
 @pytest.mark.slow

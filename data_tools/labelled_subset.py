@@ -1,6 +1,6 @@
 """Draw a few labelled images, equally many of each class: what is left when labels are dear.
 
-    python data_tools/labelled_share.py data/digits/train --count 15 --seed 0 --out few.jsonl
+    python data_tools/labelled_subset.py data/digits/train --count 15 --seed 0 --out few.jsonl
 
 The table names images and labels; whoever reads it names the folder of the data as `image_root`. Of classes with
 unequal shares, as with 15 of ten, it is drawn which get one more.

@@ -7,11 +7,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synthetic.check import Box, Piece
 from synthetic.fonts import Face, width
 from synthetic.formulas import formula
+from synthetic.label_check import Box, Piece
 from synthetic.line_breaking import broken
-from synthetic.texts import Paragraph
+from synthetic.text_folder import Paragraph
 
 OVERHANG = 0.3
 """Of the em: how far the ink of a slanted letter may reach out of its column."""

@@ -15,7 +15,7 @@ _TILE = 512
 
 
 @dataclass(frozen=True)
-class Wear:
+class Degradation:
     """How a page is worn. degrees: against the clock. blur: standard deviation in pixels. paper and noise: shades of
     255. quality: JPEG's, None for PNG."""
 
@@ -30,13 +30,13 @@ class Wear:
         return "png" if self.quality is None else "jpg"
 
 
-def choose(rng: random.Random, level: str) -> Wear:
+def choose(rng: random.Random, level: str) -> Degradation:
     """A page's wear. level: `none`, `light` or `strong`."""
     most = LEVELS[level]
     if most is None:
-        return Wear()
+        return Degradation()
     often = lambda share: rng.random() if rng.random() < share else 0.0  # noqa: E731
-    return Wear(
+    return Degradation(
         degrees=most.degrees * (2 * often(0.5) - 1) if rng.random() < 0.5 else 0.0,
         blur=most.blur * often(0.5),
         paper=most.paper * often(0.6),
@@ -45,15 +45,15 @@ def choose(rng: random.Random, level: str) -> Wear:
     )
 
 
-LEVELS: dict[str, Wear | None] = {
+LEVELS: dict[str, Degradation | None] = {
     "none": None,
-    "light": Wear(degrees=0.6, blur=0.6, paper=16, noise=6, quality=70),
-    "strong": Wear(degrees=2.0, blur=1.2, paper=50, noise=18, quality=25),
+    "light": Degradation(degrees=0.6, blur=0.6, paper=16, noise=6, quality=70),
+    "strong": Degradation(degrees=2.0, blur=1.2, paper=50, noise=18, quality=25),
 }
 """The most of each; of quality the least."""
 
 
-def apply(image: Image.Image, wear: Wear, seed: list[int]) -> Image.Image:
+def apply(image: Image.Image, wear: Degradation, seed: list[int]) -> Image.Image:
     """A grey page as it looks after `wear`; texture and noise are drawn from `seed`."""
     rng = np.random.default_rng(seed)
     if wear.degrees:
@@ -67,7 +67,7 @@ def apply(image: Image.Image, wear: Wear, seed: list[int]) -> Image.Image:
     return image
 
 
-def encoded(image: Image.Image, wear: Wear) -> bytes:
+def encoded(image: Image.Image, wear: Degradation) -> bytes:
     file = io.BytesIO()
     if wear.quality is None:
         image.save(file, "PNG", compress_level=1)

@@ -3,9 +3,9 @@
 Looking at every tensor costs time, so speed is measured by train.py and memory by kind here. README.md says what the
 kinds are.
 
-    python bench/memory.py
-    python bench/memory.py --stage pretrain --a logits_to_keep
-    python bench/memory.py -- --packing null                  # what follows -- overrides B's run config
+    python bench/training_memory.py
+    python bench/training_memory.py --stage pretrain --a logits_to_keep
+    python bench/training_memory.py -- --packing null                  # what follows -- overrides B's run config
 """
 
 import tempfile
@@ -21,7 +21,7 @@ KINDS = ("parameters", "gradients", "moments", "saved")
 
 
 def main() -> None:
-    arguments, overrides = parse(__doc__, Path("runs/bench/memory.json"))
+    arguments, overrides = parse(__doc__, Path("runs/bench/training_memory.json"))
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments, overrides)

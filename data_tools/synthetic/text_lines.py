@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from synthetic.check import Piece, check
 from synthetic.fonts import Face, families
-from synthetic.produce import Sample
-from synthetic.records import place_of, record
+from synthetic.generate import Sample
+from synthetic.label_check import Piece, check
+from synthetic.records import image_path, record
 
 ENGLISH, SHUFFLED, LETTERS = "english", "shuffled", "letters"
 KINDS = (ENGLISH, SHUFFLED, LETTERS)
@@ -76,7 +76,7 @@ class LineMaker:
         image = Image.new("L", (width, height * rows), 255)
         for row, line in enumerate(lines, first):
             image.paste(line.image, (0, row * height))
-        name = place_of(self.split, number, "png")
+        name = image_path(self.split, number, "png")
         text = "\n".join(line.text for line in lines)
         about = {"kinds": [self.group(lines)], "families": [line.family for line in lines]}
         made = record(f"{self.split}/{number:07}", name, self.style.prompt, text, **about)

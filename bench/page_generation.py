@@ -3,8 +3,8 @@
 The pages are as dense as the engine makes them (every page in its smallest letters) and, after that, as it makes them
 by default. README.md says how to read the lines.
 
-    python bench/pages.py
-    python bench/pages.py --pages 40 --text books --fonts shipped system
+    python bench/page_generation.py
+    python bench/page_generation.py --pages 40 --text books --fonts shipped system
 """
 
 import argparse
@@ -20,11 +20,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_tools"))  # programs, not a package that is installed
 
-from synthetic import degrade, english  # noqa: E402
+from synthetic import degradation, english_corpus  # noqa: E402
 from synthetic.fonts import FONTS_HELP, SHIPPED, find_faces  # noqa: E402
+from synthetic.generate import generate_dataset  # noqa: E402
 from synthetic.pages import PageMaker, draw  # noqa: E402
-from synthetic.produce import produce  # noqa: E402
-from synthetic.texts import open_texts  # noqa: E402
+from synthetic.text_folder import open_texts  # noqa: E402
 
 from mmchat.constants import OCR_PROMPT  # noqa: E402
 from mmchat.files import write_json  # noqa: E402
@@ -39,13 +39,13 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=400, help="of each kind")
     parser.add_argument("--text", type=Path, help="folder of .txt and .md; not given: Python's documentation")
     parser.add_argument("--fonts", nargs="+", default=[SHIPPED], metavar="PLACE", help=FONTS_HELP)
-    parser.add_argument("--degrade", choices=degrade.LEVELS, default="light")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/pages.json"))
+    parser.add_argument("--degrade", choices=degradation.LEVELS, default="light")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/page_generation.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if not arguments.text:
-            (folder / "english.txt").write_text("\n\n".join(english.paragraphs()))
+            (folder / "english.txt").write_text("\n\n".join(english_corpus.paragraphs()))
         maker = PageMaker(
             seed=0,
             texts=open_texts(arguments.text or folder),
@@ -67,7 +67,7 @@ def main() -> None:
 def measure(maker: PageMaker, pages: int, out: Path) -> dict[str, Any]:
     """Pages a second by the clock and by CPU time, then milliseconds of CPU time by stage, and characters of a page."""
     begun, spent = time.perf_counter(), children_seconds()
-    produce(maker, pages, out, {}, WORKERS, stretch=max(1, pages // 16))
+    generate_dataset(maker, pages, out, {}, WORKERS, stretch=max(1, pages // 16))
     clock, cpu = time.perf_counter() - begun, children_seconds() - spent
     stages, characters = in_stages(maker, min(pages, 50))
     return {
@@ -98,8 +98,8 @@ def in_stages(maker: PageMaker, pages: int) -> tuple[dict[str, float], float]:
         page, wear = timed("set", maker.compose, number)
         timed("check", maker.check, number, page, wear)
         image = timed("draw", draw, page)
-        image = timed("wear", degrade.apply, image, wear, [maker.seed, number])
-        timed("encode", degrade.encoded, image, wear)
+        image = timed("wear", degradation.apply, image, wear, [maker.seed, number])
+        timed("encode", degradation.encoded, image, wear)
         characters += len(page.text)
     return {stage: 1000 * spent / pages for stage, spent in seconds.items()}, characters / pages
 

@@ -2,7 +2,7 @@
 
 import sys
 
-import pages
+import page_generation
 import pytest
 
 
@@ -10,8 +10,16 @@ import pytest
 def test_a_small_measurement(tmp_path, monkeypatch, capsys):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("\n\n".join(f"The lamp burned low on evening {n}." for n in range(400)))
-    words = ["pages.py", "--pages", "4", "--text", str(tmp_path / "text"), "--out", str(tmp_path / "pages.json")]
+    words = [
+        "page_generation.py",
+        "--pages",
+        "4",
+        "--text",
+        str(tmp_path / "text"),
+        "--out",
+        str(tmp_path / "pages.json"),
+    ]
     monkeypatch.setattr(sys, "argv", words)
-    pages.main()
+    page_generation.main()
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("dense: ") and said[1].startswith("usual: ") and "draw" in said[1]

@@ -11,7 +11,7 @@ SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt",
 """LLaVA's words for the speakers of a conversation, and the chat's."""
 
 
-class Found(NamedTuple):
+class Converted(NamedTuple):
     """A record in LLaVA's layout, not yet validated. where: `file item number`, for messages."""
 
     where: str
@@ -32,7 +32,7 @@ class Skipped(NamedTuple):
     unwanted: bool = False
 
 
-class Unusable(Exception):  # noqa: N818 - a value on its way to `Skipped`, not an error that leaves a reader
+class UnusableItem(Exception):  # noqa: N818 - a value on its way to `Skipped`, not an error that leaves a reader
     """Why an item becomes no record; `attempt` turns it into `Skipped`."""
 
     def __init__(self, reason: str, detail: Any = "") -> None:
@@ -74,11 +74,11 @@ class Job:
 
 
 def attempt(pairs: Iterable[tuple[str, Any]], make: Callable[[str, Any], Any]) -> Iterator[Any]:
-    """`make(where, item)` for each of `pairs`, or `Skipped` where it raises `Unusable`."""
+    """`make(where, item)` for each of `pairs`, or `Skipped` where it raises `UnusableItem`."""
     for where, item in pairs:
         try:
             yield make(where, item)
-        except Unusable as problem:
+        except UnusableItem as problem:
             yield Skipped(where, identity(item), problem.reason, problem.detail)
 
 
@@ -93,13 +93,13 @@ def text_of(item: Any, key: str) -> str:
     """The words under `key`, without surrounding white space; numbers are written out.
 
     Raises:
-        Unusable: not an object, no such key, no text, or nothing but white space.
+        UnusableItem: not an object, no such key, no text, or nothing but white space.
     """
     value = item.get(key) if isinstance(item, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Unusable(f"no `{key}`", item)
+        raise UnusableItem(f"no `{key}`", item)
     if not str(value).strip():
-        raise Unusable(f"empty `{key}`", item)
+        raise UnusableItem(f"empty `{key}`", item)
     return str(value).strip()
 
 
@@ -107,17 +107,17 @@ def plain(text: str) -> str:
     """Text that is meant as words.
 
     Raises:
-        Unusable: it holds `<image>`, which in a record would stand for an image.
+        UnusableItem: it holds `<image>`, which in a record would stand for an image.
     """
     if IMAGE_PLACEHOLDER in text:
-        raise Unusable(f'literal "{IMAGE_PLACEHOLDER}" in the text', text[:200])
+        raise UnusableItem(f'literal "{IMAGE_PLACEHOLDER}" in the text', text[:200])
     return text
 
 
 def speaker(name: Any, turn: Any) -> str:
-    """Raises Unusable for one that LLaVA's layout does not know."""
+    """Raises UnusableItem for one that LLaVA's layout does not know."""
     if not isinstance(name, str) or name not in SPEAKERS:
-        raise Unusable(f"a turn from none of {', '.join(SPEAKERS)}", turn)
+        raise UnusableItem(f"a turn from none of {', '.join(SPEAKERS)}", turn)
     return SPEAKERS[name]
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from labelled_share import main
+from labelled_subset import main
 from PIL import Image
 
 from mmchat.data.sources import open_source

@@ -4,8 +4,8 @@ From the bytes of a JPEG to normalised float32[3, size, size], image by image. B
 be A to the bit, and with `draft` (mmchat.data.config), which must be near it. Every variant is a process of its own,
 and they take turns. README.md says how to read the line.
 
-    python bench/data.py
-    python bench/data.py --images 4 --rounds 1
+    python bench/image_preprocessing.py
+    python bench/image_preprocessing.py --images 4 --rounds 1
 """
 
 import argparse
@@ -22,7 +22,7 @@ from statistics import median
 
 import numpy as np
 from PIL import Image
-from side_by_side.images import draw_clouds
+from side_by_side.random_images import draw_clouds
 
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.data.dataset import DRAFT_OF_SQUARE
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of CPU time, for a variant's images of a size")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/data.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/image_preprocessing.json"))
     arguments = parser.parse_args()
     quiet_libraries()
     if arguments.variant:
