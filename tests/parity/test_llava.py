@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from side_by_side.names import our_name
+from side_by_side.parameter_names import our_name
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mmchat.model.config import MMChatConfig
