@@ -1,14 +1,19 @@
-"""Words: messages become token ids and labels, born together, and the saved Jinja gives the same ids.
+"""Conversations: messages become token ids and labels in one pass. The saved Jinja chat template gives the same ids.
 
-messages (messages.py) -> turns in an order that the Template can write (dialogue.py; template.py, templates.py)
-    -> typed segments (segments.py, writing.py; auto.py where the tokenizer's own Jinja writes)
-    -> ids and labels (encoding.py), cut to a length (render.py)
-chat template text (jinja.py) -> the same segments -> the same ids (prompt.py; marks.py keeps typed tokens text)
+`render` runs these steps:
+    messages.py         messages of two dialects -> turns
+    turn_order.py       turns -> an order that the template supports
+    apply_template.py   turns -> typed segments: text, control tokens, images (segments.py)
+    encoding.py         segments -> token ids and labels (codec.py: the tokenizer, safe against typed control tokens)
 
-docs/guides/templates.md: the templates, and what becomes of every order of turns.
+`to_jinja` (jinja.py) writes the chat template that is saved with a model. `encode_prompt` (prompt.py) parses the text
+that it writes back to the same segments, so to the same ids. special_tokens.py marks typed control tokens in between.
+The template `auto` is the tokenizer's own Jinja (tokenizer_template.py).
+
+docs/guides/templates.md lists the templates and how each order of turns is handled.
 """
 
-from mmchat.conversation.encoding import control_tokens
+from mmchat.conversation.codec import control_tokens
 from mmchat.conversation.jinja import to_jinja
 from mmchat.conversation.messages import Turn, merge_text_parts, parse_messages
 from mmchat.conversation.prompt import count_images, encode_prompt

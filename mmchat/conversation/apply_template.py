@@ -1,10 +1,10 @@
-"""A dialogue written out as a template says: as typed segments."""
+"""Apply a template to a dialogue: turns become typed segments."""
 
 from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from mmchat.conversation.encoding import Codec
+from mmchat.conversation.codec import Codec
 from mmchat.conversation.messages import Turn
 from mmchat.conversation.segments import Control, Image, Segment, Text, parse_segments, strip_around_images
 from mmchat.conversation.special_tokens import drop_marks
@@ -14,55 +14,66 @@ from mmchat.errors import UserError
 
 
 class Literal(NamedTuple):
-    """What the template itself writes, before it is known which of it are tokens."""
+    """Text that the template itself writes. Control tokens in it are not resolved yet."""
 
     text: str
     supervised: bool = False
 
 
-Written = Segment | Literal
+Unresolved = Segment | Literal
 
 
 def write_segments(
     dialogue: Dialogue, template: Template, codec: Codec, system: str | None, add_generation_prompt: bool
 ) -> list[Segment]:
-    """The segments of a dialogue. The messages' own system message wins over `system`, that over the default.
+    """Write a dialogue as segments.
+
+    Args:
+        dialogue: The turns. Its own system message takes precedence over `system`.
+        template: The template.
+        codec: The tokenizer's codec.
+        system: The system message. None uses the template's default.
+        add_generation_prompt: End with the assistant's header.
 
     Raises:
-        UserError: the template has no place for the system message, a generation prompt would follow an
-            assistant turn, or the tokenizer lacks a token that the template writes.
+        UserError: The template has no system message, a generation prompt would follow an assistant turn, or the
+            tokenizer lacks a token that the template writes.
     """
     for token in template.control:
         codec.require(token)
     turns = dialogue.turns
     if add_generation_prompt and template.alternating and turns and turns[-1].role == "assistant":
-        raise UserError("a generation prompt must follow a user turn, the last turn is the assistant's")
+        raise UserError("a generation prompt must follow a user turn, but the last turn is the assistant's")
     block = _system_block(dialogue.system if dialogue.system is not None else system, template)
     segments = _resolve(_write(turns, block, template, add_generation_prompt), codec)
     return strip_around_images(segments) if template.strip_around_images else segments
 
 
 def check_system(system: str | None, template: Template) -> None:
-    """UserError where the template has no place for this system message."""
+    """Refuse a system message that the template cannot write.
+
+    Raises:
+        UserError: The template has no system message.
+    """
     if system and template.system is None:
         raise UserError(
             f"template {template.name!r} has no place for a system message; leave it out (found {repr(system)[:80]})"
         )
 
 
-def _system_block(system: str | None, template: Template) -> list[Written]:
+def _system_block(system: str | None, template: Template) -> list[Unresolved]:
     check_system(system, template)
-    # The default is the template's own writing; what anyone else says is text.
-    words = Literal(template.default_system) if system is None else Text(drop_marks(system))
-    if not template.system or not words.text:
+    # The default is the template's own literal. Any other system message is text.
+    message = Literal(template.default_system) if system is None else Text(drop_marks(system))
+    if not template.system or not message.text:
         return []
     before, after = template.system
-    return [Literal(before), words, Literal(after)]
+    return [Literal(before), message, Literal(after)]
 
 
 def _write(
-    turns: list[Turn], system_block: list[Written], template: Template, add_generation_prompt: bool
-) -> Iterator[Written]:
+    turns: list[Turn], system_block: list[Unresolved], template: Template, add_generation_prompt: bool
+) -> Iterator[Unresolved]:
     if not template.system_in_user:
         yield from system_block
     for number, turn in enumerate(turns):
@@ -90,8 +101,8 @@ def _write(
 
 
 def _user_content(turn: Turn, template: Template) -> Iterator[Segment]:
-    beside_images = None in turn.parts
-    keep_text = {"keep": True, "drop": False, "drop_beside_images": not beside_images}[template.user_text]
+    has_images = None in turn.parts
+    keep_text = {"keep": True, "drop": False, "drop_beside_images": not has_images}[template.user_text]
     for part in turn.parts:
         if part is None:
             yield Image()
@@ -99,16 +110,18 @@ def _user_content(turn: Turn, template: Template) -> Iterator[Segment]:
             yield Text(drop_marks(part))
 
 
-def _resolve(written: Iterator[Written], codec: Codec) -> list[Segment]:
-    """Literals become the tokens they spell and text. Neighbours are read as one string, as a tokenizer reads
-    them, so that a token may be written by two."""
+def _resolve(unresolved: Iterator[Unresolved], codec: Codec) -> list[Segment]:
+    """Split literals into control tokens and text.
+
+    Adjacent literals are joined first, as in plain tokenization, because two may spell one token together.
+    """
     segments: list[Segment] = []
-    for is_literal, group in groupby(written, lambda segment: isinstance(segment, Literal)):
+    for is_literal, group in groupby(unresolved, lambda segment: isinstance(segment, Literal)):
         if not is_literal:
             segments += group
             continue
         literals = tuple(group)
-        if literals not in codec.read_literals:  # a template has few
+        if literals not in codec.read_literals:  # there are few per template
             codec.read_literals[literals] = _read_literals(literals, codec)
         segments += codec.read_literals[literals]
     return segments

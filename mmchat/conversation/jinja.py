@@ -1,14 +1,14 @@
-"""A Template as the Jinja chat template that is saved beside the tokenizer and the processor.
+"""Write a Template as a Jinja chat template, which is saved with the tokenizer and the processor.
 
-It reads the chat dialect. Each image is written as one start, pad, end group, which the processor expands.
-BOS is written out, as every chat template does, because apply_chat_template encodes without special tokens.
+It reads the chat dialect. Each image is written as one group of start, pad and end, which the processor expands. BOS is
+written out, as in every chat template, because apply_chat_template encodes without special tokens.
 """
 
 import json
 import re
 
 from mmchat.conversation.apply_template import check_system
-from mmchat.conversation.encoding import codec_for
+from mmchat.conversation.codec import codec_for
 from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
 from mmchat.conversation.special_tokens import mark_tokens
 from mmchat.conversation.template import Template
@@ -31,7 +31,7 @@ _TEXT_MACRO = """\
 {%- endmacro -%}
 """
 
-# A template that strips white space around images cannot write as it goes: it has to take back what it wrote.
+# A template that strips white space around images cannot write directly: it must remove white space already written.
 _STRIPPING_MACROS = """\
 {%- set ns = namespace(out='', bare=false) -%}
 {%- macro put(string) -%}
@@ -87,7 +87,7 @@ CHECKS
     {{- put(TOOL_BEFORE) -}}{{- put(text(message['content'])) -}}{{- put(TOOL_AFTER) -}}
     {%- if loop.last or loop.nextitem['role'] != 'tool' -%}{{- put(TOOLS_AFTER) -}}{%- endif -%}
   {%- else -%}
-    {{- raise_exception('role ' ~ message['role'] ~ ' cannot stand here, expected ROLES') -}}
+    {{- raise_exception('role ' ~ message['role'] ~ ' is not allowed here, expected ROLES') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- put(HEADER) -}}{%- else -%}{{- put(END) -}}{%- endif -%}
@@ -123,17 +123,20 @@ _NO_SYSTEM_CHECK = """\
 
 
 def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, system: str | None = None) -> str:
-    """The chat template that writes what `render` encodes, with this tokenizer's BOS and EOS.
+    """The Jinja chat template that writes what `render` encodes, with this tokenizer's BOS and EOS.
 
-    `encode_prompt` of its text gives the ids of `render` with the same `system` and `add_generation_prompt`.
-    What render refuses (order of turns, unknown roles and parts) it refuses with `raise_exception`.
+    `encode_prompt` of its output gives the ids of `render` with the same `system` and `add_generation_prompt`. What
+    `render` refuses (order of turns, unknown roles and parts) it refuses with `raise_exception`.
 
     Args:
-        system: written where the messages bring no system message; None is the template's own, "" is none.
+        template: A name in `TEMPLATES`, or a `Template`.
+        slots: The slot tokens. None uses `DEFAULT_SLOTS`.
+        tokenizer: A fast transformers tokenizer.
+        system: System message of conversations that have none. None uses the template's own, "" none.
 
     Raises:
-        UserError: the tokenizer lacks a token that the template writes, or is a slow one; the template has no
-            place for a system message.
+        UserError: The tokenizer is a slow one or lacks a token that the template writes, or the template has no system
+            message.
     """
     if isinstance(template, str):
         template = get_template(template)
@@ -188,5 +191,5 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
 
 
 def _fill(source: str, values: dict[str, str]) -> str:
-    """Every name of `values` by its value, in one pass: a value is never searched for names."""
+    """Replace every name of `values` by its value in one pass, so that values are not searched for names."""
     return re.sub("|".join(rf"\b{name}\b" for name in values), lambda match: values[match[0]], source)

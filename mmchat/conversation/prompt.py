@@ -1,10 +1,11 @@
-"""The text that a saved chat template writes, back to the segments it means: so to the ids of `render`."""
+"""Parse the text that a saved chat template writes back to segments, so that it gives the ids of `render`."""
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from mmchat.conversation.encoding import Codec, codec_for, encode_segments
+from mmchat.conversation.codec import Codec, codec_for
+from mmchat.conversation.encoding import encode_segments
 from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Spans, Text, parse_segments
 from mmchat.conversation.special_tokens import MARK_END, MARK_START
 from mmchat.errors import UserError
@@ -18,20 +19,23 @@ def encode_prompt(
     *,
     sanitize_control_tokens: bool = False,
 ) -> list[int]:
-    """The ids of a prompt in which each image is one group: start, one pad, end.
+    """Token ids of a prompt in which each image is one group: start, one pad, end.
 
-    For text from the Jinja of `to_jinja` these are exactly the ids of `render`. The tokenizer's BOS is added
-    unless the text starts with it.
+    For text from the Jinja of `to_jinja` these are exactly the ids of `render`. The tokenizer's BOS is added unless the
+    text starts with it.
 
     Args:
-        image_tokens: pad tokens per image: one number for all, or one per image.
-        sanitize_control_tokens: the text came from `apply_chat_template(..., sanitize_control_tokens=True)`,
-            which marks what users typed; marked tokens are text. Otherwise every added token is one, but for
-            those that the chat template marks itself.
+        text: The prompt.
+        tokenizer: A fast transformers tokenizer.
+        slots: The slot tokens.
+        image_tokens: Pad tokens per image: one number for all, or one per image.
+        sanitize_control_tokens: The text came from `apply_chat_template(..., sanitize_control_tokens=True)`, which
+            marks the control tokens that users typed; marked tokens are text. Otherwise every added token is a control
+            token, except those that the chat template marks itself.
 
     Raises:
-        UserError: a slot token outside a group, or numbers of images and image_tokens that differ; as in
-            `render` for the tokenizer.
+        UserError: A slot token is outside a group, the numbers of images and `image_tokens` differ, or the tokenizer
+            is unsuitable (as in `render`).
     """
     codec = codec_for(tokenizer)
     segments = parse_prompt(text, codec, slots, sanitized=sanitize_control_tokens)
@@ -39,7 +43,7 @@ def encode_prompt(
 
 
 def count_images(text: str, tokenizer, slots: SlotTokens, *, sanitize_control_tokens: bool = False) -> int:
-    """How many images `encode_prompt` finds in a prompt; arguments and errors as there."""
+    """Count the images in a prompt. Arguments and errors are those of `encode_prompt`."""
     segments = parse_prompt(text, codec_for(tokenizer), slots, sanitized=sanitize_control_tokens)
     return sum(isinstance(segment, Image) for segment in segments)
 
@@ -47,16 +51,20 @@ def count_images(text: str, tokenizer, slots: SlotTokens, *, sanitize_control_to
 def parse_prompt(
     text: str, codec: Codec, slots: SlotTokens, *, sanitized: bool, supervised: Spans = ()
 ) -> list[Segment]:
-    """The segments of a text that a chat template wrote, without the BOS that encode_segments puts in front.
+    """Segments of a text that a chat template wrote, without the BOS that `encode_segments` adds.
 
-    sanitized: users' text was marked, so a mark that stands alone is left over from one and is dropped.
-    supervised: character spans to be learned.
+    Args:
+        text: The text.
+        codec: The tokenizer's codec.
+        slots: The slot tokens.
+        sanitized: Typed control tokens are marked, so a lone mark is a leftover of one and is dropped.
+        supervised: Character spans to supervise.
 
     Raises:
-        UserError: a slot token outside a group.
+        UserError: A slot token is outside a group.
     """
 
-    def read(match: re.Match, supervised: bool) -> Segment:
+    def to_segment(match: re.Match, supervised: bool) -> Segment:
         found = match[0]
         if found == slots.group:
             return Image()
@@ -65,14 +73,14 @@ def parse_prompt(
         if found in (slots.pad, slots.start, slots.end):
             raise UserError(
                 f"{found!r} stands alone at character {match.start()} of the prompt: write each image as "
-                f"{slots.group!r}, the processor expands it"
+                f"{slots.group!r}; the processor expands it"
             )
         return Control(found, supervised)
 
-    segments = parse_segments(text, _pattern(codec.pattern.pattern, slots, sanitized), supervised, read)
+    segments = parse_segments(text, _pattern(codec.pattern.pattern, slots, sanitized), supervised, to_segment)
     bos = codec.prefix_tokens
-    written = [segment.token for segment in segments[: len(bos)] if isinstance(segment, Control)]
-    return segments[len(bos) :] if written == bos else segments
+    first_tokens = [segment.token for segment in segments[: len(bos)] if isinstance(segment, Control)]
+    return segments[len(bos) :] if first_tokens == bos else segments
 
 
 @lru_cache(maxsize=64)

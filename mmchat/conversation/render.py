@@ -7,7 +7,8 @@ from typing import Any
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.apply_template import write_segments
-from mmchat.conversation.encoding import Codec, EncodedConversation, codec_for, encode_segments
+from mmchat.conversation.codec import Codec, codec_for
+from mmchat.conversation.encoding import EncodedConversation, encode_segments
 from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template

@@ -1,6 +1,6 @@
-"""A conversation as typed segments: text that is never a control token, control tokens, images.
+"""A conversation as typed segments: text, control tokens and images.
 
-Whoever writes a segment decides its type, so nothing a user types can become anything but text.
+The code that writes a segment decides its type, so what a user types can only become text.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-# Unicode White_Space, which is what the tokenizers library strips; Python's own str.strip takes more.
+# Unicode White_Space, which is what the tokenizers library strips. Python's str.strip removes more characters.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
 WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 
@@ -41,18 +41,22 @@ DEFAULT_SLOTS = SlotTokens(pad="<imgpad>", start="<img>", end="</img>")
 
 
 class Text(NamedTuple):
+    """Text. It never becomes a control token."""
+
     text: str
     supervised: bool = False
 
 
 class Control(NamedTuple):
+    """A control token."""
+
     token: str
-    """The content of an added token."""
+    """The content of an added token of the tokenizer."""
     supervised: bool = False
 
 
 class Image(NamedTuple):
-    pass
+    """The place of an image."""
 
 
 Segment = Text | Control | Image
@@ -61,17 +65,21 @@ Spans = Sequence[tuple[int, int]]
 
 
 def parse_segments(
-    text: str, pattern: re.Pattern, supervised: Spans, read: Callable[[re.Match, bool], Segment]
+    text: str, pattern: re.Pattern, supervised: Spans, to_segment: Callable[[re.Match, bool], Segment]
 ) -> list[Segment]:
-    """The segments of a text: what `pattern` finds, as `read(match, is_supervised)`, and Text between.
+    """Split a text into segments.
 
-    supervised: where labels are wanted. A match belongs to the span in which it begins.
+    Args:
+        text: The text.
+        pattern: Matches the tokens in it.
+        supervised: Spans to supervise. A match belongs to the span in which it begins.
+        to_segment: Makes a segment of a match: `to_segment(match, is_supervised)`. The rest becomes `Text`.
     """
-    return list(_parse(text, pattern, supervised, read))
+    return list(_parse(text, pattern, supervised, to_segment))
 
 
 def _parse(
-    text: str, pattern: re.Pattern, supervised: Spans, read: Callable[[re.Match, bool], Segment]
+    text: str, pattern: re.Pattern, supervised: Spans, to_segment: Callable[[re.Match, bool], Segment]
 ) -> Iterator[Segment]:
     borders = sorted({border for span in supervised for border in span})
 
@@ -86,13 +94,13 @@ def _parse(
     position = 0
     for match in pattern.finditer(text):
         yield from between(position, match.start())
-        yield read(match, inside(match.start()))
+        yield to_segment(match, inside(match.start()))
         position = match.end()
     yield from between(position, len(text))
 
 
 def strip_around_images(segments: list[Segment], before: bool = True, after: bool = True) -> list[Segment]:
-    """The segments without the white space that touches an image on the given sides."""
+    """Remove white space directly before and after images."""
     if after:
         segments = _strip_after_images(segments, str.lstrip)
     if before:

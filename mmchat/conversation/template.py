@@ -1,4 +1,4 @@
-"""What a template is; the templates themselves are in templates.py."""
+"""`Template`, the schema of conversation templates. The templates are in templates.py."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,21 +6,21 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Template:
-    """One conversation, in the order it is written:
+    """A conversation format. It writes a conversation in this order:
 
         system[0] SYSTEM system[1]
         user[0] TEXT user[1]  header answer[0] TEXT answer[1] after_answer
         next_user user[0] TEXT user[1]  header ...
         end
 
-    and where tools speak, `tools[0]  tool[0] TEXT tool[1]  tool[0] TEXT tool[1] ...  tools[1]  header ...`.
+    Tool messages are written as `tools[0]  tool[0] TEXT tool[1]  tool[0] TEXT tool[1] ...  tools[1]  header ...`.
 
-    A literal is text that the template itself writes. In it `{bos}` and `{eos}` stand for the tokenizer's own
-    tokens. Whatever in it spells an added token of the tokenizer is that token, as when the text is tokenised
-    ("[INST]" is one for Mistral v0.3, text for v0.2); the rest is text.
+    A literal is text that the template itself writes. In a literal, `{bos}` and `{eos}` are replaced by the tokenizer's
+    own tokens, and every spelling of an added token of the tokenizer is that token, as in plain tokenization
+    ("[INST]" is a token for Mistral v0.3 and text for v0.2).
 
-    `answer` (both sides) and, after an assistant turn, `end` are supervised; nothing else is but the
-    assistant's text. `header` is also what a generation prompt ends with.
+    Supervised are the assistant's text, `answer` (both sides) and, after an assistant turn, `end`. A generation prompt
+    ends with `header`.
     """
 
     name: str
@@ -29,28 +29,28 @@ class Template:
     header: str = ""
     after_answer: str = ""
     next_user: str = ""
-    """Before every user turn but the first."""
+    """Written before every user turn except the first."""
     end: str = ""
     system: tuple[str, str] | None = None
-    """None: the template has no place for a system message. An empty message writes nothing at all."""
+    """Around the system message. None: the template has no system message. An empty message writes nothing."""
     default_system: str = ""
     system_in_user: bool = False
-    """The system block stands inside the first user turn, after `user[0]`."""
+    """The system block is inside the first user turn, after `user[0]`."""
     tool: tuple[str, str] | None = None
-    """Around each tool message. None: the template has no place for them."""
+    """Around each tool message. None: the template has no tool messages."""
     tools: tuple[str, str] = ("", "")
-    """Around tool messages that follow each other."""
+    """Around a run of consecutive tool messages."""
     control: tuple[str, ...] = ()
-    """The added tokens without which the tokenizer does not fit this template."""
+    """Added tokens that the tokenizer must have."""
     user_text: Literal["keep", "drop", "drop_beside_images"] = "keep"
-    """What becomes of a user's words: pretraining templates keep only the images."""
+    """Whether the user's text is written. Pretraining templates keep only the images."""
     one_exchange: bool = False
-    """Exactly one user turn with at least one image, and its answer."""
+    """The conversation is one user turn with at least one image, and its answer."""
     alternating: bool = True
-    """User and assistant take turns, the user first."""
+    """User and assistant alternate, the user first."""
     strip_around_images: bool = False
-    """White space on both sides of an image is dropped, whatever the tokenizer's added tokens say."""
+    """White space around an image is dropped, even if the tokenizer's added tokens do not strip it."""
     end_when_cut: bool = False
-    """A conversation cut by `max_length` still finishes with `end`, in place of its last token."""
+    """A conversation cut at `max_length` still ends with `end`, which replaces the last tokens."""
     from_tokenizer: bool = False
-    """The tokenizer's own chat template writes the conversation (auto.py); nothing of the above applies."""
+    """The tokenizer's own chat template writes the conversation (tokenizer_template.py). No other field applies."""

@@ -1,7 +1,7 @@
-"""The templates, as data: what is written around the turns of a conversation.
+"""The conversation templates, as data.
 
-What each field means is said in template.py, which models each fits in docs/guides/templates.md. A user's words are
-written as they are, where some published Jinja (Llama 3, Gemma) trim them.
+template.py documents the fields; docs/guides/templates.md says which models each template fits. User text is
+written unchanged, although some published Jinja templates (Llama 3, Gemma) trim it.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ _MPT_SYSTEM = (
 )
 _VARY_QWEN_SYSTEM = "You should follow the instructions carefully and explain your answers in detail."
 
-# ChatML as MPT and Vary write it: without a line break after the end of a turn.
+# ChatML as in MPT and Vary: no line break after the end of a turn.
 _TIGHT_CHATML = Template(
     "",
     system=("<|im_start|>system\n", "<|im_end|>"),
@@ -37,7 +37,7 @@ _TIGHT_CHATML = Template(
     control=("<|im_start|>", "<|im_end|>"),
 )
 
-# ChatML as Qwen2 and most others write it: every role in a block of its own.
+# ChatML as in Qwen2 and most other models: every role in its own block.
 _CHATML = Template(
     "chatml",
     system=("<|im_start|>system\n", "<|im_end|>\n"),
@@ -50,7 +50,7 @@ _CHATML = Template(
     control=("<|im_start|>", "<|im_end|>"),
 )
 
-# Qwen/Qwen2.5-7B-Instruct tokenizer_config.json: what tools answer stands in one block of the user.
+# Qwen/Qwen2.5-7B-Instruct tokenizer_config.json: tool results are in one block of the user.
 _QWEN_2_5 = replace(
     _CHATML,
     name="qwen_2_5",
@@ -62,7 +62,7 @@ _QWEN_2_5 = replace(
 _ALL = (
     # LLaVA conversation.py conv_llava_plain and train.py preprocess_plain: image, caption, line break.
     Template("plain", answer=("", "\n"), user_text="drop", one_exchange=True),
-    # LLaVA conv_vicuna_v1. The space after "ASSISTANT:" is the answer's: the model writes it itself.
+    # LLaVA conv_vicuna_v1. The space after "ASSISTANT:" belongs to the answer: the model generates it.
     Template(
         "vicuna_v1",
         system=("", " "),
@@ -84,9 +84,9 @@ _ALL = (
     # LLaVA conv_mpt.
     replace(_TIGHT_CHATML, name="mpt", default_system=_MPT_SYSTEM),
     _CHATML,
-    # Vary caption_opt.py CaptionDataset: every value on its line, one end for all. A turn with an image
-    # is only the image; its slow tokenizer strips white space around the slots; a cut sample has its
-    # last token overwritten by </s>, supervised.
+    # Vary caption_opt.py CaptionDataset: one line per value, one end token for the conversation. A turn with an
+    # image is only the image. Vary's slow tokenizer strips white space around the slots. In a truncated sample the
+    # last token is overwritten by </s>, which is supervised.
     Template(
         "vary_opt",
         user=("", "\n"),
@@ -99,8 +99,8 @@ _ALL = (
     ),
     # Vary conversation_dataset_qwen.py ConversationDataset, conversation.py conv_mpt.
     replace(_TIGHT_CHATML, name="vary_qwen", default_system=_VARY_QWEN_SYSTEM),
-    # meta-llama/Meta-Llama-3-8B-Instruct; the tool's role from Llama-3.1-8B-Instruct, whose Jinja writes it
-    # as JSON. The date that 3.1's Jinja adds to the system message is left out.
+    # meta-llama/Meta-Llama-3-8B-Instruct; the tool role is that of Llama-3.1-8B-Instruct, whose Jinja
+    # writes it as JSON. The date that 3.1's Jinja adds to the system message is left out.
     Template(
         "llama_3",
         system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
@@ -110,7 +110,8 @@ _ALL = (
         tool=("<|start_header_id|>ipython<|end_header_id|>\n\n", "<|eot_id|>"),
         control=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
-    # mistralai/Mistral-7B-Instruct-v0.2, whose Jinja writes one more space before "[INST]" since it knows system.
+    # mistralai/Mistral-7B-Instruct-v0.2. Newer versions of its Jinja, with system messages, write one more space
+    # before "[INST]".
     Template(
         "mistral",
         system=("", "\n\n"),
@@ -123,7 +124,7 @@ _ALL = (
     _QWEN_2_5,
     # Qwen/Qwen3-4B-Instruct-2507 and Qwen3-VL-Instruct: no default system message, no thinking.
     replace(_QWEN_2_5, name="qwen_3", default_system=""),
-    # google/gemma-3-4b-it, and Gemma 1 and 2 where no system message is given.
+    # google/gemma-3-4b-it, and Gemma 1 and 2 without a system message.
     Template(
         "gemma",
         system=("", "\n\n"),
@@ -134,7 +135,7 @@ _ALL = (
         after_answer="\n",
         control=("<start_of_turn>", "<end_of_turn>"),
     ),
-    # microsoft/Phi-3.5-mini-instruct, which ends the whole with EOS.
+    # microsoft/Phi-3.5-mini-instruct, which ends the conversation with EOS.
     Template(
         "phi",
         system=("<|system|>\n", "<|end|>\n"),
@@ -145,8 +146,8 @@ _ALL = (
         end="{eos}",
         control=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
     ),
-    # LLaVA train.py _add_speaker_and_signal with conv_vicuna_v0's sentence. There an answer ends with a line
-    # break; here with EOS before it, which is supervised, because generation stops at EOS.
+    # LLaVA train.py _add_speaker_and_signal with conv_vicuna_v0's system message. In LLaVA an answer ends with a line
+    # break. Here a supervised EOS precedes it, because generation stops at EOS.
     Template(
         "human_assistant",
         system=("", "\n\n"),
@@ -156,7 +157,7 @@ _ALL = (
         answer=(" ", "{eos}"),
         after_answer="\n",
     ),
-    # The tokenizer's own Jinja: auto.py.
+    # The tokenizer's own Jinja: tokenizer_template.py.
     Template("auto", from_tokenizer=True),
 )
 
@@ -164,9 +165,13 @@ TEMPLATES: dict[str, Template] = {template.name: template for template in _ALL}
 
 
 def get_template(name: str) -> Template:
-    """The template of exactly this name; UserError with the nearest name if there is none."""
+    """Look up a template by its exact name.
+
+    Raises:
+        UserError: There is no such template; the message names the nearest one.
+    """
     if name in TEMPLATES:
         return TEMPLATES[name]
-    near = get_close_matches(str(name), TEMPLATES, n=1, cutoff=0)
+    nearest = get_close_matches(str(name), TEMPLATES, n=1, cutoff=0)
     known = ", ".join(sorted(TEMPLATES))
-    raise UserError(f"unknown conversation template {name!r}; did you mean {near[0]!r}? Known: {known}")
+    raise UserError(f"unknown conversation template {name!r}; did you mean {nearest[0]!r}? Known: {known}")

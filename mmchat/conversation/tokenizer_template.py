@@ -1,8 +1,8 @@
 """The template `auto`: the tokenizer's own Jinja chat template writes the conversation.
 
-A Jinja says nothing about what to learn, unless it has `{% generation %}` blocks. Without them an answer is
-what the conversation up to it has more than the prompt for it; where that is no plain continuation (a Jinja
-that rewrites earlier turns), nothing can be said about labels, and nothing is guessed.
+Labels come from the `{% generation %}` blocks of the Jinja. A Jinja without them is run twice per answer: the answer is
+what the conversation up to it adds to its generation prompt. If it does not simply continue the prompt (some Jinja
+templates rewrite earlier turns), labels are unknown and an error is raised.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from mmchat.conversation.encoding import Codec, codec_for
+from mmchat.conversation.codec import Codec, codec_for
 from mmchat.conversation.messages import Turn, parse_messages
 from mmchat.conversation.prompt import parse_prompt
 from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
@@ -25,9 +25,9 @@ _REMEDY = (
     "answers in the tokenizer's chat template"
 )
 
-# In front of the tokenizer's own Jinja: images become slot groups and content parts one string, which every
-# Jinja can read. It ends with a line break that trim_blocks takes away, so the Jinja behind it stands at the
-# beginning of a line, as it did.
+# Put before the tokenizer's own Jinja: it replaces images by slot groups and joins content parts to one string, which
+# every Jinja can read. It ends with a line break, which trim_blocks removes, so that the tokenizer's Jinja still starts
+# at the beginning of a line.
 _PRELUDE_END = "{#- The tokenizer's own chat template. #}\n"
 _PRELUDE = """\
 {%- set flat = namespace(messages=[], text='') -%}
@@ -62,14 +62,18 @@ def write_with_tokenizer_template(
     system: str | None,
     add_generation_prompt: bool,
 ) -> list[Segment]:
-    """The segments of a conversation as the tokenizer's own chat template writes it.
+    """Write a conversation as segments with the tokenizer's own chat template.
 
-    system: put in front as a system message where the messages bring none. Where the Jinja has a default
-    of its own, None and "" leave it standing. Nothing is supervised with `add_generation_prompt`.
+    Args:
+        messages: As in `render`.
+        tokenizer: A fast transformers tokenizer.
+        slots: The slot tokens.
+        system: System message of conversations that have none. None and "" keep the default of the Jinja, if any.
+        add_generation_prompt: End with the generation prompt. Nothing is supervised then.
 
     Raises:
-        UserError: no chat template; one that refuses the conversation or leaves out an image; or one from
-            which it cannot be told what an answer is.
+        UserError: There is no chat template, it refuses the conversation or leaves out an image, or it does not show
+            where an answer begins and ends.
     """
     turns = parse_messages(messages)
     if drop_marks(system or "") and turns[0].role != "system":
@@ -78,18 +82,20 @@ def write_with_tokenizer_template(
     writer = _Writer(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(messages))
     if add_generation_prompt:
         text, spans = writer.write(len(turns), add_generation_prompt=True), ()
+    elif writer.has_generation_blocks:
+        text, spans = _generation_spans(writer, turns)
     else:
-        text, spans = _generation_spans(writer, turns) if writer.tracks else _difference_spans(writer, turns, codec)
+        text, spans = _difference_spans(writer, turns, codec)
     segments = parse_prompt(text, codec, slots, sanitized=True, supervised=spans)
     _check_complete(writer, turns, text, segments)
     return segments
 
 
 def extend_tokenizer_jinja(tokenizer, slots: SlotTokens, system: str | None) -> str:
-    """The tokenizer's own chat template, made to read content parts and `system`; idempotent.
+    """The tokenizer's own chat template, extended to read content parts and `system`. Idempotent.
 
     Raises:
-        UserError: the tokenizer has no chat template.
+        UserError: The tokenizer has no chat template.
     """
     values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", codec_for(tokenizer)))}
     prelude = re.sub("SLOTS|SYSTEM", lambda match: values[match[0]], _PRELUDE)
@@ -97,7 +103,7 @@ def extend_tokenizer_jinja(tokenizer, slots: SlotTokens, system: str | None) -> 
 
 
 def quote(string: str) -> str:
-    """A Jinja string constant: Jinja reads escapes as Python does, and JSON's are among them."""
+    """A Jinja string constant. Jinja reads the escapes of Python, which include those of JSON."""
     return json.dumps(string, ensure_ascii=False)
 
 
@@ -109,16 +115,16 @@ def _own_jinja(tokenizer) -> str:
             "template 'auto' is the tokenizer's own chat template, but this tokenizer has none (or several, none of "
             "them the default); choose a named template, or set tokenizer.chat_template"
         ) from error
-    return jinja.rpartition(_PRELUDE_END)[2]  # a tokenizer saved with an assistant has ours in front
+    return jinja.rpartition(_PRELUDE_END)[2]  # the tokenizer of an assistant starts with our prelude
 
 
 def _message(turn: Turn, codec: Codec, slots: SlotTokens) -> dict[str, str]:
-    """A chat message with one string, in which only slots are tokens."""
+    """A chat message whose content is one string, in which only slots are tokens."""
     return {"role": turn.role, "content": slots.group.join(mark_tokens(text, codec) for text in _texts(turn))}
 
 
 def _texts(turn: Turn) -> list[str]:
-    """What stands between the images."""
+    """The text between the images."""
     texts = [""]
     for part in turn.parts:
         if part is None:
@@ -129,15 +135,15 @@ def _texts(turn: Turn) -> list[str]:
 
 
 class _Writer:
-    """Writes the first messages of one conversation with the tokenizer's Jinja."""
+    """Runs the tokenizer's Jinja on the first messages of one conversation."""
 
     def __init__(self, tokenizer, chat: list[dict[str, str]], added: int):
-        """added: how many of the first messages are not the user's own."""
+        """added: number of messages that were inserted at the beginning."""
         self.jinja = _own_jinja(tokenizer)
         self.tokens = tokenizer.special_tokens_map
         self.chat = chat
         self.added = added
-        self.tracks = bool(_GENERATION.search(self.jinja))
+        self.has_generation_blocks = bool(_GENERATION.search(self.jinja))
 
     def name(self, number: int) -> str:
         return f"message {number - self.added}"
@@ -146,11 +152,11 @@ class _Writer:
         return self._write(count, add_generation_prompt, False)[0]
 
     def write_tracked(self) -> tuple[str, Spans]:
-        """The whole conversation, and the spans of its generation blocks."""
+        """The text of the conversation and the spans of its generation blocks."""
         return self._write(len(self.chat), False, True)
 
     def _write(self, count: int, add_generation_prompt: bool, track: bool) -> tuple[str, Spans]:
-        # Here, because it loads torch, which parse_messages must not; templates compile once, in its cache.
+        # Imported here because it loads torch. transformers caches the compiled template.
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -169,25 +175,27 @@ class _Writer:
 
 def _check_complete(writer: _Writer, turns: list[Turn], text: str, segments: list[Segment]) -> None:
     written = sum(isinstance(segment, Image) for segment in segments)
-    given = sum(turn.parts.count(None) for turn in turns)
-    if written != given:
-        raise UserError(f"the messages hold {given} image(s), the tokenizer's chat template writes {written} of them")
+    expected = sum(turn.parts.count(None) for turn in turns)
+    if written != expected:
+        raise UserError(
+            f"the messages hold {expected} image(s), the tokenizer's chat template writes {written} of them"
+        )
     for number, turn in enumerate(turns):
         if turn.role == "user" and writer.chat[number]["content"].strip() not in text:
             raise UserError(
-                "template 'auto': the tokenizer's chat template leaves out or changes the words of "
+                "template 'auto': the tokenizer's chat template leaves out or changes the text of "
                 f"{writer.name(number)}; choose a named template that fits the model"
             )
 
 
 def _generation_spans(writer: _Writer, turns: list[Turn]) -> tuple[str, Spans]:
-    """The text, and the generation blocks of the turns that are trained on."""
+    """The text, and the generation blocks of the supervised turns."""
     text, blocks = writer.write_tracked()
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
     if len(blocks) != len(answers):
         raise UserError(
             f"the tokenizer's chat template has {len(blocks)} generation blocks for {len(answers)} assistant turns, "
-            "so it cannot be told which belongs to which; write each answer in one block, or choose a named template"
+            "so blocks cannot be matched to turns; write each answer in one block, or choose a named template"
         )
     for number, (start, stop) in zip(answers, blocks, strict=True):
         _check_inside(writer, number, text[start:stop])
@@ -195,7 +203,7 @@ def _generation_spans(writer: _Writer, turns: list[Turn]) -> tuple[str, Spans]:
 
 
 def _difference_spans(writer: _Writer, turns: list[Turn], codec: Codec) -> tuple[str, Spans]:
-    """The text, and what each turn that is trained on adds to its prompt."""
+    """The text, and what each supervised turn adds to its generation prompt."""
     text = writer.write(len(turns))
     return text, [_difference(writer, text, n, codec) for n, turn in enumerate(turns) if turn.train]
 
@@ -205,9 +213,9 @@ def _difference(writer: _Writer, text: str, number: int, codec: Codec) -> tuple[
     answered = writer.write(number + 1)
     stripped = answered.rstrip(WHITE_SPACE)
     if not answered.startswith(prompt):
-        raise _unsound(writer, number, "writes the turn otherwise than as a continuation of its generation prompt")
+        raise _unsound(writer, number, "does not write the turn as a continuation of its generation prompt")
     if not text.startswith(stripped):
-        raise _unsound(writer, number, "writes the turn otherwise once others follow it")
+        raise _unsound(writer, number, "writes the turn differently when other turns follow it")
     ends_with_token = re.search(f"(?:{codec.pattern.pattern})$", stripped)
     stop = len(answered) if text.startswith(answered) and not ends_with_token else max(len(stripped), len(prompt))
     _check_inside(writer, number, answered[len(prompt) : stop])
@@ -216,11 +224,11 @@ def _difference(writer: _Writer, text: str, number: int, codec: Codec) -> tuple[
 
 def _check_inside(writer: _Writer, number: int, span: str) -> None:
     if writer.chat[number]["content"].strip() not in span:
-        raise _unsound(writer, number, "does not write the answer's own words where the assistant's turn is")
+        raise _unsound(writer, number, "does not write the answer's text in the assistant's turn")
 
 
 def _unsound(writer: _Writer, number: int, why: str) -> UserError:
     return UserError(
-        f"template 'auto': what to learn from {writer.name(number)} cannot be told, because the tokenizer's chat "
-        f"template {why}; {_REMEDY}"
+        f"template 'auto': the labels of {writer.name(number)} are unknown, because the tokenizer's chat template "
+        f"{why}; {_REMEDY}"
     )

@@ -1,1 +1,1 @@
-"""The assistant: towers, projectors, splice, language model; its processor; its assembly."""
+"""The assistant: config, model, processor, projectors, assembly, adapters and model directories."""

@@ -1,9 +1,8 @@
-"""How attention is computed, chosen by what is asked and where.
+"""The attention function `mmchat`: packed rows, short sequences on a CPU, and SDPA for the rest.
 
-A packed row is one in which samples lie one behind another: each is attended to by itself, so that none sees another
-and no mask is made. Transformers hands a mask of four dimensions through to the attention function as it is, in every
-kind of language model. So that is how a row's lengths get there: as an int32 tensor in the mask's place, which any
-other attention function would refuse.
+A packed row is several samples concatenated. Attention runs per sample, so samples do not attend to each other and no
+mask is built. Transformers passes a 4D mask to the attention function unchanged, in every language model. So the sample
+lengths of a packed row are passed as an int32 tensor in place of the mask, which any other attention function refuses.
 """
 
 import torch
@@ -19,34 +18,39 @@ from mmchat.model.short_attention import is_faster, short_attention
 
 NAME = "mmchat"
 PACKABLE = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
-"""transformers' types for which the tests show that a packed sample computes what it computes alone."""
+"""Values of `model_type` for which tests show that a packed sample computes what it computes alone."""
 
 
 def enable_packing(language_model: PreTrainedModel) -> None:
-    """Let a language model take `packed_inputs`; with ordinary masks it computes what it did.
+    """Let a language model take `packed_inputs`. With ordinary masks its outputs do not change.
 
     Raises:
-        UserError: it is of a kind for which isolation was never shown.
+        UserError: Isolation of samples is not tested for this kind of model.
     """
     kind = language_model.config.model_type
     if kind not in PACKABLE:
         known = ", ".join(sorted(PACKABLE))
         raise UserError(
-            f"packing was shown to keep samples apart in {known}, but not in {kind}; set packing.padded: true, which "
-            "pads samples of like length together"
+            f"packing is tested to keep samples apart in {known}, but not in {kind}; set packing.padded: true, which "
+            "pads samples of similar length together"
         )
     use_fast_attention(language_model)
 
 
 def use_fast_attention(model: PreTrainedModel) -> None:
-    """Of a language model or of a tower's backbone; what it computes differs by rounding only."""
+    """Set this attention in a language model or a tower's backbone. Outputs change by rounding only."""
     model.set_attn_implementation(NAME)
 
 
 def packed_inputs(lengths: list[int], device: torch.device) -> dict[str, torch.Tensor]:
-    """What a language model must be told of a row int[1, L] in which samples of these lengths lie one behind another.
+    """`attention_mask` and `position_ids` for one packed row.
 
-    The lengths stay on the CPU, where they say how to cut.
+    Args:
+        lengths: Lengths of the samples, L in all.
+        device: Device of the positions. The lengths stay on the CPU, where they are used to split the row.
+
+    Returns:
+        `attention_mask`: int32[1, 1, 1, samples], the lengths. `position_ids`: int64[1, L], from 0 for each sample.
     """
     positions = torch.cat([torch.arange(length) for length in lengths])
     return {
@@ -66,18 +70,31 @@ def attention(
     sliding_window: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """query: float[B, heads, L, D], key and value with as many heads or fewer -> float[B, L, heads, D].
+    """An attention function as `transformers.AttentionInterface` expects it.
 
-    attention_mask: int32[1, 1, 1, samples] with the lengths of a packed row, or what transformers' SDPA takes.
+    Args:
+        module: The attention layer.
+        query: float[B, heads, L, D].
+        key: float[B, groups, L, D], each group for heads / groups heads.
+        value: As `key`.
+        attention_mask: int32[1, 1, 1, samples] with the lengths of a packed row, or what transformers' SDPA takes.
+        dropout: Dropout of attention weights.
+        scaling: Scale of the scores.
+        sliding_window: How many tokens a token attends to, itself included. Used for packed rows; elsewhere the mask
+            has it.
+        **kwargs: Passed to transformers' SDPA.
+
+    Returns:
+        float[B, L, heads, D], and None for the attention weights.
     """
     options = {"dropout": dropout, "scaling": scaling, **kwargs}
     if attention_mask is not None and attention_mask.dtype == torch.int32:
         return _packed(module, query, key, value, attention_mask.flatten(), sliding_window, options), None
-    sees_all = attention_mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True))
-    if sees_all and is_faster(query, query.shape[2], dropout):
+    unmasked = attention_mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True))
+    if unmasked and is_faster(query, query.shape[2], dropout):
         rows, lengths = query.shape[0], [query.shape[2]] * query.shape[0]
-        in_a_row = (states.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for states in (query, key, value))
-        return short_attention(*in_a_row, lengths, scaling, causal=False).unflatten(1, (rows, -1))[0], None
+        concatenated = (states.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for states in (query, key, value))
+        return short_attention(*concatenated, lengths, scaling, causal=False).unflatten(1, (rows, -1))[0], None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -86,20 +103,23 @@ def _packed(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    on_cpu: torch.Tensor,
+    cpu_lengths: torch.Tensor,
     window: int | None,
     options: dict,
 ) -> torch.Tensor:
-    """float[1, heads, L, D] in, float[1, L, heads, D] out; on_cpu: int32[samples], how long they are."""
-    lengths = on_cpu.tolist()
+    """float[1, heads, L, D] -> float[1, L, heads, D]; cpu_lengths: int32[samples]."""
+    lengths = cpu_lengths.tolist()
     if is_faster(query, max(lengths), options["dropout"]):
         return short_attention(query, key, value, lengths, options["scaling"], causal=True, window=window)
     if query.is_cuda and query.dtype != torch.float32 and not options["dropout"]:
-        ends = pad(on_cpu.cumsum(0, dtype=torch.int32), (1, 0)).to(query.device, non_blocking=True)
+        ends = pad(cpu_lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(query.device, non_blocking=True)
         states = (states[0].transpose(0, 1) for states in (query, key, value))
-        seen = (-1 if window is None else window - 1, 0)
-        shared = {"scale": options["scaling"], "window_size": seen, "enable_gqa": key.shape[1] != query.shape[1]}
-        return varlen_attn(*states, ends, ends, max(lengths), max(lengths), **shared)[None]
+        varlen_options = {
+            "scale": options["scaling"],
+            "window_size": window_size,
+            "enable_gqa": key.shape[1] != query.shape[1],
+        }
+        return varlen_attn(*states, ends, ends, max(lengths), max(lengths), **varlen_options)[None]
     samples = zip(lengths, *(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     outputs = [
         sdpa_attention_forward(module, *states, _window(length, window, query.device), **options)[0]
@@ -109,7 +129,7 @@ def _packed(
 
 
 def _window(length: int, size: int | None, device: torch.device) -> torch.Tensor | None:
-    """bool[length, length]: each token sees itself and what is before it, `size` in all; None where those are all."""
+    """Causal sliding-window mask bool[length, length]; None if the window covers the whole sample."""
     if size is None or length <= size:
         return None
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - size)

@@ -1,4 +1,4 @@
-"""`MMChatConfig`: the architecture, saved with the weights; holds no path of the machine that made it."""
+"""`MMChatConfig`: the architecture, saved with the weights. It holds no file paths."""
 
 from typing import Any
 
@@ -11,18 +11,21 @@ FUSIONS = ("channels", "sequence")
 
 
 class MMChatConfig(PreTrainedConfig):
-    """A language model, a list of towers, each with its projector, and how their outputs meet.
+    """A language model, vision towers with a projector each, and how their features are fused.
 
     Args:
-        text_config: the language model's own config.
-        towers: one `TowerConfig.to_dict()` per vision tower.
-        projectors: one projector name (as in `mmchat.model.projectors.PROJECTORS`) per tower.
-        fusion: "channels" concatenates the towers' projected features per slot (Vary: CLIP + SAM), each
-            tower giving an equal share of the width; "sequence" puts them one after another.
-        image_token_id: id of the slot token (`<imgpad>`) whose embeddings the features replace.
-        slots: the slot tokens, `{"pad": ..., "start": ... | None, "end": ... | None}`.
-        template: name of the conversation template that the model was trained with.
-        system: the system message of conversations that bring none; None is the template's own, "" is none.
+        text_config: The language model's own config.
+        towers: One `TowerConfig.to_dict()` per vision tower.
+        projectors: One projector name (a key of `mmchat.model.projectors.PROJECTORS`) per tower.
+        fusion: "channels" concatenates the projected features of all towers on channels (Vary: CLIP + SAM), each
+            tower giving an equal part of the hidden size; "sequence" concatenates them on the sequence.
+        image_token_id: Id of the slot token (`<imgpad>`) whose embeddings the features replace.
+        slots: The slot tokens, `SlotTokens.to_dict()`. None uses `DEFAULT_SLOTS`.
+        template: Name of the conversation template that the model was trained with.
+        system: System message of conversations that have none. None uses the template's own, "" none.
+
+    Raises:
+        UserError: `fusion` is unknown, or the numbers of towers and projectors differ.
     """
 
     model_type = "mmchat"
@@ -57,6 +60,6 @@ class MMChatConfig(PreTrainedConfig):
             raise UserError(
                 f"{len(self.towers)} vision towers but {len(self.projectors)} projectors; expected one projector each"
             )
-        # Tying belongs to the language model; save_pretrained looks for the answer here.
+        # The language model decides about tied weights, but save_pretrained reads the value here.
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Features take the place of the slots' embeddings: one masked write, for any number of images per sample."""
+"""Replace the embeddings of image slots by image features: one masked write for any number of images per sample."""
 
 import torch
 
@@ -6,28 +6,33 @@ import torch
 def splice(embeddings: torch.Tensor, input_ids: torch.Tensor, features: torch.Tensor, slot_id: int) -> torch.Tensor:
     """Replace the embedding of every slot by the next feature, in reading order.
 
+    The numbers of slots and features must agree. They are not counted here, because that would synchronise a GPU; call
+    `check_slots` on the CPU before. Without it, too few features still fail in `masked_scatter`.
+
     Args:
-        embeddings: float[B, L, D], the embedded tokens.
-        input_ids: int[B, L]; positions equal to `slot_id` are slots.
-        features: float[views, N, D] or float[views * N, D], in the order of the images in the batch, an
-            image's views in theirs.
+        embeddings: The embedded tokens, float[B, L, D].
+        input_ids: int[B, L]. Positions equal to `slot_id` are slots.
+        features: float[views, N, D] or float[views * N, D], images and their views in reading order.
+        slot_id: Id of the slot token.
 
     Returns:
         float[B, L, D]. Gradients flow to `features` and to the embeddings of all other tokens.
-
-    The numbers of slots and features must agree. `check_slots` says so on the CPU before a forward;
-    here they are not counted, because that would make a GPU wait. A mismatch that slipped through
-    still fails in `masked_scatter` where features are too few.
     """
     slots = (input_ids == slot_id).unsqueeze(-1)
     return embeddings.masked_scatter(slots, features.reshape(-1, embeddings.shape[-1]).to(embeddings.dtype))
 
 
 def check_slots(input_ids: torch.Tensor, slot_id: int, views: int, tokens_per_view: int) -> None:
-    """Compare slots with the features that `views` will give, before anything is computed.
+    """Compare the number of slots with the number of features before anything is computed.
+
+    Args:
+        input_ids: int[B, L], best on the CPU.
+        slot_id: Id of the slot token.
+        views: Number of views in the batch.
+        tokens_per_view: Features per view.
 
     Raises:
-        ValueError: the numbers differ; names both, and the slots of each row.
+        ValueError: The numbers differ. The message names both, and the slots of each row.
     """
     per_row = (input_ids == slot_id).sum(dim=1).tolist()
     if sum(per_row) != views * tokens_per_view:

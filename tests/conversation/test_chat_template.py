@@ -132,7 +132,7 @@ def test_order_of_tools_is_checked(qwen, messages):
         render([*messages, answer("d")], "qwen_3", qwen)
     with pytest.raises(TemplateError, match="tools follow the assistant"):
         write(qwen, "qwen_3", messages)
-    with pytest.raises(TemplateError, match="role tool cannot stand here, expected user or assistant"):
+    with pytest.raises(TemplateError, match="role tool is not allowed here, expected user or assistant"):
         write(qwen, "gemma", [user("a"), answer("b"), TOOL])
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import TEMPLATES, SlotTokens, Template, get_template, render
-from mmchat.conversation import encoding as encoding_module
+from mmchat.conversation.codec import codec_for
 from mmchat.errors import UserError
 
 
@@ -383,8 +383,8 @@ def test_tokens_added_later_are_known(bare):
 def test_one_codec_per_tokenizer_which_goes_with_it(bare):
     tokenizer = bare("opt_like")
     render([human("a"), gpt("b")], "vary_opt", tokenizer)
-    codec = encoding_module.codec_for(tokenizer)
-    assert encoding_module.codec_for(tokenizer) is codec
+    codec = codec_for(tokenizer)
+    assert codec_for(tokenizer) is codec
     gone = weakref.ref(codec)
     del tokenizer, codec
     gc.collect()

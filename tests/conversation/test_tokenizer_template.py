@@ -59,9 +59,9 @@ def test_thoughts_that_the_prompt_lacks_are_learned(with_jinja):
         "{{- 'hm. ' -}}{%- endif -%}{{- m.content + '\\n' -}}" + TAIL
     )
     assert learned(render(chat("q", "one"), "auto", tokenizer), tokenizer) == "hm. one\n"
-    with pytest.raises(UserError, match=r"message 1 cannot be told, .*once others follow it; choose a named template"):
+    with pytest.raises(UserError, match=r"message 1 are unknown, .*when other turns follow it; choose a named"):
         render(TWO, "auto", tokenizer)
-    # It is enough that the turns to be learned from can be told.
+    # Only the labels of supervised turns must be known.
     unlearned = [TWO[0], {**TWO[1], "train": False}, *TWO[2:]]
     assert learned(render(unlearned, "auto", tokenizer), tokenizer) == "hm. two\n"
     # And a prompt needs no labels.
@@ -77,23 +77,23 @@ def test_thoughts_that_the_prompt_lacks_are_learned(with_jinja):
         ),
         (
             HEAD + "{{- m.role + '>' + m.content | upper + '\\n' -}}" + TAIL,
-            "message 1 .* does not write the answer's own",
+            "message 1 .* does not write the answer's text",
         ),
         (
             HEAD + "{%- if loop.length > 3 -%}{{- '+' -}}{%- endif -%}{{- m.role + '>' + m.content -}}" + TAIL,
-            "message 1 .* once others follow it",
+            "message 1 .* when other turns follow it",
         ),
         (HEAD + "{% generation %}{{- m.content -}}{% endgeneration %}" + TAIL, "4 generation blocks for 2 assistant"),
         (
             HEAD
             + "{%- if m.role == 'assistant' -%}{{- m.content -}}{% generation %}.{% endgeneration %}{%- endif -%}"
             + TAIL,
-            "message 1 .* does not write the answer's own",
+            "message 1 .* does not write the answer's text",
         ),
         (HEAD + "{{- raise_exception('No ' + m.role) -}}" + TAIL, "refuses the conversation: No user"),
     ],
 )
-def test_what_cannot_be_told_is_refused(with_jinja, jinja, message):
+def test_unknown_labels_are_refused(with_jinja, jinja, message):
     with pytest.raises(UserError, match=message):
         render(TWO, "auto", with_jinja(jinja))
 
@@ -128,13 +128,13 @@ def test_an_image_that_the_jinja_leaves_out(with_jinja):
 def test_words_that_the_jinja_leaves_out(with_jinja):
     """As Jinjas do that read only content parts."""
     tokenizer = with_jinja(HEAD + "{{- m.role + '>' -}}{%- if loop.index0 > 1 -%}{{- m.content -}}{%- endif -%}" + TAIL)
-    with pytest.raises(UserError, match="changes the words of message 0"):
+    with pytest.raises(UserError, match="changes the text of message 0"):
         render(TWO[:3], "auto", tokenizer, add_generation_prompt=True)
 
 
 def test_messages_are_numbered_as_given(with_jinja):
     tokenizer = with_jinja(HEAD + "{{- m.role + '!' + m.content -}}" + TAIL)
-    with pytest.raises(UserError, match="learn from message 1 cannot"):
+    with pytest.raises(UserError, match="the labels of message 1 are unknown"):
         render(TWO, "auto", tokenizer, system="Be brief.")
 
 

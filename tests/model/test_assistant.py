@@ -81,7 +81,7 @@ def test_towers_fused_on_the_sequence(make_assistant, make_tower, make_image, tm
 
 def test_towers_that_do_not_fit_each_other(make_assistant, make_tower):
     unequal = [make_tower(), make_tower(backbone={"image_size": 14})]
-    with pytest.raises(UserError, match=r"must give equally many tokens, found \[16, 4\]; use sequence"):
+    with pytest.raises(UserError, match=r"must give equally many tokens, found \[16, 4\]; use fusion sequence"):
         make_assistant(towers=unequal)
     with pytest.raises(UserError, match="width 32 cannot be shared by 3 towers"):
         make_assistant(towers=[make_tower(), make_tower(), make_tower()])

@@ -151,7 +151,7 @@ def test_positions_tell_column_and_row_and_are_learned():
         ),
         ("avg_pool3_mlp2x_gelu", 16, "average pooling by 3 needs a square .* side is a multiple of 3 and no class tok"),
         ("resampler4", 17, "the resampler needs a square of patches and no class token; found 17 features"),
-        ("resampler60", 16, "resampler60: .* which 60 do not fill; the nearest are resampler49 and resampler64"),
+        ("resampler60", 16, "resampler60: .* 60 is not a square number; the nearest are resampler49 and resampler64"),
         ("mlp0x_gelu", 16, r"'mlp0x_gelu' is unknown; known: .*, resampler\{n\}, where \{n\} is 1 or more"),
         ("mlp2x_gelu3", 16, "is unknown"),
     ],
@@ -171,7 +171,7 @@ def test_towers_share_slots_or_follow_each_other():
     assert slots_per_image(specs, ["linear", "pixel_shuffle"], "channels") == 16
     assert slots_per_image(specs, ["linear", "resampler16"], "channels") == 16
     assert slots_per_image(specs, ["linear", "linear"], "sequence") == 80
-    with pytest.raises(UserError, match=r"equally many tokens, found \[16, 64\]; use sequence"):
+    with pytest.raises(UserError, match=r"equally many tokens, found \[16, 64\]; use fusion sequence"):
         slots_per_image(specs, ["linear", "linear"], "channels")
 
 

@@ -1,4 +1,4 @@
-"""From a tower's patch features to the slots' embeddings, chosen by exact name. Slots are counted without weights.
+"""Projectors map a tower's patch features to embeddings of image slots. They are chosen by exact name.
 
 A new projector is a small class (`projector.ProjectorKind`) in a file here, and a line in `registry`.
 """

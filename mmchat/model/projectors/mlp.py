@@ -1,4 +1,4 @@
-"""Each patch by itself: one matrix, or several with GELU between them."""
+"""Projectors that map each patch separately: one linear layer, or several with GELU between them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from mmchat.vision import TowerSpec
 
 @dataclass(frozen=True)
 class Linear:
-    """One matrix (LLaVA's first version, arXiv:2304.08485; Vary)."""
+    """One linear layer (LLaVA-1.0, arXiv:2304.08485; Vary)."""
 
     def slots(self, spec: TowerSpec) -> int:
         return spec.tokens
@@ -20,7 +20,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class MLP:
-    """`depth` matrices (LLaVA-1.5, arXiv:2310.03744: two), submodules numbered as LLaVA's are."""
+    """`depth` linear layers (LLaVA-1.5, arXiv:2310.03744: two). Submodules are numbered as in LLaVA."""
 
     depth: int
 
@@ -32,6 +32,7 @@ class MLP:
 
 
 def mlp_layers(in_dim: int, out_dim: int, depth: int = 2) -> list[nn.Module]:
+    """Layers of an MLP float[..., in_dim] -> float[..., out_dim] with `depth` linear layers."""
     layers: list[nn.Module] = [nn.Linear(in_dim, out_dim)]
     for _ in range(depth - 1):
         layers += [nn.GELU(), nn.Linear(out_dim, out_dim)]

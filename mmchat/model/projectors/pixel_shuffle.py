@@ -1,4 +1,4 @@
-"""Neighbouring patches side by side on the channels: fewer slots, and nothing thrown away."""
+"""Pixel shuffle: neighbouring patches are concatenated on channels, which gives fewer slots without loss."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -17,26 +17,24 @@ SHUFFLE = 2
 
 @dataclass(frozen=True)
 class PixelShuffleMLP:
-    """Four neighbouring patches side by side, then norm and two matrices (InternVL-1.5, arXiv:2404.16821).
-
-    positions: add learned ones after the norm, for towers whose features do not tell where they are.
-    """
+    """Pixel shuffle of 2x2 patches, layer norm, two-layer MLP (InternVL-1.5, arXiv:2404.16821)."""
 
     positions: bool = False
+    """Add learned positions after the norm, for towers whose features do not encode their position."""
 
     def slots(self, spec: TowerSpec) -> int:
         return (grid_side(spec, SHUFFLE, "pixel shuffle") // SHUFFLE) ** 2
 
     def build(self, spec: TowerSpec, out_dim: int) -> nn.Module:
         merged = spec.dim * SHUFFLE**2
-        places = [Positions2D(isqrt(self.slots(spec)), merged)] if self.positions else []
-        return nn.Sequential(PixelShuffle(), nn.LayerNorm(merged), *places, *mlp_layers(merged, out_dim))
+        layers = [Positions2D(isqrt(self.slots(spec)), merged)] if self.positions else []
+        return nn.Sequential(PixelShuffle(), nn.LayerNorm(merged), *layers, *mlp_layers(merged, out_dim))
 
 
 class PixelShuffle(nn.Module):
-    """float[B, H * W, D] -> float[B, H/2 * W/2, 4 * D], each square of 2x2 patches as one, in reading order.
+    """float[B, H * W, D] -> float[B, H/2 * W/2, 4 * D]: each square of 2x2 patches becomes one, in reading order.
 
-    InternVL's own order (its `ps_version` v2).
+    The order is that of InternVL (`ps_version` v2).
     """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:

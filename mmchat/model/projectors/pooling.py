@@ -1,4 +1,4 @@
-"""The mean of neighbouring patches: fewer slots for nothing, and what differs between neighbours is lost."""
+"""Average pooling of neighbouring patches: fewer slots without parameters, but detail is lost."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -14,7 +14,7 @@ from mmchat.vision import TowerSpec
 
 @dataclass(frozen=True)
 class AveragePoolMLP:
-    """The mean of each square of `window` x `window` patches, then two matrices (as in DeCo, arXiv:2405.20985)."""
+    """Average pooling over `window` x `window` patches, then a two-layer MLP (as in DeCo, arXiv:2405.20985)."""
 
     window: int
 

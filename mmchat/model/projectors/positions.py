@@ -1,30 +1,33 @@
-"""Where on the image a feature lies."""
+"""Learned 2D positions of image features."""
 
 import numpy as np
 import torch
 from torch import nn
 
 SCALE = 0.3
-"""Amplitude of the first positions, beside features of unit variance."""
+"""Initial amplitude of positions, for features of unit variance."""
 
 
 class Positions2D(nn.Module):
-    """float[B, side * side, dim], in reading order, plus a learned vector for each place."""
+    """Add a learned vector to each feature of float[B, side * side, dim], in reading order."""
 
     def __init__(self, side: int, dim: int) -> None:
         super().__init__()
-        self.places = sine_places(side, dim)
+        self.places = sine_positions(side, dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features + self.places
 
 
-def sine_places(side: int, dim: int) -> nn.Parameter:
-    """float[side * side, dim], dim a multiple of 4: a vector for each place of a square, to be learned from there.
+def sine_positions(side: int, dim: int) -> nn.Parameter:
+    """Learned positions of a square grid, float[side * side, dim], initialized with sines and cosines.
 
-    Sines and cosines (Vaswani et al. 2017, arXiv:1706.03762) of column and row, a quarter of the channels each, from
-    a wavelength of 4 places to one of 4 sides: along the long ones left and right, above and below are nearly
-    straight lines.
+    Sine and cosine of column and row (Vaswani et al. 2017, arXiv:1706.03762) take a quarter of the channels each.
+    Wavelengths range from 4 positions to 4 sides; the longest are nearly linear across the image.
+
+    Args:
+        side: Positions on a side of the grid.
+        dim: A multiple of 4.
     """
     rates = np.pi / 2 / side ** np.linspace(0, 1, dim // 4)
     angles = np.arange(side)[:, None] * rates

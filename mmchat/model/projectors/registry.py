@@ -1,4 +1,4 @@
-"""The names that a config calls projectors by."""
+"""Registry of projectors: name -> kind."""
 
 import re
 from collections.abc import Callable
@@ -19,11 +19,15 @@ PROJECTORS: dict[str, Callable[..., ProjectorKind]] = {
     "avg_pool{n}_mlp2x_gelu": AveragePoolMLP,
     "resampler{n}": ResamplerKind,
 }
-"""Name -> kind; {n} stands for a number, which the kind is made of."""
+"""Name -> kind. {n} is a number, which becomes the kind's field."""
 
 
 def projector_kind(name: str) -> ProjectorKind:
-    """Raises UserError for an unknown name."""
+    """The projector kind of a name such as `mlp2x_gelu`.
+
+    Raises:
+        UserError: The name is unknown.
+    """
     for pattern, kind in PROJECTORS.items():
         if found := re.fullmatch(pattern.replace("{n}", r"([1-9]\d*)"), name):
             return kind(*map(int, found.groups()))

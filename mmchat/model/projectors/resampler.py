@@ -1,4 +1,4 @@
-"""Learned queries that look at all patches: as many slots as one likes."""
+"""The resampler: learned queries attend to all patches, which gives any square number of slots."""
 
 from dataclasses import dataclass
 from math import gcd, isqrt
@@ -8,17 +8,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmchat.errors import UserError
-from mmchat.model.projectors.positions import Positions2D, sine_places
+from mmchat.model.projectors.positions import Positions2D, sine_positions
 from mmchat.model.projectors.projector import grid_side
 from mmchat.vision import TowerSpec
 
 HEAD_DIM = 128
-"""Qwen-VL's; a width that it does not divide has heads of their greatest common divisor."""
+"""Head dimension of Qwen-VL. If it does not divide the hidden size, the greatest common divisor of both is used."""
 
 
 @dataclass(frozen=True)
 class ResamplerKind:
-    """`queries` slots of each image, a square number of them (Qwen-VL: 256)."""
+    """`queries` slots per view, a square number (Qwen-VL: 256)."""
 
     queries: int
 
@@ -26,8 +26,8 @@ class ResamplerKind:
         side = isqrt(self.queries)
         if side**2 != self.queries:
             raise UserError(
-                f"projector resampler{self.queries}: its queries begin as places on a square, which {self.queries} do "
-                f"not fill; the nearest are resampler{side**2} and resampler{(side + 1) ** 2}"
+                f"projector resampler{self.queries}: its queries start as positions of a square grid, but "
+                f"{self.queries} is not a square number; the nearest are resampler{side**2} and resampler{(side + 1) ** 2}"
             )
 
     def slots(self, spec: TowerSpec) -> int:
@@ -36,15 +36,15 @@ class ResamplerKind:
 
     def build(self, spec: TowerSpec, out_dim: int) -> nn.Module:
         if out_dim % 4:
-            raise UserError(f"the resampler needs a width that is a multiple of 4, found {out_dim}")
+            raise UserError(f"the resampler needs a hidden size that is a multiple of 4, found {out_dim}")
         return Resampler(spec.dim, out_dim, isqrt(spec.tokens), isqrt(self.queries))
 
 
 class Resampler(nn.Module):
     """One layer of cross-attention from learned queries to the patches (Qwen-VL, arXiv:2308.12966, section 2.1).
 
-    float[B, grid * grid, in_dim] -> float[B, side * side, dim]. Both know where they are; patches add their place to
-    keys only. It differs from Qwen-VL's in that positions are learned, from sines and cosines on.
+    float[B, grid * grid, in_dim] -> float[B, side * side, dim]. Queries and patches have positions; those of
+    patches are added to keys only. Unlike in Qwen-VL, positions are learned; they are initialized with sines and cosines.
     """
 
     def __init__(self, in_dim: int, dim: int, grid: int, side: int) -> None:
@@ -53,7 +53,7 @@ class Resampler(nn.Module):
         self.enter = nn.Linear(in_dim, dim, bias=False)
         self.patch_norm = nn.LayerNorm(dim)
         self.patch_positions = Positions2D(grid, dim)
-        self.queries = sine_places(side, dim)
+        self.queries = sine_positions(side, dim)
         self.query_norm = nn.LayerNorm(dim)
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
         self.out_proj = nn.Linear(dim, dim)
@@ -64,6 +64,6 @@ class Resampler(nn.Module):
         patches = self.patch_norm(self.enter(patches))
         queries = self.q_proj(self.query_norm(self.queries)).expand(len(patches), -1, -1)
         keys, values = self.k_proj(self.patch_positions(patches)), self.v_proj(patches)
-        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values))
-        seen = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        return self.leave(self.out_norm(self.out_proj(seen)))
+        heads = (states.unflatten(-1, (self.heads, -1)).transpose(1, 2) for states in (queries, keys, values))
+        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.leave(self.out_norm(self.out_proj(attended)))
