@@ -114,12 +114,16 @@ def _packed(
     if query.is_cuda and query.dtype != torch.float32 and not options["dropout"]:
         ends = pad(cpu_lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(query.device, non_blocking=True)
         states = (states[0].transpose(0, 1) for states in (query, key, value))
-        varlen_options = {
-            "scale": options["scaling"],
-            "window_size": window_size,
-            "enable_gqa": key.shape[1] != query.shape[1],
-        }
-        return varlen_attn(*states, ends, ends, max(lengths), max(lengths), **varlen_options)[None]
+        return varlen_attn(
+            *states,
+            ends,
+            ends,
+            max(lengths),
+            max(lengths),
+            scale=options["scaling"],
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )[None]
     samples = zip(lengths, *(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     outputs = [
         sdpa_attention_forward(module, *states, _window(length, window, query.device), **options)[0]

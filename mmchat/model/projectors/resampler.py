@@ -26,8 +26,8 @@ class ResamplerKind:
         side = isqrt(self.queries)
         if side**2 != self.queries:
             raise UserError(
-                f"projector resampler{self.queries}: its queries start as positions of a square grid, but "
-                f"{self.queries} is not a square number; the nearest are resampler{side**2} and resampler{(side + 1) ** 2}"
+                f"projector resampler{self.queries}: queries start as positions of a square grid, but {self.queries} "
+                f"is not a square number; the nearest are resampler{side**2} and resampler{(side + 1) ** 2}"
             )
 
     def slots(self, spec: TowerSpec) -> int:
@@ -44,7 +44,7 @@ class Resampler(nn.Module):
     """One layer of cross-attention from learned queries to the patches (Qwen-VL, arXiv:2308.12966, section 2.1).
 
     float[B, grid * grid, in_dim] -> float[B, side * side, dim]. Queries and patches have positions; those of
-    patches are added to keys only. Unlike in Qwen-VL, positions are learned; they are initialized with sines and cosines.
+    patches are added to keys only. Unlike in Qwen-VL, positions are learned, starting from sines and cosines.
     """
 
     def __init__(self, in_dim: int, dim: int, grid: int, side: int) -> None:
