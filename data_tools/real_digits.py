@@ -25,7 +25,7 @@ from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.extras import require
 from mmchat.progress import track
-from mmchat.vision.transforms.elastic import warped
+from mmchat.vision.transforms.elastic import elastic_warp
 
 LEARNED, ALL = 1500, 1797
 FIFTHS = 5
@@ -89,7 +89,7 @@ def write(out: Path, choosing: int | None, size: int, variants: int, strength: f
         rng = np.random.default_rng((seed, number))
         for each in range(variants):
             name = f"captions/{number:04}-{each:02}.png"
-            save(out / name, warped(images[number], rng, strength))
+            save(out / name, elastic_warp(images[number], rng, strength))
             records.append(captioned(name, str(rng.choice(CAPTIONS)), digits[number]))
     write_records(out / "captions.json", records)
     print(f"{out}: {len(train)} scans to learn from, {len(records)} variants, {len(test)} to test on")

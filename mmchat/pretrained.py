@@ -29,7 +29,7 @@ def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (
         raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
 
 
-def fill_strictly(model_class: Any, config: Any, state: dict[str, Any], where: Path) -> Any:
+def load_state_strictly(model_class: Any, config: Any, state: dict[str, Any], where: Path) -> Any:
     """A model of this config with these weights, name -> tensor, as strictly; `where` they are from.
 
     Raises:
@@ -52,7 +52,7 @@ def _filled(model_class: Any, source: Path | None, where: Path, others: tuple[st
     return model
 
 
-def directory_of(source: str | Path, model_type: str, what: str, remedy: str) -> Path:
+def check_model_type(source: str | Path, model_type: str, what: str, remedy: str) -> Path:
     """The directory, if what mmchat saved there is of this type; `what` and `remedy` are for the message.
 
     Raises:

@@ -129,9 +129,14 @@ def test_the_checker_sees_a_planted_arrow(tmp_path, place, source, violation):
 
 @pytest.mark.parametrize(
     "module",
-    ["mmchat", "mmchat.data.records", "mmchat.data.sources", "mmchat.images", "mmchat.vision", "mmchat.cli.main"],
+    [
+        *("mmchat", "mmchat.data.records", "mmchat.data.sources", "mmchat.images", "mmchat.vision", "mmchat.cli.main"),
+        "mmchat.contrastive.config",
+    ],
 )
 def test_light_modules_load_no_torch(module):
-    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'transformers', 'deepspeed', 'scipy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

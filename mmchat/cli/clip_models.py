@@ -75,13 +75,13 @@ def run_clip_init(arguments: argparse.Namespace) -> None:
     claim(arguments.out)
     import torch
 
-    from mmchat.contrastive.directory import init_clip, open_text
+    from mmchat.contrastive.directory import init_clip, open_text_encoder
     from mmchat.vision import load_tower
 
     torch.manual_seed(arguments.seed)
     model = init_clip(
         load_tower(arguments.vision, fit=arguments.fit),
-        open_text(arguments.text),
+        open_text_encoder(arguments.text),
         arguments.tokenizer,
         arguments.projection_dim,
         arguments.pool,

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 
-def gather(own: torch.Tensor) -> tuple[torch.Tensor, int]:
+def all_gather(own: torch.Tensor) -> tuple[torch.Tensor, int]:
     """float[n, ...] of this rank -> float[N, ...] of all ranks in their order, and at which row this rank's begin.
 
     Ranks may hold unequally many rows, or none. A gradient that reaches the rows of another rank is sent there and

@@ -24,7 +24,7 @@ def encode_caption(tokenizer: Any, caption: str, context_length: int, truncate: 
     Raises:
         UserError: it is too long.
     """
-    ids, cut = fit_caption(tokenizer, caption, context_length)
+    ids, cut = truncate_caption(tokenizer, caption, context_length)
     if cut and not truncate:
         shown = caption if len(caption) <= SHOWN else caption[:SHOWN] + "..."
         raise UserError(
@@ -34,16 +34,16 @@ def encode_caption(tokenizer: Any, caption: str, context_length: int, truncate: 
     return ids
 
 
-def fit_caption(tokenizer: Any, caption: str, context_length: int) -> tuple[list[int], int]:
+def truncate_caption(tokenizer: Any, caption: str, context_length: int) -> tuple[list[int], int]:
     """(as much of a caption as fits, framed; how many tokens were cut off before its end)."""
-    before, after = frame(tokenizer)
+    before, after = prefix_and_suffix_ids(tokenizer)
     text = cleaned(caption) if isinstance(tokenizer, CLIPTokenizer) else caption
     ids = tokenizer(text, add_special_tokens=False).input_ids
     kept = ids[: context_length - len(before) - len(after)]
     return [*before, *kept, *after], len(ids) - len(kept)
 
 
-def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def prefix_and_suffix_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What begins and what ends a text: the tokenizer's own, or BOS and EOS where it ends none (most assistants')."""
     whole, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
     begins = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)

@@ -8,12 +8,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmchat.contrastive.captions import encode_caption, open_tokenizer, refuse_other_tokenizer
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_of, without_pooler
-from mmchat.contrastive.text_formats import open_layout
+from mmchat.contrastive.text_formats import open_dual_encoder
 from mmchat.files import read_json
-from mmchat.pretrained import directory_of, load_strictly, open_pretrained, save_verified
+from mmchat.pretrained import check_model_type, load_strictly, open_pretrained, save_verified
 from mmchat.vision import VisionTower
 from mmchat.vision.checkpoint_formats.base import refuse_misfits
-from mmchat.vision.loading import open_source
+from mmchat.vision.loading import open_weight_files
 
 OUTPUT_TOLERANCE = 1e-5
 """Largest difference of unit vectors between a model and its reloaded copy (fp32)."""
@@ -31,10 +31,10 @@ def load_clip(source: str | Path, dtype: str = "auto", trust_torchscript: bool =
     Raises:
         UserError: the source holds something else, or weights are missing, left over or of another shape.
     """
-    opened = open_source(str(source), trust_torchscript=trust_torchscript, what="dual encoder")
+    opened = open_weight_files(str(source), trust_torchscript=trust_torchscript, what="dual encoder")
     if opened.config.get("model_type") == DualEncoderConfig.model_type:
-        return load_saved(opened.path, dtype)
-    config, state = open_layout(opened)
+        return load_clip_directory(opened.path, dtype)
+    config, state = open_dual_encoder(opened)
     model = DualEncoder(config)
     wanted, found = ({k: tuple(t.shape) for k, t in tensors.items()} for tensors in (model.state_dict(), state))
     refuse_misfits(wanted, found, str(opened.path))
@@ -42,7 +42,7 @@ def load_clip(source: str | Path, dtype: str = "auto", trust_torchscript: bool =
     return (model if dtype == "auto" else model.to(getattr(torch, dtype))).eval()
 
 
-def load_saved(directory: str | Path, dtype: str = "auto") -> DualEncoder:
+def load_clip_directory(directory: str | Path, dtype: str = "auto") -> DualEncoder:
     """Only a directory that mmchat wrote; `dtype` as in `load_strictly`.
 
     Raises:
@@ -51,8 +51,8 @@ def load_saved(directory: str | Path, dtype: str = "auto") -> DualEncoder:
     return load_strictly(DualEncoder, _directory(directory), dtype=dtype)
 
 
-def shape_clip(directory: str | Path) -> DualEncoder:
-    """As `load_saved`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
+def clip_from_config(directory: str | Path) -> DualEncoder:
+    """As `load_clip_directory`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
     return DualEncoder(DualEncoderConfig.from_pretrained(_directory(directory)))
 
 
@@ -69,7 +69,7 @@ def load_tokenizer(source: str | Path, model: DualEncoder) -> Any:
 
 def _directory(source: str | Path) -> Path:
     remedy = "`mmchat clip convert` makes one of what others publish"
-    return directory_of(source, DualEncoderConfig.model_type, "a dual encoder", remedy)
+    return check_model_type(source, DualEncoderConfig.model_type, "a dual encoder", remedy)
 
 
 def init_clip(
@@ -84,7 +84,7 @@ def init_clip(
     """Write the directory of a dual encoder around `tower`: where a contrastive run starts. Seed torch before.
 
     text: values of a text encoder's config, whose weights are then new and whose vocabulary and special ids are the
-    tokenizer's; or an encoder with its weights, as `open_text` gives it. settings: more of `DualEncoderConfig`.
+    tokenizer's; or an encoder with its weights, as `open_text_encoder` gives it. settings: more of `DualEncoderConfig`.
     """
     words = open_tokenizer(tokenizer)
     if isinstance(text, dict):
@@ -102,7 +102,7 @@ def init_clip(
     return model
 
 
-def open_text(source: str) -> dict[str, Any] | PreTrainedModel:
+def open_text_encoder(source: str) -> dict[str, Any] | PreTrainedModel:
     """What `init_clip` takes: a `.json` of config values, or a directory or hub name with transformers' encoder.
 
     Raises:
@@ -128,4 +128,4 @@ def save_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> None:
     def outputs(one: DualEncoder) -> tuple[torch.Tensor, ...]:
         return one(pixels, ids, torch.ones_like(ids))
 
-    save_verified(model, [tokenizer], directory, load_saved, outputs, OUTPUT_TOLERANCE)
+    save_verified(model, [tokenizer], directory, load_clip_directory, outputs, OUTPUT_TOLERANCE)

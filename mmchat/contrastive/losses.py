@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmchat.contrastive.all_gather import gather
+from mmchat.contrastive.all_gather import all_gather
 
 CHUNK = 256
 """Images that `pairwise_sigmoid` compares at a time with all texts."""
@@ -18,7 +18,7 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tenso
         images, texts: float[n, P], unit length; row i of one belongs to row i of the other.
         logit_scale: scalar, the inverse temperature itself (not its logarithm).
     """
-    everyone, first = gather(torch.stack([images, texts], dim=1))
+    everyone, first = all_gather(torch.stack([images, texts], dim=1))
     all_images, all_texts = everyone.unbind(dim=1)
     target = _places(images, first)
     to_text = F.cross_entropy(logit_scale * images @ all_texts.T, target, reduction="none")
@@ -42,7 +42,7 @@ def pairwise_sigmoid(
         images, texts, logit_scale: as of `info_nce`.
         logit_bias: scalar, added to every logit.
     """
-    all_texts, first = gather(texts)
+    all_texts, first = all_gather(texts)
     own = _places(images, first)
     rows = [
         checkpoint(
@@ -71,7 +71,7 @@ def nt_xent(first_views: torch.Tensor, second_views: torch.Tensor, temperature: 
     Args:
         first_views, second_views: float[n, P], unit length; row i of both comes from image i.
     """
-    everyone, first = gather(torch.stack([first_views, second_views], dim=1))
+    everyone, first = all_gather(torch.stack([first_views, second_views], dim=1))
     candidates = everyone.flatten(0, 1)  # both views of an image stand one behind the other
     at = 2 * _places(first_views, first)
     losses = []

@@ -64,7 +64,7 @@ def index_folder(embedder: Embedder, checkpoint: str, folder: Path, out: Path, b
     with _opened(out) as index:
         if not index.execute("SELECT name FROM sqlite_master").fetchall():
             index.executescript(_TABLES)
-            about = (checkpoint, os.fsencode(folder), probe(embedder).tobytes())
+            about = (checkpoint, os.fsencode(folder), fingerprint(embedder).tobytes())
             index.execute("INSERT INTO about VALUES (?, ?, ?)", about)
             index.commit()
         _, indexed, made_by = _about(index)
@@ -144,14 +144,14 @@ class Index:
         _check_model(self.path, self.made_by, embedder)
 
 
-def probe(embedder: Embedder) -> np.ndarray:
+def fingerprint(embedder: Embedder) -> np.ndarray:
     """What tells one model from another: its vectors of a fixed image and a fixed word, float32[2 P]."""
     ramp = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
     return np.concatenate([embedder.images([Image.fromarray(ramp)])[0], embedder.texts(["image"])[0]])
 
 
 def _check_model(path: Path, made_by: np.ndarray, embedder: Embedder) -> None:
-    now = probe(embedder)
+    now = fingerprint(embedder)
     if now.shape != made_by.shape or np.abs(now - made_by).max() > SAME_MODEL:
         raise UserError(f"{path} was made by another model; index the folder again, into another file")
 

@@ -13,9 +13,9 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import load_strictly
 from mmchat.vision.checkpoint_formats import hugging_face, open_clip, openai
-from mmchat.vision.checkpoint_formats.base import Found
-from mmchat.vision.checkpoint_formats.weight_files import Source
-from mmchat.vision.loading import recognised
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
+from mmchat.vision.loading import recognise_format
 
 Value = TypeVar("Value")
 
@@ -50,47 +50,49 @@ LEGACY_EOS = 2
 text was then its largest id."""
 
 
-class FoundClip(NamedTuple):
+class DualEncoderCheckpoint(NamedTuple):
     """state: keys as in `DualEncoder.state_dict()`."""
 
     config: DualEncoderConfig
     state: dict[str, torch.Tensor]
 
 
-def open_layout(source: Source) -> FoundClip:
+def open_dual_encoder(source: WeightFiles) -> DualEncoderCheckpoint:
     """Strictness is the caller's, as of `mmchat.vision.checkpoint_formats`.
 
     Raises:
         UserError: it is no dual encoder, or in no layout that is known here.
     """
-    layout = recognised(source)
-    if layout.name not in LAYOUTS:
+    layout = recognise_format(source)
+    if layout.name not in DUAL_ENCODER_FORMATS:
         raise UserError(
             f"{source.path} is in the layout of {layout.name!r}, of which only vision towers are opened; dual encoders "
-            f"are known as {', '.join(LAYOUTS)} and mmchat's own"
+            f"are known as {', '.join(DUAL_ENCODER_FORMATS)} and mmchat's own"
         )
-    return LAYOUTS[layout.name](source, layout.open(source, weights=True))
+    return DUAL_ENCODER_FORMATS[layout.name](source, layout.open(source, weights=True))
 
 
-def _open_openai(source: Source, tower: Found) -> FoundClip:
-    return FoundClip(clip_config(source, tower, {"hidden_act": "quick_gelu"}), clip_state(source.tensors(), tower))
+def _open_openai(source: WeightFiles, tower: TowerCheckpoint) -> DualEncoderCheckpoint:
+    return DualEncoderCheckpoint(
+        clip_config(source, tower, {"hidden_act": "quick_gelu"}), clip_state(source.tensors(), tower)
+    )
 
 
-def _open_open_clip(source: Source, tower: Found) -> FoundClip:
+def _open_open_clip(source: WeightFiles, tower: TowerCheckpoint) -> DualEncoderCheckpoint:
     path = open_clip.config_of(source)
     model = read_json(path)["model_cfg"] if path.exists() else {}
     text = model.get("text_cfg", {})
     if open_clip.holds_siglip(source.shapes):
         _refuse_strange(text, SIGLIP_USUAL, source)
-        return FoundClip(siglip_config(source, tower), clip_state(source.tensors(), tower))
+        return DualEncoderCheckpoint(siglip_config(source, tower), clip_state(source.tensors(), tower))
     _refuse_strange(text, CLIP_USUAL, source)
     stated: dict[str, Any] = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
     if "heads" in text:
         stated["num_attention_heads"] = text["heads"]
-    return FoundClip(clip_config(source, tower, stated), clip_state(source.tensors(), tower))
+    return DualEncoderCheckpoint(clip_config(source, tower, stated), clip_state(source.tensors(), tower))
 
 
-def _open_hugging_face(source: Source, tower: Found) -> FoundClip:
+def _open_hugging_face(source: WeightFiles, tower: TowerCheckpoint) -> DualEncoderCheckpoint:
     kind = source.config["model_type"]
     if kind not in ("clip", "siglip"):
         raise UserError(f"{source.path} holds a {kind!r}, which is no dual encoder; known: clip, siglip")
@@ -111,10 +113,10 @@ def _open_hugging_face(source: Source, tower: Found) -> FoundClip:
     joints = {key: tensor for key, tensor in source.tensors().items() if not key.startswith(("vision_", "text_model."))}
     renamed = {key.replace("visual_projection.", "image_projection."): tensor for key, tensor in joints.items()}
     alone = {key: renamed.pop(key).reshape(1) for key in ALONE if key in renamed}
-    return FoundClip(config, _joined(tower, text.state_dict(), renamed | alone))
+    return DualEncoderCheckpoint(config, _joined(tower, text.state_dict(), renamed | alone))
 
 
-LAYOUTS: dict[str, Callable[[Source, Found], FoundClip]] = {
+DUAL_ENCODER_FORMATS: dict[str, Callable[[WeightFiles, TowerCheckpoint], DualEncoderCheckpoint]] = {
     hugging_face.HuggingFace.name: _open_hugging_face,
     open_clip.OpenCLIP.name: _open_open_clip,
     openai.OpenAI.name: _open_openai,
@@ -127,7 +129,7 @@ def without_tower(named: Mapping[str, Value]) -> dict[str, Value]:
     return {key.removeprefix("text."): value for key, value in rest.items() if key not in NUMBERS}
 
 
-def clip_config(source: Source, tower: Found, stated: dict[str, Any]) -> DualEncoderConfig:
+def clip_config(source: WeightFiles, tower: TowerCheckpoint, stated: dict[str, Any]) -> DualEncoderConfig:
     """What shapes tell. stated: values of `CLIPTextConfig` that they do not.
 
     Raises:
@@ -145,7 +147,7 @@ def clip_config(source: Source, tower: Found, stated: dict[str, Any]) -> DualEnc
     )
 
 
-def siglip_config(source: Source, tower: Found) -> DualEncoderConfig:
+def siglip_config(source: WeightFiles, tower: TowerCheckpoint) -> DualEncoderConfig:
     shapes = without_tower(source.shapes)
     openai.need(shapes, ["text_projection.weight"], source.path)
     sizes = _text_sizes(shapes, source)
@@ -162,7 +164,7 @@ def siglip_config(source: Source, tower: Found) -> DualEncoderConfig:
     return _siglip(tower, text)
 
 
-def _siglip(tower: Found, text: SiglipTextConfig) -> DualEncoderConfig:
+def _siglip(tower: TowerCheckpoint, text: SiglipTextConfig) -> DualEncoderConfig:
     return DualEncoderConfig(
         [tower.config.to_dict()],
         text,
@@ -174,7 +176,7 @@ def _siglip(tower: Found, text: SiglipTextConfig) -> DualEncoderConfig:
     )
 
 
-def clip_state(tensors: Mapping[str, torch.Tensor], tower: Found) -> dict[str, torch.Tensor]:
+def clip_state(tensors: Mapping[str, torch.Tensor], tower: TowerCheckpoint) -> dict[str, torch.Tensor]:
     """A whole CLIP's or SigLIP's weights, in float32 like the tower's."""
     rest = {key: tensor.float() for key, tensor in without_tower(tensors).items()}
     joints = {ours: rest.pop(theirs).T.contiguous() for theirs, ours in TRANSPOSED.items() if theirs in rest}
@@ -183,13 +185,13 @@ def clip_state(tensors: Mapping[str, torch.Tensor], tower: Found) -> dict[str, t
 
 
 def _joined(
-    tower: Found, text: Mapping[str, torch.Tensor], joints: Mapping[str, torch.Tensor]
+    tower: TowerCheckpoint, text: Mapping[str, torch.Tensor], joints: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     state = {f"towers.0.{key}": tensor for key, tensor in tower.state.items()}
     return state | {f"text_encoder.{key}": tensor for key, tensor in text.items()} | dict(joints)
 
 
-def _text_sizes(shapes: Mapping[str, tuple[int, ...]], source: Source) -> dict[str, int]:
+def _text_sizes(shapes: Mapping[str, tuple[int, ...]], source: WeightFiles) -> dict[str, int]:
     hidden = "transformer.resblocks.0.mlp.c_fc.bias"
     openai.need(shapes, ["token_embedding.weight", "positional_embedding", hidden], source.path)
     (vocabulary, width), (positions, _) = shapes["token_embedding.weight"], shapes["positional_embedding"]
@@ -209,7 +211,7 @@ def _true_special_ids(text: CLIPTextConfig) -> None:
     text.pad_token_id = text.eos_token_id
 
 
-def _refuse_strange(text: dict[str, Any], usual: dict[str, Any], source: Source) -> None:
+def _refuse_strange(text: dict[str, Any], usual: dict[str, Any], source: WeightFiles) -> None:
     strange = {k: v for k, v in text.items() if k not in UNDERSTOOD and v and v != usual.get(k)}
     if strange:
         raise UserError(f"the open_clip_config.json of {source.path} asks for a text half with {strange}, unknown here")

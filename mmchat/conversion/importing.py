@@ -7,8 +7,8 @@ from mmchat.conversion.formats import FORMATS
 from mmchat.conversion.formats.base import Format
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
-from mmchat.pretrained import fill_strictly
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.pretrained import load_state_strictly
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 SHOWN_KEYS = 5
 """How many tensor names an error message lists."""
@@ -43,13 +43,13 @@ def import_model(
         raise UserError(
             f"{path} is not a directory; download the model and give its folder, with config.json and weights"
         )
-    files = Source(path)
+    files = WeightFiles(path)
     imported = _find_format(files).open(files, tokenizer)
-    model = fill_strictly(MMChatForConditionalGeneration, imported.config, imported.state, path)
+    model = load_state_strictly(MMChatForConditionalGeneration, imported.config, imported.state, path)
     return model.eval(), build_processor(model, imported.tokenizer)
 
 
-def _find_format(source: Source) -> Format:
+def _find_format(source: WeightFiles) -> Format:
     for candidate in FORMATS:
         if candidate.recognises(source):
             return candidate

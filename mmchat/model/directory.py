@@ -10,7 +10,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.model.projectors import slots_per_image
 from mmchat.pretrained import load_strictly, save_verified
-from mmchat.vision import Fit, TowerConfig, refitted, refuse_unequal_views, tower_spec
+from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
 WEIGHTS = "*.safetensors"
 LOGITS_TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ def load_assistant(
     return _fitted(load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype), source, fit)
 
 
-def shape_assistant(
+def assistant_from_config(
     source: str | Path, fit: Fit | None = None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """As `load_assistant`, but no weight is read: they are made anew, where torch makes tensors at the moment.
@@ -61,7 +61,7 @@ def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcesso
     processor = MMChatProcessor.from_pretrained(directory)
     if fit is not None:
         config = MMChatConfig.from_pretrained(directory)
-        specs = [tower_spec(refitted(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
+        specs = [tower_spec(with_fit(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
         refuse_unequal_views(specs)
         processor.set_towers(specs, slots_per_image(specs, config.projectors, config.fusion))
     return processor
@@ -103,7 +103,7 @@ def save_assistant(
 
 
 def save_shapes(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:
-    """All of a model directory but the weights: what `shape_assistant` opens."""
+    """All of a model directory but the weights: what `assistant_from_config` opens."""
     for part in (model.config, model.generation_config, processor):
         part.save_pretrained(directory)
 

@@ -64,7 +64,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             UserError: a tower or its projector cannot have this fit, or the towers would see different views.
         """
         for tower in self.towers:
-            tower.fit_by(fit)
+            tower.set_fit(fit)
         refuse_unequal_views(self.specs)
         self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
         self.config.towers = [tower.config.to_dict() for tower in self.towers]

@@ -6,7 +6,7 @@ are imported on first access.
 
 from importlib import import_module
 
-from mmchat.vision.spec import Fit, Grid, TowerConfig, TowerSpec, refitted, refuse_several_views, refuse_unequal_views
+from mmchat.vision.spec import Fit, Grid, TowerConfig, TowerSpec, refuse_several_views, refuse_unequal_views, with_fit
 from mmchat.vision.transforms.preprocess import normalise, preprocess
 from mmchat.vision.transforms.tiling import Size, Tiling
 
@@ -23,10 +23,10 @@ __all__ = [
     "load_tower",
     "normalise",
     "preprocess",
-    "refitted",
     "refuse_several_views",
     "refuse_unequal_views",
     "tower_spec",
+    "with_fit",
 ]
 
 _HOMES = {

@@ -38,17 +38,17 @@ class BlockTower(VisionTower):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
         self.backbone = self.backbone_class(self.backbone_config(config))
-        self._layers = hidden_states(config.layer, len(self.blocks))
+        self._layers = hidden_state_indices(config.layer, len(self.blocks))
 
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
         backbone = cls.backbone_config(config)
-        layers = hidden_states(config.layer, backbone.num_hidden_layers)
+        layers = hidden_state_indices(config.layer, backbone.num_hidden_layers)
         if config.class_token and not cls.class_tokens:
             raise UserError(f"class_token: a {config.family} has no class token to keep")
         size, patch = cls.size_of(backbone), _side(backbone.patch_size)
         if not cls.margin:
-            refuse_margin(size, patch)
+            refuse_indivisible_size(size, patch)
         tokens = (size // patch) ** 2 + int(config.class_token)
         return TowerSpec(size, patch, tokens, backbone.hidden_size * len(layers), config.preprocessing)
 
@@ -164,20 +164,20 @@ class BlockTower(VisionTower):
         config says so."""
         if image_size == self.spec.image_size:
             return self
-        refuse_margin(image_size, self.spec.patch_size)
+        refuse_indivisible_size(image_size, self.spec.patch_size)
         config = replace(self.config, backbone=self.with_size(self.config.backbone, image_size))
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
         if self.position_table is not None:
             table, side = state[self.position_table], image_size // self.spec.patch_size
-            state[self.position_table] = regridded(
+            state[self.position_table] = resize_positions(
                 table, self.class_tokens, (side, side), self.interpolation, config.antialias, keep_positions
             )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 
 
-def regridded(
+def resize_positions(
     table: torch.Tensor,
     class_tokens: int,
     grid: tuple[int, int],
@@ -203,7 +203,7 @@ def regridded(
     return resized.reshape(*table.shape[:-2], *resized.shape)
 
 
-def refuse_margin(size: int, patch: int, merged: int = 1) -> None:
+def refuse_indivisible_size(size: int, patch: int, merged: int = 1) -> None:
     """Raises UserError if squares of `merged` x `merged` patches do not fill an image of this size; names the sizes
     below and above where they do. Sizes are in pixels."""
     step = patch * merged
@@ -214,7 +214,7 @@ def refuse_margin(size: int, patch: int, merged: int = 1) -> None:
         raise UserError(f"image size {size} is not a multiple of {patches}; {nearest}")
 
 
-def hidden_states(layer: int | tuple[int, ...], blocks: int) -> list[int]:
+def hidden_state_indices(layer: int | tuple[int, ...], blocks: int) -> list[int]:
     """Numbers of the hidden states that a `TowerConfig.layer` means in a tower of so many blocks, counted from 0.
 
     Raises:

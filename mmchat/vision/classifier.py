@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.pretrained import directory_of, load_strictly, save_verified
+from mmchat.pretrained import check_model_type, load_strictly, save_verified
 from mmchat.vision.loading import build_tower
 from mmchat.vision.spec import TowerConfig, refuse_several_views
 from mmchat.vision.tower import VisionTower
@@ -105,7 +105,7 @@ def load_classifier(source: str | Path, dtype: str = "auto") -> ImageClassifier:
     return load_strictly(ImageClassifier, _directory(source), dtype=dtype)
 
 
-def shape_classifier(source: str | Path) -> ImageClassifier:
+def classifier_from_config(source: str | Path) -> ImageClassifier:
     """As `load_classifier`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
     return ImageClassifier(ImageClassifierConfig.from_pretrained(_directory(source)))
 
@@ -124,4 +124,4 @@ def save_classifier(model: ImageClassifier, directory: Path) -> None:
 
 def _directory(source: str | Path) -> Path:
     remedy = "make one around any tower with `mmchat vision init`"
-    return directory_of(source, ImageClassifierConfig.model_type, "a classifier", remedy)
+    return check_model_type(source, ImageClassifierConfig.model_type, "a classifier", remedy)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from mmchat.vision.block_tower import BlockTower
-from mmchat.vision.loading import open_source, recognised
+from mmchat.vision.loading import open_weight_files, recognise_format
 from mmchat.vision.spec import Preprocessing, TowerSpec
 from mmchat.vision.tower import VisionTower
-from mmchat.vision.transforms.preprocess import joined, normalise, preprocess
+from mmchat.vision.transforms.preprocess import image_from_patches, normalise, preprocess
 
 SHOWN_SIDE = 448
 """Pixels that the longer side of a shown view has at least, so that a person sees something."""
@@ -90,7 +90,7 @@ def inspect_tower(source: str, tower: VisionTower, trust_torchscript: bool = Fal
 def _layout(source: str, trust_torchscript: bool) -> str:
     if source.endswith(".json"):
         return "TowerConfig (its weights are random)"
-    return recognised(open_source(source, trust_torchscript=trust_torchscript)).name
+    return recognise_format(open_weight_files(source, trust_torchscript=trust_torchscript)).name
 
 
 def in_words(how: Preprocessing, size: int) -> list[str]:
@@ -107,7 +107,7 @@ def seen_views(image: Image.Image, spec: TowerSpec) -> np.ndarray:
     """The tower's input for an image, float32[squares, 3, S, S]; of native aspect the whole, float32[1, 3, H, W]."""
     views = normalise(preprocess(image, spec), spec)
     grid = spec.grid(image.size)
-    return views if grid is None else joined(views, grid)[None]
+    return views if grid is None else image_from_patches(views, grid)[None]
 
 
 def as_images(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:

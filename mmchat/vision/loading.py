@@ -8,12 +8,12 @@ import torch
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.vision.checkpoint_formats import LAYOUTS
-from mmchat.vision.checkpoint_formats.base import Layout, refuse_misfits
+from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
+from mmchat.vision.checkpoint_formats.base import CheckpointFormat, refuse_misfits
 from mmchat.vision.checkpoint_formats.hugging_face import KINDS
-from mmchat.vision.checkpoint_formats.weight_files import PICKLED, Source
+from mmchat.vision.checkpoint_formats.weight_files import PICKLED, WeightFiles
 from mmchat.vision.families import FAMILIES
-from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 from mmchat.vision.tower import VisionTower
 from mmchat.vision.transforms.tiling import Tiling
 
@@ -60,7 +60,7 @@ def load_tower(
         image_size: side of the images in pixels, where it is to be another than the source's; learned positions are
             interpolated.
         trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
-        fit, tiling, max_patches: how images come to it, where not as the source says (`refitted`).
+        fit, tiling, max_patches: how images come to it, where not as the source says (`with_fit`).
         settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
 
     Raises:
@@ -69,14 +69,14 @@ def load_tower(
 
     def built(config: TowerConfig) -> VisionTower:
         wanted = replace(config, **settings)
-        return build_tower(refitted(wanted, fit or wanted.preprocessing.fit, tiling, max_patches))
+        return build_tower(with_fit(wanted, fit or wanted.preprocessing.fit, tiling, max_patches))
 
     source = str(source)
     if source.endswith(".json"):
         tower = built(TowerConfig.from_dict(read_json(Path(source))))
     else:
-        opened = open_source(source, weights, trust_torchscript)
-        found = recognised(opened).open(opened, weights)
+        opened = open_weight_files(source, weights, trust_torchscript)
+        found = recognise_format(opened).open(opened, weights)
         tower = built(found.config)
         if found.state is not None:
             _fill(tower, found.state, opened.path)
@@ -85,20 +85,20 @@ def load_tower(
     return tower if image_size is None else tower.resized(image_size)
 
 
-def open_source(
+def open_weight_files(
     source: str, weights: bool = True, trust_torchscript: bool = False, what: str = "vision tower"
-) -> Source:
+) -> WeightFiles:
     """Where a tower comes from; arguments as of `load_tower`, but no `.json`. what: how messages call it.
 
     Raises:
         UserError: it is not there, and the hub does not give it.
     """
-    return Source(_local_or_hub(source, weights, what), trust_torchscript)
+    return WeightFiles(_local_or_hub(source, weights, what), trust_torchscript)
 
 
-def recognised(source: Source) -> Layout:
+def recognise_format(source: WeightFiles) -> CheckpointFormat:
     """Raises UserError where the source is in no layout that is known."""
-    for layout in LAYOUTS:
+    for layout in CHECKPOINT_FORMATS:
         if layout.recognises(source):
             return layout
     if source.config:
@@ -106,7 +106,7 @@ def recognised(source: Source) -> Layout:
     else:
         names = list(source.shapes)
         found = f"{len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}{', ...' if len(names) > SHOWN_KEYS else ''})"
-    known = "; ".join(layout.name for layout in LAYOUTS)
+    known = "; ".join(layout.name for layout in CHECKPOINT_FORMATS)
     raise UserError(
         f"{source.path} holds no vision tower known here: it has {found}; expected one of: {known}. "
         f"Hugging Face's may be of model_type {', '.join(KINDS)}"

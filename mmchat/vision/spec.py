@@ -154,7 +154,7 @@ class TowerConfig:
         return cls(**values, preprocessing=preprocessing)
 
 
-def refitted(
+def with_fit(
     config: TowerConfig, fit: Fit, tiling: Tiling | None = None, max_patches: int | None = None
 ) -> TowerConfig:
     """With another way to the square, or another fit of its own.

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from mmchat.errors import UserError
-from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 
 
 @dataclass
@@ -35,7 +35,7 @@ class VisionTower(nn.Module, ABC):
     backbone: nn.Module
     config_class: type[PreTrainedConfig]
     """Of the backbone."""
-    own_keys: tuple[str, ...] = ()
+    extra_keys: tuple[str, ...] = ()
     """What `TowerConfig.backbone` may hold besides `config_class`'s values."""
     takes_attention = False
     """Whether the backbone's attention can be computed by any function that is registered with transformers."""
@@ -58,7 +58,7 @@ class VisionTower(nn.Module, ABC):
                 f"fit native needs a tower for any aspect ratio, which is siglip2; found {config.family}, which sees "
                 "squares: choose another fit"
             )
-        known = keys_of(cls.config_class) | set(cls.own_keys)
+        known = config_keys(cls.config_class) | set(cls.extra_keys)
         for key in sorted(config.backbone.keys() - known):
             near = get_close_matches(key, known, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
@@ -69,9 +69,9 @@ class VisionTower(nn.Module, ABC):
             reason = " ".join(str(error).split())
             raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
 
-    def fit_by(self, fit: Fit) -> None:
+    def set_fit(self, fit: Fit) -> None:
         """Be a tower that was trained on images fitted in this way. Raises UserError: the family cannot have it."""
-        self.config = refitted(self.config, fit)
+        self.config = with_fit(self.config, fit)
         self.spec = self.spec_of(self.config)
 
     @classmethod
@@ -117,6 +117,6 @@ class VisionTower(nn.Module, ABC):
         """
 
 
-def keys_of(config_class: type[PreTrainedConfig]) -> set[str]:
+def config_keys(config_class: type[PreTrainedConfig]) -> set[str]:
     """Its settings; transformers itself would also take, and ignore, any other."""
     return set(config_class().to_dict())

@@ -12,7 +12,13 @@ import regex
 from transformers import AutoTokenizer, CLIPTextConfig, SiglipTextConfig
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from mmchat.contrastive.captions import encode_caption, fit_caption, frame, open_tokenizer, refuse_other_tokenizer
+from mmchat.contrastive.captions import (
+    encode_caption,
+    open_tokenizer,
+    prefix_and_suffix_ids,
+    refuse_other_tokenizer,
+    truncate_caption,
+)
 from mmchat.errors import UserError
 from tests.contrastive.conftest import MERGES
 
@@ -67,7 +73,7 @@ def test_the_originals_ids(data_dir):
     rows = json.loads((data_dir / "openai_clip" / "tokenize.json").read_text())["rows"]
     assert (len(tokenizer), len(rows)) == (49408, 12)
     for row in rows:
-        ids, cut = fit_caption(tokenizer, row["text"], 77)
+        ids, cut = truncate_caption(tokenizer, row["text"], 77)
         assert ids + [0] * (77 - len(ids)) == row["truncated"]
         assert (cut > 0) == ("error" in row)
 
@@ -89,14 +95,14 @@ def test_other_files_are_no_vocabulary(tmp_path, content):
     [("llama_like_legacy_false", ([1], [2])), ("opt_like", ([2], [2])), ("qwen_like", ([], [1500]))],
 )
 def test_frames(data_dir, name, expected):
-    assert frame(AutoTokenizer.from_pretrained(data_dir / "tokenizers" / name)) == expected
+    assert prefix_and_suffix_ids(AutoTokenizer.from_pretrained(data_dir / "tokenizers" / name)) == expected
 
 
 def test_too_long(merges_file):
     tokenizer = open_tokenizer(str(merges_file))
     whole = encode_caption(tokenizer, "the cat of cat", 6)
     assert len(whole) == 6
-    assert fit_caption(tokenizer, "the cat of cat", 5) == ([*whole[:4], whole[-1]], 1)
+    assert truncate_caption(tokenizer, "the cat of cat", 5) == ([*whole[:4], whole[-1]], 1)
     assert encode_caption(tokenizer, "the cat of cat", 5, truncate=True) == [*whole[:4], whole[-1]]
     with pytest.raises(UserError, match=r"text 'the cat of cat' has 6 tokens.* takes 5; .*--truncate"):
         encode_caption(tokenizer, "the cat of cat", 5)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
-from mmchat.contrastive.directory import init_clip, load_saved, open_text, save_clip
+from mmchat.contrastive.directory import init_clip, load_clip_directory, open_text_encoder, save_clip
 from mmchat.errors import UserError
 from mmchat.settings import validate
 from mmchat.training.build_model import open_model
@@ -80,7 +80,7 @@ def test_opened_strictly(saved, tmp_path):
             load_clip(directory)
     (directory / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match=r"holds a 'clip', expected a dual encoder \(mmchat_clip\); `mmchat clip conv"):
-        load_saved(directory)
+        load_clip_directory(directory)
 
 
 def test_saving_notices_a_corrupted_copy(saved, words, tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_a_pretrained_text_encoder_keeps_its_weights(make_tower, words, tmp_path
     torch.manual_seed(3)
     theirs = BertModel(BertConfig(**{**BERT, "vocab_size": 1604, "model_type": "bert"}))
     theirs.save_pretrained(tmp_path / "bert")
-    arguments = make_tower(), open_text(str(tmp_path / "bert")), words, 16, "max"
+    arguments = make_tower(), open_text_encoder(str(tmp_path / "bert")), words, 16, "max"
     made = init_clip(*arguments, tmp_path / "clip", text_pool="mean", sigmoid=True, context_length=9)
     opened = load_clip(tmp_path / "clip")
     for name, tensor in opened.text_encoder.state_dict().items():

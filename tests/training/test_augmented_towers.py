@@ -39,7 +39,7 @@ def opened(dual_dir, tmp_path):
 
 @pytest.fixture
 def always_noisy(monkeypatch):
-    monkeypatch.setattr(page_augmentation, "CHANGES", ((1.0, page_augmentation.noise),))
+    monkeypatch.setattr(page_augmentation, "AUGMENTATIONS", ((1.0, page_augmentation.gaussian_noise),))
 
 
 def seen(feed, done=0):

@@ -10,7 +10,7 @@ from mmchat.errors import UserError
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.registry import ContrastiveObjective, _check_loss
-from mmchat.vision.transforms.augmentation import random_square
+from mmchat.vision.transforms.augmentation import random_square_crop
 from tests.training_fixtures import run_values
 
 TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
@@ -34,7 +34,7 @@ def test_random_squares_are_whole_and_come_from_anywhere(size):
     image = Image.fromarray(numbered)
     corners = set()
     for seed in range(200):
-        square = np.asarray(random_square(image, np.random.default_rng(seed)))
+        square = np.asarray(random_square_crop(image, np.random.default_rng(seed)))
         assert square.shape == (min(size), min(size))
         ((top, left),) = np.argwhere(numbered == square[0, 0])[:1]
         corners.add((int(top), int(left)))

@@ -151,7 +151,7 @@ def test_images(conv_tower, halves, tmp_path):
 
 
 def test_several_views_lie_in_a_block(conv_tower, halves, tmp_path):
-    conv_tower.fit_by("tiles")
+    conv_tower.set_fit("tiles")
     wide = Image.open(halves).resize((64, 32), Image.Resampling.NEAREST)
     seen, features = (np.asarray(Image.open(path)) for path in write_images(conv_tower, wide, tmp_path)[:2])
     assert seen.shape == features.shape == (448 * 2 + 8, 448 * 2 + 8, 3)

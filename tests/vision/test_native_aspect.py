@@ -16,12 +16,12 @@ from mmchat.cli.main import main
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower, normalise, preprocess, refuse_unequal_views
-from mmchat.vision.block_tower import regridded
+from mmchat.vision.block_tower import resize_positions
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.inspect import as_images, seen_views, write_images
 from mmchat.vision.spec import HALF, Preprocessing
 from mmchat.vision.transforms.native_aspect import native_size
-from mmchat.vision.transforms.preprocess import joined
+from mmchat.vision.transforms.preprocess import image_from_patches
 
 BACKBONE = {
     "hidden_size": 32,
@@ -66,7 +66,7 @@ def test_positions(rows, columns):
     theirs = Siglip2VisionEmbeddings.resize_positional_embeddings(
         table.reshape(5, 5, 6), torch.tensor([[rows, columns]]), rows * columns
     )
-    mine = regridded(table, 0, (rows, columns), "bilinear", antialias=True)
+    mine = resize_positions(table, 0, (rows, columns), "bilinear", antialias=True)
     torch.testing.assert_close(mine, theirs[0], atol=1e-6, rtol=0)
 
 
@@ -208,7 +208,7 @@ def test_other_families_see_squares(family):
 def test_patches_put_together(make_image, tmp_path):
     tower = build_tower(TowerConfig("siglip2", BACKBONE, layer=0, preprocessing=NATIVE))
     wide = make_image(0, 60, 28)
-    whole = joined(preprocess(wide, tower.spec), tower.spec.grid(wide.size))
+    whole = image_from_patches(preprocess(wide, tower.spec), tower.spec.grid(wide.size))
     expected = np.asarray(wide.resize((5 * 7, 2 * 7), Image.Resampling.BILINEAR))
     assert np.array_equal(whole.transpose(1, 2, 0), expected)
     (shown,) = as_images(seen_views(wide, tower.spec), NATIVE)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from mmchat.errors import UserError
-from mmchat.vision import Tiling, TowerConfig, TowerSpec, normalise, preprocess, refitted, refuse_unequal_views
+from mmchat.vision import Tiling, TowerConfig, TowerSpec, normalise, preprocess, refuse_unequal_views, with_fit
 from mmchat.vision.spec import Preprocessing
 
 SIZE = 14
@@ -89,7 +89,8 @@ def test_tiles_in_reading_order_and_then_the_whole():
 def test_the_fewest_and_the_most_views_are_reached():
     for tiling in (Tiling(), Tiling(2, 5), Tiling(1, 6, thumbnail=False), Tiling(3, 3)):
         counts = {tiling.views((width, height), 8) for width in range(1, 60) for height in (7, 19)}
-        assert (min(counts), max(counts)) == (tiling.fewest_views, tiling.most_views)
+        most = tiling.max_tiles + (tiling.thumbnail and tiling.max_tiles > 1)
+        assert (min(counts), max(counts)) == (tiling.fewest_views, most)
 
 
 def test_what_contradicts_itself_is_refused():
@@ -104,10 +105,10 @@ def test_a_tiling_goes_through_json_and_another_fit():
     spec = tiled(max_tiles=6)
     assert TowerSpec.from_dict(spec.to_dict()) == spec
     config = TowerConfig("any", {}, preprocessing=spec.preprocessing)
-    assert TowerConfig.from_dict(config.to_dict()) == config == refitted(config, "tiles")
-    padded = refitted(config, "pad")
+    assert TowerConfig.from_dict(config.to_dict()) == config == with_fit(config, "tiles")
+    padded = with_fit(config, "pad")
     assert padded == TowerConfig("any", {}, preprocessing=replace(spec.preprocessing, fit="pad", tiling=None))
-    assert refitted(padded, "tiles").preprocessing.tiling == Tiling()
+    assert with_fit(padded, "tiles").preprocessing.tiling == Tiling()
 
 
 def test_towers_that_see_other_views_are_refused():

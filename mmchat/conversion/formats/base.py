@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from mmchat.auto import MMChatConfig
 from mmchat.errors import UserError
 from mmchat.pretrained import open_pretrained
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Format(Protocol):
     name: str
     """Name for messages, with what the format is recognised by."""
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         """Whether `source` has this format, judged by its contents."""
 
-    def open(self, source: Source, tokenizer: str | None) -> ImportedAssistant:
+    def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         """Convert an assistant of this format.
 
         Missing and unexpected weights are not checked here; the strict load of `state` does that.
@@ -47,7 +47,7 @@ class Format(Protocol):
         """
 
 
-def require_config(source: Source, *keys: str) -> dict[str, Any]:
+def require_config(source: WeightFiles, *keys: str) -> dict[str, Any]:
     """The values of `config.json`, with `keys` present.
 
     Raises:
@@ -61,7 +61,7 @@ def require_config(source: Source, *keys: str) -> dict[str, Any]:
     return source.config
 
 
-def open_tokenizer(source: Source, tokenizer: str | None) -> Any:
+def open_tokenizer(source: WeightFiles, tokenizer: str | None) -> Any:
     """Open the tokenizer in `source`, or another one that transformers can open.
 
     Raises:
@@ -75,7 +75,7 @@ def open_tokenizer(source: Source, tokenizer: str | None) -> Any:
     return open_pretrained(AutoTokenizer, tokenizer or str(source.path), "tokenizer")
 
 
-def check_token_ids(tokenizer: Any, expected: dict[str, int | None], source: Source) -> None:
+def check_token_ids(tokenizer: Any, expected: dict[str, int | None], source: WeightFiles) -> None:
     """Compare token ids with those that the embeddings were trained with.
 
     Args:

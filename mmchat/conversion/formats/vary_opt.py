@@ -20,7 +20,7 @@ from mmchat.errors import UserError
 from mmchat.model.assembly import build_config
 from mmchat.vision.checkpoint_formats import openai
 from mmchat.vision.checkpoint_formats.vary import Vary, place_of
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 QWEN_TOWER = "transformer.vision_tower_high."
 SLOT_ID_KEYS = {
@@ -43,10 +43,10 @@ _PREFIXES = {
 class VaryOPT:
     name = "Vary's OPT (the vocabulary's encoder beside model.decoder.* or opt_model.*)"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return place_of(source) not in (None, "", QWEN_TOWER)
 
-    def open(self, source: Source, tokenizer: str | None) -> ImportedAssistant:
+    def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         values = require_config(source, "num_attention_heads", "ffn_dim")
         language = OPTConfig(**_select_keys(values, OPTConfig))
         prefix, tower = place_of(source), Vary().open(source, weights=True)
@@ -71,7 +71,7 @@ def _select_keys(values: dict[str, Any], config_class: type[PreTrainedConfig]) -
     return {key: value for key, value in values.items() if key in keys}
 
 
-def _refuse_untied(state: dict[str, torch.Tensor], language: OPTConfig, source: Source) -> None:
+def _refuse_untied(state: dict[str, torch.Tensor], language: OPTConfig, source: WeightFiles) -> None:
     """Raises UserError if the config ties the head to the embeddings but the weights differ: one would be lost."""
     names = ("language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight")
     if language.tie_word_embeddings and all(name in state for name in names):

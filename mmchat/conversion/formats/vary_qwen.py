@@ -17,9 +17,9 @@ from mmchat.conversion.formats.vary_opt import QWEN_TOWER, slot_ids
 from mmchat.model.assembly import build_config
 from mmchat.vision import TowerConfig
 from mmchat.vision.checkpoint_formats import openai
-from mmchat.vision.checkpoint_formats.base import in_backbone
+from mmchat.vision.checkpoint_formats.base import with_backbone_prefix
 from mmchat.vision.checkpoint_formats.vary import Vary, place_of
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 CLIP_TOWER = "transformer.vision_tower.vision_model."
 _PROJECTORS = {"transformer.mm_projector.": "projectors.0.", "transformer.mm_projector_vary.": "projectors.1."}
@@ -28,10 +28,10 @@ _PROJECTORS = {"transformer.mm_projector.": "projectors.0.", "transformer.mm_pro
 class VaryQwen:
     name = "Vary's Qwen (transformer.vision_tower and transformer.vision_tower_high beside transformer.h.*)"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return place_of(source) == QWEN_TOWER
 
-    def open(self, source: Source, tokenizer: str | None) -> ImportedAssistant:
+    def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         values = require_config(source, *qwen1.NEEDED)
         vocabulary = Vary().open(source, weights=True)
         clip = clip_config(source, values.get("vision_select_layer", -1))
@@ -48,11 +48,11 @@ class VaryQwen:
         check_token_ids(opened, qwen1.SLOT_IDS | slot_ids(values), source)
         towers = [clip, vocabulary.config]
         config = build_config(qwen1.language_config(values), towers, ["linear"] * 2, opened, "vary_qwen")
-        state = qwen1.language_state(others) | tower_state(0, in_backbone(clip_state))
+        state = qwen1.language_state(others) | tower_state(0, with_backbone_prefix(clip_state))
         return ImportedAssistant(config, opened, state | tower_state(1, vocabulary.state))
 
 
-def clip_config(source: Source, layer: int) -> TowerConfig:
+def clip_config(source: WeightFiles, layer: int) -> TowerConfig:
     """The config of Vary's CLIP tower, read from tensor shapes. Heads have OpenAI's width.
 
     Features are those of `varyQwenModel.forward`: the hidden layer that the config names, without the class token.

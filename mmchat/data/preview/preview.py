@@ -26,7 +26,7 @@ from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.vision.spec import Grid, TowerSpec
-from mmchat.vision.transforms.preprocess import joined
+from mmchat.vision.transforms.preprocess import image_from_patches
 
 LONGEST_CHARACTER = 16
 """Tokens tried until they make whole characters, which have up to four bytes; a token may hold parts of two."""
@@ -154,7 +154,7 @@ def _see(ref: ImageRef, image_processor: Any) -> Seen:
     towers = []
     for spec, views in zip(specs, pixels, strict=True):
         if grid := spec.grid(image.size):
-            towers.append((f"{came} -> {_native(grid, spec)}", joined(views, grid)[None]))
+            towers.append((f"{came} -> {_native(grid, spec)}", image_from_patches(views, grid)[None]))
         else:
             size = f"{spec.image_size}x{spec.image_size}"
             towers.append((f"{came} -> {_views(len(views))}{size} {spec.preprocessing.fit}", views))

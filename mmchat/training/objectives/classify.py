@@ -17,7 +17,7 @@ from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.objectives.base import InSteps, Objective, blank
 from mmchat.training.objectives.distillation import DistillationConfig, soft_cross_entropy_sum
 from mmchat.vision import preprocess
-from mmchat.vision.classifier import ImageClassifier, load_classifier, save_classifier, shape_classifier
+from mmchat.vision.classifier import ImageClassifier, classifier_from_config, load_classifier, save_classifier
 from mmchat.vision.transforms.augmentation import random_view
 
 
@@ -31,7 +31,7 @@ class ClassifyObjective(Objective):
     features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
-        self.model = load_classifier(config.model, dtype=WEIGHTS) if weights else shape_classifier(config.model)
+        self.model = load_classifier(config.model, dtype=WEIGHTS) if weights else classifier_from_config(config.model)
         self.classes = {name: number for number, name in enumerate(self.model.config.classes)}
         self.label_smoothing = config.label_smoothing or 0.0
         self.distillation = config.distillation

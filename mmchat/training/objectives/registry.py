@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
-from mmchat.contrastive.captions import fit_caption
-from mmchat.contrastive.directory import load_saved, load_tokenizer, save_clip, shape_clip
+from mmchat.contrastive.captions import truncate_caption
+from mmchat.contrastive.directory import clip_from_config, load_clip_directory, load_tokenizer, save_clip
 from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.losses import info_nce, pairwise_sigmoid
 from mmchat.data.collate import Batch, Collator
@@ -19,15 +19,15 @@ from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.records import Record
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
-from mmchat.model.directory import load_assistant, save_assistant, shape_assistant
+from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
 from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.objectives.base import ComparingObjective, InSteps, Objective, blank
 from mmchat.training.objectives.classify import ClassifyObjective
 from mmchat.training.objectives.cross_entropy_loss import cross_entropy_sum
 from mmchat.training.objectives.simclr import SimCLRObjective
 from mmchat.vision import TowerSpec, preprocess
-from mmchat.vision.transforms.augmentation import random_square
-from mmchat.vision.transforms.page_augmentation import retouched
+from mmchat.vision.transforms.augmentation import random_square_crop
+from mmchat.vision.transforms.page_augmentation import augment_page
 
 
 class AssistantObjective(Objective):
@@ -37,7 +37,7 @@ class AssistantObjective(Objective):
         if weights:
             self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.fit)
         else:
-            self.model, self.processor = shape_assistant(config.model, fit=config.fit)
+            self.model, self.processor = assistant_from_config(config.model, fit=config.fit)
         self.max_length = config.data.max_length
         self.features: ImageFeatures | None = None
         self.collator = Collator(
@@ -63,7 +63,7 @@ class AssistantObjective(Objective):
 
     def _retouch(self, images: list[Image.Image], draw: np.random.Generator) -> list[list[Image.Image]]:
         towers = range(len(self.collator.specs))
-        return [[retouched(one, draw) if tower in self.augmented else one for tower in towers] for one in images]
+        return [[augment_page(one, draw) if tower in self.augmented else one for tower in towers] for one in images]
 
     def encode(
         self,
@@ -126,7 +126,7 @@ class ContrastiveObjective(ComparingObjective):
     features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
-        self.model = load_saved(config.model, dtype=WEIGHTS) if weights else shape_clip(config.model)
+        self.model = load_clip_directory(config.model, dtype=WEIGHTS) if weights else clip_from_config(config.model)
         _check_loss(config.contrastive.loss, self.model, config.model)
         self._losses_of = LOSSES[config.contrastive.loss]
         self.tokenizer = load_tokenizer(config.model, self.model)
@@ -155,7 +155,7 @@ class ContrastiveObjective(ComparingObjective):
         captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         if len(record.images) != 1 or len(captions) != 1:
             raise UserError(f"expected one image and one caption, found {len(record.images)} and {len(captions)}")
-        return fit_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
+        return truncate_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
     def terms(self, batch: Batch) -> int:
         return batch.images
@@ -177,7 +177,7 @@ class ContrastiveObjective(ComparingObjective):
 
 
 def _squares(images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
-    return [random_square(image, draw) for image in images]
+    return [random_square_crop(image, draw) for image in images]
 
 
 LOSSES = {"softmax": info_nce, "sigmoid": pairwise_sigmoid}

@@ -6,11 +6,11 @@ from typing import NamedTuple, Protocol
 import torch
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import TowerConfig
 
 
-class Found(NamedTuple):
+class TowerCheckpoint(NamedTuple):
     """A tower as its layout has it.
 
     state: keys as in `VisionTower.state_dict()`; None: weights were not wanted. image_size: side of the images that
@@ -22,23 +22,23 @@ class Found(NamedTuple):
     image_size: int | None = None
 
 
-class Layout(Protocol):
+class CheckpointFormat(Protocol):
     name: str
     """How messages call it."""
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         """By what it holds, never by what it is called."""
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         """Raises UserError where it is of this layout and yet cannot be used. Strictness is the caller's: what `state`
         has too many or too few is found when it is loaded, so a layout leaves out of it other parts' keys only."""
 
 
-def in_backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_backbone_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"backbone.{key}": tensor for key, tensor in state.items()}
 
 
-def part_of(source: Source, prefix: str, others: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def part_of(source: WeightFiles, prefix: str, others: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """A tower's tensors out of a whole model, by what follows `prefix`.
 
     Args:
@@ -51,7 +51,7 @@ def part_of(source: Source, prefix: str, others: tuple[str, ...]) -> dict[str, t
     return source.tensors(prefix)
 
 
-def refuse_strangers(source: Source, known: tuple[str, ...]) -> None:
+def refuse_strangers(source: WeightFiles, known: tuple[str, ...]) -> None:
     """Raises UserError that lists the tensors whose names begin with nothing that is known."""
     strangers = {key: shape for key, shape in source.shapes.items() if not key.startswith(known)}
     refuse_misfits({}, strangers, str(source.path))

@@ -8,12 +8,12 @@ from transformers import PreTrainedConfig
 
 from mmchat.pretrained import load_strictly
 from mmchat.vision.checkpoint_formats import sam
-from mmchat.vision.checkpoint_formats.base import Found, in_backbone
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, with_backbone_prefix
 from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TowerConfig
-from mmchat.vision.tower import keys_of
+from mmchat.vision.tower import config_keys
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,23 @@ KINDS = {
 class HuggingFace:
     name = "Hugging Face directory"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return source.config.get("model_type") in KINDS
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         kind = KINDS[source.config["model_type"]]
         family = FAMILIES[kind.family]
         preprocessing, side = read_preprocessing(source.path, kind.preprocessing)
-        backbone = stated_values(family.config_class, source.path)
+        backbone = config_values(family.config_class, source.path)
         config = TowerConfig(kind.family, backbone, preprocessing=preprocessing, **kind.settings)
         if not weights:
-            return Found(config, None, side)
+            return TowerCheckpoint(config, None, side)
         # transformers knows how keys were called in its older versions.
         loaded = load_strictly(family.backbone_class, source.path, others=kind.others)
-        return Found(config, in_backbone(loaded.state_dict()), side)
+        return TowerCheckpoint(config, with_backbone_prefix(loaded.state_dict()), side)
 
 
-def stated_values(config_class: type[PreTrainedConfig], directory: Path) -> dict[str, Any]:
+def config_values(config_class: type[PreTrainedConfig], directory: Path) -> dict[str, Any]:
     """What a directory's config says of a backbone, without what every config of transformers holds."""
     said = config_class.from_pretrained(directory).to_diff_dict()
-    return {key: value for key, value in said.items() if key in keys_of(config_class)}
+    return {key: value for key, value in said.items() if key in config_keys(config_class)}

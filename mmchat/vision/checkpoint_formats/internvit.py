@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.base import Found, in_backbone, part_of
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, part_of, with_backbone_prefix
 from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT
 from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import TowerConfig
 
 MODEL_TYPE = "intern_vit_6b"
@@ -70,10 +70,10 @@ BLOCK_NAMES = {
 class OpenGVLab:
     name = "OpenGVLab's directory of InternViT or InternVL-Chat"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return MODEL_TYPE in (source.config.get("model_type"), _vision_of(source.config).get("model_type"))
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         whole = source.config
         alone = whole.get("model_type") == MODEL_TYPE
         vision = DEFAULTS | (whole if alone else _vision_of(whole))
@@ -89,9 +89,9 @@ class OpenGVLab:
             layer = whole.get("select_layer", -1)
             config = TowerConfig("internvit", backbone, layer, preprocessing=replace(INTERNVIT, fit=fit))
         if not weights:
-            return Found(config, None, side)
+            return TowerCheckpoint(config, None, side)
         state = part_of(source, "", ()) if alone else part_of(source, "vision_model.", ("language_model.", "mlp1."))
-        return Found(config, in_backbone(to_transformers(state)), side)
+        return TowerCheckpoint(config, with_backbone_prefix(to_transformers(state)), side)
 
 
 def to_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,10 +4,10 @@ from typing import Any
 
 from transformers import InternVLVisionConfig
 
-from mmchat.vision.checkpoint_formats.base import Found, in_backbone, part_of
-from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT, stated_values
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, part_of, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT, config_values
 from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import TowerConfig
 
 TOWER = ("model.vision_tower.", "vision_tower.")
@@ -19,21 +19,21 @@ OTHERS = (*_PARTS, *(f"model.{part}" for part in _PARTS), "lm_head.")
 class InternVL:
     name = "transformers' InternVL directory"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return source.config.get("model_type") == "internvl"
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         preprocessing, side = read_preprocessing(source.path, INTERNVIT)
         config = TowerConfig(
             "internvit",
-            stated_values(InternVLVisionConfig, source.path),
+            config_values(InternVLVisionConfig, source.path),
             preprocessing=preprocessing,
             **features_of(source.config),
         )
         if not weights:
-            return Found(config, None, side)
+            return TowerCheckpoint(config, None, side)
         prefix = next((one for one in TOWER if any(key.startswith(one) for key in source.shapes)), TOWER[0])
-        return Found(config, in_backbone(part_of(source, prefix, OTHERS)), side)
+        return TowerCheckpoint(config, with_backbone_prefix(part_of(source, prefix, OTHERS)), side)
 
 
 def features_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from math import isqrt
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.base import Found, in_backbone, refuse_strangers
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, refuse_strangers, with_backbone_prefix
 from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT
-from mmchat.vision.checkpoint_formats.tensor_parallel import BLOCK, Tensors, joined, unpadded
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.tensor_parallel import BLOCK, Tensors, merge_ranks, unpadded
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import HALF, Preprocessing, TowerConfig
 
 FIRST_BLOCK = "decoder.layers.0.self_attention.linear_qkv.weight"
@@ -130,16 +130,16 @@ SUBTYPES = {
 class Megatron:
     name = "Megatron's CLIPViTModel"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return bool(_prefixes(source.shapes))
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         prefix = _prefixes(source.shapes)[0]
         if prefix:
             refuse_strangers(source, (prefix, *OTHER_PARTS))
         shards = [_tower_of(tensors, prefix) for tensors in source.shards]
         where = str(source.path)
-        whole = joined(shards, where)
+        whole = merge_ranks(shards, where)
         subtype = SUBTYPES[subtype_of(whole, where)]
         width, _, _, patch = whole["conv1.weight"].shape
         layers = 1 + max(int(match[1]) for match in map(BLOCK.fullmatch, whole) if match)
@@ -159,7 +159,9 @@ class Megatron:
             **subtype.backbone,
         }
         config = TowerConfig(subtype.family, backbone, preprocessing=subtype.preprocessing, **subtype.settings)
-        return Found(config, in_backbone(to_transformers(whole, subtype, head_width, where)) if weights else None)
+        return TowerCheckpoint(
+            config, with_backbone_prefix(to_transformers(whole, subtype, head_width, where)) if weights else None
+        )
 
 
 def subtype_of(state: Iterable[str], where: str) -> str:

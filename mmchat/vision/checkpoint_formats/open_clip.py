@@ -16,8 +16,8 @@ import torch
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.vision.checkpoint_formats import openai
-from mmchat.vision.checkpoint_formats.base import Found, in_backbone
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import HALF, Preprocessing, TowerConfig
 
 OTHERS = (*openai.OTHERS, "text.", "logit_bias")
@@ -50,13 +50,13 @@ SIGLIP_BLOCK = {".norm1.": ".layer_norm1.", ".norm2.": ".layer_norm2.", ".attn.p
 class OpenCLIP:
     name = "open_clip"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         if config_of(source).exists():
             return True
         with_own_text = any(name.startswith("text.") for name in source.shapes)
         return holds_siglip(source.shapes) or (with_own_text and openai.holds_clip(source.shapes))
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         path = config_of(source)
         stated = read_json(path) if path.exists() else {}
         model = stated.get("model_cfg", {})
@@ -75,7 +75,7 @@ class OpenCLIP:
             antialias=True,
             preprocessing=read_preprocessing(stated.get("preprocess_cfg", {}), config.preprocessing, path),
         )
-        return Found(config, to_state(openai.of_tower(source.tensors(), OTHERS)) if weights else None)
+        return TowerCheckpoint(config, to_state(openai.of_tower(source.tensors(), OTHERS)) if weights else None)
 
 
 def clip_config(shapes: Mapping[str, tuple[int, ...]], model: dict[str, Any], where: Path) -> TowerConfig:
@@ -164,10 +164,10 @@ def siglip_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     positions = "embeddings.position_embedding.weight"
     if positions in state:
         state[positions] = state[positions].flatten(0, -2)
-    return in_backbone(state)
+    return with_backbone_prefix(state)
 
 
-def config_of(source: Source) -> Path:
+def config_of(source: WeightFiles) -> Path:
     """Beside a file, or in a directory."""
     folder = source.path if source.path.is_dir() else source.path.parent
     return folder / "open_clip_config.json"

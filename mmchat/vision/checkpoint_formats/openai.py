@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.base import Found, in_backbone, listed
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, listed, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.families.clip_resnet import STAGES, STRIDES
 from mmchat.vision.spec import TowerConfig
 
@@ -56,12 +56,12 @@ VIT_BLOCK = {
 class OpenAI:
     name = "OpenAI's CLIP"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return holds_clip(source.shapes)
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         config = clip_config(of_tower(source.shapes), source.path)
-        return Found(config, clip_state(of_tower(source.tensors())) if weights else None)
+        return TowerCheckpoint(config, clip_state(of_tower(source.tensors())) if weights else None)
 
 
 def of_tower(named: Mapping[str, Value], others: tuple[str, ...] = OTHERS) -> dict[str, Value]:
@@ -96,7 +96,7 @@ def clip_config(shapes: Mapping[str, tuple[int, ...]], where: Path, **stated: An
 def clip_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A tower's weights, all in float32: published ones are in half precision but for norms, and would not multiply."""
     state = _resnet_state(tensors) if is_resnet(tensors) else transformer_state(tensors, VIT)
-    return in_backbone({key: tensor.float() for key, tensor in state.items()})
+    return with_backbone_prefix({key: tensor.float() for key, tensor in state.items()})
 
 
 def need(shapes: Mapping[str, tuple[int, ...]], keys: list[str], where: Path) -> None:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.base import Found
-from mmchat.vision.checkpoint_formats.weight_files import Source
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TowerConfig
 
 PREPROCESSING = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "bilinear", "longest-edge-pad")
@@ -26,23 +26,23 @@ _RENAMED = (
 class Sam:
     name = "Meta's SAM (image_encoder.*)"
 
-    def recognises(self, source: Source) -> bool:
+    def recognises(self, source: WeightFiles) -> bool:
         return holds_encoder(source, "image_encoder.")
 
-    def open(self, source: Source, weights: bool) -> Found:
+    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
         config = TowerConfig("sam", encoder_config(source, "image_encoder."), preprocessing=PREPROCESSING)
         if not weights:
-            return Found(config, None)
+            return TowerCheckpoint(config, None)
         state = source.tensors()
         own = {key: tensor for key, tensor in state.items() if not key.startswith(OTHERS)}
-        return Found(config, {tower_key(key.removeprefix("image_encoder.")): own[key] for key in own})
+        return TowerCheckpoint(config, {tower_key(key.removeprefix("image_encoder.")): own[key] for key in own})
 
 
-def holds_encoder(source: Source, prefix: str) -> bool:
+def holds_encoder(source: WeightFiles, prefix: str) -> bool:
     return f"{prefix}blocks.0.{RELATIVE}" in source.shapes
 
 
-def encoder_config(source: Source, prefix: str) -> dict[str, Any]:
+def encoder_config(source: WeightFiles, prefix: str) -> dict[str, Any]:
     """Values of `SamVisionConfig`, all of which the shapes tell: relative positions are as wide as a head and as many
     as there are distances, so they say which blocks see windows, how large these are, and which see the whole image.
 

@@ -30,7 +30,7 @@ ROUNDING = {"rtol": 1e-2, "atol": 1e-3}
 """What ranks hold whole may drift apart by so much in training, where a kernel sums in no fixed order."""
 
 
-def joined(shards: list[Tensors], where: str) -> Tensors:
+def merge_ranks(shards: list[Tensors], where: str) -> Tensors:
     """One state of those that the ranks of tensor parallelism have."""
     first = shards[0]
     for rank, shard in enumerate(shards):

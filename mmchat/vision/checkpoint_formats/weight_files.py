@@ -23,7 +23,7 @@ ARGUMENTS = "args"
 """Key under which Megatron keeps those of the run beside the model."""
 
 
-class Source:
+class WeightFiles:
     """One place with weights; nothing is read before it is asked for.
 
     path: a directory or a file. trusted: a TorchScript archive of unknown origin may be opened.

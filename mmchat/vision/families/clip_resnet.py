@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import hidden_states, refuse_margin, regridded
+from mmchat.vision.block_tower import hidden_state_indices, refuse_indivisible_size, resize_positions
 from mmchat.vision.spec import TowerConfig, TowerSpec
 from mmchat.vision.tower import TowerOutput, VisionTower
 
@@ -56,7 +56,7 @@ class CLIPResNet(VisionTower):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
         self.backbone = ModifiedResNet(self.backbone_config(config))
-        self._layers = hidden_states(config.layer, STAGES)
+        self._layers = hidden_state_indices(config.layer, STAGES)
 
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
@@ -68,8 +68,8 @@ class CLIPResNet(VisionTower):
                 f"a clip_resnet has {STAGES} stages and an even width, found layers {backbone.layers} and width "
                 f"{backbone.width}"
             )
-        refuse_margin(backbone.image_size, STRIDES[-1])
-        layers = hidden_states(config.layer, STAGES)
+        refuse_indivisible_size(backbone.image_size, STRIDES[-1])
+        layers = hidden_state_indices(config.layer, STAGES)
         strides = sorted({STRIDES[layer] for layer in layers})
         if len(strides) > 1:
             raise UserError(
@@ -109,7 +109,7 @@ class CLIPResNet(VisionTower):
         state = self.backbone.state_dict()
         table, side = "attnpool.positional_embedding", image_size // STRIDES[-1]
         how = {"antialias": config.antialias, "keep_positions": keep_positions}
-        state[table] = regridded(state[table], 1, (side, side), **how)
+        state[table] = resize_positions(state[table], 1, (side, side), **how)
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 

@@ -19,7 +19,7 @@ class ConvViT(CLIPViT):
     `stem_depth`, the convolutions at full width.
     """
 
-    own_keys = ("stem_width", "stem_depth")
+    extra_keys = ("stem_width", "stem_depth")
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
@@ -31,7 +31,7 @@ class ConvViT(CLIPViT):
     @classmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
         spec = super().spec_of(config)
-        if missing := set(cls.own_keys) - config.backbone.keys():
+        if missing := set(cls.extra_keys) - config.backbone.keys():
             raise UserError(f"a conv_vit's backbone needs {', '.join(sorted(missing))}; found {config.backbone}")
         width = cls.config_class(**config.backbone).hidden_size
         if spec.patch_size & (spec.patch_size - 1) or width % 8:

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from transformers import SamVisionConfig, SamVisionModel
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import refuse_margin, regridded
+from mmchat.vision.block_tower import refuse_indivisible_size, resize_positions
 from mmchat.vision.sam_attention import DecomposedAttention
-from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, refitted
+from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 from mmchat.vision.tower import TowerOutput, VisionTower
 
 
@@ -48,7 +48,7 @@ class Sam(VisionTower):
         if not backbone.use_rel_pos:
             raise UserError(f"a {config.family} attends by relative positions; leave use_rel_pos out, or say true")
         merged = 2**cls.halvings
-        refuse_margin(backbone.image_size, backbone.patch_size, merged)
+        refuse_indivisible_size(backbone.image_size, backbone.patch_size, merged)
         side = backbone.image_size // (backbone.patch_size * merged)
         width = backbone.output_channels * merged
         return TowerSpec(backbone.image_size, backbone.patch_size * merged, side**2, width, config.preprocessing)
@@ -90,7 +90,7 @@ class Sam(VisionTower):
                 continue
             if key.endswith("pos_embed"):
                 side = shapes[key][1]
-                moved = regridded(tensor.flatten(1, 2), 0, (side, side), keep_positions=keep_positions)
+                moved = resize_positions(tensor.flatten(1, 2), 0, (side, side), keep_positions=keep_positions)
                 state[key] = moved.unflatten(1, (side, side))
             else:
                 state[key] = (lengthened if keep_positions else stretched)(tensor, shapes[key][0])
@@ -118,7 +118,7 @@ class VarySam(Sam):
 
 def compressed(tower: Sam, fit: Fit = "squash") -> VarySam:
     """With Vary's compressor, which is new, behind the neck. Images come to it as to Vary's, or by another fit."""
-    new = VarySam(refitted(replace(tower.config, family="vary_sam"), fit))
+    new = VarySam(with_fit(replace(tower.config, family="vary_sam"), fit))
     new.backbone = tower.backbone
     new.compressor.to(next(tower.parameters()).dtype)
     return new.train(tower.training)

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, Siglip2VisionConfig, Siglip2VisionMod
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import regridded
+from mmchat.vision.block_tower import resize_positions
 from mmchat.vision.families.siglip import Siglip
 from mmchat.vision.spec import Grid, TowerConfig, TowerSpec
 from mmchat.vision.tower import TowerOutput
@@ -73,7 +73,7 @@ class Siglip2(Siglip):
         Positions, padding and mask are transformers' (`Siglip2VisionEmbeddings`, `Siglip2VisionModel.forward`).
         """
         table = self._positions()
-        by_grid = {grid: regridded(table, 0, grid, self.interpolation, antialias=True) for grid in set(grids)}
+        by_grid = {grid: resize_positions(table, 0, grid, self.interpolation, antialias=True) for grid in set(grids)}
         flat = self._patches(pixel_values) + torch.cat([by_grid[grid] for grid in grids])
         # Where things go is known on the CPU, so that the accelerator is not waited for.
         there = torch.arange(max(counts)) < torch.tensor(counts)[:, None]

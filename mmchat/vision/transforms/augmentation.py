@@ -8,7 +8,6 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from pydantic import Field
 
 from mmchat.settings import settings
-from mmchat.vision.transforms.elastic import warped
 
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
@@ -36,7 +35,9 @@ def random_view(image: Image.Image, size: int, how: AugmentationConfig, draw: np
     """A square of `size` pixels out of an RGB image, changed at random."""
     view = random_resized_crop(image, size, how.crop_area, draw)
     if how.warp:
-        view = Image.fromarray(warped(np.asarray(view, np.float32), draw, how.warp).astype(np.uint8))
+        from mmchat.vision.transforms.elastic import elastic_warp  # scipy, which a config must not load
+
+        view = Image.fromarray(elastic_warp(np.asarray(view, np.float32), draw, how.warp).astype(np.uint8))
     if draw.random() < how.flip:
         view = ImageOps.mirror(view)
     if draw.random() < JITTER_CHANCE:
@@ -64,7 +65,7 @@ def random_resized_crop(
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
-def random_square(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def random_square_crop(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """A square as large as can be, from anywhere along the longer side: the only augmentation of CLIP's training
     (arXiv:2103.00020, section 2.3)."""
     side = min(image.size)

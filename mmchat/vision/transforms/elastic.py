@@ -8,7 +8,7 @@ SMOOTHNESS = 5.0
 """Pixels of a side of 32 over which an elastic bend keeps its direction (Simard et al. 2003 use 4 of 29)."""
 
 
-def warped(image: np.ndarray, draw: np.random.Generator, strength: float) -> np.ndarray:
+def elastic_warp(image: np.ndarray, draw: np.random.Generator, strength: float) -> np.ndarray:
     """Turned, scaled, slanted, moved and elastically bent at random, each a little: float32[size, size] or, with
     channels, [size, size, C]. What comes in from outside is black.
 

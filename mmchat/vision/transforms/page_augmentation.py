@@ -20,15 +20,15 @@ WAVE_CELL, WAVE_REACH = 24, 0.68
 deviation is 50 / sqrt(3) / (2 sqrt(pi) 12)."""
 
 
-def retouched(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def augment_page(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """An RGB image of the same size, changed a little or, mostly, not at all."""
-    for chance, change in CHANGES:
+    for chance, change in AUGMENTATIONS:
         if draw.random() < chance:
             image = change(image, draw)
     return image
 
 
-def thicken_or_thin(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def dilate_or_erode(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Dark strokes are a pixel wider or narrower: darkest or lightest of 2 x 2 pixels."""
     choose = (np.minimum, np.maximum)[draw.integers(2)]
     padded = np.pad(np.asarray(image), ((1, 0), (1, 0), (0, 0)), mode="edge")
@@ -38,71 +38,71 @@ def thicken_or_thin(image: Image.Image, draw: np.random.Generator) -> Image.Imag
 
 def shear(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     across, down = tan(radians(draw.uniform(0, 3))), tan(radians(draw.uniform(-3, 0)))
-    return about_centre(image, [[1, across], [down, 1]], (0, 0))
+    return affine_about_centre(image, [[1, across], [down, 1]], (0, 0))
 
 
-def move(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def shift_scale_rotate(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Shifted right and down, scaled and turned."""
     shift = draw.uniform(0, 0.04) * image.width, draw.uniform(0, 0.03) * image.height
     scale, angle = 1 + draw.uniform(-0.15, 0.03), radians(draw.uniform(-2, 2))
     turn = [[cos(angle) / scale, sin(angle) / scale], [-sin(angle) / scale, cos(angle) / scale]]
-    return about_centre(image, turn, shift)
+    return affine_about_centre(image, turn, shift)
 
 
-def stretch(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def grid_distortion(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Columns and rows of a grid are wider or narrower than they were."""
     lines = []
     for length in image.size:
         cells = length / GRID_CELLS * (1 + draw.uniform(-GRID_STRETCH, GRID_STRETCH, GRID_CELLS))
         lines.append(np.concatenate([[0], np.cumsum(cells)]))
-    return through_mesh(image, np.stack(np.meshgrid(*lines), axis=-1))
+    return warp_mesh(image, np.stack(np.meshgrid(*lines), axis=-1))
 
 
-def wave(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def elastic_transform(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Shifted by up to 5 pixels and bent by less than one here and there."""
     across, down = (max(1, round(length / WAVE_CELL)) for length in image.size)
     lines = np.linspace(0, image.width, across + 1), np.linspace(0, image.height, down + 1)
     mesh = np.stack(np.meshgrid(*lines), axis=-1) - draw.uniform(0, 5, 2)
-    return through_mesh(image, mesh + draw.normal(0, WAVE_REACH, mesh.shape))
+    return warp_mesh(image, mesh + draw.normal(0, WAVE_REACH, mesh.shape))
 
 
-def light(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def brightness_contrast(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Another contrast and brightness, within a tenth."""
     contrast, brightness = 1 + draw.uniform(-0.1, 0.1), 255 * draw.uniform(-0.1, 0.1)
     return image.point([min(max(value * contrast + brightness, 0), 255) for value in range(256)] * 3)
 
 
-def compress(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def jpeg_compression(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=int(draw.integers(95, 101)))
     return Image.open(file).convert("RGB")
 
 
-def noise(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def gaussian_noise(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Gaussian, of a variance up to 20."""
     pixels = np.asarray(image) + draw.normal(0, draw.uniform(0, 20) ** 0.5, (image.height, image.width, 3))
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
-def blur(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+def gaussian_blur(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(BLUR_SIGMA))
 
 
-CHANGES: tuple[tuple[float, Callable[[Image.Image, np.random.Generator], Image.Image]], ...] = (
-    (0.02, thicken_or_thin),
+AUGMENTATIONS: tuple[tuple[float, Callable[[Image.Image, np.random.Generator], Image.Image]], ...] = (
+    (0.02, dilate_or_erode),
     (0.03, shear),
-    (0.03, move),
-    (0.04, stretch),
-    (0.04, wave),
-    (0.03, light),
-    (0.07, compress),
-    (0.08, noise),
-    (0.03, blur),
+    (0.03, shift_scale_rotate),
+    (0.04, grid_distortion),
+    (0.04, elastic_transform),
+    (0.03, brightness_contrast),
+    (0.07, jpeg_compression),
+    (0.08, gaussian_noise),
+    (0.03, gaussian_blur),
 )
 """Chance of each, in order."""
 
 
-def about_centre(image: Image.Image, matrix: list[list[float]], shift: tuple[float, float]) -> Image.Image:
+def affine_about_centre(image: Image.Image, matrix: list[list[float]], shift: tuple[float, float]) -> Image.Image:
     """Each place of the result shows what lay at matrix (place - centre - shift) + centre; white where nothing lay."""
     centre = np.array(image.size) / 2
     offset = centre - np.array(matrix) @ (centre + shift)
@@ -111,7 +111,7 @@ def about_centre(image: Image.Image, matrix: list[list[float]], shift: tuple[flo
     return image.transform(image.size, Image.Transform.AFFINE, values, Image.Resampling.BILINEAR, fillcolor=WHITE)
 
 
-def through_mesh(image: Image.Image, corners: np.ndarray) -> Image.Image:
+def warp_mesh(image: Image.Image, corners: np.ndarray) -> Image.Image:
     """corners: float[rows + 1, columns + 1, 2], x and y in the image that the corners of even cells show."""
     rows, columns = (count - 1 for count in corners.shape[:2])
     xs = np.linspace(0, image.width, columns + 1).round().astype(int)

@@ -58,7 +58,7 @@ def patches(image: Image.Image, grid: Grid, side: int, resample: Image.Resamplin
     return np.ascontiguousarray(whole.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, side, side)
 
 
-def joined(views: np.ndarray, grid: Grid) -> np.ndarray:
+def image_from_patches(views: np.ndarray, grid: Grid) -> np.ndarray:
     """`patches` put together again: [rows * columns, 3, side, side] -> [3, rows * side, columns * side]"""
     rows, columns = grid
     _, channels, side, _ = views.shape

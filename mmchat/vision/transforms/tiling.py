@@ -53,10 +53,6 @@ class Tiling:
     def fewest_views(self) -> int:
         return self._with_thumbnail(self.min_tiles)
 
-    @property
-    def most_views(self) -> int:
-        return self._with_thumbnail(self.max_tiles)
-
     def _with_thumbnail(self, tiles: int) -> int:
         return tiles + (self.thumbnail and tiles > 1)
 
