@@ -5,6 +5,7 @@ CONTRIBUTING.md.
 """
 
 import argparse
+import html
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
+BREAK = r"\1<wbr>"
 sys.path.insert(0, str(ROOT))  # the site describes this copy, not an installed one
 
 
@@ -174,6 +176,12 @@ def link_within_site(match: re.Match[str]) -> str:
 
 def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+
+
+def code(name: str) -> str:
+    """Code that a browser may break at dots and underscores, which backticks do not allow."""
+    text = re.sub(r"([|*\[\]{}_])", lambda found: f"&#{ord(found[0])};", html.escape(name, quote=False))
+    return f"<code>{re.sub(r'([.]|&#95;|&#124;)', BREAK, text)}</code>"
 
 
 def cell(text: str) -> str:
