@@ -29,6 +29,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put a blank line between a paragraph and a list or table: Python-Markdown needs it, GitHub does not."""
+    lines: list[str] = []
+    fenced = False
+    for line in markdown.split("\n"):
+        fenced ^= line.lstrip().startswith("```")
+        before = lines[-1] if lines else ""
+        kind = block_kind(line)
+        if not fenced and kind and before.strip() and not before.startswith((" ", "#")) and block_kind(before) != kind:
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def block_kind(line: str) -> str | None:
+    if line.startswith("|"):
+        return "table"
+    return "list" if re.match(r"[-*] |\d+\. ", line) else None
+
+
 # Command line
 
 
