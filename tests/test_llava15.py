@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
 from mmchat.cli.main import main
-from mmchat.data.mixture import EpochPlan
+from mmchat.data.epoch_plan import EpochPlan
 from mmchat.files import read_json
 from mmchat.inference import Generator
 from mmchat.model.directory import load_processor

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmchat.data.parallel import cut, map_chunks
+from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json
@@ -108,7 +108,7 @@ def generate_dataset(
     """
     plan = json.loads(json.dumps({**plan, "count": count}))
     _claim(out, plan)
-    stretches = cut(count, stretch)
+    stretches = chunk_ranges(count, stretch)
     missing = [numbers for numbers in stretches if not (out / PARTS / f"{numbers[0]:09}.json").exists()]
     if (out / PARTS).exists() or not any(out.glob("*.jsonl")):
         for _ in map_chunks(_Stretch(make, out), missing, f"samples of {out}", workers):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.command_line.arguments import positive
 from mmchat.contrastive.prompts import GENERAL_PROMPTS, PROMPTS, check_prompts
-from mmchat.data.labelled import Names, names_in, read_labelled, read_names
+from mmchat.data.labelled_images import ClassNames, parse_class_names, read_class_names, read_labelled
 from mmchat.errors import UserError
 from mmchat.files import shown, write_json, write_json_lines
 from mmchat.images import find_images, load_image
@@ -89,7 +89,7 @@ def run_classify(arguments: argparse.Namespace) -> None:
     from mmchat.evaluation.zero_shot import batched, class_embeddings, probabilities
 
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
-    classes = class_embeddings(embedder, names.words, prompts)
+    classes = class_embeddings(embedder, names.names, prompts)
     unreadable = 0
     for batch in batched(files, arguments.batch_size):
         images, problems = {}, {}
@@ -102,7 +102,7 @@ def run_classify(arguments: argparse.Namespace) -> None:
         found = dict(zip(images, likely, strict=True))
         unreadable += len(problems)
         for file in batch:
-            best = [] if file in problems else _best(found[file], names.words, arguments.top)
+            best = [] if file in problems else _best(found[file], names.names, arguments.top)
             if arguments.json:
                 line = {"error": problems[file]} if file in problems else {"labels": dict(best)}
                 print(json.dumps({"path": shown(file), **line}, ensure_ascii=False))
@@ -218,10 +218,10 @@ def _figures_table(title: str, figures: "dict[str, tuple[float, Interval]]") -> 
     return table
 
 
-def _names(arguments: argparse.Namespace) -> Names | None:
+def _names(arguments: argparse.Namespace) -> ClassNames | None:
     if arguments.labels is not None:
-        return names_in(arguments.labels.split(","), "--labels")
-    return read_names(arguments.labels_file) if arguments.labels_file else None
+        return parse_class_names(arguments.labels.split(","), "--labels")
+    return read_class_names(arguments.labels_file) if arguments.labels_file else None
 
 
 def _prompts(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def run_show(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from mmchat.data.preview.html import write_page
-    from mmchat.data.preview.preview import choose, examine, open_part
+    from mmchat.data.preview.preview import choose_records, open_unscanned, preview_record
     from mmchat.data.preview.terminal import print_samples
 
     sources = config.by_name()
@@ -55,10 +55,10 @@ def run_show(arguments: argparse.Namespace) -> None:
     processor = open_processor(model, fit)
     samples = []
     for name, source in sources.items():
-        part = open_part(name, source)
+        part = open_unscanned(name, source)
         seed = arguments.seed if arguments.random else None
-        for place in arguments.records or choose(part, arguments.number, seed):
-            samples.append(examine(part, place, processor, config.max_length))
+        for place in arguments.records or choose_records(part, arguments.number, seed):
+            samples.append(preview_record(part, place, processor, config.max_length))
     if arguments.html:
         write_page(arguments.html, samples, arguments.source)
         print(arguments.html)
@@ -70,7 +70,7 @@ def run_index(arguments: argparse.Namespace) -> None:
     config, model, fit = read_source_arguments(arguments)
     from rich.console import Console
 
-    from mmchat.data.lengths import Measure, index_path, length_index
+    from mmchat.data.lengths import LengthMeasure, index_path, length_index
     from mmchat.data.sources import open_source
 
     processor = open_processor(model, fit)
@@ -78,7 +78,7 @@ def run_index(arguments: argparse.Namespace) -> None:
     for name, settings in config.by_name().items():
         begun = time.perf_counter()
         source = open_source(settings.path, settings.image_root, settings.allow_http)
-        measure = Measure(processor, config.max_length, settings.template, settings.max_turns)
+        measure = LengthMeasure(processor, config.max_length, settings.template, settings.max_turns)
         path = index_path(source, measure)
         known = path.exists()
         index = length_index(source, measure, arguments.workers)

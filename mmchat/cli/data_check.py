@@ -46,8 +46,8 @@ def run_check(arguments: argparse.Namespace) -> None:
 
     from mmchat.data.config import SourceConfig
     from mmchat.data.doctor.report import write_reports
-    from mmchat.data.doctor.run import Question, check, file_name, told
-    from mmchat.data.doctor.terminal import print_answer
+    from mmchat.data.doctor.run import CheckRequest, check, explain_write_errors, file_name
+    from mmchat.data.doctor.terminal import print_result
     from mmchat.data.doctor.wording import next_command
 
     out = arguments.out or Path(f"{file_name(Path(arguments.source).stem)}.check")
@@ -56,13 +56,13 @@ def run_check(arguments: argparse.Namespace) -> None:
         SourceConfig(path=path, image_root=root, allow_http=arguments.allow_http) for path in arguments.against
     )
     processor = open_processor(model, fit) if model else None
-    answer = check(Question(data, out, against, processor, arguments.workers, arguments.examples))
-    with told(out):
-        reports = write_reports(answer)
-        answer.parts.delete()
-    files = [out / "quarantine.jsonl", out / "warnings.jsonl", *answer.clean, *reports, out / "findings.json"]
+    result = check(CheckRequest(data, out, against, processor, arguments.workers, arguments.examples))
+    with explain_write_errors(out):
+        reports = write_reports(result)
+        result.partial.delete()
+    files = [out / "quarantine.jsonl", out / "warnings.jsonl", *result.clean, *reports, out / "findings.json"]
     is_run = Path(arguments.source).suffix in (".yaml", ".yml")
-    command = next_command(answer, arguments.source, is_run)
-    print_answer(Console(), answer, [str(file) for file in files], command)
-    if not answer.sound:
+    command = next_command(result, arguments.source, is_run)
+    print_result(Console(), result, [str(file) for file in files], command)
+    if not result.sound:
         raise SystemExit(EXIT_FOUND_ERRORS)

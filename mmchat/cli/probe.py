@@ -61,7 +61,7 @@ def results_of(arguments: argparse.Namespace) -> list["ProbeResult"]:
     import numpy as np
     import torch
 
-    from mmchat.data.labelled import read_labelled
+    from mmchat.data.labelled_images import read_labelled
     from mmchat.errors import UserError
     from mmchat.evaluation.probe import probe, raw_pixels, seen, tower_features
     from mmchat.vision import build_tower, load_tower

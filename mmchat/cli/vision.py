@@ -98,7 +98,7 @@ def run_init(arguments: argparse.Namespace) -> None:
     claim(arguments.out)
     import torch
 
-    from mmchat.data.labelled import read_labelled
+    from mmchat.data.labelled_images import read_labelled
     from mmchat.vision import load_tower
     from mmchat.vision.classifier import init_classifier
 

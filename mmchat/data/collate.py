@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.data.dataset import Encoded, Sample
 from mmchat.data.feature_store import DTYPES
 from mmchat.data.records import Rejected
+from mmchat.data.samples import EncodedSample, Sample
 from mmchat.vision import TowerSpec, normalise
 from mmchat.vision.spec import Grid
 
@@ -158,7 +158,7 @@ def _tower_features(images: list[list[np.ndarray]]) -> list[torch.Tensor] | None
     return [tensor.view(torch.bfloat16) if images[0][0].dtype == DTYPES["bf16"] else tensor for tensor in per_tower]
 
 
-def _targets(encoded: Encoded) -> list[int]:
+def _targets(encoded: EncodedSample) -> list[int]:
     """Labels but for the first: what comes before a sample, be it another one, predicts nothing of it."""
     if encoded.labels is None:
         return [IGNORE_INDEX] * len(encoded.input_ids)

@@ -41,21 +41,21 @@ _ABANDONED = 3600
 """Seconds after which a shard that is still being written is taken for one whose writer was killed."""
 
 
-def key_of(data: bytes) -> bytes:
+def image_key(data: bytes) -> bytes:
     """What an image with these encoded bytes is called: their BLAKE2b of 16 bytes."""
     return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
 
 
-def keys_of(data: bytes, spec: TowerSpec, name: str) -> list[bytes]:
+def view_keys(data: bytes, spec: TowerSpec, name: str) -> list[bytes]:
     """What a tower's views of that image are called: as the image, where it is the only one; else the hash of that
     and the view's number. Raises UserError where views hang on its size and it has none; it is called `name`."""
-    key = key_of(data)
+    key = image_key(data)
     if spec.preprocessing.tiling is None:
         return [key]
-    return [key_of(key + number.to_bytes(4, "little")) for number in range(spec.views(image_size(data, name=name)))]
+    return [image_key(key + number.to_bytes(4, "little")) for number in range(spec.views(image_size(data, name=name)))]
 
 
-def as_keys(keys: Sequence[bytes]) -> np.ndarray:
+def key_array(keys: Sequence[bytes]) -> np.ndarray:
     """void[n]: keys that can be sorted and compared."""
     return np.frombuffer(b"".join(keys), _KEY)
 
@@ -80,7 +80,7 @@ class FeatureStore:
             else:
                 self._shards.append(path)
                 indexes.append(index)
-        keys = np.concatenate([as_keys([]), *(keys for keys, _ in indexes)])
+        keys = np.concatenate([key_array([]), *(keys for keys, _ in indexes)])
         sums = np.concatenate([np.empty(0, _SUM), *(sums for _, sums in indexes)])
         counts = [len(keys) for keys, _ in indexes]
         shards = np.repeat(np.arange(len(counts)), counts)
@@ -97,7 +97,7 @@ class FeatureStore:
         return FeatureStore(self.folder, self.shape, self.stored_as)
 
     def has(self, keys: np.ndarray) -> np.ndarray:
-        """bool[n]: which of the keys (`as_keys`) are there."""
+        """bool[n]: which of the keys (`key_array`) are there."""
         if not len(self):
             return np.zeros(len(keys), bool)
         return self._keys[self._at(keys)] == keys
@@ -109,7 +109,7 @@ class FeatureStore:
             KeyError: they are not there.
             UserError: the shard is gone, or its record is damaged; the shard is removed then.
         """
-        wanted = as_keys([key])
+        wanted = key_array([key])
         if not self.has(wanted)[0]:
             raise KeyError(key)
         at = self._at(wanted)[0]
@@ -175,14 +175,14 @@ class ImageFeatures:
     def __init__(self, stores: list[FeatureStore], spec: TowerSpec) -> None:
         self.stores, self.spec = stores, spec
 
-    def of(self, image: ImageRef) -> list[np.ndarray]:
+    def read(self, image: ImageRef) -> list[np.ndarray]:
         """dtype[views, tokens, width] for each tower.
 
         Raises:
             UserError: the image cannot be read or decoded, or has no features here.
         """
         data = image.read()
-        keys = keys_of(data, self.spec, image.name)
+        keys = view_keys(data, self.spec, image.name)
         try:
             return [np.stack([store.read(key) for key in keys]) for store in self.stores]
         except KeyError:
@@ -194,7 +194,7 @@ class ImageFeatures:
             ) from None
 
 
-def tidy(store: FeatureStore) -> None:
+def remove_damaged_shards(store: FeatureStore) -> None:
     """Remove damaged shards, and what writers left that were killed."""
     for path in store.damaged:
         path.unlink(missing_ok=True)

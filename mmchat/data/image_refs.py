@@ -118,7 +118,7 @@ class ImageDataUri(ImageRef):
 
 
 @dataclass(frozen=True)
-class StoredImage(ImageRef):
+class ImageInShard(ImageRef):
     """Bytes [start, stop) of a larger file: a member of a tar shard."""
 
     file: str
@@ -152,7 +152,7 @@ class ImageUrl(ImageRef):
         return data
 
 
-def refer(entry: Any, root: str, allow_http: bool) -> ImageRef:
+def make_image_ref(entry: Any, root: str, allow_http: bool) -> ImageRef:
     """The image that a record's entry means: a path, an address, a data URI, bytes, or `{"bytes", "path"}`.
 
     A local file is looked up, not read.

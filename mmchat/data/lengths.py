@@ -22,8 +22,8 @@ import numpy as np
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import get_template
 from mmchat.data import storage
-from mmchat.data.dataset import Mixture, Part
-from mmchat.data.parallel import cut, map_chunks
+from mmchat.data.mixture import Mixture, MixtureSource
+from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
@@ -34,7 +34,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Measure:
+class LengthMeasure:
     """Measures one record as training will see it, with the model's own processor.
 
     template, max_turns: the source's own; None is the model's template, and all turns.
@@ -112,7 +112,7 @@ COLUMNS = len(fields(LengthIndex))
 @dataclass(frozen=True)
 class _Work:
     source: Any
-    measure: Measure
+    measure: LengthMeasure
 
     def __call__(self, chunk: Sequence[int]) -> np.ndarray:
         rows = np.zeros((len(chunk), COLUMNS), np.uint32)
@@ -125,13 +125,13 @@ class _Work:
         return rows
 
 
-def index_path(source: Any, measure: Measure) -> Path:
+def index_path(source: Any, measure: LengthMeasure) -> Path:
     """Where the cache keeps the index of this data, measured like this."""
     key = hashlib.blake2b(f"{FORMAT} {source.digest()} {measure.key()}".encode(), digest_size=16).hexdigest()
     return storage.cache_dir() / "lengths" / f"{key}.npy"
 
 
-def length_index(source: Any, measure: Measure, workers: int | None = None) -> LengthIndex:
+def length_index(source: Any, measure: LengthMeasure, workers: int | None = None) -> LengthIndex:
     """The lengths of all records of a `Source`, from the cache if they are there.
 
     Those that could not be used are measured again: an image that was missing may be there by now.
@@ -143,17 +143,17 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
     columns = _known(path, len(source))
     if columns is None:
         columns = np.zeros((COLUMNS, len(source)), np.uint32)
-        chunks: Sequence[Sequence[int]] = cut(len(source), CHUNK)
+        chunks: Sequence[Sequence[int]] = chunk_ranges(len(source), CHUNK)
     else:
         unusable = np.flatnonzero(columns[0] == 0)
-        chunks = [unusable[part.start : part.stop].tolist() for part in cut(len(unusable), CHUNK)]
+        chunks = [unusable[part.start : part.stop].tolist() for part in chunk_ranges(len(unusable), CHUNK)]
     changed = False
     for chunk, rows in map_chunks(work, chunks, f"lengths of {source.name}", workers) if chunks else ():
         columns[:, chunk] = rows.T
         changed |= bool(rows.any())
     if not columns.any() and len(source):
         record = source[0]
-        reason = refusal(measure, record)
+        reason = why_unusable(measure, record)
         raise UserError(f"no record of {source.name} can be used; the first: {reason}")
     if changed:
         buffer = io.BytesIO()
@@ -165,16 +165,16 @@ def length_index(source: Any, measure: Measure, workers: int | None = None) -> L
 
 def mixture_sizes(mixture: Mixture, processor: Any, max_length: int | None) -> np.ndarray:
     """int64[samples, 2]: tokens and views of every sample of a mixture, by number. Raises as `length_index`."""
-    lengths = [part_lengths(part, part_measure(part, processor, max_length)) for part in mixture.parts]
+    lengths = [source_lengths(part, source_measure(part, processor, max_length)) for part in mixture.sources]
     return np.concatenate([np.stack([one.tokens, one.views], axis=1) for one in lengths]).astype(np.int64)
 
 
-def part_measure(part: Part, processor: Any, max_length: int | None) -> Measure:
+def source_measure(part: MixtureSource, processor: Any, max_length: int | None) -> LengthMeasure:
     """How the samples of one source of a mixture are measured."""
-    return Measure(processor, max_length, part.config.template, part.config.max_turns)
+    return LengthMeasure(processor, max_length, part.config.template, part.config.max_turns)
 
 
-def part_lengths(part: Part, measure: Measure) -> LengthIndex:
+def source_lengths(part: MixtureSource, measure: LengthMeasure) -> LengthIndex:
     """The lengths of the usable records of one source of a mixture, in their order. Raises as `length_index`."""
     index = length_index(part.source, measure)
     return LengthIndex(*(column[part.usable] for column in index.columns))
@@ -188,7 +188,7 @@ def _known(path: Path, samples: int) -> np.ndarray | None:
     return None
 
 
-def refusal(measure: Measure, record: Record | Rejected) -> str:
+def why_unusable(measure: LengthMeasure, record: Record | Rejected) -> str:
     """Why a record has no length."""
     if isinstance(record, Rejected):
         return record.reason

@@ -1,85 +1,107 @@
-"""Several sources as one stream of samples: how many of each an epoch holds, and which.
+"""A mixture: the usable records of several sources, numbered consecutively."""
 
-A sample's number counts through all sources, one behind the other. Numbers, counts and order depend on nothing
-but the sizes of the sources and the settings, so they are the same on every rank and after every restart.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+from rich.table import Table
 
+from mmchat.data.clean_index import load_clean_index
+from mmchat.data.config import DataConfig, SourceConfig
+from mmchat.data.epoch_plan import EpochPlan, epoch_counts
+from mmchat.data.quarantine import Quarantine
+from mmchat.data.records import Record, Rejected, limit_turns
+from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
+from mmchat.progress import progress_bar
+
+PROGRESS_BAR_RECORDS = 20_000
+"""Scanning a source with more records than this shows a progress bar."""
 
 
 @dataclass(frozen=True)
-class EpochPlan:
-    """sizes: samples in each source. counts: how many of them one epoch takes (more than there are repeats)."""
+class MixtureSource:
+    """One source of a mixture. `usable`: numbers of its usable records, int64[n]."""
 
-    sizes: tuple[int, ...]
-    counts: tuple[int, ...]
+    name: str
+    source: Source
+    usable: np.ndarray
+    config: SourceConfig
 
-    @property
-    def samples(self) -> int:
-        """Samples of one epoch."""
-        return sum(self.counts)
+    def __len__(self) -> int:
+        return len(self.usable)
 
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """int64[samples]: the sample numbers of one epoch, in the order of training."""
-        return _order(self, seed, epoch)
-
-
-@lru_cache(maxsize=2)
-def _order(plan: EpochPlan, seed: int, epoch: int) -> np.ndarray:
-    offsets = np.cumsum([0, *plan.sizes[:-1]])
-    chosen = [
-        offset + _choice(number, size, count, seed, epoch)
-        for number, (offset, size, count) in enumerate(zip(offsets, plan.sizes, plan.counts, strict=True))
-    ]
-    # Philox is specified bit for bit, so the order is the same on every machine.
-    return np.concatenate(chosen)[np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(plan.samples)]
+    def record(self, number: int) -> Record | Rejected:
+        """The `number`-th usable record, shortened to `max_turns`."""
+        record = self.source[int(self.usable[number])]
+        if self.config.max_turns is None or isinstance(record, Rejected):
+            return record
+        return limit_turns(record, self.config.max_turns)
 
 
-def _choice(source: int, size: int, count: int, seed: int, epoch: int) -> np.ndarray:
-    """int64[count]: which samples of a source an epoch takes.
+class Mixture:
+    """All samples of a run by number. `plan` says which of them form an epoch."""
 
-    They are a stretch of an endless row of shuffles, each holding every sample once; epoch after epoch takes
-    the next stretch. So no sample comes a second time before all have come a first time.
-    """
-    positions = epoch * count + np.arange(count)
-    if count % size == 0:
-        return positions % size  # whole rounds: the order within the epoch is shuffled anyway
-    rounds = range(positions[0] // size, positions[-1] // size + 1)
-    shuffles = [
-        np.random.Generator(np.random.Philox(key=[seed, (source + 1 << 32) + r])).permutation(size) for r in rounds
-    ]
-    return np.concatenate(shuffles)[positions - rounds.start * size]
+    def __init__(self, sources: list[MixtureSource], epoch_samples: int | None = None) -> None:
+        self.sources = sources
+        sizes = [len(source) for source in sources]
+        repeats, weights = [s.config.repeat for s in sources], [s.config.weight for s in sources]
+        self.plan = EpochPlan(tuple(sizes), epoch_counts(sizes, repeats, weights, epoch_samples))
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def find(self, number: int) -> tuple[MixtureSource, Record | Rejected]:
+        """Sample `number` of the mixture: its source and its record."""
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        source = self.sources[place]
+        return source, source.record(number - int(self._ends[place]) + len(source))
+
+    def table(self) -> Table:
+        """The number of samples that one epoch takes from each source."""
+        table = Table(title="one epoch", title_justify="left")
+        table.add_column("source")
+        for column in ("usable", "per epoch", "share", "times each"):
+            table.add_column(column, justify="right")
+        table.add_column("template")
+        for source, count in zip(self.sources, self.plan.counts, strict=True):
+            shares = (f"{100 * count / self.plan.samples:.1f} %", f"{count / len(source):.2f}")
+            template = source.config.template or "the model's"
+            table.add_row(source.name, f"{len(source):,}", f"{count:,}", *shares, template)
+        return table
 
 
-def epoch_counts(
-    sizes: Sequence[int], repeats: Sequence[float], weights: Sequence[float | None], samples: int | None
-) -> tuple[int, ...]:
-    """Exact samples per source and epoch.
-
-    Without weights a source gives `size x repeat`, rounded. With weights the epoch holds `samples` (None: as many
-    as without weights), shared out in proportion to them by largest remainders, so that the sum is exact.
+def open_mixture(config: DataConfig, quarantine: Quarantine, show_progress: bool = True) -> Mixture:
+    """Open every source and scan its records; `quarantine` receives the unusable ones.
 
     Raises:
-        UserError: only some sources have weights, or `samples` is given without weights.
+        UserError: A source has no usable record, or a record is unusable and the policy is "stop".
     """
-    counts = [round(size * repeat) for size, repeat in zip(sizes, repeats, strict=True)]
-    given = [weight for weight in weights if weight is not None]
-    if not given:
-        if samples is not None:
-            raise UserError("epoch_samples is shared out by weight; give every source a weight")
-        return tuple(counts)
-    if len(given) < len(weights):
-        raise UserError("either every source has a weight or none; the others could only be guessed")
-    total = sum(counts) if samples is None else samples
-    exact = [total * weight / sum(given) for weight in given]
-    shares = [int(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
-    for number in by_remainder[: total - sum(shares)]:
-        shares[number] += 1
-    return tuple(shares)
+    sources = []
+    for name, settings in config.by_name().items():
+        source = open_source(settings.path, settings.image_root, settings.allow_http)
+        usable = _usable(source, settings, quarantine, show_progress)
+        if not len(usable):
+            raise UserError(
+                f"{settings.path} holds no usable record (image root {source.image_root}); see {quarantine.path}"
+            )
+        sources.append(MixtureSource(name, source, usable, settings))
+    return Mixture(sources, config.epoch_samples)
+
+
+def _usable(source: Source, settings: SourceConfig, quarantine: Quarantine, show_progress: bool) -> np.ndarray:
+    if settings.index is not None:
+        return load_clean_index(settings.index, source)[: settings.max_samples]
+    usable = []
+    show_progress = show_progress and len(source) > PROGRESS_BAR_RECORDS
+    with progress_bar(f"reading {source.name}", len(source), enabled=show_progress) as bar:
+        for index in range(len(source)):
+            record = source[index]
+            if isinstance(record, Rejected):
+                quarantine.add(record)
+            else:
+                usable.append(index)
+            bar.advance()
+            if len(usable) == settings.max_samples:
+                break
+    return np.array(usable, np.int64)

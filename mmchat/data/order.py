@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmchat.data.mixture import EpochPlan
+from mmchat.data.epoch_plan import EpochPlan
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BatchOrder:
         return end if self.total_samples is None else min(end, self.total_samples)
 
 
-def micro_batches(numbers: Sequence[int], size: int, rank: int, ranks: int) -> list[list[int]]:
+def split_micro_batches(numbers: Sequence[int], size: int, rank: int, ranks: int) -> list[list[int]]:
     """This rank's micro-batches of `size` samples; equally many on every rank, the last perhaps smaller or empty."""
     per_round = size * ranks
     starts = range(rank * size, -(-len(numbers) // per_round) * per_round, per_round)

@@ -48,7 +48,7 @@ def map_chunks(
             yield chunk, result
 
 
-def cut(total: int, size: int) -> list[range]:
+def chunk_ranges(total: int, size: int) -> list[range]:
     """0..total in stretches of `size`."""
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 

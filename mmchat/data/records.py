@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation.messages import Turn, parse_messages
-from mmchat.data.image_refs import ImageRef, refer
+from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.errors import UserError
 from mmchat.files import write_text
 
@@ -99,7 +99,7 @@ def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool
             check_encodable(text)
         if not any(turn.role == "assistant" for turn in turns):
             fail("has no gpt turn, so there is nothing to learn", "nothing_to_learn")
-        images = tuple(refer(entry, str(image_root), allow_http) for entry in entries)
+        images = tuple(make_image_ref(entry, str(image_root), allow_http) for entry in entries)
     except UserError as error:
         if str(error).startswith(f"{where}: "):
             raise

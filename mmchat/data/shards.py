@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mmchat.data import storage
-from mmchat.data.image_refs import StoredImage
+from mmchat.data.image_refs import ImageInShard
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
@@ -107,7 +107,7 @@ class TarTable:
         where = f"{path}:{key}"
         members = self._index.members(index)
         images = [
-            StoredImage(path, m.start, m.stop, f"{where}.{m.extension}")
+            ImageInShard(path, m.start, m.stop, f"{where}.{m.extension}")
             for m in sorted(members, key=_image_number)
             if f".{m.extension.rpartition('.')[2]}" in IMAGE_SUFFIXES
         ]

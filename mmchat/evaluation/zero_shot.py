@@ -14,7 +14,7 @@ from PIL import Image
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import PROMPTS, prompted
 from mmchat.data.image_refs import ImageRef
-from mmchat.data.labelled import Labelled
+from mmchat.data.labelled_images import LabelledImages
 from mmchat.evaluation.metrics import (
     Interval,
     bootstrap_interval,
@@ -105,13 +105,13 @@ class ZeroShotResult:
 
 
 def classify_labelled(
-    embedder: Embedder, data: Labelled, prompts: Sequence[str] = PROMPTS, batch_size: int = 64
+    embedder: Embedder, data: LabelledImages, prompts: Sequence[str] = PROMPTS, batch_size: int = 64
 ) -> ZeroShotResult:
     classes = class_embeddings(embedder, data.classes, prompts)
     return scored(embedder, data, classes, embed_images(embedder, data.images, batch_size))
 
 
-def scored(embedder: Embedder, data: Labelled, classes: np.ndarray, images: np.ndarray) -> ZeroShotResult:
+def scored(embedder: Embedder, data: LabelledImages, classes: np.ndarray, images: np.ndarray) -> ZeroShotResult:
     """From the vectors of classes, float32[C, P], and of images, float32[N, P]."""
     targets = np.array(data.targets)
     similarities = images @ classes.T  # at a high scale far probabilities are rounded to one and the same 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mmchat.data.dataset import Mixture
+from mmchat.data.mixture import Mixture
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.planning.steps import MicroBatch

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmchat.data.dataset import Mixture, Part
-from mmchat.data.lengths import COLUMNS, LengthIndex, part_lengths, part_measure, refusal
+from mmchat.data.lengths import COLUMNS, LengthIndex, source_lengths, source_measure, why_unusable
+from mmchat.data.mixture import Mixture, MixtureSource
 from mmchat.data.records import Record, Rejected
 from mmchat.errors import UserError
 from mmchat.training.objectives.base import Objective
@@ -35,7 +35,7 @@ class SourcePlan:
 def look_at_sources(mixture: Mixture, objective: Objective, max_length: int) -> tuple[list[SourcePlan], LengthIndex]:
     """Sources in their order, and the lengths of all samples of the mixture by number."""
     plans, lengths = [], []
-    for part, count in zip(mixture.parts, mixture.plan.counts, strict=True):
+    for part, count in zip(mixture.sources, mixture.plan.counts, strict=True):
         plan, of_part = _look_at(part, count, objective, max_length)
         plans.append(plan)
         lengths.append(of_part)
@@ -43,11 +43,11 @@ def look_at_sources(mixture: Mixture, objective: Objective, max_length: int) -> 
     return plans, LengthIndex(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 
-def _look_at(part: Part, count: int, objective: Objective, max_length: int) -> tuple[SourcePlan, LengthIndex]:
+def _look_at(part: MixtureSource, count: int, objective: Objective, max_length: int) -> tuple[SourcePlan, LengthIndex]:
     if isinstance(objective, AssistantObjective):
-        measure = part_measure(part, objective.processor, max_length)
+        measure = source_measure(part, objective.processor, max_length)
         try:
-            lengths = part_lengths(part, measure)
+            lengths = source_lengths(part, measure)
         except UserError:  # not one of them can be used; the first tells why
             lengths = LengthIndex(*np.zeros((COLUMNS, len(part)), np.int64))
     else:
@@ -59,20 +59,20 @@ def _look_at(part: Part, count: int, objective: Objective, max_length: int) -> t
     if (rejected := _first_rejected(part)) is not None:
         first = part.source[rejected].reason
     elif len(refused):
-        first = refusal(measure, part.record(int(refused[0])))
+        first = why_unusable(measure, part.record(int(refused[0])))
     columns = (lengths.tokens, lengths.supervised, lengths.images, lengths.views)
     sums = (int(column.sum(dtype=np.int64)) for column in columns)
     return SourcePlan(part.name, records, records - len(part) + len(refused), first, *sums, count), lengths
 
 
-def _looked_at(part: Part) -> int:
+def _looked_at(part: MixtureSource) -> int:
     """A clean index names the records to use, and `max_samples` ends the search; else all of them were looked at."""
     if part.config.index is not None:
         return len(part)
     return len(part.source) if part.config.max_samples is None else int(part.usable[-1]) + 1
 
 
-def _first_rejected(part: Part) -> int | None:
+def _first_rejected(part: MixtureSource) -> int | None:
     if part.config.index is not None or _looked_at(part) == len(part):
         return None
     gaps = np.flatnonzero(part.usable != np.arange(len(part)))

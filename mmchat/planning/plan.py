@@ -7,10 +7,11 @@ import numpy as np
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.dataset import Encoded, Mixture, Sample, open_mixture
 from mmchat.data.lengths import LengthIndex
+from mmchat.data.mixture import Mixture, open_mixture
 from mmchat.data.packing import PackingConfig
 from mmchat.data.quarantine import Quarantine
+from mmchat.data.samples import EncodedSample, Sample
 from mmchat.errors import SharedError, UserError
 from mmchat.model.attention import PACKABLE
 from mmchat.planning.activations import Activations, measure
@@ -224,7 +225,7 @@ def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batc
         counts = [views // images + (place < views % images) for place in range(images)]
         drawn = [_made_up_image(count, collator) for count in counts]
         grids = [(1, count) for count in counts] if collator.specs[0].native else None
-        items.append(Sample(number, str(number), Encoded(ids, labels, drawn, grids=grids)))
+        items.append(Sample(number, str(number), EncodedSample(ids, labels, drawn, grids=grids)))
     return collator(items)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmchat.data.preview.preview import choose, examine
+from mmchat.data.preview.preview import choose_records, preview_record
 from mmchat.data.preview.terminal import print_samples
 from mmchat.planning.memory import CUDA_CONTEXT, Memory
 from mmchat.planning.plan import Plan
@@ -30,8 +30,8 @@ def print_plan(plan: Plan, console: Console, samples: int) -> None:
             console.print(Text(f"{source.name}, first unusable: {source.first}", "yellow"))
     if plan.processor is not None and samples:
         console.print()
-        shown = [(part, place) for part in plan.mixture.parts for place in choose(part, samples)]
-        print_samples(console, [examine(p, place, plan.processor, config.data.max_length) for p, place in shown])
+        shown = [(part, place) for part in plan.mixture.sources for place in choose_records(part, samples)]
+        print_samples(console, [preview_record(p, place, plan.processor, config.data.max_length) for p, place in shown])
     if plan.steps:
         console.print()
         console.print(_steps(plan))

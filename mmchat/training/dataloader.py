@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmchat.data.collate import Batch
-from mmchat.data.dataset import Mixture, MixtureDataset, open_mixture
+from mmchat.data.dataset import MixtureDataset
+from mmchat.data.mixture import Mixture, open_mixture
 from mmchat.data.order import BatchOrder
-from mmchat.data.parallel import cut
+from mmchat.data.parallel import chunk_ranges
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.training.config import RunConfig
@@ -53,7 +54,7 @@ class Feed:
     def held_out(self) -> Iterator[list[Batch]]:
         """One pass over the validation records, in file order, in stretches of as many as a step has; equally many
         micro-batches on every rank, the last perhaps empty."""
-        stretches = cut(len(self._held_out), self.config.batch_size)
+        stretches = chunk_ranges(len(self._held_out), self.config.batch_size)
         return self._groups(self._held_out, ((None, self._share_held_out(stretch)) for stretch in stretches))
 
     def _groups(self, mixture: Mixture, planned: Iterable[tuple[int | None, list[list[int]]]]) -> Iterator[list[Batch]]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmchat.data.config import DataConfig
-from mmchat.data.dataset import Mixture
 from mmchat.data.lengths import mixture_sizes
-from mmchat.data.order import micro_batches
+from mmchat.data.mixture import Mixture
+from mmchat.data.order import split_micro_batches
 from mmchat.data.packing import group, pack
 from mmchat.errors import SharedError
 from mmchat.training.config import RunConfig
@@ -40,7 +40,7 @@ class Padded(Sharing):
         self._ranks = ranks
 
     def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
-        of_ranks = [micro_batches(numbers, self._size, rank, self._ranks) for rank in range(self._ranks)]
+        of_ranks = [split_micro_batches(numbers, self._size, rank, self._ranks) for rank in range(self._ranks)]
         return [list(by_rank) for by_rank in zip(*of_ranks, strict=True)]
 
     def __str__(self) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from mmchat.data.dataset import MixtureDataset, open_mixture
+from mmchat.data.dataset import MixtureDataset
+from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError

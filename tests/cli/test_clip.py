@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import GENERAL_PROMPTS
-from mmchat.data.labelled import read_labelled
+from mmchat.data.labelled_images import read_labelled
 from mmchat.evaluation.zero_shot import class_embeddings, classify_labelled
 from mmchat.images import load_image
 from tests.clip_kinds import write_classes, write_clip
@@ -94,9 +94,9 @@ def test_eval(run, ckpt, classes, tmp_path):
 
 def test_top5_and_a_class_without_images(ckpt, classes, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({name: name for name in ["cat", "dog", "house [x]", *"uvwxyz"]}))
-    from mmchat.data.labelled import read_names
+    from mmchat.data.labelled_images import read_class_names
 
-    data = read_labelled(classes, names=read_names(tmp_path / "labels.json"))
+    data = read_labelled(classes, names=read_class_names(tmp_path / "labels.json"))
     embedder = Embedder.open(ckpt)
     flat = classify_labelled(embedder, data).flat()
     assert flat["class/u"] is None and flat["top1"] <= flat["top5"] < 1

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mmchat.cli.main import main
 from mmchat.data.config import DataConfig
-from mmchat.data.doctor.run import Question
+from mmchat.data.doctor.run import CheckRequest
 from mmchat.files import read_json_lines
 from tests.data.storing import write_jsonl
 
@@ -51,8 +51,8 @@ def ten_records(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "records.jsonl", items)
 
 
-def ask(path: Path, out: Path, **more) -> Question:
-    return Question(DataConfig(path=str(path)), out, workers=0, **more)
+def ask(path: Path, out: Path, **more) -> CheckRequest:
+    return CheckRequest(DataConfig(path=str(path)), out, workers=0, **more)
 
 
 def kinds(out: Path) -> dict[str, str]:

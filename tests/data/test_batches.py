@@ -10,10 +10,12 @@ from PIL import Image
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
 from mmchat.data.config import DataConfig
-from mmchat.data.dataset import Encoded, MixtureDataset, Sample, open_mixture
+from mmchat.data.dataset import MixtureDataset
+from mmchat.data.mixture import open_mixture
 from mmchat.data.order import BatchOrder
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
+from mmchat.data.samples import EncodedSample, Sample
 from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant
 from mmchat.training.config import RunConfig
@@ -37,7 +39,7 @@ def sample(ids, images=0, name="a", labels=True, seed=0):
     rng = np.random.default_rng(seed)
     sizes = [(1, 3, spec.image_size, spec.image_size) for spec in SPECS]
     pixels = [[rng.integers(0, 256, size, dtype=np.uint8) for size in sizes] for _ in range(images)]
-    return Sample(0, name, Encoded(ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels))
+    return Sample(0, name, EncodedSample(ids, [IGNORE_INDEX, *ids[1:]] if labels else None, pixels))
 
 
 def test_padding_labels_and_images(collate):
@@ -55,7 +57,7 @@ def test_padding_labels_and_images(collate):
 
 
 def test_the_first_position_of_a_row_predicts_nothing(collate):
-    assert collate([Sample(0, "a", Encoded([1, 2, 3], [1, 2, 3], []))]).supervised == 2
+    assert collate([Sample(0, "a", EncodedSample([1, 2, 3], [1, 2, 3], []))]).supervised == 2
 
 
 def test_without_images_or_labels(collate):
@@ -99,7 +101,7 @@ def dataset(tiny_records, tmp_path):
     def encode(record, images, template):
         if record.id == "text":
             raise UserError("too long")
-        return Encoded([1, 2], None, [[preprocess(image, SPECS[0])] for image in images])
+        return EncodedSample([1, 2], None, [[preprocess(image, SPECS[0])] for image in images])
 
     return MixtureDataset(mixture_of(tiny_records, tmp_path), encode, SPECS[0].image_size)
 
@@ -122,7 +124,7 @@ def test_sources_may_be_drafted_for_the_largest_tower(tmp_path):
 
     def encode(record, images, template):
         seen.append(images[0].size)
-        return Encoded([1], None, [])
+        return EncodedSample([1], None, [])
 
     sources = {name: {"path": str(tmp_path / "a.json"), "draft": name == "drafted"} for name in ("drafted", "whole")}
     mixture = open_mixture(DataConfig(sources=sources), Quarantine(tmp_path / "quarantine.jsonl", "stop"))
@@ -174,7 +176,7 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
     def encode(record, images, template):
         rendered = processor.render(record.messages, template=template)
         pixels = [processor.image_processor.pixels(image) for image in images]
-        return Encoded(rendered.input_ids, rendered.labels, pixels)
+        return EncodedSample(rendered.input_ids, rendered.labels, pixels)
 
     mixture = mixture_of(tiny_records, tmp_path)
     dataset = MixtureDataset(mixture, encode, 28)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmchat.data.labelled import read_labelled
+from mmchat.data.labelled_images import read_labelled
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 

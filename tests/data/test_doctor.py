@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from mmchat.data.config import DataConfig, SourceConfig
-from mmchat.data.dataset import open_mixture
 from mmchat.data.doctor.report import write_reports
-from mmchat.data.doctor.run import Question, check
+from mmchat.data.doctor.run import CheckRequest, check
+from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
@@ -161,7 +161,7 @@ def test_what_the_model_decides(assistant_dir, tmp_path):
         turns = [{"from": speaker, "value": speaker} for speaker in speakers]
         path = write_jsonl(tmp_path / "r.jsonl", [{"id": "odd", "conversations": turns}])
         data = DataConfig(path=str(path), template=template)
-        check(Question(data, tmp_path / "out", processor=processor if model else None, workers=0))
+        check(CheckRequest(data, tmp_path / "out", processor=processor if model else None, workers=0))
         return kinds(tmp_path / "out").get("odd")
 
     processor = load_processor(assistant_dir)

@@ -10,7 +10,7 @@ from PIL import Image
 from mmchat.data.config import SourceConfig
 from mmchat.data.doctor import image_checks as looking
 from mmchat.data.doctor.duplicates import DISTANCE, SHARE, find_equal, find_near, first_equal
-from mmchat.data.doctor.image_checks import difference_hash, look
+from mmchat.data.doctor.image_checks import check_image, difference_hash
 from mmchat.data.doctor.run import check
 from mmchat.data.image_refs import ImageBytes, ImageFile
 from mmchat.files import read_json_lines
@@ -99,7 +99,7 @@ def test_a_image_is_read_once_however_many_records_share_it(tmp_path, monkeypatc
 
 def test_what_is_odd_about_a_image(monkeypatch):
     def problems(data):
-        return [kind for kind, _ in look(ImageBytes(data)).problems]
+        return [kind for kind, _ in check_image(ImageBytes(data)).problems]
 
     assert problems(encoded(scene(1, 100, 10))) == []
     assert problems(encoded(scene(1, 101, 10))) == ["extreme_aspect"]
@@ -114,7 +114,7 @@ def test_what_is_odd_about_a_image(monkeypatch):
     exif[0x0112] = 6
     for kind in ("JPEG", "PNG", "WEBP"):
         assert problems(encoded(scene(1, 60, 50), kind, exif=exif)) == ["exif_rotation"]
-    turned = look(ImageBytes(encoded(scene(1, 60, 50), "PNG", exif=exif)))
+    turned = check_image(ImageBytes(encoded(scene(1, 60, 50), "PNG", exif=exif)))
     assert (turned.width, turned.height) == (50, 60)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import DataConfig, SourceConfig
-from mmchat.data.dataset import load_clean_index
 from mmchat.data.doctor.findings import KINDS
-from mmchat.data.doctor.run import Question, check
+from mmchat.data.doctor.run import CheckRequest, check
 from mmchat.data.records import Record
 from mmchat.data.sources import open_source
 from mmchat.files import read_json_lines
@@ -52,7 +52,7 @@ def found_in(out: Path) -> set[tuple[int, str]]:
 def test_exactly_what_was_planted_is_found(planted, processor, tmp_path):
     out = tmp_path / "out"
     data = DataConfig(path=str(planted.path), max_length=MAX_LENGTH)
-    answer = check(Question(data, out, (SourceConfig(path=str(planted.held_out)),), processor, workers=0))
+    answer = check(CheckRequest(data, out, (SourceConfig(path=str(planted.held_out)),), processor, workers=0))
     found = found_in(out)
     firm = {(line, kind) for line, kind in found if kind not in NEAR}
     assert firm == planted.expected

@@ -13,7 +13,7 @@ import pytest
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.doctor import run as doctor
 from mmchat.data.doctor.report import write_reports
-from mmchat.data.doctor.run import Question, check
+from mmchat.data.doctor.run import CheckRequest, check
 from tests.data.doctoring import OUTPUTS, ask, record
 from tests.data.storing import write_jsonl
 
@@ -24,14 +24,14 @@ from mmchat.data.config import DataConfig
 from mmchat.data.doctor import partial_results, run
 run.CHUNK = 2
 if {when} == "between":
-    save, count = partial_results.Parts.save, 0
+    save, count = partial_results.PartialResults.save, 0
     def dying(self, *words):
         global count
         save(self, *words)
         count += 1
         if count == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-    partial_results.Parts.save = dying
+    partial_results.PartialResults.save = dying
 else:
     fsync, count = os.fsync, 0
     def dying(file):
@@ -41,7 +41,7 @@ else:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(file)
     os.fsync = dying
-run.check(run.Question(DataConfig(path={path!r}), Path({out!r}), workers=0))
+run.check(run.CheckRequest(DataConfig(path={path!r}), Path({out!r}), workers=0))
 """
 
 
@@ -59,7 +59,7 @@ def test_a_killed_pass_goes_on_and_ends_the_same(records, tmp_path, when, monkey
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     write_reports(answer)
     assert f"{answer.known} had been examined before" in (out / "report.md").read_text()
-    answer.parts.delete()
+    answer.partial.delete()
     assert {path.name for path in out.iterdir()} == {*OUTPUTS, "report.html", "report.md"}
     assert check(ask(records, out)).known == 0
 
@@ -78,7 +78,7 @@ def dying(*words):
             os.kill(os.getpid(), signal.SIGKILL)
         yield item
 run.map_chunks = dying
-run.check(run.Question(DataConfig(path={path!r}), Path({out!r}), workers=2))
+run.check(run.CheckRequest(DataConfig(path={path!r}), Path({out!r}), workers=2))
 """
 
 
@@ -104,12 +104,12 @@ def test_other_questions_start_over(records, tmp_path, monkeypatch):
     assert check(ask(records, out)).known == 10
     against = (SourceConfig(path=str(write_jsonl(tmp_path / "eval.jsonl", [record("v", "b.png")]))),)
     assert check(ask(records, out, against=against)).known == 0
-    assert check(Question(DataConfig(path=str(records), max_turns=1), out, workers=0)).known == 0
+    assert check(CheckRequest(DataConfig(path=str(records), max_turns=1), out, workers=0)).known == 0
     write_jsonl(records, [record("a", "a.png")])
     (out / "parts" / "mine.txt").write_text("kept")
     answer = check(ask(records, out))
     assert answer.known == 0
-    answer.parts.delete()
+    answer.partial.delete()
     assert [path.name for path in (out / "parts").iterdir()] == ["mine.txt"]
 
 
@@ -136,7 +136,7 @@ def test_a_defect_names_the_record(records, tmp_path, monkeypatch):
     def broken(image):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mmchat.data.doctor.record_checks.look", broken)
+    monkeypatch.setattr("mmchat.data.doctor.record_checks.check_image", broken)
     with pytest.raises(ZeroDivisionError) as caught:
         check(ask(records, tmp_path / "out"))
     assert caught.value.__notes__ == [f"while examining record 0 of {records}"]

@@ -15,9 +15,9 @@ from mmchat.data.feature_store import (
     FeatureStore,
     FeatureWriter,
     ImageFeatures,
-    as_keys,
-    key_of,
-    tidy,
+    image_key,
+    key_array,
+    remove_damaged_shards,
 )
 from mmchat.data.image_refs import ImageBytes
 from mmchat.errors import UserError
@@ -33,7 +33,7 @@ def record(number):
 
 
 def key(number):
-    return key_of(str(number).encode())
+    return image_key(str(number).encode())
 
 
 def write(folder, numbers, shard_bytes=3 * RECORD):
@@ -48,7 +48,7 @@ def write(folder, numbers, shard_bytes=3 * RECORD):
 def held(folder):
     """Numbers below 30 that a store opened now has, each compared with what was written."""
     store = FeatureStore(folder, SHAPE, "fp32")
-    there = [n for n in range(30) if store.has(as_keys([key(n)]))[0]]
+    there = [n for n in range(30) if store.has(key_array([key(n)]))[0]]
     assert len(store) == len(there)
     for number in there:
         assert np.array_equal(store.read(key(number)), record(number))
@@ -62,7 +62,7 @@ def test_what_is_written_is_read(tmp_path):
     assert write(tmp_path, [3, 20]) == 2 * RECORD
     assert held(tmp_path) == [*range(8), 20]
     store = FeatureStore(tmp_path, SHAPE, "fp32")
-    assert store.has(as_keys([key(20), key(21), key(0)])).tolist() == [True, False, True]
+    assert store.has(key_array([key(20), key(21), key(0)])).tolist() == [True, False, True]
     assert isinstance(store.read(key(5)), np.memmap)
     with pytest.raises(KeyError):
         store.read(key(21))
@@ -127,7 +127,7 @@ def test_a_damaged_index_is_noticed_and_its_images_are_lacking(tmp_path, damage)
     assert held(tmp_path) == [3, 4, 5]
     store = FeatureStore(tmp_path, SHAPE, "fp32")
     assert store.damaged == [bad]
-    tidy(store)
+    remove_damaged_shards(store)
     assert not bad.exists() and not store.reopened().damaged
 
 
@@ -162,7 +162,7 @@ def test_what_a_killed_writer_left_goes_after_a_while(tmp_path):
     for path in (old, young):
         path.touch()
     os.utime(old, (time.time() - 7200,) * 2)
-    tidy(FeatureStore(tmp_path, SHAPE, "fp32"))
+    remove_damaged_shards(FeatureStore(tmp_path, SHAPE, "fp32"))
     assert [path for path in (old, young) if path.exists()] == [young]
 
 
@@ -171,11 +171,11 @@ def test_a_image_without_features_is_named_and_a_broken_one_says_what_it_always_
     data = (tmp_path / "a.png").read_bytes()
     store = FeatureStore(tmp_path, SHAPE, "fp32")
     with pytest.raises(UserError, match=r"image a\.png has no features in .* another image than") as error:
-        ImageFeatures([store], SPEC).of(ImageBytes(data, "a.png"))
+        ImageFeatures([store], SPEC).read(ImageBytes(data, "a.png"))
     assert error.value.kind == NO_FEATURES
     broken = ImageBytes(data[:-40], "a.png")
     with pytest.raises(UserError) as without:
         broken.open()
     with pytest.raises(UserError) as error:
-        ImageFeatures([store], SPEC).of(broken)
+        ImageFeatures([store], SPEC).read(broken)
     assert (str(error.value), error.value.kind) == (str(without.value), without.value.kind)

@@ -8,7 +8,7 @@ import pytest
 
 from mmchat.cli.main import main
 from mmchat.constants import IGNORE_INDEX
-from mmchat.data.lengths import LengthIndex, Measure, index_path, length_index
+from mmchat.data.lengths import LengthIndex, LengthMeasure, index_path, length_index
 from mmchat.data.records import Rejected
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
@@ -90,7 +90,7 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("template", [None, "llama_2"])
 def test_the_index_is_a_loop_over_render(path, processor, template):
     source = open_source(path)
-    index = length_index(source, Measure(processor, MAX_LENGTH, template), workers=0)
+    index = length_index(source, LengthMeasure(processor, MAX_LENGTH, template), workers=0)
     expected = slowly(source, processor, MAX_LENGTH, template)
     assert np.array_equal(columns(index), expected)
     assert all(getattr(index, name).dtype == np.uint32 for name in COLUMNS)
@@ -105,7 +105,7 @@ def test_other_processes_measure_the_same(path, processor, cache):
     # More chunks than wait at once, and none like another, so that their order is put to the test.
     long = path.with_name("long.jsonl")
     long.write_text(path.read_text() + "".join(json.dumps(talk("Q", "a" * (n // 100))) + "\n" for n in range(6000)))
-    source, measure = open_source(long), Measure(processor, MAX_LENGTH)
+    source, measure = open_source(long), LengthMeasure(processor, MAX_LENGTH)
     alone = columns(length_index(source, measure, workers=0))
     index_path(source, measure).unlink()
     together = columns(length_index(source, measure, workers=2))
@@ -114,21 +114,25 @@ def test_other_processes_measure_the_same(path, processor, cache):
 
 
 def test_a_second_time_no_record_is_read(path, processor, assistant_dir, reads):
-    first = columns(length_index(open_source(path), Measure(processor, MAX_LENGTH), workers=0))
+    first = columns(length_index(open_source(path), LengthMeasure(processor, MAX_LENGTH), workers=0))
     assert set(reads) == set(range(10))
     unusable = set(np.flatnonzero(first[0] == 0).tolist())
     reads.clear()
-    again = columns(length_index(open_source(path), Measure(load_processor(assistant_dir), MAX_LENGTH), workers=0))
+    again = columns(
+        length_index(open_source(path), LengthMeasure(load_processor(assistant_dir), MAX_LENGTH), workers=0)
+    )
     assert set(reads) <= unusable  # what could not be used may be looked at again
     assert np.array_equal(first, again)
     copy = path.with_name("copy.jsonl")
     copy.write_bytes(path.read_bytes())
-    assert index_path(open_source(copy), Measure(processor, MAX_LENGTH)).exists()
+    assert index_path(open_source(copy), LengthMeasure(processor, MAX_LENGTH)).exists()
 
 
 def test_whatever_changes_lengths_makes_a_new_index(path, processor, assistant_dir, make_assistant):
     def key(**measure):
-        return index_path(open_source(path), Measure(**{"processor": processor, "max_length": MAX_LENGTH, **measure}))
+        return index_path(
+            open_source(path), LengthMeasure(**{"processor": processor, "max_length": MAX_LENGTH, **measure})
+        )
 
     def changed(change):
         other = load_processor(assistant_dir)
@@ -158,7 +162,7 @@ def test_whatever_changes_lengths_makes_a_new_index(path, processor, assistant_d
 
 
 def test_changed_data_is_measured_anew(path, processor):
-    measure = Measure(processor, MAX_LENGTH)
+    measure = LengthMeasure(processor, MAX_LENGTH)
     before = columns(length_index(open_source(path), measure, workers=0))
     path.write_text(path.read_text().replace("Four.", "Four, I believe."))
     source = open_source(path)
@@ -169,7 +173,7 @@ def test_changed_data_is_measured_anew(path, processor):
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty", "shape"])
 def test_a_damaged_index_is_made_anew(path, processor, damage):
-    source, measure = open_source(path), Measure(processor, MAX_LENGTH)
+    source, measure = open_source(path), LengthMeasure(processor, MAX_LENGTH)
     good = columns(length_index(source, measure, workers=0))
     kept = index_path(source, measure)
     whole = kept.read_bytes()
@@ -185,7 +189,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(path, processor, cache):
     cache.parent.mkdir(exist_ok=True)
     cache.write_text("in the way")
     source = open_source(path)
-    index = length_index(source, Measure(processor, MAX_LENGTH), workers=0)
+    index = length_index(source, LengthMeasure(processor, MAX_LENGTH), workers=0)
     assert np.array_equal(columns(index), slowly(source, processor, MAX_LENGTH))
 
 
@@ -219,7 +223,7 @@ def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir,
 
 
 def test_a_image_that_arrives_later_is_seen(path, processor, make_image):
-    source, measure = open_source(path), Measure(processor, MAX_LENGTH)
+    source, measure = open_source(path), LengthMeasure(processor, MAX_LENGTH)
     assert length_index(source, measure, workers=0).tokens[5] == 0
     make_image().save(path.parent / "gone.png")
     assert length_index(source, measure, workers=0).tokens[5] > 0
@@ -229,16 +233,16 @@ def test_a_image_that_arrives_later_is_seen(path, processor, make_image):
 
 def test_what_no_record_survives_is_an_error(path, processor):
     with pytest.raises(UserError, match=r"unknown conversation template 'chatlm'; did you mean 'chatml'"):
-        length_index(open_source(path), Measure(processor, MAX_LENGTH, "chatlm"), workers=0)
+        length_index(open_source(path), LengthMeasure(processor, MAX_LENGTH, "chatlm"), workers=0)
     with pytest.raises(
         UserError, match=r"no record of .*all\.jsonl can be used; the first: the tokenizer has no token"
     ):
-        length_index(open_source(path), Measure(processor, MAX_LENGTH, "gemma"), workers=0)
+        length_index(open_source(path), LengthMeasure(processor, MAX_LENGTH, "gemma"), workers=0)
 
 
 def test_only_the_turns_that_training_sees(path, processor):
     source = open_source(path)
-    whole, first = (length_index(source, Measure(processor, MAX_LENGTH, None, n), workers=0) for n in (None, 1))
+    whole, first = (length_index(source, LengthMeasure(processor, MAX_LENGTH, None, n), workers=0) for n in (None, 1))
     assert whole.tokens[4] > first.tokens[4] > 0 and whole.tokens[1] == first.tokens[1]
 
 
@@ -247,4 +251,4 @@ def test_half_a_character_is_a_bad_record(tmp_path, processor):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = open_source(tmp_path / "a.jsonl")
     assert "U+D83D alone, half a character, at 3" in source[0].reason
-    assert (length_index(source, Measure(processor, MAX_LENGTH), workers=0).tokens > 0).tolist() == [False, True]
+    assert (length_index(source, LengthMeasure(processor, MAX_LENGTH), workers=0).tokens > 0).tolist() == [False, True]

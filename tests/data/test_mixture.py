@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmchat.data.clean_index import load_clean_index, save_clean_index
 from mmchat.data.config import DataConfig
-from mmchat.data.dataset import MixtureDataset, load_clean_index, open_mixture, save_clean_index
-from mmchat.data.mixture import EpochPlan, epoch_counts
+from mmchat.data.dataset import MixtureDataset
+from mmchat.data.epoch_plan import EpochPlan, epoch_counts
+from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -153,14 +155,14 @@ def test_a_clean_index_is_bound_to_its_data(three):
     mixture = opened(three, "stop", b_jsonl={"index": three / "clean.npz", "max_samples": 2})
     assert [mixture.find(n)[1].id for n in range(len(mixture))] == ["r10", "r11"]
     assert load_clean_index(three / "clean.npz", source).tolist() == [0, 1, 5]
-    with pytest.raises(UserError, match="made of other data than"):
+    with pytest.raises(UserError, match="made from other data than"):
         load_clean_index(three / "clean.npz", open_source(three / "c.jsonl"))
     with pytest.raises(UserError, match="does not exist; make it with `mmchat data check"):
         load_clean_index(three / "none.npz", source)
     whole = (three / "clean.npz").read_bytes()
     for damaged in (b"nothing", b"", whole[: len(whole) // 2]):
         (three / "clean.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match="is none of `mmchat data check`"):
+        with pytest.raises(UserError, match="was not written by `mmchat data check`"):
             load_clean_index(three / "clean.npz", source)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.data.mixture import EpochPlan
-from mmchat.data.order import BatchOrder, micro_batches
+from mmchat.data.epoch_plan import EpochPlan
+from mmchat.data.order import BatchOrder, split_micro_batches
 
 PORTABLE = ([5, 0, 6, 1, 7, 2, 4, 3], [2, 0, 4, 1, 7, 5, 3, 6])
 
@@ -47,7 +47,7 @@ def test_epochs_and_seeds_differ():
 def test_any_split_joins_to_the_same_step(data, samples, seed, step):
     micro, ranks, rounds = (data.draw(st.integers(1, 4)) for _ in range(3))
     order = BatchOrder(one(samples), seed, batch_size=micro * ranks * rounds)
-    per_rank = [micro_batches(order.step(step), micro, rank, ranks) for rank in range(ranks)]
+    per_rank = [split_micro_batches(order.step(step), micro, rank, ranks) for rank in range(ranks)]
     assert {len(batches) for batches in per_rank} == {rounds}
     assert {len(batch) for batches in per_rank for batch in batches} == {micro}
     joined = [i for round_ in zip(*per_rank, strict=True) for batch in round_ for i in batch]
@@ -61,7 +61,7 @@ def test_the_last_step_of_an_epoch_run_is_smaller_and_takes_no_more_rounds_than_
     steps = [order.step(step) for step in range(order.steps_in_total)]
     assert sum(map(len, steps)) == samples * epochs
     assert all(steps)
-    per_rank = [micro_batches(steps[-1], 2, rank, ranks) for rank in range(ranks)]
+    per_rank = [split_micro_batches(steps[-1], 2, rank, ranks) for rank in range(ranks)]
     assert {len(batches) for batches in per_rank} == {-(-len(steps[-1]) // (2 * ranks))}
     assert sorted(i for batches in per_rank for batch in batches for i in batch) == sorted(steps[-1])
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
-from mmchat.data.dataset import Encoded, Sample
 from mmchat.data.packing import group, pack
 from mmchat.data.records import Rejected
+from mmchat.data.samples import EncodedSample, Sample
 
 TOKENS, IMAGES = 64, 4
 samples = st.lists(st.tuples(st.integers(0, TOKENS), st.integers(0, IMAGES)), max_size=60)
@@ -106,7 +106,7 @@ def test_samples_of_like_length_share_a_padded_forward():
 
 
 def sample(name, ids, labels=None):
-    return Sample(0, name, Encoded(ids, labels, []))
+    return Sample(0, name, EncodedSample(ids, labels, []))
 
 
 def test_a_packed_batch_has_one_row_and_counts_samples():

@@ -14,7 +14,7 @@ from mmchat.cli.main import main
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.config import SourceConfig
 from mmchat.data.preview.html import write_page
-from mmchat.data.preview.preview import choose, contact_sheet, examine, open_part, runs
+from mmchat.data.preview.preview import choose_records, contact_sheet, open_unscanned, preview_record, runs
 from mmchat.data.preview.terminal import half_blocks, print_samples
 from mmchat.data.records import Rejected
 from mmchat.model.directory import load_processor
@@ -61,8 +61,8 @@ def talk(*values, **more):
 
 
 def samples_of(path, processor, max_length=None, **config):
-    part = open_part("it", SourceConfig(path=str(path), **config))
-    return [examine(part, place, processor, max_length) for place in range(len(part))]
+    part = open_unscanned("it", SourceConfig(path=str(path), **config))
+    return [preview_record(part, place, processor, max_length) for place in range(len(part))]
 
 
 def printed(samples, tokens=False, **console) -> str:
@@ -235,11 +235,11 @@ def test_the_page_in_a_browser(page):
 
 
 def test_choice_of_records(tmp_path):
-    part = open_part("it", SourceConfig(path=str(write(tmp_path / "a.jsonl", *[talk("q", "a")] * 20))))
-    assert choose(part, 3) == [0, 1, 2]
-    assert choose(part, 99) == list(range(20))
-    some = choose(part, 5, seed=0)
-    assert some == choose(part, 5, seed=0) == sorted(set(some)) != choose(part, 5, seed=1)
+    part = open_unscanned("it", SourceConfig(path=str(write(tmp_path / "a.jsonl", *[talk("q", "a")] * 20))))
+    assert choose_records(part, 3) == [0, 1, 2]
+    assert choose_records(part, 99) == list(range(20))
+    some = choose_records(part, 5, seed=0)
+    assert some == choose_records(part, 5, seed=0) == sorted(set(some)) != choose_records(part, 5, seed=1)
     assert len(some) == 5
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from mmchat.data.mixture import EpochPlan
-from mmchat.data.order import BatchOrder, micro_batches
+from mmchat.data.epoch_plan import EpochPlan
+from mmchat.data.order import BatchOrder, split_micro_batches
 from tests.launching import launch, steps, write_config
 from tests.training_fixtures import run_values, write_records
 
@@ -22,7 +22,7 @@ def setup(tmp_path_factory, assistant_dir):
     order = BatchOrder(EpochPlan((RECORDS,), (RECORDS,)), 0, BATCH)
     records = json.loads(path.read_text())
     for step in TEXT_ONLY_STEPS:
-        for number in micro_batches(order.step(step), BATCH // 2, rank=1, ranks=2)[0]:
+        for number in split_micro_batches(order.step(step), BATCH // 2, rank=1, ranks=2)[0]:
             del records[number]["image"]
             turn = records[number]["conversations"][0]
             turn["value"] = turn["value"].removeprefix("<image>\n")

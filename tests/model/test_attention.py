@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
-from mmchat.data.dataset import Encoded, Sample
+from mmchat.data.samples import EncodedSample, Sample
 from mmchat.errors import UserError
 from mmchat.model.attention import PACKABLE, enable_packing, packed_inputs
 from tests.language_kinds import KINDS, SHAPE
@@ -83,7 +83,7 @@ def test_gradients_of_an_assistant_are_the_sum_of_its_samples(make_assistant, ki
         labels = [IGNORE_INDEX if token == slot or place % 3 == 0 else token for place, token in enumerate(ids)]
         size = (1, 3, specs[0].image_size, specs[0].image_size)
         drawn = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for _ in range(image_count)]
-        samples.append(Sample(number, str(number), Encoded(ids, labels, [[image.numpy()] for image in drawn])))
+        samples.append(Sample(number, str(number), EncodedSample(ids, labels, [[image.numpy()] for image in drawn])))
     settings = {"pad_id": 0, "specs": specs, "slot_id": slot, "tokens_per_view": processor.image_tokens}
 
     expected = []

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mmchat.cli.main import main
-from mmchat.data.dataset import Sample
+from mmchat.data.samples import Sample
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.settings import load_settings

@@ -10,9 +10,9 @@ import torch
 from mmchat.cli.main import main
 from mmchat.data.config import SourceConfig
 from mmchat.data.dataset import MixtureDataset
-from mmchat.data.doctor.record_checks import Examiner
-from mmchat.data.lengths import part_lengths, part_measure
-from mmchat.data.preview.preview import examine, open_part
+from mmchat.data.doctor.record_checks import RecordChecker
+from mmchat.data.lengths import source_lengths, source_measure
+from mmchat.data.preview.preview import open_unscanned, preview_record
 from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
 from mmchat.planning.plan import Hardware, make_plan
@@ -45,9 +45,9 @@ def config(tmp_path, model, monkeypatch):
 def test_what_the_index_holds_is_what_training_makes(config):
     objective, feed = opened(config())
     dataset = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
-    number, look = 0, Examiner(SourceConfig(path="any"), objective.processor)
-    for part in feed.mixture.parts:
-        lengths = part_lengths(part, part_measure(part, objective.processor, 400))
+    number, look = 0, RecordChecker(SourceConfig(path="any"), objective.processor)
+    for part in feed.mixture.sources:
+        lengths = source_lengths(part, source_measure(part, objective.processor, 400))
         for tokens, _, images, views, patches in zip(*lengths.columns, strict=True):
             encoded = dataset[number].encoded
             assert (len(encoded.input_ids), encoded.images, encoded.views) == (tokens, images, views)
@@ -114,7 +114,7 @@ def test_the_plan_is_what_the_run_does(config):
 def test_what_is_shown_is_what_is_seen(config, make_image, tmp_path):
     objective, _ = opened(config())
     path = write_records(tmp_path / "shown", 2, images=2, sizes=SIZES)
-    sample = examine(open_part("shown", SourceConfig(path=str(path))), 0, objective.processor)
+    sample = preview_record(open_unscanned("shown", SourceConfig(path=str(path))), 0, objective.processor)
     assert sample.slots == 22 and [len(p.ids) for p in sample.pieces if p.kind == "image"] == [10, 12]
     ((told, shown),) = sample.images[0].towers
     assert told == "60x28 RGB -> 35x14 native, 5 x 2 patches"

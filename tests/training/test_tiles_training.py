@@ -12,9 +12,10 @@ from PIL import Image
 from mmchat.contrastive.directory import init_clip
 from mmchat.data import storage
 from mmchat.data.config import DataConfig, SourceConfig
-from mmchat.data.dataset import MixtureDataset, open_mixture
-from mmchat.data.doctor.record_checks import Examiner
-from mmchat.data.lengths import Measure, index_path, length_index, part_lengths, part_measure
+from mmchat.data.dataset import MixtureDataset
+from mmchat.data.doctor.record_checks import RecordChecker
+from mmchat.data.lengths import LengthMeasure, index_path, length_index, source_lengths, source_measure
+from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.sources import open_source
 from mmchat.errors import SharedError, UserError
@@ -53,9 +54,9 @@ def config(tmp_path, model, monkeypatch):
 def test_what_the_index_holds_is_what_training_makes(config):
     objective, feed = opened(config())
     dataset = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
-    number, examine = 0, Examiner(SourceConfig(path="any"), objective.processor)
-    for part in feed.mixture.parts:
-        lengths = part_lengths(part, part_measure(part, objective.processor, 400))
+    number, examine = 0, RecordChecker(SourceConfig(path="any"), objective.processor)
+    for part in feed.mixture.sources:
+        lengths = source_lengths(part, source_measure(part, objective.processor, 400))
         for tokens, _, images, views, patches in zip(*lengths.columns, strict=True):
             encoded = dataset[number].encoded
             found = len(encoded.input_ids), encoded.images, encoded.views, 16 * encoded.views
@@ -74,14 +75,14 @@ def test_another_tiling_is_another_index(config, tmp_path):
     keys = set()
     for most in (4, 6):
         objective.processor.image_processor.towers[0]["preprocessing"]["tiling"]["max_tiles"] = most
-        keys.add(index_path(source, Measure(objective.processor)))
+        keys.add(index_path(source, LengthMeasure(objective.processor)))
     assert len(keys) == 2
 
 
 def test_a_image_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
     (tmp_path / "data" / "1-0.png").write_bytes(b"no image")
     objective, _ = opened(config())
-    index = length_index(open_source(tmp_path / "data" / "loose.json"), Measure(objective.processor), workers=0)
+    index = length_index(open_source(tmp_path / "data" / "loose.json"), LengthMeasure(objective.processor), workers=0)
     assert index.usable.tolist() == [0, 2, 3]
     plan = make_plan(config(on_bad_sample="skip"), Hardware())
     assert plan.sources[0].unusable == 1 and "1-0.png is not in a format" in plan.sources[0].first

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.contrastive.embedding import Embedder
-from mmchat.data.labelled import read_labelled
+from mmchat.data.labelled_images import read_labelled
 from mmchat.errors import UserError
 from mmchat.evaluation.zero_shot import classify_labelled
 from mmchat.settings import load_settings

@@ -1,6 +1,8 @@
-"""What is wrong with a data set, before an hour of training is spent on it (`mmchat data check`).
+"""Data checks before training (`mmchat data check`).
 
-one record (examine.py: text.py, look.py) -> findings.py -> parts on the disk, one a chunk (parts.py, run.py)
-    -> what only several records tell together (duplicates.py, compare.py)
-    -> the files that are written (gather.py) and the two reports (report.py, charts.py)
+record_checks (with text_checks, image_checks) finds faults in one record; findings lists their kinds
+run checks chunks of records in parallel; partial_results stores each chunk, so that a killed check resumes
+overlap (with duplicates) compares records with each other and with evaluation sets
+outputs writes quarantine, warnings, counts and clean indexes
+report (with charts, wording) and terminal present the result
 """

@@ -24,13 +24,13 @@ SHADE_MARGIN = 3
 LEAST_STEPS, MOST_STEPS = 6, 58
 """Of 64 bits; outside there is too little in the image (a blank page, a slope of light) to tell it from others."""
 KEPT = 4096
-"""Images whose looks a process remembers: files that many records share are decoded once."""
+"""Images whose check a process remembers: files that many records share are decoded once."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageCheck:
     """digest: of the encoded bytes, two uint64; None where they could not be decoded.
 
     hash: two 64-bit difference hashes, of steps along rows and along columns; zeros where they say nothing.
@@ -44,27 +44,27 @@ class Look:
     height: int = 0
 
 
-def look(image: ImageRef) -> Look:
+def check_image(image: ImageRef) -> ImageCheck:
     """Read and decode as training does. What is wrong comes as (kind, reason), nothing is raised."""
     # Bytes would be kept alive by the memory that is to save reading them.
-    return _look(image) if isinstance(image, ImageBytes | ImageDataUri) else _look_once(image)
+    return _check_image(image) if isinstance(image, ImageBytes | ImageDataUri) else _check_image_once(image)
 
 
-def _look(ref: ImageRef) -> Look:
+def _check_image(ref: ImageRef) -> ImageCheck:
     try:
         data = ref.read()
     except UserError as error:
-        return Look(((error.kind or "missing_image", str(error)),))
+        return ImageCheck(((error.kind or "missing_image", str(error)),))
     try:
         image = load_image(data, name=ref.name)
     except UserError as error:
-        return Look(((_why_undecodable(data), str(error)),))
+        return ImageCheck(((_why_undecodable(data), str(error)),))
     problems = [*_turned(data), *_odd_shape(image.width, image.height)]
     problems = tuple((kind, f"image {ref.name} {what}") for kind, what in problems)
-    return Look(problems, digest(data), difference_hash(image), image.width, image.height)
+    return ImageCheck(problems, digest(data), difference_hash(image), image.width, image.height)
 
 
-_look_once = lru_cache(maxsize=KEPT)(_look)
+_check_image_once = lru_cache(maxsize=KEPT)(_check_image)
 
 
 def digest(data: bytes) -> tuple[int, int]:

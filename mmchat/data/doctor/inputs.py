@@ -1,4 +1,4 @@
-"""What a pass looks at: the sources of a mixture as training would read them, and evaluation sets."""
+"""What a pass checks: the sources of a mixture as training would read them, and evaluation sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import numpy as np
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation import get_template
+from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import SourceConfig
-from mmchat.data.dataset import load_clean_index
-from mmchat.data.doctor.record_checks import Examiner
-from mmchat.data.image_refs import ImageRef, refer
+from mmchat.data.doctor.record_checks import RecordChecker
+from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.records import IMAGE_KEYS, Record, Rejected
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
@@ -24,14 +24,14 @@ LONGEST_TEXT = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class CheckedSource:
     """One source. numbers: which records of it are looked at, all or those of its clean index."""
 
     name: str
     config: SourceConfig
     source: Source
     numbers: Sequence[int]
-    examiner: Examiner
+    checker: RecordChecker
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -57,7 +57,7 @@ class Subject:
         images = []
         for entry in entries if isinstance(entries, list) else [entries]:
             try:
-                images.append(refer(entry, self.source.image_root, allow_http=False))
+                images.append(make_image_ref(entry, self.source.image_root, allow_http=False))
             except UserError:
                 continue
         return images
@@ -68,7 +68,9 @@ class Subject:
         return f"{self.name} {self.config!r} {self.source.digest()} {chosen}"
 
 
-def open_subject(name: str, config: SourceConfig, processor: Any = None, max_length: int | None = None) -> Subject:
+def open_checked_source(
+    name: str, config: SourceConfig, processor: Any = None, max_length: int | None = None
+) -> CheckedSource:
     """Raises UserError: the source or its index cannot be opened, it is empty, or its template does not exist or does
     not fit the model's tokenizer (so that no record could be written)."""
     if config.template is not None:
@@ -79,7 +81,7 @@ def open_subject(name: str, config: SourceConfig, processor: Any = None, max_len
     numbers = range(len(source)) if config.index is None else load_clean_index(config.index, source)
     if not len(numbers):
         raise UserError(f"{config.path} holds no record")
-    return Subject(name, config, source, numbers, Examiner(config, processor, max_length))
+    return CheckedSource(name, config, source, numbers, RecordChecker(config, processor, max_length))
 
 
 def shortened(value: Any, depth: int = 0) -> Any:

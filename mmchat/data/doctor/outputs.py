@@ -1,4 +1,4 @@
-"""From the parts of a pass to its files: quarantine, warnings, clean indexes and counts."""
+"""From the partial results of a pass to its files: quarantine, warnings, clean indexes and counts."""
 
 import contextlib
 import json
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mmchat.data.doctor.findings import KINDS, Finding, is_error
-from mmchat.data.doctor.inputs import Subject
+from mmchat.data.doctor.inputs import CheckedSource
 from mmchat.data.doctor.overlap import Relation, Relations
-from mmchat.data.doctor.partial_results import Parts
+from mmchat.data.doctor.partial_results import PartialResults
 
 
 class Example(NamedTuple):
-    """A finding to be shown. images: (which subject, its record, the record's image) of what it is about."""
+    """A finding to be shown. images: (which source, its record, the record's image) of what it is about."""
 
     finding: Finding
     where: str
     id: str
-    images: list[tuple[Subject, int, int]]
+    images: list[tuple[CheckedSource, int, int]]
 
 
 @dataclass
@@ -37,25 +37,27 @@ class Tally:
 class Gatherer:
     """Writes one line a finding, in the order of the data, errors apart from warnings."""
 
-    def __init__(self, quarantine: BinaryIO, warnings: BinaryIO, held_out: list[Subject], examples: int) -> None:
+    def __init__(self, quarantine: BinaryIO, warnings: BinaryIO, held_out: list[CheckedSource], examples: int) -> None:
         self._files = {True: quarantine, False: warnings}
         self._held_out, self._examples = held_out, examples
         self.tally = Tally()
 
-    def add(self, subject: Subject, number: int, starts: range, parts: Parts, relations: Relations) -> None:
+    def add(
+        self, source: CheckedSource, number: int, starts: range, partial: PartialResults, relations: Relations
+    ) -> None:
         """All findings of one source, chunk by chunk."""
         for start in starts:
             own: dict[int, list[Finding]] = {}
-            for record, finding in parts.findings(number, start):
+            for record, finding in partial.findings(number, start):
                 own.setdefault(record, []).append(finding)
-            stop = min(start + starts.step, len(subject))
+            stop = min(start + starts.step, len(source))
             for record in sorted(own.keys() | relations.records(start, stop)):
-                self._add_record(subject, record, own.get(record, []), list(relations.of(record)))
+                self._add_record(source, record, own.get(record, []), list(relations.of(record)))
 
-    def _add_record(self, subject: Subject, record: int, own: list[Finding], related: list[Relation]) -> None:
-        where, identity, raw = subject.stored(record)
-        found = [(finding, [(subject, record, finding.image)]) for finding in own]
-        found += [self._in_words(subject, relation) for relation in related]
+    def _add_record(self, source: CheckedSource, record: int, own: list[Finding], related: list[Relation]) -> None:
+        where, identity, raw = source.stored(record)
+        found = [(finding, [(source, record, finding.image)]) for finding in own]
+        found += [self._in_words(source, relation) for relation in related]
         bad = any(is_error(finding.kind) for finding, _ in found)
         self.tally.erroneous += bad
         self.tally.warned += not bad
@@ -67,8 +69,10 @@ class Gatherer:
             if len(examples) < self._examples:
                 examples.append(Example(finding, where, identity, images))
 
-    def _in_words(self, subject: Subject, relation: Relation) -> tuple[Finding, list[tuple[Subject, int, int]]]:
-        other, place = subject, relation.other
+    def _in_words(
+        self, source: CheckedSource, relation: Relation
+    ) -> tuple[Finding, list[tuple[CheckedSource, int, int]]]:
+        other, place = source, relation.other
         if relation.kind in ("leak", "near_leak"):
             number, place = locate(self._held_out, relation.other)
             other = self._held_out[number]
@@ -80,16 +84,16 @@ class Gatherer:
             "near_leak": "nearly the same as in",
             "near_duplicate": "nearly the same as in",
         }
-        images = [(subject, relation.record, relation.image), (other, place, relation.other_image)]
+        images = [(source, relation.record, relation.image), (other, place, relation.other_image)]
         return Finding(relation.kind, f"{what} {said[relation.kind]} {where}", relation.image), images
 
 
-def locate(subjects: list[Subject], record: int) -> tuple[int, int]:
+def locate(sources: list[CheckedSource], record: int) -> tuple[int, int]:
     """Of a record counted through several sources: which source, and its number there."""
-    for number, subject in enumerate(subjects):
-        if record < len(subject):
+    for number, source in enumerate(sources):
+        if record < len(source):
             return number, record
-        record -= len(subject)
+        record -= len(source)
     raise IndexError(record)
 
 
@@ -112,10 +116,10 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
         aside.unlink(missing_ok=True)
 
 
-def flat_counts(tally: Tally, subjects: list[Subject], kept: list[int]) -> dict[str, int]:
+def flat_counts(tally: Tally, sources: list[CheckedSource], kept: list[int]) -> dict[str, int]:
     """`findings.json`: what a program asks for, by one flat name each."""
     counts = {
-        "records": sum(map(len, subjects)),
+        "records": sum(map(len, sources)),
         "records/sound": sum(kept),
         "records/with_errors": tally.erroneous,
         "records/with_warnings_only": tally.warned,
@@ -123,6 +127,6 @@ def flat_counts(tally: Tally, subjects: list[Subject], kept: list[int]) -> dict[
         "warnings": sum(n for kind, n in tally.findings.items() if not is_error(kind)),
     }
     counts |= {f"{kind.severity}/{name}": tally.findings[name] for name, kind in KINDS.items()}
-    for subject, sound in zip(subjects, kept, strict=True):
-        counts |= {f"source/{subject.name}/records": len(subject), f"source/{subject.name}/sound": sound}
+    for source, sound in zip(sources, kept, strict=True):
+        counts |= {f"source/{source.name}/records": len(source), f"source/{source.name}/sound": sound}
     return counts

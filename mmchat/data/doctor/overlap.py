@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmchat.data.doctor.duplicates import find_equal, find_near, first_equal
-from mmchat.data.doctor.partial_results import Facts
+from mmchat.data.doctor.partial_results import RecordStats
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Relation:
 class Relations:
     """All relations of one source, as arrays; `of(record)` says them in words for one record."""
 
-    def __init__(self, facts: Facts, held_out: Facts | None) -> None:
-        self._facts, self._held_out = facts, held_out
-        nothing = np.full(len(facts), -1)
-        no_image = np.full(len(facts.owner), -1)
+    def __init__(self, stats: RecordStats, held_out: RecordStats | None) -> None:
+        self._stats, self._held_out = stats, held_out
+        nothing = np.full(len(stats), -1)
+        no_image = np.full(len(stats.owner), -1)
         self.leaked_text, self.leaked, self.near_leak = nothing.copy(), no_image.copy(), no_image.copy()
         if held_out is not None:
             self._find_leaks(held_out)
-        sound = facts.sound & (self.leaked_text < 0)
-        sound[facts.owner[self.leaked >= 0]] = False
-        self.duplicate = _duplicates(facts.digest, sound)
+        sound = stats.sound & (self.leaked_text < 0)
+        sound[stats.owner[self.leaked >= 0]] = False
+        self.duplicate = _duplicates(stats.digest, sound)
         self.sound = sound & (self.duplicate < 0)
         self._looks = self._distinct_images()
         self.near = self._find_near()
@@ -45,13 +45,13 @@ class Relations:
     def records(self, start: int, stop: int) -> set[int]:
         """The records in [start, stop) that have a relation."""
         found = np.flatnonzero((self.leaked_text[start:stop] >= 0) | (self.duplicate[start:stop] >= 0)) + start
-        first, last = np.searchsorted(self._facts.owner, (start, stop))
+        first, last = np.searchsorted(self._stats.owner, (start, stop))
         imaged = (self.leaked[first:last] >= 0) | (self.near_leak[first:last] >= 0) | (self.near[first:last] >= 0)
-        return {*found.tolist(), *self._facts.owner[first:last][imaged].tolist()}
+        return {*found.tolist(), *self._stats.owner[first:last][imaged].tolist()}
 
     def of(self, record: int) -> Iterator[Relation]:
         """In a fixed order: leaks, a duplicate, near leaks, near duplicates."""
-        first, last = np.searchsorted(self._facts.owner, (record, record + 1)).tolist()
+        first, last = np.searchsorted(self._stats.owner, (record, record + 1)).tolist()
         images = range(first, last)
         if self.leaked_text[record] >= 0:
             yield Relation("leak", record, -1, int(self.leaked_text[record]), -1)
@@ -59,33 +59,33 @@ class Relations:
         if self.duplicate[record] >= 0:
             yield Relation("exact_duplicate", record, -1, int(self.duplicate[record]), -1)
         yield from self._of_images("near_leak", self.near_leak, self._held_out, images)
-        yield from self._of_images("near_duplicate", self.near, self._facts, images)
+        yield from self._of_images("near_duplicate", self.near, self._stats, images)
 
-    def _of_images(self, kind: str, found: np.ndarray, others: Facts | None, images: range) -> Iterator[Relation]:
+    def _of_images(self, kind: str, found: np.ndarray, others: RecordStats | None, images: range) -> Iterator[Relation]:
         for image in images:
             if (other := int(found[image])) >= 0:
-                whose = (int(self._facts.owner[image]), int(self._facts.place[image]))
+                whose = (int(self._stats.owner[image]), int(self._stats.place[image]))
                 yield Relation(kind, *whose, int(others.owner[other]), int(others.place[other]))
 
-    def _find_leaks(self, held_out: Facts) -> None:
-        facts = self._facts
+    def _find_leaks(self, held_out: RecordStats) -> None:
+        stats = self._stats
         # With images a record leaks by any of them; the words alone ("What is this?") say nothing.
-        texts = np.flatnonzero(facts.sound & (facts.images == 0))
+        texts = np.flatnonzero(stats.sound & (stats.images == 0))
         known = np.flatnonzero((held_out.images == 0) & held_out.digest.any(axis=1))
-        found = find_equal(facts.digest[texts], held_out.digest[known])
+        found = find_equal(stats.digest[texts], held_out.digest[known])
         self.leaked_text[texts[found >= 0]] = known[found[found >= 0]]
-        sound = np.flatnonzero(facts.sound[facts.owner])
-        self.leaked[sound] = find_equal(facts.image_digest[sound], held_out.image_digest)
+        sound = np.flatnonzero(stats.sound[stats.owner])
+        self.leaked[sound] = find_equal(stats.image_digest[sound], held_out.image_digest)
 
     def _distinct_images(self) -> np.ndarray:
         """Images of sound records, each once, that have enough in them to be told apart."""
-        facts = self._facts
-        numbers = np.flatnonzero(self.sound[facts.owner])
-        first = numbers[first_equal(facts.image_digest[numbers]) == np.arange(len(numbers))]
-        return first[facts.hash[first].any(axis=1)]
+        stats = self._stats
+        numbers = np.flatnonzero(self.sound[stats.owner])
+        first = numbers[first_equal(stats.image_digest[numbers]) == np.arange(len(numbers))]
+        return first[stats.hash[first].any(axis=1)]
 
     def _find_near(self) -> np.ndarray:
-        hashes, owner = self._facts.hash[self._looks], self._facts.owner
+        hashes, owner = self._stats.hash[self._looks], self._stats.owner
         near = find_near(hashes, hashes, np.arange(len(hashes)))
         image, other = self._looks[near >= 0], self._looks[near[near >= 0]]
         elsewhere = owner[image] != owner[other]  # two states of one scene in a record are there on purpose
@@ -93,10 +93,10 @@ class Relations:
         found[image[elsewhere]] = other[elsewhere]
         return found
 
-    def _find_near_leaks(self, held_out: Facts) -> None:
+    def _find_near_leaks(self, held_out: RecordStats) -> None:
         known = np.flatnonzero(held_out.hash.any(axis=1))
         everything = np.full(len(self._looks), len(known))
-        found = find_near(self._facts.hash[self._looks], held_out.hash[known], everything)
+        found = find_near(self._stats.hash[self._looks], held_out.hash[known], everything)
         self.near_leak[self._looks[found >= 0]] = known[found[found >= 0]]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mmchat.data.doctor.findings import Finding
-from mmchat.data.doctor.record_checks import Examined
+from mmchat.data.doctor.record_checks import CheckedRecord
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_bytes, write_json
 
@@ -21,7 +21,7 @@ KEY = "key.json"
 
 
 @dataclass(frozen=True)
-class Facts:
+class RecordStats:
     """Of n records and their p decoded images.
 
     sound: bool[n]. digest: uint64[n, 2], zeros where there is none. tokens, supervised, turns, images: uint32[n].
@@ -45,37 +45,39 @@ class Facts:
         return len(self.sound)
 
     @classmethod
-    def of(cls, examined: list[Examined], start: int) -> "Facts":
+    def of(cls, checked: list[CheckedRecord], start: int) -> "RecordStats":
         """start: the first record's number."""
         seen = [
-            (start + number, place, look)
-            for number, one in enumerate(examined)
-            for place, look in enumerate(one.looks)
-            if look.digest is not None
+            (start + number, place, check)
+            for number, one in enumerate(checked)
+            for place, check in enumerate(one.image_checks)
+            if check.digest is not None
         ]
-        counts = np.array([(e.tokens, e.supervised, e.turns, len(e.looks)) for e in examined], np.uint32).reshape(-1, 4)
+        counts = np.array([(e.tokens, e.supervised, e.turns, len(e.image_checks)) for e in checked], np.uint32).reshape(
+            -1, 4
+        )
         return cls(
-            np.array([one.sound for one in examined], bool),
-            np.array([one.digest or (0, 0) for one in examined], np.uint64).reshape(-1, 2),
+            np.array([one.sound for one in checked], bool),
+            np.array([one.digest or (0, 0) for one in checked], np.uint64).reshape(-1, 2),
             *counts.T,
             np.array([number for number, _, _ in seen], np.uint32),
             np.array([place for _, place, _ in seen], np.uint32),
-            np.array([look.digest for *_, look in seen], np.uint64).reshape(-1, 2),
-            np.array([look.hash for *_, look in seen], np.uint64).reshape(-1, 2),
-            np.array([(look.width, look.height) for *_, look in seen], np.uint32).reshape(-1, 2),
+            np.array([check.digest for *_, check in seen], np.uint64).reshape(-1, 2),
+            np.array([check.hash for *_, check in seen], np.uint64).reshape(-1, 2),
+            np.array([(check.width, check.height) for *_, check in seen], np.uint32).reshape(-1, 2),
         )
 
     @classmethod
-    def joined(cls, parts: list["Facts"]) -> "Facts":
+    def joined(cls, parts: list["RecordStats"]) -> "RecordStats":
         """One behind the other; `owner` must count through them."""
         return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
 
-class Parts:
-    """The files of one pass, in a folder that belongs to one question: the same data, asked the same."""
+class PartialResults:
+    """The files of one pass, in a folder that belongs to one request: the same data, asked the same."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        """Parts that answer another question are deleted."""
+        """Results of another request are deleted."""
         self.directory = directory
         with contextlib.suppress(UserError):
             if read_json(directory / KEY) == key:
@@ -83,31 +85,31 @@ class Parts:
         self.delete()
         write_json(directory / KEY, key)
 
-    def has(self, subject: int, start: int) -> bool:
-        return self._path(subject, start).exists()
+    def has(self, source: int, start: int) -> bool:
+        return self._path(source, start).exists()
 
-    def save(self, subject: int, start: int, examined: list[Examined]) -> None:
-        found = [(start + number, *finding) for number, one in enumerate(examined) for finding in one.findings]
+    def save(self, source: int, start: int, checked: list[CheckedRecord]) -> None:
+        found = [(start + number, *finding) for number, one in enumerate(checked) for finding in one.findings]
         # Lone surrogates stay readable as \\udXXX, which JSON writes the same way.
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found).encode(
             "utf-8", "backslashreplace"
         )
-        facts = Facts.of(examined, start)
+        stats = RecordStats.of(checked, start)
         buffer = io.BytesIO()
-        np.savez(buffer, findings=np.frombuffer(lines, np.uint8), **vars(facts))
-        write_bytes(self._path(subject, start), buffer.getvalue())
+        np.savez(buffer, findings=np.frombuffer(lines, np.uint8), **vars(stats))
+        write_bytes(self._path(source, start), buffer.getvalue())
 
-    def facts(self, subject: int, starts: Iterable[int]) -> Facts:
-        names = [item.name for item in fields(Facts)]
+    def stats(self, source: int, starts: Iterable[int]) -> RecordStats:
+        names = [item.name for item in fields(RecordStats)]
         parts = []
         for start in starts:
-            with np.load(self._path(subject, start), allow_pickle=False) as stored:
-                parts.append(Facts(*(stored[name] for name in names)))
-        return Facts.joined(parts)
+            with np.load(self._path(source, start), allow_pickle=False) as stored:
+                parts.append(RecordStats(*(stored[name] for name in names)))
+        return RecordStats.joined(parts)
 
-    def findings(self, subject: int, start: int) -> Iterator[tuple[int, Finding]]:
+    def findings(self, source: int, start: int) -> Iterator[tuple[int, Finding]]:
         """The record's number and what was found, in order."""
-        with np.load(self._path(subject, start), allow_pickle=False) as stored:
+        with np.load(self._path(source, start), allow_pickle=False) as stored:
             lines = stored["findings"].tobytes().decode("utf-8")
         for line in lines.split("\n")[:-1]:
             number, *finding = json.loads(line)
@@ -123,5 +125,5 @@ class Parts:
         with contextlib.suppress(OSError):
             self.directory.rmdir()
 
-    def _path(self, subject: int, start: int) -> Path:
-        return self.directory / f"{subject:03}-{start:010}.npz"
+    def _path(self, source: int, start: int) -> Path:
+        return self.directory / f"{source:03}-{start:010}.npz"

@@ -10,21 +10,21 @@ from mmchat.conversation import Turn, control_tokens, get_template
 from mmchat.conversation.messages import is_data_dialect
 from mmchat.data.config import SourceConfig
 from mmchat.data.doctor.findings import Finding, is_error
-from mmchat.data.doctor.image_checks import Look, digest, look
+from mmchat.data.doctor.image_checks import ImageCheck, check_image, digest
 from mmchat.data.doctor.text_checks import answer_findings, opening, order_problem, spelling_findings, token_pattern
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
 
 
 @dataclass(frozen=True)
-class Examined:
+class CheckedRecord:
     """digest: of images and words, None where an image could not be had or the reader refused the record.
 
     tokens, supervised: before any cut; 0 without a model.
     """
 
     findings: list[Finding]
-    looks: list[Look]
+    image_checks: list[ImageCheck]
     digest: tuple[int, int] | None = None
     tokens: int = 0
     supervised: int = 0
@@ -36,39 +36,44 @@ class Examined:
 
 
 @dataclass(frozen=True)
-class Examiner:
+class RecordChecker:
     """processor: the model's, or None: then lengths, its tokens and what its template refuses stay unchecked."""
 
     config: SourceConfig
     processor: Any = None
     max_length: int | None = None
 
-    def __call__(self, record: Record | Rejected) -> Examined:
+    def __call__(self, record: Record | Rejected) -> CheckedRecord:
         if isinstance(record, Rejected):
-            return Examined([Finding(record.kind or "malformed_record", record.reason)], [])
+            return CheckedRecord([Finding(record.kind or "malformed_record", record.reason)], [])
         if self.config.max_turns is not None:
             record = limit_turns(record, self.config.max_turns)
         turns = record.turns
-        looks = [look(image) for image in record.images]
-        findings = [Finding(kind, what, at) for at, seen in enumerate(looks) for kind, what in seen.problems]
+        image_checks = [check_image(image) for image in record.images]
+        findings = [Finding(kind, what, at) for at, seen in enumerate(image_checks) for kind, what in seen.problems]
         findings += spelling_findings(turns, self._tokens)
-        refusals, tokens, supervised = self._conversation(record, turns, self._views(looks))
+        refusals, tokens, supervised = self._conversation(record, turns, self._views(image_checks))
         findings += refusals
-        decoded = all(seen.digest is not None for seen in looks)
-        return Examined(
-            findings, looks, content_digest(turns, looks) if decoded else None, tokens, supervised, len(turns)
+        decoded = all(seen.digest is not None for seen in image_checks)
+        return CheckedRecord(
+            findings,
+            image_checks,
+            content_digest(turns, image_checks) if decoded else None,
+            tokens,
+            supervised,
+            len(turns),
         )
 
     @cached_property
     def _tokens(self) -> re.Pattern[str]:
         return token_pattern(control_tokens(self.processor.tokenizer) if self.processor else ())
 
-    def _views(self, looks: list[Look]) -> list[int]:
+    def _views(self, image_checks: list[ImageCheck]) -> list[int]:
         """Of each image; one that could not be decoded, which is told anyway, counts as one."""
         if self.processor is None or not self.processor.image_processor.views_vary:
-            return [1] * len(looks)
+            return [1] * len(image_checks)
         views = self.processor.image_processor.views
-        return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in looks]
+        return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in image_checks]
 
     def _conversation(self, record: Record, turns: list[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
         """Findings, tokens and supervised tokens of the words as the template writes them."""
@@ -108,7 +113,7 @@ class Examiner:
         return template.alternating and not template.from_tokenizer
 
 
-def content_digest(turns: list[Turn], looks: list[Look]) -> tuple[int, int]:
+def content_digest(turns: list[Turn], image_checks: list[ImageCheck]) -> tuple[int, int]:
     """The same for records with the same images, byte for byte, and the same words from the same speakers."""
-    content = repr(([seen.digest for seen in looks], [(turn.role, turn.parts, turn.train) for turn in turns]))
+    content = repr(([seen.digest for seen in image_checks], [(turn.role, turn.parts, turn.train) for turn in turns]))
     return digest(content.encode("utf-8"))

@@ -13,9 +13,9 @@ from PIL import Image
 
 from mmchat.data.doctor.charts import HEIGHT, WIDTH, Chart, histogram
 from mmchat.data.doctor.findings import KINDS
-from mmchat.data.doctor.inputs import Subject
+from mmchat.data.doctor.inputs import CheckedSource
 from mmchat.data.doctor.outputs import Example
-from mmchat.data.doctor.run import Answer
+from mmchat.data.doctor.run import CheckResult
 from mmchat.data.doctor.wording import cleanly, not_checked, verdict
 from mmchat.data.image_refs import ImageRef
 from mmchat.data.records import Record
@@ -31,38 +31,38 @@ EXAMPLE_TEXT, CAPTION_TEXT = 400, 90
 """Characters shown of a reason and of a caption."""
 
 
-def write_reports(answer: Answer) -> tuple[Path, Path]:
+def write_reports(result: CheckResult) -> tuple[Path, Path]:
     """Raises OSError where they cannot be written."""
-    values = _values(answer)
-    page, text = answer.question.out / "report.html", answer.question.out / "report.md"
+    values = _values(result)
+    page, text = result.request.out / "report.html", result.request.out / "report.md"
     write_text(page, render("data_check.html", **values))
     write_text(text, render("data_check.md", **values))
     return page, text
 
 
-def _values(answer: Answer) -> dict[str, Any]:
+def _values(result: CheckResult) -> dict[str, Any]:
     return {
-        "title": ", ".join(subject.name for subject in answer.subjects),
-        "verdict": verdict(answer),
-        "sound": answer.sound,
-        "counts": answer.counts,
-        "sources": _sources(answer),
-        "kinds": [_kind(name, answer) for name in KINDS if answer.tally.findings[name]],
-        "absent": [KINDS[name].title for name in KINDS if not answer.tally.findings[name]],
-        "charts": charts(answer),
+        "title": ", ".join(source.name for source in result.sources),
+        "verdict": verdict(result),
+        "sound": result.sound,
+        "counts": result.counts,
+        "sources": _sources(result),
+        "kinds": [_kind(name, result) for name in KINDS if result.tally.findings[name]],
+        "absent": [KINDS[name].title for name in KINDS if not result.tally.findings[name]],
+        "charts": charts(result),
         "chart_size": (WIDTH, HEIGHT),
-        "samples": _samples(answer),
-        "not_checked": not_checked(answer),
-        "pace": _pace(answer),
+        "samples": _samples(result),
+        "not_checked": not_checked(result),
+        "pace": _pace(result),
         "cleanly": cleanly,
         "code": _code,
     }
 
 
-def _kind(name: str, answer: Answer) -> dict[str, Any]:
+def _kind(name: str, result: CheckResult) -> dict[str, Any]:
     kind = KINDS[name]
-    examples = [_example(example) for example in answer.tally.examples[name]]
-    return {**vars(kind), "name": name, "count": answer.tally.findings[name], "examples": examples}
+    examples = [_example(example) for example in result.tally.examples[name]]
+    return {**vars(kind), "name": name, "count": result.tally.findings[name], "examples": examples}
 
 
 def _example(example: Example) -> dict[str, Any]:
@@ -74,32 +74,32 @@ def _example(example: Example) -> dict[str, Any]:
     }
 
 
-def _sources(answer: Answer) -> list[dict[str, Any]]:
+def _sources(result: CheckResult) -> list[dict[str, Any]]:
     rows = []
-    for subject, facts in zip(answer.subjects, answer.facts, strict=True):
+    for source, stats in zip(result.sources, result.stats, strict=True):
         rows.append(
             {
-                "name": subject.name,
-                "records": len(subject),
-                "sound": answer.counts[f"source/{subject.name}/sound"],
-                "images": int(facts.images.sum(dtype=np.int64)),
-                "tokens": int(facts.tokens.sum(dtype=np.int64)),
-                "supervised": int(facts.supervised.sum(dtype=np.int64)),
+                "name": source.name,
+                "records": len(source),
+                "sound": result.counts[f"source/{source.name}/sound"],
+                "images": int(stats.images.sum(dtype=np.int64)),
+                "tokens": int(stats.tokens.sum(dtype=np.int64)),
+                "supervised": int(stats.supervised.sum(dtype=np.int64)),
             }
         )
     return rows
 
 
-def charts(answer: Answer) -> list[Chart]:
+def charts(result: CheckResult) -> list[Chart]:
     """Of all sources together; what was not measured has no chart."""
     columns = {
-        name: np.concatenate([getattr(facts, name) for facts in answer.facts])
+        name: np.concatenate([getattr(stats, name) for stats in result.stats])
         for name in ("tokens", "supervised", "turns", "images")
     }
-    size = np.concatenate([facts.size for facts in answer.facts]).astype(np.int64)
+    size = np.concatenate([stats.size for stats in result.stats]).astype(np.int64)
     read, measured = columns["turns"] > 0, columns["tokens"] > 0
     drawn = [
-        histogram("tokens of a record", columns["tokens"][measured], answer.question.data.max_length),
+        histogram("tokens of a record", columns["tokens"][measured], result.request.data.max_length),
         histogram("supervised tokens of a record", columns["supervised"][measured]),
         histogram("turns of a record", columns["turns"][read]),
         histogram("images of a record", columns["images"][read]),
@@ -110,22 +110,22 @@ def charts(answer: Answer) -> list[Chart]:
     return [chart for chart in drawn if chart is not None]
 
 
-def _samples(answer: Answer) -> list[dict[str, str]]:
+def _samples(result: CheckResult) -> list[dict[str, str]]:
     """Records with an image, taken evenly from everything, so that nobody chose them."""
-    imaged = [(subject, np.flatnonzero(f.images)) for subject, f in zip(answer.subjects, answer.facts, strict=True)]
+    imaged = [(source, np.flatnonzero(f.images)) for source, f in zip(result.sources, result.stats, strict=True)]
     total = sum(len(numbers) for _, numbers in imaged)
     cells = []
     for at in np.unique(np.linspace(0, total - 1, min(SAMPLES, total), dtype=int)).tolist():
-        for subject, numbers in imaged:
+        for source, numbers in imaged:
             if at < len(numbers):
-                cells.append(_sample(subject, int(numbers[at])))
+                cells.append(_sample(source, int(numbers[at])))
                 break
             at -= len(numbers)
     return [cell for cell in cells if cell["uri"]]
 
 
-def _sample(subject: Subject, place: int) -> dict[str, str]:
-    record = subject.record(place)
+def _sample(source: CheckedSource, place: int) -> dict[str, str]:
+    record = source.record(place)
     if not isinstance(record, Record):
         return {"uri": ""}
     said = {role: next((turn.text for turn in record.turns if turn.role == role), "") for role in ("user", "assistant")}
@@ -133,8 +133,8 @@ def _sample(subject: Subject, place: int) -> dict[str, str]:
     return {"uri": _thumbnail(record.images[0]), "where": cleanly(record.where, EXAMPLE_TEXT), **words}
 
 
-def _thumbnail_of(subject: Subject, place: int, image: int) -> str:
-    images = subject.images(place)
+def _thumbnail_of(source: CheckedSource, place: int, image: int) -> str:
+    images = source.images(place)
     return _thumbnail(images[max(image, 0)]) if max(image, 0) < len(images) else ""
 
 
@@ -152,10 +152,10 @@ def _thumbnail(ref: ImageRef) -> str:
         return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def _pace(answer: Answer) -> str:
-    done = sum(map(len, answer.subjects + answer.held_out)) - answer.known
-    known = f", {answer.known:,} had been examined before" if answer.known else ""
-    return f"{done:,} records in {answer.seconds:,.1f} s, {done / answer.seconds:,.0f} a second{known}"
+def _pace(result: CheckResult) -> str:
+    done = sum(map(len, result.sources + result.held_out)) - result.known
+    known = f", {result.known:,} had been examined before" if result.known else ""
+    return f"{done:,} records in {result.seconds:,.1f} s, {done / result.seconds:,.0f} a second{known}"
 
 
 def _code(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmchat.data.preview.preview import Piece, Seen, Shown, contact_sheet, printable, runs
+from mmchat.data.preview.preview import ImagePreview, Piece, RecordPreview, contact_sheet, printable, runs
 from mmchat.data.records import Rejected
 from mmchat.files import write_text
 from mmchat.html import render
@@ -15,9 +15,9 @@ THUMBNAIL_SIDE = 224
 """Longest side of an original in the page, in pixels."""
 
 
-def write_page(path: Path, samples: list[Shown | Rejected], title: str) -> None:
+def write_page(path: Path, samples: list[RecordPreview | Rejected], title: str) -> None:
     """Write the page; lengths are drawn relative to the longest sample."""
-    longest = max((sample.tokens for sample in samples if isinstance(sample, Shown)), default=1)
+    longest = max((sample.tokens for sample in samples if isinstance(sample, RecordPreview)), default=1)
     values = [_rejected(s) if isinstance(s, Rejected) else _sample(s, longest) for s in samples]
     write_text(path, render("data_show.html", title=title, samples=values))
 
@@ -26,7 +26,7 @@ def _rejected(sample: Rejected) -> dict[str, Any]:
     return {"where": printable(sample.where), "reason": printable(sample.reason, "\n")}
 
 
-def _sample(sample: Shown, longest: int) -> dict[str, Any]:
+def _sample(sample: RecordPreview, longest: int) -> dict[str, Any]:
     parts = {"supervised": sample.supervised, "image": sample.slots}
     parts["ignored"] = sample.tokens - sum(parts.values())
     return {
@@ -57,7 +57,7 @@ def _tip(piece: Piece) -> str:
     return f"positions {piece.start}-{last}: {len(piece.ids)} ids {', '.join(map(str, piece.ids))}, {label}"
 
 
-def _image(seen: Seen) -> dict[str, Any]:
+def _image(seen: ImagePreview) -> dict[str, Any]:
     size = f"{seen.original.width}x{seen.original.height} {seen.original.mode}"
     views = [
         (came.partition(" -> ")[2], data_uri(Image.fromarray(contact_sheet(shown).transpose(1, 2, 0))))

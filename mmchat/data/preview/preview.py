@@ -19,9 +19,10 @@ from PIL import Image
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import Rendered, control_tokens, get_template
+from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import SourceConfig
-from mmchat.data.dataset import Part, load_clean_index
 from mmchat.data.image_refs import ImageFile, ImageRef
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -51,7 +52,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImagePreview:
     """One image. towers: per tower what its preprocessing did, and what it sees, uint8[squares, 3, H, W]; of native
     aspect the whole, uint8[1, 3, H, W]."""
 
@@ -61,14 +62,14 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RecordPreview:
     """One sample, with everything that a reader is told about it."""
 
     where: str
     id: str
     template: str
     pieces: list[Piece]
-    images: list[Seen]
+    images: list[ImagePreview]
     cut: int = 0
 
     @property
@@ -95,7 +96,7 @@ class Shown:
         ]
 
 
-def open_part(name: str, config: SourceConfig) -> Part:
+def open_unscanned(name: str, config: SourceConfig) -> MixtureSource:
     """One source, unread: all its records count as usable, those of its clean index where it has one.
 
     Raises:
@@ -107,10 +108,10 @@ def open_part(name: str, config: SourceConfig) -> Part:
     usable = np.arange(len(source)) if config.index is None else load_clean_index(config.index, source)
     if not len(usable):
         raise UserError(f"{config.path} holds no record")
-    return Part(name, source, usable[: config.max_samples], config)
+    return MixtureSource(name, source, usable[: config.max_samples], config)
 
 
-def choose(part: Part, number: int, seed: int | None = None) -> list[int]:
+def choose_records(part: MixtureSource, number: int, seed: int | None = None) -> list[int]:
     """Places of `number` records of a part: the first ones, or with a seed random ones in their order."""
     number = min(number, len(part))
     if seed is None:
@@ -118,7 +119,9 @@ def choose(part: Part, number: int, seed: int | None = None) -> list[int]:
     return sorted(np.random.default_rng(seed).choice(len(part), number, replace=False).tolist())
 
 
-def examine(part: Part, place: int, processor: Any, max_length: int | None = None) -> Shown | Rejected:
+def preview_record(
+    part: MixtureSource, place: int, processor: Any, max_length: int | None = None
+) -> RecordPreview | Rejected:
     """A record of a part as training would see it, or why training would not.
 
     Raises:
@@ -132,22 +135,22 @@ def examine(part: Part, place: int, processor: Any, max_length: int | None = Non
     template = part.config.template
     try:
         seen = [_see(image, processor.image_processor) for image in record.images]
-        return show_record(record, seen, processor, max_length, template)
+        return preview_with_images(record, seen, processor, max_length, template)
     except UserError as error:
         return Rejected(record.where, record.id, str(error))
 
 
-def show_record(
-    record: Record, seen: list[Seen], processor: Any, max_length: int | None = None, template: str | None = None
-) -> Shown:
+def preview_with_images(
+    record: Record, seen: list[ImagePreview], processor: Any, max_length: int | None = None, template: str | None = None
+) -> RecordPreview:
     """Raises UserError as `conversation.render`."""
     views = [processor.image_processor.views(one.original.size) for one in seen]
     rendered = processor.render(record.messages, views, max_length, template=template)
     pieces = read_pieces(rendered, processor.tokenizer)
-    return Shown(record.where, record.id, template or processor.template, pieces, seen, rendered.cut)
+    return RecordPreview(record.where, record.id, template or processor.template, pieces, seen, rendered.cut)
 
 
-def _see(ref: ImageRef, image_processor: Any) -> Seen:
+def _see(ref: ImageRef, image_processor: Any) -> ImagePreview:
     image = ref.open()
     came = f"{image.width}x{image.height} {image.mode}"
     specs, pixels = image_processor.specs, image_processor.pixels(image)
@@ -159,7 +162,7 @@ def _see(ref: ImageRef, image_processor: Any) -> Seen:
             size = f"{spec.image_size}x{spec.image_size}"
             towers.append((f"{came} -> {_views(len(views))}{size} {spec.preprocessing.fit}", views))
     name = ref.path if isinstance(ref, ImageFile) else ref.name
-    return Seen(name, image, towers)
+    return ImagePreview(name, image, towers)
 
 
 def _native(grid: Grid, spec: TowerSpec) -> str:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from mmchat.data.preview.preview import Seen, Shown, contact_sheet, printable, runs
+from mmchat.data.preview.preview import ImagePreview, RecordPreview, contact_sheet, printable, runs
 from mmchat.data.records import Rejected
 
 IMAGE_COLUMNS = 32
@@ -30,7 +30,7 @@ STYLES = {
 """(kind, supervised) -> style. Background means: one token, written by the template and not typed."""
 
 
-def print_samples(console: Console, samples: Iterable[Shown | Rejected], tokens: bool = False) -> None:
+def print_samples(console: Console, samples: Iterable[RecordPreview | Rejected], tokens: bool = False) -> None:
     """Legend and samples; `tokens` adds every id."""
     plain = console.no_color or console.color_system is None
     console.print(legend(plain))
@@ -62,7 +62,7 @@ def legend(plain: bool) -> Text:
     return gap.join([*shown, Text("↵ break  · space  ⇥ tab", STYLES["text", False])])
 
 
-def conversation(sample: Shown, plain: bool, tokens: bool = False) -> Text:
+def conversation(sample: RecordPreview, plain: bool, tokens: bool = False) -> Text:
     """The whole text; with `tokens` each piece is followed by its ids, and every other one is underlined."""
     whole = Text(overflow="fold")
     number = 0
@@ -95,7 +95,7 @@ def _learned(text: Text, supervised: bool, plain: bool) -> Text:
     return Text.assemble("⟦", text, "⟧") if supervised and plain else text
 
 
-def _images(images: list[Seen]) -> Iterator[Group]:
+def _images(images: list[ImagePreview]) -> Iterator[Group]:
     for number, seen in enumerate(images, 1):
         for came, views in seen.towers:
             yield Group(half_blocks(contact_sheet(views)), Text(f"image {number}: {came}", "cyan"))

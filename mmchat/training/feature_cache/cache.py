@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mmchat.data.feature_store import SHARD_BYTES, FeatureStore, ImageFeatures, as_keys, tidy
+from mmchat.data.feature_store import SHARD_BYTES, FeatureStore, ImageFeatures, key_array, remove_damaged_shards
 from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.files import write_json
@@ -128,7 +128,7 @@ def _opened(
         try:
             write_json(folder / "tower.json", values)
             store = FeatureStore(folder, (spec.tokens, spec.dim), config.precision)
-            tidy(store)
+            remove_damaged_shards(store)
         except OSError as error:
             raise UserError(f"feature_cache {config.feature_cache} cannot be used: {error}") from None
         for path in store.damaged:
@@ -140,7 +140,7 @@ def _opened(
 def _missing(found: list[Found], stores: list[FeatureStore]) -> tuple[int, int, np.ndarray]:
     """Of what all ranks found: how many keys there are, and how many without features; and where images with such
     views are, int64[n, 3]."""
-    keys = as_keys([key for key, *_ in found])
+    keys = key_array([key for key, *_ in found])
     places = np.array([place for _, *place in found], np.int64).reshape(-1, 3)
     parts = collectives.all_gather([(keys, places)])
     keys, first = np.unique(np.concatenate([part for part, _ in parts]), return_index=True)

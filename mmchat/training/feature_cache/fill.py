@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmchat.data.collate import pixel_values
-from mmchat.data.dataset import Mixture
-from mmchat.data.feature_store import FeatureStore, FeatureWriter, as_keys, keys_of
-from mmchat.data.order import micro_batches
+from mmchat.data.feature_store import FeatureStore, FeatureWriter, key_array, view_keys
+from mmchat.data.mixture import Mixture
+from mmchat.data.order import split_micro_batches
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import SharedError, UserError
@@ -60,7 +60,7 @@ class Together:
                 the step that comes to it leaves it out, as it does without a cache.)
         """
         share = math.ceil(len(dataset) / collectives.ranks())
-        parts = micro_batches(range(len(dataset)), min(size, share), collectives.rank(), collectives.ranks())
+        parts = split_micro_batches(range(len(dataset)), min(size, share), collectives.rank(), collectives.ranks())
         loader = DataLoader(
             dataset,
             batch_sampler=parts,
@@ -123,7 +123,7 @@ class SampleKeys:
         if isinstance(record, Rejected):
             return record
         try:
-            keys = [keys_of(image.read(), self.spec, image.name) for image in record.images]
+            keys = [view_keys(image.read(), self.spec, image.name) for image in record.images]
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
         return [(key, which, number, place) for place, of_image in enumerate(keys) for key in of_image]
@@ -153,7 +153,7 @@ class ImagePixels:
         image = record.images[place]
         try:
             data = image.read()
-            keys = keys_of(data, self.image_processor.specs[0], image.name)
+            keys = view_keys(data, self.image_processor.specs[0], image.name)
             return keys, self.image_processor.pixels(load_image(data, name=image.name))
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
@@ -187,7 +187,7 @@ class Filler:
         keys, per_tower = views
         for number, pixels in enumerate(per_tower or []):
             # A run that was killed may have left one tower's shard and not another's.
-            lacking = np.flatnonzero(~self._stores[number].has(as_keys(keys))).tolist()
+            lacking = np.flatnonzero(~self._stores[number].has(key_array(keys))).tolist()
             if lacking:
                 records = self._features(self._towers[number], pixels[lacking])
                 with _explained(self._stores[number].folder):

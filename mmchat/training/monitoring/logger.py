@@ -33,7 +33,7 @@ class Journal:
         self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
         self._trackers = open_trackers(config, done) if first else []
         self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
-        if len(feed.mixture.parts) > 1:
+        if len(feed.mixture.sources) > 1:
             console.print(feed.mixture.table())
         console.print(
             f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "

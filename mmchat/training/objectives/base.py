@@ -15,9 +15,10 @@ from PIL import Image
 from torch import nn
 
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.dataset import Augment, Encoded
+from mmchat.data.dataset import Augment
 from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.records import Record
+from mmchat.data.samples import EncodedSample
 from mmchat.training.objectives.gradient_cache import losses_by_cache
 from mmchat.vision import TowerSpec
 
@@ -38,10 +39,10 @@ class Objective(Protocol):
         images: list[Image.Image] | list[list[Image.Image]],
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
-    ) -> Encoded:
+    ) -> EncodedSample:
         """Ids, labels and pixels of a record; `template` is its source's own, if it has one.
 
-        images: as `augment` left them. features: instead of these, as `Encoded` has them.
+        images: as `augment` left them. features: instead of these, as `EncodedSample` has them.
         """
 
     def terms(self, batch: Batch) -> int:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.dataset import Encoded
 from mmchat.data.records import Record
+from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.objectives.base import InSteps, Objective, blank
@@ -52,8 +52,8 @@ class ClassifyObjective(Objective):
         images: list[Image.Image],
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
-    ) -> Encoded:
-        return Encoded([self.class_of(record)], None, [[preprocess(images[0], spec) for spec in self.specs]])
+    ) -> EncodedSample:
+        return EncodedSample([self.class_of(record)], None, [[preprocess(images[0], spec) for spec in self.specs]])
 
     def class_of(self, record: Record) -> int:
         """Of its `label`, or of its caption where it has none. Where the teacher alone counts, a label that is none of

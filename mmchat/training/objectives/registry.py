@@ -14,9 +14,9 @@ from mmchat.contrastive.directory import clip_from_config, load_clip_directory, 
 from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.losses import info_nce, pairwise_sigmoid
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.dataset import Encoded
 from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.records import Record
+from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
@@ -71,12 +71,12 @@ class AssistantObjective(Objective):
         images: list[Image.Image] | list[list[Image.Image]],
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
-    ) -> Encoded:
+    ) -> EncodedSample:
         pixels = [self.processor.image_processor.pixels(image) for image in images]
         views = [len(per_tower[0]) for per_tower in (pixels if features is None else features)]
         rendered = self.processor.render(record.messages, views, self.max_length, template=template)
         grids = self.processor.image_processor.grids(image.size for image in images)
-        return Encoded(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids)
+        return EncodedSample(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids)
 
     def terms(self, batch: Batch) -> int:
         return batch.supervised
@@ -142,9 +142,9 @@ class ContrastiveObjective(ComparingObjective):
         images: list[Image.Image],
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
-    ) -> Encoded:
+    ) -> EncodedSample:
         ids, cut = self.caption_ids(record)
-        return Encoded(ids, None, [[preprocess(images[0], self.spec)]], cut)
+        return EncodedSample(ids, None, [[preprocess(images[0], self.spec)]], cut)
 
     def caption_ids(self, record: Record) -> tuple[list[int], int]:
         """The caption, and how many of its tokens were cut off.

@@ -10,8 +10,8 @@ from torch import nn
 from mmchat.contrastive.losses import nt_xent
 from mmchat.contrastive.simclr import SimCLR
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.dataset import Encoded
 from mmchat.data.records import Record
+from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import ComparingObjective, blank
@@ -48,9 +48,9 @@ class SimCLRObjective(ComparingObjective):
         images: list[Image.Image],
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
-    ) -> Encoded:
+    ) -> EncodedSample:
         views = np.stack([np.asarray(view).transpose(2, 0, 1) for view in images])
-        return Encoded([self.collator.pad_id], None, [[views]])
+        return EncodedSample([self.collator.pad_id], None, [[views]])
 
     def terms(self, batch: Batch) -> int:
         return batch.images

@@ -6,7 +6,7 @@ import torch
 
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.prompts import prompted
-from mmchat.data.labelled import read_labelled, read_names
+from mmchat.data.labelled_images import read_class_names, read_labelled
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import mean_per_class, ranks_of_targets
@@ -25,7 +25,7 @@ class ZeroShot:
     """
 
     def __init__(self, config: ZeroShotConfig, objective: ContrastiveObjective) -> None:
-        names = read_names(config.labels_file) if config.labels_file else None
+        names = read_class_names(config.labels_file) if config.labels_file else None
         self.data = read_labelled(config.path, config.image_root, names)
         self.prompts, self.batch_size, self.objective = config.prompts, config.batch_size, objective
         embedder = Embedder(objective.model, objective.tokenizer)

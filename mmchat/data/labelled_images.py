@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmchat.data.image_refs import ImageRef, refer
+from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.records import IMAGE_KEYS, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -15,7 +15,7 @@ LABEL_KEYS = ("label", "class", "category")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """images[i] belongs to classes[targets[i]]; every class has a number, whether an image is of it or not."""
 
     images: list[ImageRef]
@@ -24,14 +24,19 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Names:
-    """The classes that a user named. keys: what a data set calls each. words: what people do, in the same order."""
+class ClassNames:
+    """The classes named by the user, in their order.
 
-    keys: tuple[str, ...]
-    words: tuple[str, ...]
+    Attributes:
+        labels: The labels in the data set.
+        names: What people call the classes; prompts are made from these.
+    """
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
 
 
-def names_in(listed: Sequence[str], where: str) -> Names:
+def parse_class_names(listed: Sequence[str], where: str) -> ClassNames:
     """Raises UserError where nothing is listed, or something twice; `where` begins the message."""
     words = tuple(name.strip() for name in listed)
     if not any(words):
@@ -40,10 +45,10 @@ def names_in(listed: Sequence[str], where: str) -> Names:
         raise UserError(f"{where}: label {words.index('') + 1} of {len(words)} is empty")
     if twice := sorted({word for word in words if words.count(word) > 1}):
         raise UserError(f"{where} names {', '.join(map(repr, twice))} more than once; each label must be there once")
-    return Names(words, words)
+    return ClassNames(words, words)
 
 
-def read_names(path: Path) -> Names:
+def read_class_names(path: Path) -> ClassNames:
     """Labels of a text file, one a line; or of a .json object, what the data set calls a class -> words for it.
 
     Raises:
@@ -53,17 +58,19 @@ def read_names(path: Path) -> Names:
         named = read_json(path)
         if not isinstance(named, dict) or not all(isinstance(words, str) for words in named.values()):
             raise UserError(f"labels {path} must hold an object of class: words, found {type(named).__name__}")
-        return Names(tuple(named), names_in(list(named.values()), f"labels {path}").words)
+        return ClassNames(tuple(named), parse_class_names(list(named.values()), f"labels {path}").names)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"labels {path} does not exist") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"labels {path} is no text file; expected one label a line") from None
-    return names_in([line for line in lines if line.strip()], f"labels {path}")
+    return parse_class_names([line for line in lines if line.strip()], f"labels {path}")
 
 
-def read_labelled(path: str | Path, image_root: str | Path | None = None, names: Names | None = None) -> Labelled:
+def read_labelled(
+    path: str | Path, image_root: str | Path | None = None, names: ClassNames | None = None
+) -> LabelledImages:
     """All images of a folder of classes, or of a table in any storage that `open_source` reads.
 
     Args:
@@ -81,10 +88,10 @@ def read_labelled(path: str | Path, image_root: str | Path | None = None, names:
         if numbered := [where for _, label, where in pairs if isinstance(label, int)]:
             raise UserError(f"{numbered[0]}: the label is a number; name the classes, in their order")
         found = tuple(sorted({str(label) for _, label, _ in pairs}))
-        names = Names(found, found)
-    known = {key: number for number, key in enumerate(names.keys)}
+        names = ClassNames(found, found)
+    known = {key: number for number, key in enumerate(names.labels)}
     targets = [_target(label, where, known) for _, label, where in pairs]
-    return Labelled([image for image, *_ in pairs], targets, list(names.words))
+    return LabelledImages([image for image, *_ in pairs], targets, list(names.names))
 
 
 def _target(label: str | int, where: str, known: Mapping[str, int]) -> int:
@@ -107,7 +114,7 @@ def _pairs(path: str | Path, image_root: str | Path | None) -> list[tuple[ImageR
         if isinstance(label, bool) or not isinstance(label, str | int):
             raise UserError(f"{where}: a label must be a text or a number, found {label!r:.80}")
         try:
-            pairs.append((refer(image, source.image_root, allow_http=False), label, where))
+            pairs.append((make_image_ref(image, source.image_root, allow_http=False), label, where))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     return pairs

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmchat.data.labelled import names_in, read_labelled, read_names
+from mmchat.data.labelled_images import parse_class_names, read_class_names, read_labelled
 from mmchat.errors import UserError
 
 
@@ -24,7 +24,7 @@ def test_a_folder_for_each_class(folders, tmp_path):
     assert data.images[0].open().size == (30, 22)
     # The user's order, and words of their own; a class without images is still one.
     (tmp_path / "names.json").write_text('{"dog": "a hound", "wolf": "a wolf", "cat": "a cat"}')
-    data = read_labelled(folders, names=read_names(tmp_path / "names.json"))
+    data = read_labelled(folders, names=read_class_names(tmp_path / "names.json"))
     assert data.classes == ["a hound", "a wolf", "a cat"] and data.targets == [2, 0, 0]
 
 
@@ -33,7 +33,7 @@ def test_tables(folders, tmp_path):
     assert read_labelled(folders / "t.csv").targets == [1, 0]
     rows = [{"image": "dog/a.png", "label": 1}, {"image": "cat/deep/c.png", "label": 0}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = read_labelled(tmp_path / "t.jsonl", folders, names_in(["cat", "dog"], "--labels"))
+    data = read_labelled(tmp_path / "t.jsonl", folders, parse_class_names(["cat", "dog"], "--labels"))
     assert data.targets == [1, 0] and data.images[0].open().size == (30, 22)
     with pytest.raises(UserError, match=r"t\.jsonl:1: the label is a number; name the classes, in their order"):
         read_labelled(tmp_path / "t.jsonl", folders)
@@ -53,12 +53,12 @@ def test_tables(folders, tmp_path):
 def test_mistakes_in_a_table(folders, rows, message):
     (folders / "t.csv").write_text(rows)
     with pytest.raises(UserError, match=message):
-        read_labelled(folders / "t.csv", names=names_in(["cat", "dog"], "--labels"))
+        read_labelled(folders / "t.csv", names=parse_class_names(["cat", "dog"], "--labels"))
 
 
 def test_mistakes_in_folders(folders, tmp_path, make_image):
     with pytest.raises(UserError, match=r"c\.png: label 'cat' is none of the 1 that were named \(dog\)"):
-        read_labelled(folders, names=names_in(["dog"], "--labels"))
+        read_labelled(folders, names=parse_class_names(["dog"], "--labels"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no data file"):
         read_labelled(tmp_path / "empty")
@@ -82,17 +82,17 @@ def test_mistakes_in_labels(tmp_path, text, message):
     if text is not None:
         (tmp_path / "labels.txt").write_text(text)
     with pytest.raises(UserError, match=rf"labels\.txt {message}"):
-        read_names(tmp_path / "labels.txt")
+        read_class_names(tmp_path / "labels.txt")
 
 
 def test_labels_of_a_file(tmp_path):
     (tmp_path / "labels.txt").write_text("\ufeffa cat\n\n a dog \n", encoding="utf-8")
-    assert read_names(tmp_path / "labels.txt").words == ("a cat", "a dog")
+    assert read_class_names(tmp_path / "labels.txt").names == ("a cat", "a dog")
     with pytest.raises(UserError, match="--labels: label 2 of 3 is empty"):
-        names_in(["a", "", "b"], "--labels")
+        parse_class_names(["a", "", "b"], "--labels")
     (tmp_path / "labels.json").write_text('{"n01": "a cat", "n02": "a cat"}')
     with pytest.raises(UserError, match=r"labels\.json names 'a cat' more than once"):
-        read_names(tmp_path / "labels.json")
+        read_class_names(tmp_path / "labels.json")
     (tmp_path / "labels.json").write_text('["a cat"]')
     with pytest.raises(UserError, match="must hold an object of class: words, found list"):
-        read_names(tmp_path / "labels.json")
+        read_class_names(tmp_path / "labels.json")
