@@ -9,11 +9,11 @@ from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
-from mmchat.training.feature_cache.cache import move_towers, open_features
+from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
 from mmchat.training.loop import train_step
-from mmchat.training.monitoring.flops import operations
-from mmchat.training.monitoring.grad_norms import ModuleNorms
-from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.monitoring.flops import model_flops
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.nan_guard import NanGuard
 from side_by_side.recorder import Recorder
 
 
@@ -23,11 +23,11 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
     feed = Feed(config, objective, quarantine)
     if config.feature_cache:
-        open_features(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
-    guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
+        fill_feature_cache(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
+    guard, norms = NanGuard(config.stability), ModuleGradNorms(groups, sharded=config.zero_stage > 0)
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms)
-    move_towers(config, objective, "cpu")
-    cost = operations(objective.model, towers_run=objective.features is None)
+    move_unused_towers(config, objective, "cpu")
+    cost = model_flops(objective.model, towers_run=objective.features is None)
     recorder.begin(objective.model)
     for step, batches in feed.steps(0):
         recorder.data_ready()

@@ -26,7 +26,7 @@ def main() -> None:
 
     from mmchat.training.config import RunConfig
     from mmchat.training.distributed import collectives
-    from mmchat.training.monitoring.peak_flops import find_peak
+    from mmchat.training.monitoring.peak_flops import find_peak_flops
     from side_by_side import mmchat_run, reference_run
     from side_by_side.memory_by_kind import MemoryByKind
     from side_by_side.recorder import Recorder
@@ -34,7 +34,7 @@ def main() -> None:
     config = load_settings(RunConfig, arguments.workload / "run.yaml", overrides)
     if arguments.variant == "ours":
         collectives.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
-    peak = find_peak(config.precision, config.peak_tflops)
+    peak = find_peak_flops(config.precision, config.peak_tflops)
     kinds = MemoryByKind() if arguments.kinds else None
     # A's samples are there before memory is counted: B reads its own as it goes.
     samples = None if arguments.variant == "ours" else torch.load(arguments.workload / "samples.pt")

@@ -7,7 +7,7 @@ from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.planning.steps import MicroBatch
 from mmchat.training.config import RunConfig
-from mmchat.training.monitoring.flops import Operations, frozen_tower_operations
+from mmchat.training.monitoring.flops import ModelFlops, frozen_tower_flops
 from mmchat.training.monitoring.peak_flops import GPUS, Gpu
 from mmchat.training.objectives.base import Objective
 from mmchat.training.objectives.registry import AssistantObjective
@@ -61,7 +61,7 @@ def rate(config: RunConfig, gpu: Gpu | None, ranks: int, mfu: float) -> float | 
 
 
 def cost_of(
-    operations: Operations | None,
+    operations: ModelFlops | None,
     batches: list[MicroBatch],
     steps: int,
     total: int,
@@ -92,7 +92,7 @@ def cache_of(
     if not frozen:
         return None
     distinct, exact = _different_images(mixture, images)
-    each = frozen_tower_operations(objective.model) * views / images
+    each = frozen_tower_flops(objective.model) * views / images
     element = 2 if config.precision == "bf16" else 4
     size = sum(tower.spec.tokens * tower.spec.dim for tower in frozen) * element
     seconds = (

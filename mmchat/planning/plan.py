@@ -34,7 +34,7 @@ from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
 from mmchat.training.distributed.activation_checkpointing import Recomputed
 from mmchat.training.micro_batches import sharing
-from mmchat.training.monitoring.flops import operations
+from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.peak_flops import Gpu
 from mmchat.training.objectives.base import Objective
 from mmchat.training.objectives.registry import AssistantObjective
@@ -143,7 +143,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     plan.rows = by_step(batches, not assistant)
     _plan_memory(plan, shapes, batches, lengths)
     flops_per_second = rate(config, hardware.gpu, hardware.ranks, hardware.mfu)
-    counted = operations(objective.model, towers_run=config.feature_cache is None)
+    counted = model_flops(objective.model, towers_run=config.feature_cache is None)
     plan.cost = cost_of(counted, batches, len(looked_at), total, flops_per_second, hardware.price)
     images, views = (
         sum(getattr(s, what) * s.per_epoch // max(1, s.records - s.unusable) for s in sources)

@@ -15,8 +15,8 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
 from mmchat.training.distributed import collectives
-from mmchat.training.monitoring.grad_norms import ModuleNorms
-from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.optim.frozen_weights import keeps_rounded, round_frozen
 from mmchat.training.optim.optimizer import build_optimizer
 from mmchat.training.optim.trainable import ModuleGroup
@@ -118,8 +118,8 @@ def build_engine(
     config: RunConfig,
     total_steps: int,
     ranks: int,
-    guard: StepGuard,
-    norms: ModuleNorms,
+    guard: NanGuard,
+    norms: ModuleGradNorms,
     load_universal: bool = False,
 ) -> deepspeed.DeepSpeedEngine:
     """Wrap a model whose `requires_grad` is already set. Before each step `guard` and `norms` see the gradients."""
@@ -160,7 +160,7 @@ def mean_over_ranks(engine: deepspeed.DeepSpeedEngine) -> None:
 
 
 def _before_step(
-    engine: deepspeed.DeepSpeedEngine, max_norm: float, guard: StepGuard, norms: ModuleNorms
+    engine: deepspeed.DeepSpeedEngine, max_norm: float, guard: NanGuard, norms: ModuleGradNorms
 ) -> Callable[..., None]:
     """Give the gradients up if the guard objects: an optimizer passes over parameters without one, so that neither
     they nor their moments change, while DeepSpeed and the schedule count the step.

@@ -11,10 +11,10 @@ from mmchat.data.records import Rejected
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import exit_status
 from mmchat.training.engine import mean_over_ranks
-from mmchat.training.monitoring.flops import Operations
-from mmchat.training.monitoring.grad_norms import ModuleNorms
+from mmchat.training.monitoring.flops import ModelFlops
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.metrics import peak_memory
-from mmchat.training.monitoring.nan_guard import Incident, StepGuard
+from mmchat.training.monitoring.nan_guard import Incident, NanGuard
 from mmchat.training.objectives.base import Objective
 
 
@@ -57,10 +57,10 @@ def train_step(
     engine: deepspeed.DeepSpeedEngine,
     objective: Objective,
     batches: list[Batch],
-    guard: StepGuard,
-    norms: ModuleNorms,
+    guard: NanGuard,
+    norms: ModuleGradNorms,
     stop_flags: Callable[[], list[int]],
-    cost: Operations | None = None,
+    cost: ModelFlops | None = None,
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, then one optimizer step if the guard lets it pass.
 

@@ -59,7 +59,7 @@ class Packed(Sharing):
         self._tokens = config.packing.tokens or data.max_length
         self._budget = np.array([self._tokens, config.packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while they look.
-        self._sizes = collectives.from_first(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
+        self._sizes = collectives.from_rank_0(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
         if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
             record = mixture.find(int(too_large[0]))[1]
             tokens, views = self._sizes[too_large[0]]

@@ -13,7 +13,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
-from mmchat.training.checkpoints.storage import damage, no_code_from_files, read_manifest
+from mmchat.training.checkpoints.storage import find_damage, read_manifest, weights_only_loading
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
 from mmchat.training.objectives.registry import AssistantObjective
@@ -79,7 +79,7 @@ def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: 
     number = re.compile(r"step-(\d{8})")
     found = [path for path in checkpoints.glob("step-*") if (n := number.fullmatch(path.name)) and int(n[1]) < step]
     for checkpoint in sorted(found, reverse=True):
-        if damage(checkpoint) is None:
+        if find_damage(checkpoint) is None:
             model.load_state_dict(_weights(checkpoint))
             done = int(checkpoint.name.removeprefix("step-"))
             return f"{checkpoint}" + ("" if done == step - 1 else f" (after step {done}; the run was at {step - 1})")
@@ -87,7 +87,7 @@ def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: 
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    with no_code_from_files():
+    with weights_only_loading():
         if read_manifest(checkpoint).zero_stage == 3:  # every rank saved its part
             return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu")["module"]

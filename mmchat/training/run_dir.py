@@ -7,7 +7,7 @@ import yaml
 
 from mmchat.errors import UserError
 from mmchat.files import write_text
-from mmchat.training.checkpoints.saver import newest
+from mmchat.training.checkpoints.saver import newest_checkpoint
 from mmchat.training.config import TRAJECTORY, RunConfig, as_dict
 from mmchat.training.distributed import collectives
 
@@ -35,4 +35,4 @@ def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
         return "finished"
     if collectives.rank() == 0:
         write_text(resolved, yaml.safe_dump(values, sort_keys=False))
-    return newest(directory / "checkpoints", tell) if config.resume else None
+    return newest_checkpoint(directory / "checkpoints", tell) if config.resume else None

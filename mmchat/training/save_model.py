@@ -13,7 +13,7 @@ from mmchat.model.adapter import merge, save_adapter
 from mmchat.training.build_model import Opened, open_model
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives
-from mmchat.training.distributed.zero3 import fill, whole_state
+from mmchat.training.distributed.zero3 import full_state_dict, load_full_state_dict
 from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.frozen_weights import restore_frozen
 
@@ -26,7 +26,7 @@ def finish(
     if collectives.rank() == 0 and not in_parts:
         # There is room in the CPU's memory; beside what trains a large model there may be none.
         restore_frozen(opened.objective.model.cpu(), Path(config.model))
-    state = whole_state(opened.objective.model) if in_parts or average else None
+    state = full_state_dict(opened.objective.model) if in_parts or average else None
     averaged = average.whole() if average else None
     if collectives.rank() == 0:
         # model/ comes last: it says that the run is finished.
@@ -40,7 +40,7 @@ def finish(
 def put_together(config: RunConfig, state: dict[str, torch.Tensor]) -> Opened:
     """The run's model as a whole, with these weights."""
     opened = open_model(config)
-    fill(opened.objective.model, state)
+    load_full_state_dict(opened.objective.model, state)
     return opened
 
 

@@ -7,27 +7,27 @@ from rich.console import Console
 from mmchat.data.quarantine import Quarantine
 from mmchat.progress import progress_bar
 from mmchat.training.build_model import open_model
-from mmchat.training.checkpoints.reshard import must_convert
-from mmchat.training.checkpoints.saver import CheckpointSaver, load
+from mmchat.training.checkpoints.reshard import needs_resharding
+from mmchat.training.checkpoints.saver import CheckpointSaver, load_checkpoint
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
-from mmchat.training.feature_cache.cache import move_towers, open_features
+from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
 from mmchat.training.loop import train_step, validate
-from mmchat.training.monitoring.flops import operations
-from mmchat.training.monitoring.grad_norms import ModuleNorms
-from mmchat.training.monitoring.logger import Journal
+from mmchat.training.monitoring.flops import model_flops
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.logger import RunLogger
 from mmchat.training.monitoring.metrics import write_environment
-from mmchat.training.monitoring.nan_guard import StepGuard
-from mmchat.training.monitoring.peak_flops import find_peak
+from mmchat.training.monitoring.nan_guard import NanGuard
+from mmchat.training.monitoring.peak_flops import find_peak_flops
 from mmchat.training.monitoring.trackers import check_installed
 from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.trainable import GradientWatch, render_table
 from mmchat.training.run_dir import claim
 from mmchat.training.save_model import finish
-from mmchat.training.validation.zero_shot_accuracy import ZeroShot
+from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 
 WATCHED_STEPS = 3
 """After so many steps the run says which trained tensors have received no gradient."""
@@ -47,7 +47,7 @@ def run(config: RunConfig) -> int:
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    peak = find_peak(config.precision, config.peak_tflops)
+    peak = find_peak_flops(config.precision, config.peak_tflops)
     if collectives.rank() == 0:
         write_environment(config.run_dir / "environment.json", peak)
     opened = open_model(config, in_parts=config.zero_stage == 3)
@@ -56,20 +56,20 @@ def run(config: RunConfig) -> int:
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, collectives.rank() == 0)
     feed = Feed(config, objective, quarantine)
-    zero_shot = ZeroShot(config.zero_shot, objective) if config.zero_shot else None
+    zero_shot = ZeroShotAccuracy(config.zero_shot, objective) if config.zero_shot else None
     signals = StopSignals()
-    if config.feature_cache and (status := open_features(config, objective, feed, quarantine, signals, console)):
+    if config.feature_cache and (status := fill_feature_cache(config, objective, feed, quarantine, signals, console)):
         return status
-    cost = operations(objective.model, towers_run=objective.features is None)
-    guard = StepGuard(config.stability)
-    norms = ModuleNorms(groups, sharded=config.zero_stage > 0)
-    convert = resume_from is not None and must_convert(resume_from)
+    cost = model_flops(objective.model, towers_run=objective.features is None)
+    guard = NanGuard(config.stability)
+    norms = ModuleGradNorms(groups, sharded=config.zero_stage > 0)
+    convert = resume_from is not None and needs_resharding(resume_from)
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms, convert)
-    move_towers(config, objective, "cpu")
+    move_unused_towers(config, objective, "cpu")
     average = WeightAverage(groups, config.ema) if config.ema else None
     done, owes_validation = 0, False
     if resume_from is not None:
-        state = load(engine, resume_from, config.seed, console.print)
+        state = load_checkpoint(engine, resume_from, config.seed, console.print)
         if average:
             average.restore(resume_from)
         done, owes_validation = state["step"], state["owes_validation"]
@@ -77,17 +77,17 @@ def run(config: RunConfig) -> int:
         console.print(f"resumed after step {done} from {resume_from}")
     elif config.resume:
         console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
-    journal = Journal(config, feed, quarantine, console, peak, done)
+    journal = RunLogger(config, feed, quarantine, console, peak, done)
     watch = GradientWatch(groups) if done == 0 else None
 
     def validation(step: int) -> None:
-        journal.evaluation(step, *validate(engine, objective, feed.held_out()))
+        journal.log_evaluation(step, *validate(engine, objective, feed.held_out()))
 
     def due(step: int) -> list[Callable[[int], None]]:
         """What is to be evaluated after a step."""
         known = [
             (config.validation, validation),
-            (config.zero_shot, lambda step: journal.evaluation(step, *zero_shot(engine))),
+            (config.zero_shot, lambda step: journal.log_evaluation(step, *zero_shot(engine))),
         ]
         return [how for part, how in known if part and (step == feed.total or step % part.every == 0)]
 
@@ -103,21 +103,21 @@ def run(config: RunConfig) -> int:
             result = train_step(engine, objective, batches, guard, norms, signals.flags, cost)
             if average and result.taken:
                 average.update(step)
-            bar.advance(note=journal.step(step, result))
+            bar.advance(note=journal.log_step(step, result))
             last = step == feed.total
             if watch and step == min(WATCHED_STEPS, feed.total):
                 _tell_missing_gradients(watch.finish(), console)
                 watch = None
             if result.stop:  # whoever sent the signal may not wait for long: validation can be made up for
                 saved = saver.save(step, at_once=True, guard=guard.state(), owes_validation=bool(due(step)))
-                journal.stopped(result.stop, step, saved)
+                journal.log_stop(result.stop, step, saved)
                 return result.stop
             for evaluate in due(step):
                 evaluate(step)
             if last or step % config.checkpoint.every == 0:
                 saver.save(step, guard=guard.state(), owes_validation=False)
             journal.meter.resume()
-    move_towers(config, objective, engine.device)
+    move_unused_towers(config, objective, engine.device)
     finish(config, opened, average, quarantine, console)
     return 0
 

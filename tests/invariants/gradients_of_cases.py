@@ -22,11 +22,11 @@ from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine
 from mmchat.training.loop import train_step
-from mmchat.training.monitoring.grad_norms import ModuleNorms
-from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.nan_guard import NanGuard
 
 
-class Recorder(StepGuard):
+class Recorder(NanGuard):
     """Looks at the gradients where a guard does: after the last backward, before the optimizer."""
 
     def __init__(self, config: RunConfig, model: torch.nn.Module) -> None:
@@ -48,7 +48,7 @@ def record(config: RunConfig, out: Path) -> None:
     opened = open_model(config, in_parts=config.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
     feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
-    norms, recorder = ModuleNorms(groups, sharded=config.zero_stage > 0), Recorder(config, objective.model)
+    norms, recorder = ModuleGradNorms(groups, sharded=config.zero_stage > 0), Recorder(config, objective.model)
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), recorder, norms)
     for _, batches in feed.steps(0):
         result = train_step(engine, objective, batches, recorder, norms, lambda: [0, 0])

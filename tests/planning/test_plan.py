@@ -21,7 +21,7 @@ from mmchat.settings import validate
 from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig, as_dict
 from mmchat.training.dataloader import Feed
-from mmchat.training.monitoring.flops import operations
+from mmchat.training.monitoring.flops import model_flops
 from tests.launching import ROOT, launch, metrics, run_ranks
 from tests.training_fixtures import run_values, write_mixture, write_records
 
@@ -107,7 +107,7 @@ def test_steps_and_activations_are_those_of_a_real_run(config, case):
         (number, *(sum(getattr(b, name) for b in batches) for name in ("tokens", "positions", "images", "supervised")))
         for number, batches in enumerate(steps, 1)
     ]
-    counted = [sum(map(operations(objective.model).of, batches)) for batches in steps]
+    counted = [sum(map(model_flops(objective.model).of, batches)) for batches in steps]
     assert plan.cost.operations == sum(counted) / len(counted)
     this, other = plan.steps
     assert this.packed == run.packs and other.packed == (run.packing is None)

@@ -15,7 +15,7 @@ from mmchat.planning.plan import made_up
 from mmchat.planning.steps import MicroBatch
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.monitoring.flops import operations
+from mmchat.training.monitoring.flops import model_flops
 from tests.conftest import DATA
 from tests.launching import ROOT
 
@@ -92,7 +92,7 @@ def test_activations_without_checkpointing(config):
 
 
 def test_operations_of_a_step(config):
-    counted = operations(open_shapes(config).objective.model).count(128, [LENGTH] * 128, 128 * SUPERVISED)
+    counted = model_flops(open_shapes(config).objective.model).count(128, [LENGTH] * 128, 128 * SUPERVISED)
     tower = 2 * 577 * 23 * 12 * 1024**2 + 577**2 * 23 * 4 * 1024 + 576 * 2 * 3 * 14**2 * 1024
     by_hand = (
         128 * LENGTH * 6 * MATRICES

@@ -20,8 +20,8 @@ from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine
-from mmchat.training.monitoring.grad_norms import ModuleNorms
-from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.nan_guard import NanGuard
 
 
 def bytes_of(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     config = load_settings(RunConfig, path, [])
     opened = open_model(config, in_parts=config.zero_stage == 3)
     feed = Feed(config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
-    guard, norms = StepGuard(config.stability), ModuleNorms(opened.groups, sharded=config.zero_stage > 0)
+    guard, norms = NanGuard(config.stability), ModuleGradNorms(opened.groups, sharded=config.zero_stage > 0)
     engine = build_engine(opened.objective.model, opened.groups, config, feed.total, collectives.ranks(), guard, norms)
     (_, (batch,)) = next(iter(feed.steps(0)))
     engine.train()

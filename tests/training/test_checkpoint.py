@@ -14,10 +14,17 @@ import pytest
 import torch
 
 from mmchat.errors import SharedError, UserError
-from mmchat.training.checkpoints.reshard import load_converted
-from mmchat.training.checkpoints.rng_state import random_state, restore_random_state, seed_all
-from mmchat.training.checkpoints.saver import CheckpointSaver, load, newest
-from mmchat.training.checkpoints.storage import MANIFEST, CheckpointFiles, _Summed, damage, read_manifest, snapshot
+from mmchat.training.checkpoints.reshard import load_resharded
+from mmchat.training.checkpoints.rng_state import restore_rng_state, rng_state, seed_all
+from mmchat.training.checkpoints.saver import CheckpointSaver, load_checkpoint, newest_checkpoint
+from mmchat.training.checkpoints.storage import (
+    MANIFEST,
+    ChecksummedFiles,
+    _Summed,
+    find_damage,
+    read_manifest,
+    snapshot,
+)
 from mmchat.training.config import CheckpointConfig
 from tests.launching import launch, write_config
 from tests.training_fixtures import run_values, write_records
@@ -57,7 +64,7 @@ def names(directory):
 
 def test_two_are_kept_and_all_files_are_in_the_manifest(three):
     assert names(three) == ["latest", "step-00000006", "step-00000009"]
-    last = newest(three, pytest.fail)
+    last = newest_checkpoint(three, pytest.fail)
     assert last.name == "step-00000009"
     assert set(read_manifest(last).files) == {"states.pt", "random-rank-0.pt"}
     state = torch.load(last / "states.pt")
@@ -82,7 +89,7 @@ def test_damage_to_the_newest_is_told_and_the_one_before_is_used(three, name, ha
     if harm:
         file.write_bytes(harm(data))
     said = []
-    assert newest(three, said.append).name == "step-00000006"
+    assert newest_checkpoint(three, said.append).name == "step-00000006"
     assert len(said) == 1 and "step-00000009 is damaged: " in said[0] and words in said[0]
     assert said[0].endswith("; trying step-00000006")
     # What is saved next takes the place of the damaged one.
@@ -94,17 +101,17 @@ def test_only_damaged_ones_are_an_error(three):
     for folder in three.glob("step-*"):
         (folder / MANIFEST).unlink()
     with pytest.raises(UserError, match="no undamaged checkpoint"):
-        newest(three, lambda line: None)
+        newest_checkpoint(three, lambda line: None)
 
 
 def test_a_half_written_one_and_a_pointer_into_the_void(three):
     (three / ".step-00000012.partial").mkdir()
-    assert newest(three, pytest.fail).name == "step-00000009"
+    assert newest_checkpoint(three, pytest.fail).name == "step-00000009"
     (three / "latest").write_text("step-00000007")
     said = []
-    assert newest(three, said.append).name == "step-00000006"
+    assert newest_checkpoint(three, said.append).name == "step-00000006"
     assert "step-00000007, which is not there" in said[0]
-    assert newest(three / "nowhere", pytest.fail) is None
+    assert newest_checkpoint(three / "nowhere", pytest.fail) is None
     saver(three).save(8)
     assert names(three) == ["latest", "step-00000006", "step-00000008"]
 
@@ -134,7 +141,7 @@ def test_a_full_disk_leaves_the_old_one_and_nothing_else(three, full_disk, async
     assert "No space left on device. It takes about 0.2 MB" in str(told.value)
     assert "step-00000009 is intact" in str(told.value) and "--resume" in str(told.value)
     assert names(three) == ["latest", "step-00000006", "step-00000009"]
-    assert damage(three / "step-00000009") is None
+    assert find_damage(three / "step-00000009") is None
 
 
 @pytest.mark.parametrize("full_disk", [5_000], indirect=True)
@@ -174,9 +181,9 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_t
             torch.rand(3)
         # As a SIGKILL would leave it now:
         assert names(three) == [".step-00000012.partial", "latest", "step-00000006", "step-00000009"]
-        assert newest(three, pytest.fail).name == "step-00000009"
+        assert newest_checkpoint(three, pytest.fail).name == "step-00000009"
         slow_disk.set()
-    assert names(three) == ["latest", "step-00000009", "step-00000012"] and damage(final) is None
+    assert names(three) == ["latest", "step-00000009", "step-00000012"] and find_damage(final) is None
     state = torch.load(final / "states.pt")
     assert torch.equal(state["module"], torch.arange(40_000.0)) and state["guard"] == {"steps": 12}
 
@@ -214,7 +221,7 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path):
 
     torch.save({"state": Trap()}, tmp_path / "states.pt")
     with pytest.raises(pickle.UnpicklingError, match="Unsupported global"):
-        CheckpointFiles().load(str(tmp_path / "states.pt"))
+        ChecksummedFiles().load(str(tmp_path / "states.pt"))
     # The converter for another number of ranks, a process of its own, refuses as well; what it began is removed.
     folder = tmp_path / "checkpoints" / "step-00000003"
     (folder.parent / ".step-00000002.universal-77").mkdir(parents=True)
@@ -222,7 +229,7 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path):
     torch.save({"state": Trap()}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     (folder / MANIFEST).write_text(json.dumps({"ranks": 2, "zero_stage": 2, "files": {"states.pt": [1_000_000, 0]}}))
     with pytest.raises(SharedError) as told:
-        load_converted(_EngineWithGroups(), folder)
+        load_resharded(_EngineWithGroups(), folder)
     assert "written by 2 rank(s) and could not be converted for 1: the converter ended with" in str(told.value)
     assert "weights_only" in str(told.value) and "about 2.0 MB" in str(told.value), told.value
     assert names(folder.parent) == ["step-00000003"] and not (tmp_path / "sprung").exists()
@@ -236,14 +243,14 @@ def test_another_zero_stage_is_refused(three):
     folder = three / "step-00000009"
     (folder / MANIFEST).write_text(json.dumps({"ranks": 1, "zero_stage": 2, "files": {}}))
     with pytest.raises(SharedError, match="written under ZeRO 2, this run uses ZeRO 0; resume with zero_stage: 2"):
-        load(Engine(), folder, 0, pytest.fail)
+        load_checkpoint(Engine(), folder, 0, pytest.fail)
 
 
 def test_generators_begin_anew_at_a_function_of_seed_step_and_rank():
     def draws():
         return torch.rand(()).item(), float(np.random.rand()), random.random()
 
-    before = random_state()
+    before = rng_state()
     seen = set()
     for where in [(0, 5, 0), (0, 5, 1), (0, 6, 0), (1, 5, 0)]:
         seed_all(*where)
@@ -251,7 +258,7 @@ def test_generators_begin_anew_at_a_function_of_seed_step_and_rank():
         seed_all(*where)
         assert draws() == drawn
     assert len(seen) == 4 * 3
-    restore_random_state(before)
+    restore_rng_state(before)
 
 
 @pytest.fixture
@@ -277,5 +284,5 @@ def test_a_really_full_disk_stops_both_ranks_with_one_message(tmp_path, small_di
     assert "checkpoint of step 4 could not be written" in result.stdout and "MB are missing" in result.stdout
     kept = [name for name in names(small_disk / "run" / "checkpoints") if "step" in name]
     assert kept == ["step-00000002"]
-    assert damage(small_disk / "run" / "checkpoints" / "step-00000002") is None
+    assert find_damage(small_disk / "run" / "checkpoints" / "step-00000002") is None
     assert shutil.disk_usage(small_disk).free > 500_000

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmchat.training.checkpoints.storage import CheckpointFiles
+from mmchat.training.checkpoints.storage import ChecksummedFiles
 from mmchat.training.distributed import collectives
 from mmchat.training.optim.ema import FILE, WeightAverage
 from mmchat.training.optim.trainable import ModuleGroup, Rule
@@ -43,7 +43,7 @@ def test_shares_of_other_ranks_are_cut_anew(layer, tmp_path, monkeypatch, before
     (tmp_path / "manifest.json").write_text(f'{{"ranks": {before}, "zero_stage": 0, "files": {{}}}}')
     for rank in range(before):
         on_rank(monkeypatch, rank, before)
-        average_of(layer).save(CheckpointFiles(), tmp_path)
+        average_of(layer).save(ChecksummedFiles(), tmp_path)
         assert (tmp_path / FILE.format(rank)).is_file()
     expected = {name: p.detach().flatten().clone() for name, p in layer.named_parameters()}
     nn.init.zeros_(layer.weight)

@@ -23,7 +23,7 @@ from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_cache import cache
-from mmchat.training.feature_cache.cache import identity, open_features
+from mmchat.training.feature_cache.cache import fill_feature_cache, identity
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.training_fixtures import run_values, write_records
@@ -48,7 +48,7 @@ class Run:
         console = Console(file=io.StringIO(), width=1000)
         given = (self.config, self.objective, self.feed, self.quarantine, signals or StopSignals(), console)
         try:
-            return open_features(*given, **options)
+            return fill_feature_cache(*given, **options)
         finally:
             self.said = console.file.getvalue()
 

@@ -13,7 +13,7 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig
 from mmchat.data.collate import Batch
 from mmchat.model.assembly import assemble
-from mmchat.training.monitoring.flops import LANGUAGE_MODELS, causal_pairs, operations
+from mmchat.training.monitoring.flops import LANGUAGE_MODELS, causal_pairs, model_flops
 from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.trainable import Rule, apply_rules
 from mmchat.vision import TowerConfig, build_tower
@@ -79,7 +79,7 @@ def seen_by_torch(model, batch):
 
 def expected_by_torch(model, batch):
     """Our count, and the pairs that a mask hides, which eager attention computes all the same."""
-    counted, length = operations(model, towers_run=batch.tower_features is None), batch.tokens
+    counted, length = model_flops(model, towers_run=batch.tower_features is None), batch.tokens
     masked = sum(cost * (length**2 - causal_pairs(length, window)) for window, cost in counted.pair.items())
     return counted.of(batch) + masked
 
@@ -122,14 +122,14 @@ def test_every_kind_of_language_model(tmp_path, make_tower, kind):
     batch = batch_of(model.eval(), (24, 1))
     assert expected_by_torch(model, batch) == seen_by_torch(model, batch)
     windows = {"mistral": {8}, "qwen2": {8, None}}
-    assert operations(model).pair.keys() == windows.get(kind, {None})
+    assert model_flops(model).pair.keys() == windows.get(kind, {None})
 
 
 def test_a_padded_batch_costs_what_its_samples_cost_alone(make_assistant):
     model, _ = make_assistant("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1)
     apply_rules(model, ALL_FULL)
     samples = [(60, 2), (9, 0), (40, 1)]
-    counted = operations(model)
+    counted = model_flops(model)
     assert counted.of(batch_of(model, *samples)) == sum(counted.of(batch_of(model, one)) for one in samples)
     assert counted.of(Batch(torch.zeros(1, 1), torch.zeros(1, 1), torch.full((1, 1), IGNORE_INDEX), None)) == 0
 
@@ -155,7 +155,7 @@ def test_dual_encoder(make_tower, pool, dropped):
     with FlopCounterMode(display=False) as counter:
         images, texts, scale = model(batch.pixel_values[0], ids, mask)
         (scale * (images * texts)).sum().backward()
-    counted = operations(model)
+    counted = model_flops(model)
     masked = counted.pair[None] * (12**2 - causal_pairs(12, None))
     assert counted.of(batch) + masked == counter.get_total_flops()
 
@@ -190,11 +190,11 @@ def test_every_projector(make_assistant, name, table):
 def test_what_is_not_known_is_not_guessed(make_assistant, make_tower):
     model, _ = make_assistant()
     model.config.text_config.model_type = "mixtral"
-    assert operations(model) is None
-    assert operations(torch.nn.Linear(2, 2)) is None
+    assert model_flops(model) is None
+    assert model_flops(torch.nn.Linear(2, 2)) is None
     model, _ = make_assistant(towers=[make_tower()])
     model.towers[0] = torch.nn.Identity()
-    assert operations(model) is None
+    assert model_flops(model) is None
 
 
 def test_shapes_do_not_come_from_parameters(make_assistant):
@@ -202,10 +202,10 @@ def test_shapes_do_not_come_from_parameters(make_assistant):
     model, _ = make_assistant()
     add_adapters(model, TABLES["LoRA everywhere"])
     apply_rules(model, TABLES["LoRA everywhere"])
-    before = operations(model)
+    before = model_flops(model)
     for parameter in model.parameters():
         parameter.data = torch.empty(0)
-    assert operations(model) == before
+    assert model_flops(model) == before
 
 
 def test_the_rule_of_thumb(make_assistant, language_json):
@@ -214,7 +214,7 @@ def test_the_rule_of_thumb(make_assistant, language_json):
     apply_rules(model, ALL_FULL)
     blocks = model.language_model.model.layers
     weights = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
-    counted = operations(model)
+    counted = model_flops(model)
     assert counted.token == 6 * weights
     assert counted.supervised == 6 * model.get_output_embeddings().weight.numel()
     assert (

@@ -11,7 +11,7 @@ from mmchat.errors import UserError
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.training.monitoring import metrics, peak_flops
 from mmchat.training.monitoring.metrics import Meter, peak_memory, write_environment
-from mmchat.training.monitoring.peak_flops import GPUS, Peak, find_peak, matmul_rate
+from mmchat.training.monitoring.peak_flops import GPUS, Peak, find_peak_flops, matmul_rate
 
 
 @pytest.fixture
@@ -70,16 +70,16 @@ def test_memory_is_this_process_at_its_largest():
 
 
 def test_peak_stated_known_or_measured(monkeypatch):
-    assert find_peak("bf16", 3.5) == Peak(3.5e12, "peak_tflops: 3.5 x 1 rank(s)")
+    assert find_peak_flops("bf16", 3.5) == Peak(3.5e12, "peak_tflops: 3.5 x 1 rank(s)")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    known = find_peak("bf16", None)
+    known = find_peak_flops("bf16", None)
     assert known.flops == GPUS["NVIDIA H100 80GB HBM3"].flops and "H100" in known.source
     # fp32, or a part of a device, is not what the data sheet says.
     monkeypatch.setattr(peak_flops, "matmul_rate", lambda device, dtype: 7e12)
-    assert find_peak("fp32", None).flops == 7e12
+    assert find_peak_flops("fp32", None).flops == 7e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
-    found = find_peak("bf16", None)
+    found = find_peak_flops("bf16", None)
     assert found.flops == 7e12 and "measured" in found.source
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmchat.training.config import OptimizerConfig
-from mmchat.training.monitoring.nan_guard import MIN_HISTORY, PATIENCE, IncidentLog, StabilityConfig, StepGuard
+from mmchat.training.monitoring.nan_guard import MIN_HISTORY, PATIENCE, IncidentLog, NanGuard, StabilityConfig
 from tests.launching import launch, metrics, steps, write_config
 from tests.training_fixtures import run_values, write_records
 
@@ -24,7 +24,7 @@ def judge(guard, loss, grad_norm):
 
 def test_numbers_that_are_none_are_never_taken():
     for action in ("stop", "skip"):
-        guard = StepGuard(StabilityConfig(on_nan=action))
+        guard = NanGuard(StabilityConfig(on_nan=action))
         for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)):
             assert judge(guard, loss, norm) == (False, action)
 
@@ -32,7 +32,7 @@ def test_numbers_that_are_none_are_never_taken():
 @pytest.mark.parametrize(("action", "passed"), [("warn", True), ("skip", False), ("stop", False)])
 def test_a_spike_of_loss_or_norm(action, passed):
     for loss, norm, word in ((6.5, 1.0, "loss"), (2.0, 3.7, "gradient norm")):
-        guard = StepGuard(StabilityConfig(spike_factor=3.0, on_spike=action))
+        guard = NanGuard(StabilityConfig(spike_factor=3.0, on_spike=action))
         assert [judge(guard, *values) for values in USUAL] == [(True, None)] * MIN_HISTORY
         assert judge(guard, loss, norm) == (passed, action)
         assert guard.incident.reason.startswith(f"the {word} is {loss if word == 'loss' else norm}")
@@ -40,14 +40,14 @@ def test_a_spike_of_loss_or_norm(action, passed):
 
 
 def test_no_spikes_without_a_factor_nor_before_there_is_a_measure():
-    guard = StepGuard(StabilityConfig())
+    guard = NanGuard(StabilityConfig())
     assert all(judge(guard, *values) == (True, None) for values in [*USUAL, (1e9, 1e9)])
-    guard = StepGuard(StabilityConfig(spike_factor=2.0, on_spike="stop"))
+    guard = NanGuard(StabilityConfig(spike_factor=2.0, on_spike="stop"))
     assert all(judge(guard, *values) == (True, None) for values in [*USUAL[1:], (1e9, 1e9)])
 
 
 def test_skipped_spikes_do_not_become_usual_and_too_many_stop():
-    guard = StepGuard(StabilityConfig(spike_factor=3.0, on_spike="skip"))
+    guard = NanGuard(StabilityConfig(spike_factor=3.0, on_spike="skip"))
     for values in USUAL:
         judge(guard, *values)
     actions = [judge(guard, 100.0, 1.0)[1] for _ in range(PATIENCE)]
@@ -56,7 +56,7 @@ def test_skipped_spikes_do_not_become_usual_and_too_many_stop():
 
 
 def test_a_resumed_guard_judges_as_the_first(tmp_path):
-    first, second = (StepGuard(StabilityConfig(spike_factor=3.0, on_spike="skip")) for _ in range(2))
+    first, second = (NanGuard(StabilityConfig(spike_factor=3.0, on_spike="skip")) for _ in range(2))
     for values in USUAL:
         judge(first, *values)
     judge(first, math.nan, 1.0)
@@ -66,7 +66,7 @@ def test_a_resumed_guard_judges_as_the_first(tmp_path):
 
 
 def test_incidents_of_steps_that_are_run_again_are_dropped(tmp_path):
-    guard = StepGuard(StabilityConfig(on_nan="skip"))
+    guard = NanGuard(StabilityConfig(on_nan="skip"))
     judge(guard, math.nan, math.inf)
     log = IncidentLog(tmp_path / "incidents.jsonl", 0)
     assert not log.path.exists()
@@ -83,14 +83,14 @@ def test_incidents_of_steps_that_are_run_again_are_dropped(tmp_path):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_refused_step_changes_neither_weights_nor_moments(name):
     from mmchat.training.engine import _before_step
-    from mmchat.training.monitoring.grad_norms import ModuleNorms
+    from mmchat.training.monitoring.grad_norms import ModuleGradNorms
     from mmchat.training.optim.optimizer import build_optimizer
     from mmchat.training.optim.trainable import Rule, apply_rules
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     groups = apply_rules(model, {"0": Rule(), "1": Rule()})
     optimizer = build_optimizer(model, groups, OptimizerConfig(name=name, lr=0.1, weight_decay=0.5))
-    guard = StepGuard(StabilityConfig(on_nan="skip"))
+    guard = NanGuard(StabilityConfig(on_nan="skip"))
 
     class Engine:
         def __init__(self):
@@ -99,7 +99,7 @@ def test_a_refused_step_changes_neither_weights_nor_moments(name):
         def zero_optimization(self):
             return False
 
-    optimizer.register_step_pre_hook(_before_step(Engine(), 1.0, guard, ModuleNorms(groups, sharded=False)))
+    optimizer.register_step_pre_hook(_before_step(Engine(), 1.0, guard, ModuleGradNorms(groups, sharded=False)))
 
     def step(scale):
         optimizer.zero_grad()

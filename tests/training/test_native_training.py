@@ -19,7 +19,7 @@ from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
 from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.monitoring.flops import operations
+from mmchat.training.monitoring.flops import model_flops
 from tests.invariants.test_gradients import assert_equal
 from tests.training_fixtures import gradients, opened, run_values, write_mixture, write_records
 
@@ -108,7 +108,7 @@ def test_the_plan_is_what_the_run_does(config):
     assert plan.steps[0].patches.most == max(sum(b.views for b in batches) for batches in steps)
     assert plan.worst.batch.views > plan.worst.batch.images > 1
     assert plan.memory and not plan.problems
-    assert operations(objective.model) is plan.cost is None
+    assert model_flops(objective.model) is plan.cost is None
 
 
 def test_what_is_shown_is_what_is_seen(config, make_image, tmp_path):

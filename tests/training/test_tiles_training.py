@@ -24,7 +24,7 @@ from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
 from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.monitoring.flops import operations
+from mmchat.training.monitoring.flops import model_flops
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.data import storing
@@ -141,7 +141,7 @@ def test_the_plan_is_what_the_run_does(config, packing):
         (number, sum(b.tokens for b in batches), sum(b.images for b in batches))
         for number, batches in enumerate(steps, 1)
     ]
-    counted = [sum(map(operations(objective.model).of, batches)) for batches in steps]
+    counted = [sum(map(model_flops(objective.model).of, batches)) for batches in steps]
     assert plan.cost.operations == sum(counted) / len(counted)
     (worst,) = [batch for batch in steps[plan.worst.batch.step - 1] if batch.ids == plan.worst.ids]
     assert plan.worst.batch.views == worst.views > worst.images

@@ -13,7 +13,7 @@ from mmchat.evaluation.zero_shot import classify_labelled
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.registry import ContrastiveObjective
-from mmchat.training.validation.zero_shot_accuracy import ZeroShot
+from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 from tests.clip_kinds import write_classes, write_clip
 from tests.launching import launch, metrics, run_ranks, write_config
 from tests.training_fixtures import run_values
@@ -85,7 +85,7 @@ def test_mistakes_are_told_before_the_first_step(tmp_path, ckpt, values):
     too_long = {**values["zero_shot"], "prompts": ["{} " + "word " * 40]}
     config = load_settings(RunConfig, write_config(tmp_path / "long.yaml", **{**values, "zero_shot": too_long}), [])
     with pytest.raises(UserError, match=r"the text .car word .*; shorten it"):
-        ZeroShot(config.zero_shot, ContrastiveObjective(config))
+        ZeroShotAccuracy(config.zero_shot, ContrastiveObjective(config))
     for changes, message in (
         ({"prompts": ["a photo"]}, r"zero_shot: prompt 'a photo' must hold \{\} once"),
         ({"prompts": []}, "zero_shot.prompts: List should have at least 1 item"),

@@ -1,4 +1,4 @@
-"""Started by the launcher, not by pytest: what `ZeroShot` gives at every ZeRO stage, between two training steps.
+"""Started by the launcher, not by pytest: `ZeroShotAccuracy` at every ZeRO stage, between two training steps.
 
 zero_shot_of_stages.py CONFIG OUT
 """
@@ -17,20 +17,20 @@ from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine, mean_over_ranks
-from mmchat.training.monitoring.grad_norms import ModuleNorms
-from mmchat.training.monitoring.nan_guard import StepGuard
+from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.optim.trainable import apply_rules
-from mmchat.training.validation.zero_shot_accuracy import ZeroShot
+from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 
 
 def scores(config: RunConfig) -> list:
     """Before, between and after two steps: (scores, what could not be read)."""
     model = load_clip(config.model, dtype="float32")
     groups = apply_rules(model, config.trainable)
-    zero_shot = ZeroShot(
+    zero_shot = ZeroShotAccuracy(
         config.zero_shot, SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(config.model))
     )
-    guard, norms = StepGuard(config.stability), ModuleNorms(groups, sharded=config.zero_stage > 0)
+    guard, norms = NanGuard(config.stability), ModuleGradNorms(groups, sharded=config.zero_stage > 0)
     engine = build_engine(model, groups, config, 2, collectives.ranks(), guard, norms)
     found = [zero_shot(engine)]
     for step in range(2):

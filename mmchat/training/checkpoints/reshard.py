@@ -21,11 +21,11 @@ import deepspeed
 import torch
 
 from mmchat.errors import SharedError
-from mmchat.training.checkpoints.storage import no_code_from_files, read_manifest, remove_leftovers
+from mmchat.training.checkpoints.storage import read_manifest, remove_leftovers, weights_only_loading
 from mmchat.training.distributed import collectives
 
 
-def must_convert(checkpoint: Path) -> bool:
+def needs_resharding(checkpoint: Path) -> bool:
     """Whether this run has other ranks than the one that wrote the checkpoint, and ZeRO had cut it up.
 
     The engine that loads it must then be built with `load_universal`.
@@ -34,7 +34,7 @@ def must_convert(checkpoint: Path) -> bool:
     return written.zero_stage > 0 and written.ranks != collectives.ranks()
 
 
-def load_converted(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
+def load_resharded(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
     """Restore trained weights, moments and schedule; returns the client's state. All ranks call this.
 
     Frozen weights are not part of it: they are the ones that the run started from.
@@ -110,7 +110,7 @@ def main(checkpoint: str, out: str) -> None:
     """The converting process."""
     from deepspeed.checkpoint.ds_to_universal import main as convert
 
-    with no_code_from_files():
+    with weights_only_loading():
         convert(
             Namespace(
                 input_folder=checkpoint,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def random_state() -> dict:
+def rng_state() -> dict:
     """This rank's generators as tensors and plain values."""
     numpy_state = np.random.get_state()
     return {
@@ -17,7 +17,7 @@ def random_state() -> dict:
     }
 
 
-def restore_random_state(state: dict) -> None:
+def restore_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

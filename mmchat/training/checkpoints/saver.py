@@ -14,13 +14,13 @@ import torch
 
 from mmchat.errors import SharedError
 from mmchat.files import replace_directory, write_json, write_text
-from mmchat.training.checkpoints.reshard import load_converted, must_convert
-from mmchat.training.checkpoints.rng_state import random_state, restore_random_state, seed_all
+from mmchat.training.checkpoints.reshard import load_resharded, needs_resharding
+from mmchat.training.checkpoints.rng_state import restore_rng_state, rng_state, seed_all
 from mmchat.training.checkpoints.storage import (
     MANIFEST,
-    CheckpointFiles,
+    ChecksummedFiles,
     Manifest,
-    damage,
+    find_damage,
     read_manifest,
     remove_leftovers,
 )
@@ -66,7 +66,7 @@ class CheckpointSaver:
         later = self._config.asynchronous and not at_once
         aside = self._directory / f".step-{step:08d}.partial"
         final = self._directory / f"step-{step:08d}"
-        files = self._collect(aside, CheckpointFiles(later), {"step": step, **state})
+        files = self._collect(aside, ChecksummedFiles(later), {"step": step, **state})
         if later:
             self._pending = _in_background(partial(self._complete, files, aside, final, self._group))
         else:
@@ -94,7 +94,7 @@ class CheckpointSaver:
                 raise
             self._tell(str(error))
 
-    def _collect(self, aside: Path, files: CheckpointFiles, state: dict[str, Any]) -> CheckpointFiles:
+    def _collect(self, aside: Path, files: ChecksummedFiles, state: dict[str, Any]) -> ChecksummedFiles:
         """Have DeepSpeed hand everything over to `files`."""
         if collectives.rank() == 0:
             remove_leftovers(self._directory)
@@ -108,13 +108,13 @@ class CheckpointSaver:
             # Under ZeRO rank 0 copies a script of DeepSpeed's as well; the others wait in the barrier behind that.
             files.error = files.error or error
             collectives.barrier()
-        files.save(random_state(), str(aside / f"random-rank-{collectives.rank()}.pt"))
+        files.save(rng_state(), str(aside / f"random-rank-{collectives.rank()}.pt"))
         if self._average:
             self._average.save(files, aside)
         return files
 
     def _complete(
-        self, files: CheckpointFiles, aside: Path, final: Path, group: collectives.Group | None = None
+        self, files: ChecksummedFiles, aside: Path, final: Path, group: collectives.Group | None = None
     ) -> None:
         """Write what is still in memory; if no rank failed, make `aside` the newest checkpoint."""
         files.write_kept()
@@ -179,7 +179,7 @@ def _not_written(final: Path, error: OSError, needed: int) -> str:
     )
 
 
-def newest(directory: Path, tell: Callable[[str], None]) -> Path | None:
+def newest_checkpoint(directory: Path, tell: Callable[[str], None]) -> Path | None:
     """The newest undamaged checkpoint, or None where there is none at all; all ranks call this.
 
     The search begins at the one that the pointer names. `tell` is given a line for each that is passed over.
@@ -195,14 +195,16 @@ def newest(directory: Path, tell: Callable[[str], None]) -> Path | None:
     if named not in found:
         tell(f"{pointer} names {named.name}, which is not there")
     for checkpoint, before in zip(found, [*found[1:], None], strict=True):
-        problem = damage(checkpoint)
+        problem = find_damage(checkpoint)
         if problem is None:
             return checkpoint
         tell(f"checkpoint {checkpoint} is damaged: {problem}" + (f"; trying {before.name}" if before else ""))
     raise SharedError(f"{directory} holds no undamaged checkpoint; name another run_dir to begin again")
 
 
-def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def load_checkpoint(
+    engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Restore everything that `save` wrote; returns its `state` with `step`, the number of steps done.
 
     Where as many ranks wrote it, bit for bit; where it were others, up to rounding, and each rank's generators begin
@@ -217,14 +219,14 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, tell: C
             f"{checkpoint} was written under ZeRO {written.zero_stage}, this run uses ZeRO "
             f"{engine.zero_optimization_stage()}; resume with zero_stage: {written.zero_stage}"
         )
-    engine.checkpoint_engine = CheckpointFiles()
-    if must_convert(checkpoint):
-        state = load_converted(engine, checkpoint)
+    engine.checkpoint_engine = ChecksummedFiles()
+    if needs_resharding(checkpoint):
+        state = load_resharded(engine, checkpoint)
     else:
         _, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if written.ranks == collectives.ranks():
         path = checkpoint / f"random-rank-{collectives.rank()}.pt"
-        restore_random_state(torch.load(path, weights_only=True))
+        restore_rng_state(torch.load(path, weights_only=True))
     else:
         seed_all(seed, state["step"], collectives.rank())
         tell(

@@ -35,7 +35,7 @@ KNOWN_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
 copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
-class CheckpointFiles(TorchCheckpointEngine):
+class ChecksummedFiles(TorchCheckpointEngine):
     """Writes what DeepSpeed hands over, and reads it again without pickle's arbitrary code.
 
     The first failure to write is kept for later: a rank that raised in the middle of a save would leave the others
@@ -65,7 +65,7 @@ class CheckpointFiles(TorchCheckpointEngine):
             self._write(*self._kept.pop(0))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with no_code_from_files():
+        with weights_only_loading():
             return torch.load(path, map_location=map_location)
 
     def _write(self, state: Any, path: str) -> None:
@@ -108,7 +108,7 @@ class _Summed(io.FileIO):
 
 
 @contextmanager
-def no_code_from_files() -> Iterator[None]:
+def weights_only_loading() -> Iterator[None]:
     """Within it, torch loads tensors, plain values and `KNOWN_TYPES`, although DeepSpeed asks it to run whatever code a
     file contains.
     """
@@ -165,7 +165,7 @@ def remove_leftovers(checkpoints: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None. All ranks call this: each reads a part of them."""
     try:
         expected = sorted(read_manifest(checkpoint).files.items())

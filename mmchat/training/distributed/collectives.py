@@ -69,7 +69,7 @@ def all_reduce(values: torch.Tensor, operation: str = "sum") -> torch.Tensor:
     return moved.cpu()
 
 
-def concatenate(part: torch.Tensor) -> torch.Tensor:
+def all_gather_concat(part: torch.Tensor) -> torch.Tensor:
     """The ranks' equally long one-dimensional tensors, one after another, on every rank."""
     if ranks() == 1:
         return part
@@ -87,7 +87,7 @@ def all_gather(items: list, group: Group | None = None) -> list:
     return [item for part in found for item in part]
 
 
-def from_first(work: Callable[[], Result]) -> Result:
+def from_rank_0(work: Callable[[], Result]) -> Result:
     """What `work` gives on rank 0, on every rank. For rare events: it pickles.
 
     Raises:

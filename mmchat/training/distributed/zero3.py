@@ -13,7 +13,7 @@ from torch import nn
 from mmchat.training.distributed import collectives
 
 
-def whole_shape(parameter: nn.Parameter) -> torch.Size:
+def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Its shape, in parts or not."""
     return parameter.ds_shape if is_zero_param(parameter) else parameter.shape
 
@@ -24,7 +24,7 @@ def gathered(module: nn.Module) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(parts, enabled=bool(parts))
 
 
-def whole_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
     """All parameters by name, put together on rank 0's CPU one after the other; None on other ranks.
 
     Tied ones appear once, under their first name. All ranks call this.
@@ -38,8 +38,8 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Write what `whole_state` found into a model that is whole."""
+def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Write what `full_state_dict` found into a model that is whole."""
     for name, parameter in model.named_parameters():
         parameter.copy_(state.pop(name))
     assert not state

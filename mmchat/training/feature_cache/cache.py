@@ -27,7 +27,7 @@ from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.distributed.zero3 import gathered
 from mmchat.training.feature_cache.fill import Filler, Found, ImagePixels, SampleKeys, Together
-from mmchat.training.monitoring.logger import way_on
+from mmchat.training.monitoring.logger import resume_command
 from mmchat.training.objectives.registry import AssistantObjective
 from mmchat.vision import TowerSpec, VisionTower
 
@@ -37,7 +37,7 @@ SAMPLES, IMAGES = 256, 32
 """How many a rank takes at a time: of samples whose images are read and named, of images that the towers run on."""
 
 
-def open_features(
+def fill_feature_cache(
     config: RunConfig,
     objective: AssistantObjective,
     feed: Feed,
@@ -59,7 +59,7 @@ def open_features(
     mixtures, numbers = zip(*feed.samples(), strict=True)
     samples = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])
     with gathered(towers), signals:
-        stores = collectives.from_first(lambda: _opened(config, towers, specs, console.print))
+        stores = collectives.from_rank_0(lambda: _opened(config, towers, specs, console.print))
         together, found = Together(config.workers, quarantine, signals), []
         looked_for = SampleKeys(mixtures, samples, specs[0])
         if status := together.take("looking for features", looked_for, SAMPLES, found.extend):
@@ -68,7 +68,7 @@ def open_features(
         size = sum(store.record_bytes for store in stores)
         console.print(_told(config.feature_cache, wanted, lacking, size, views), markup=False)
         if lacking:
-            collectives.from_first(lambda: _check_room(config.feature_cache, lacking * size))
+            collectives.from_rank_0(lambda: _check_room(config.feature_cache, lacking * size))
             begin = time.monotonic()
             filler = Filler(towers, stores, config.precision, shard_bytes)
             pixels = ImagePixels(mixtures, images, objective.processor.image_processor)
@@ -80,12 +80,12 @@ def open_features(
             )
             if status:
                 return _stopped(status, config, console)
-            stores = collectives.from_first(lambda: [store.reopened() for store in stores])
+            stores = collectives.from_rank_0(lambda: [store.reopened() for store in stores])
     objective.features = ImageFeatures(stores, specs[0])
     return 0
 
 
-def move_towers(config: RunConfig, objective: AssistantObjective, device: torch.device | str) -> None:
+def move_unused_towers(config: RunConfig, objective: AssistantObjective, device: torch.device | str) -> None:
     """Towers that no step runs need not be where the rest of the model is. Under ZeRO 3 they stay: a rank has only its
     share of them."""
     if objective.features is not None and config.zero_stage < 3:
@@ -165,7 +165,8 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _stopped(status: int, config: RunConfig, console: Console) -> int:
     console.print(
-        f"stopped before the first step; features that were computed are kept\n  go on with: {way_on(config.run_dir)}",
+        "stopped before the first step; features computed so far are kept\n"
+        f"  go on with: {resume_command(config.run_dir)}",
         markup=False,
     )
     return status

@@ -42,7 +42,7 @@ LAYERS = (nn.Linear, Conv1D, LoraLayer)
 
 
 @dataclass(frozen=True)
-class Operations:
+class ModelFlops:
     """Forward and backward, for one view of an image, one real token, one supervised position.
 
     pair: for a token and one that it sees (itself is one), keyed by how many a layer lets it see (None: all before).
@@ -69,7 +69,7 @@ def causal_pairs(length: int, window: int | None) -> int:
     return most * (most + 1) // 2 + (length - most) * most
 
 
-def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
+def model_flops(model: nn.Module, towers_run: bool = True) -> ModelFlops | None:
     """What steps of `model` cost, given what is trained (`requires_grad`); None for a kind that is not known here.
 
     towers_run: False where an assistant's towers do not, because their features are read.
@@ -89,7 +89,7 @@ def operations(model: nn.Module, towers_run: bool = True) -> Operations | None:
     return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
 
 
-def frozen_tower_operations(model: MMChatForConditionalGeneration) -> int:
+def frozen_tower_flops(model: MMChatForConditionalGeneration) -> int:
     """Of one image, what goes through towers of which nothing is trained: what cached features would save.
 
     Of a model whose `operations` are known.
@@ -98,7 +98,7 @@ def frozen_tower_operations(model: MMChatForConditionalGeneration) -> int:
     return sum(_tower(tower, tower.blocks_to_run)[0] for tower in frozen)
 
 
-def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Operations:
+def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> ModelFlops:
     image, below = 0, False
     slots = slots_per_tower([tower.spec for tower in model.towers], model.config.projectors)
     for tower, projector, count in zip(model.towers, model.projectors, slots, strict=True):
@@ -113,10 +113,10 @@ def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Opera
     costs = _attention(blocks, _attention_width(config), below or _trained(decoder, but=blocks))
     for window, cost in zip(_windows(config), costs, strict=True):
         pair[window] += cost
-    return Operations(image, token, _layer(model.get_output_embeddings(), head_below), dict(pair))
+    return ModelFlops(image, token, _layer(model.get_output_embeddings(), head_below), dict(pair))
 
 
-def _dual_encoder(model: DualEncoder) -> Operations:
+def _dual_encoder(model: DualEncoder) -> ModelFlops:
     """Without the matrix of similarities, which is small beside the encoders."""
     (tower,) = model.towers
     blocks = len(tower.blocks) if model.config.pool == "pooled" else tower.blocks_to_run
@@ -127,7 +127,7 @@ def _dual_encoder(model: DualEncoder) -> Operations:
     per_image += _layer(model.text_projection, trained)  # at one position of a caption; each image has one caption
     (blocks,) = (m for m in text.modules() if isinstance(m, nn.ModuleList))
     costs = _attention(blocks, text.config.hidden_size, _trained(text, but=blocks))
-    return Operations(per_image, token, 0, {None: sum(costs)})
+    return ModelFlops(per_image, token, 0, {None: sum(costs)})
 
 
 def _tower(tower: BlockTower, blocks: int) -> tuple[int, bool]:

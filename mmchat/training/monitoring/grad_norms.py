@@ -8,7 +8,7 @@ from mmchat.training.distributed import collectives
 from mmchat.training.optim.trainable import ModuleGroup
 
 
-class ModuleNorms:
+class ModuleGradNorms:
     """Filled by the hook before an optimizer's step, read after it.
 
     sharded: each rank's optimizer sees its own part of every gradient (ZeRO 1 to 3), not all of it.

@@ -14,12 +14,12 @@ from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
 from mmchat.training.loop import StepResult
 from mmchat.training.monitoring.metrics import Meter, MetricsLog
-from mmchat.training.monitoring.nan_guard import IncidentLog, told
+from mmchat.training.monitoring.nan_guard import IncidentLog, describe_incident
 from mmchat.training.monitoring.peak_flops import Peak
 from mmchat.training.monitoring.trackers import open_trackers, scalars
 
 
-class Journal:
+class RunLogger:
     """`metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl`, trackers and the lines on the terminal, from step `done`
     on. A context: trackers want to be closed.
     """
@@ -41,14 +41,14 @@ class Journal:
             f"{feed.share}, {config.precision}, ZeRO {config.zero_stage}"
         )
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "RunLogger":
         return self
 
     def __exit__(self, *_: Any) -> None:
         for tracker in self._trackers:
             tracker.close()
 
-    def step(self, step: int, result: StepResult) -> str:
+    def log_step(self, step: int, result: StepResult) -> str:
         """Write a step down; returns a note for the progress bar.
 
         Raises:
@@ -80,17 +80,17 @@ class Journal:
             self._tell_incident(step, result, ids)
         return _note(result.loss, rates, len(self.quarantine))
 
-    def evaluation(self, step: int, figures: dict[str, float], rejected: list[Rejected]) -> None:
+    def log_evaluation(self, step: int, figures: dict[str, float], rejected: list[Rejected]) -> None:
         """Write down what held-out data gave. Raises UserError for samples that could not be used, by the policy."""
         for item in rejected:
             self.quarantine.add(item)
         if self._metrics:
             self._write(step=step, **figures)
 
-    def stopped(self, status: int, step: int, saved: Path) -> None:
+    def log_stop(self, status: int, step: int, saved: Path) -> None:
         """Say how to go on after a signal. All ranks call this."""
         name = {130: "interrupted", 143: "told to end"}[status]
-        again = way_on(self.config.run_dir)
+        again = resume_command(self.config.run_dir)
         self.console.print(
             f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
             markup=False,
@@ -103,7 +103,7 @@ class Journal:
 
     def _tell_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
         run_dir = self.config.run_dir
-        message = told(step, result.incident, ids, run_dir / "incidents.jsonl")
+        message = describe_incident(step, result.incident, ids, run_dir / "incidents.jsonl")
         if result.incident.action == "stop":
             raise SharedError(
                 f"{message}\n  look at them with `mmchat replay {run_dir} --step {step}`; then mend or remove what "
@@ -113,7 +113,7 @@ class Journal:
         self.console.print(message, style="yellow", markup=False)
 
 
-def way_on(run_dir: Path) -> str:
+def resume_command(run_dir: Path) -> str:
     """How to go on with a run that was stopped. All ranks call this."""
     if len(set(collectives.all_gather([socket.gethostname()]))) > 1:
         return "the same launch, and --resume"

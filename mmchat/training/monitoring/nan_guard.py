@@ -50,7 +50,7 @@ class Incident:
         return self.action == "warn"
 
 
-class StepGuard:
+class NanGuard:
     """Judges every step. Its memory belongs into checkpoints: a resumed run must judge as the whole one would."""
 
     def __init__(self, config: StabilityConfig) -> None:
@@ -115,15 +115,15 @@ class IncidentLog:
     def write(self, step: int, incident: Incident, ids: list[str]) -> None:
         self._log = self._log or MetricsLog(self.path, self._first_step)
         values = {"loss": incident.loss, "grad_norm": incident.grad_norm}
-        self._log.write(step=step, reason=incident.reason, action=incident.action, **finite(values), ids=ids)
+        self._log.write(step=step, reason=incident.reason, action=incident.action, **finite_or_text(values), ids=ids)
 
 
-def finite(values: dict[str, float]) -> dict[str, float | str]:
+def finite_or_text(values: dict[str, float]) -> dict[str, float | str]:
     """JSON knows neither nan nor inf: they become words."""
     return {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
 
 
-def told(step: int, incident: Incident, ids: list[str], log: Path) -> str:
+def describe_incident(step: int, incident: Incident, ids: list[str], log: Path) -> str:
     """What a user reads about an incident. `json.dumps` quotes ids that hold spaces."""
     shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in ids[:16])
     shown += f" and {len(ids) - 16} more" if len(ids) > 16 else ""

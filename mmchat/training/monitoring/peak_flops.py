@@ -46,7 +46,7 @@ class Peak:
     source: str
 
 
-def find_peak(precision: str, stated_tflops: float | None) -> Peak:
+def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
     """What this run could reach at most; all ranks call this at the same moment, because they share their cores.
 
     stated_tflops: the config's own figure for one rank, in TFLOP/s.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from mmchat.data.collate import Batch
-from mmchat.training.checkpoints.rng_state import random_state, restore_random_state
+from mmchat.training.checkpoints.rng_state import restore_rng_state, rng_state
 
 Embed = Callable[[Batch], tuple[torch.Tensor, ...]]
 """Embeddings float[n, ...] of a batch, and scalars that are the same for all batches (a temperature)."""
@@ -27,7 +27,7 @@ def losses_by_cache(
     states, seen = [], []
     with torch.no_grad():
         for batch in batches:
-            states.append(random_state())
+            states.append(rng_state())
             seen.append(embed(batch))
     embeddings = torch.cat([parts[0] for parts in seen])
     if not torch.is_grad_enabled():
@@ -38,7 +38,7 @@ def losses_by_cache(
     gradients = torch.autograd.grad(loss, leaves)
     value, sizes = loss.detach(), [len(parts[0]) for parts in seen]
     for number, (batch, state) in enumerate(zip(batches, states, strict=True)):
-        restore_random_state(state)
+        restore_rng_state(state)
         own = gradients[0].split(sizes)[number]
         # What all micro-batches share has its whole gradient from the first.
         shared = [gradient * (number == 0) for gradient in gradients[1:]]

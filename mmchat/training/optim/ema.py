@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mmchat.training.checkpoints.storage import CheckpointFiles, read_manifest
+from mmchat.training.checkpoints.storage import ChecksummedFiles, read_manifest
 from mmchat.training.distributed import collectives
-from mmchat.training.distributed.zero3 import whole_shape
+from mmchat.training.distributed.zero3 import full_shape
 from mmchat.training.optim.trainable import ModuleGroup
 
 FILE = "average-rank-{}.pt"
@@ -34,7 +34,7 @@ class WeightAverage:
         shares = [_share(parameter) for parameter in self._weights.values()]
         get_ema_multi_avg_fn(decay)(list(self._shares.values()), shares, step)
 
-    def save(self, files: CheckpointFiles, checkpoint: Path) -> None:
+    def save(self, files: ChecksummedFiles, checkpoint: Path) -> None:
         files.save(self._shares, str(checkpoint / FILE.format(collectives.rank())))
 
     def restore(self, checkpoint: Path) -> None:
@@ -48,9 +48,9 @@ class WeightAverage:
         """All averaged tensors by name on rank 0's CPU; None on other ranks. All ranks call this."""
         state = {}
         for name, share in self._shares.items():
-            shape = whole_shape(self._weights[name])
+            shape = full_shape(self._weights[name])
             padded = F.pad(share, (0, _size(shape.numel()) - share.numel()))
-            flat = collectives.concatenate(padded)
+            flat = collectives.all_gather_concat(padded)
             if collectives.rank() == 0:
                 state[name] = flat[: shape.numel()].view(shape).cpu()
         return state if collectives.rank() == 0 else None

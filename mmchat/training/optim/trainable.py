@@ -20,7 +20,7 @@ from mmchat.errors import UserError
 from mmchat.model.adapter import LoraShape, adapter_parameters
 from mmchat.settings import settings
 from mmchat.training.distributed.collectives import all_reduce
-from mmchat.training.distributed.zero3 import whole_shape
+from mmchat.training.distributed.zero3 import full_shape
 from mmchat.vision import VisionTower
 from mmchat.vision.classifier import ImageClassifier
 
@@ -167,7 +167,7 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
         left_out = unused or (group.rule.last is not None and id(parameter) in below)
         parameter.requires_grad_(wanted and not left_out)
         (group.trained if parameter.requires_grad else group.frozen)[name] = parameter
-        group.idle += unused * whole_shape(parameter).numel()
+        group.idle += unused * full_shape(parameter).numel()
     assert all(group.trained for group in groups.values() if group.rule.mode == "lora")
     if not any(group.trained for group in groups.values()):
         raise UserError("trainable: every module is frozen, so there is nothing to train")
@@ -180,8 +180,8 @@ def optimizer_groups(groups: list[ModuleGroup], lr: float, weight_decay: float) 
     for group in groups:
         rate = lr if group.rule.lr is None else group.rule.lr
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
-        matrices = [p for p in group.trained.values() if len(whole_shape(p)) >= 2]
-        vectors = [p for p in group.trained.values() if len(whole_shape(p)) < 2]
+        matrices = [p for p in group.trained.values() if len(full_shape(p)) >= 2]
+        vectors = [p for p in group.trained.values() if len(full_shape(p)) < 2]
         for parameters, value in ((matrices, decay), (vectors, 0.0)):
             if parameters:
                 found.append({"params": parameters, "lr": rate, "weight_decay": value, "name": group.name})
@@ -195,8 +195,8 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
         # Folded: on a narrow screen a name goes on below rather than lose its end.
         table.add_column(column, justify="left" if column in ("module", "mode") else "right", overflow="fold")
     for group in groups:
-        trained = sum(whole_shape(p).numel() for p in group.trained.values())
-        frozen = sum(whole_shape(p).numel() for p in group.frozen.values())
+        trained = sum(full_shape(p).numel() for p in group.trained.values())
+        frozen = sum(full_shape(p).numel() for p in group.frozen.values())
         rate = lr if group.rule.lr is None else group.rule.lr
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
         table.add_row(

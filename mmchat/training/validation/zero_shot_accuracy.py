@@ -17,7 +17,7 @@ from mmchat.training.objectives.base import blank
 from mmchat.training.objectives.registry import ContrastiveObjective
 
 
-class ZeroShot:
+class ZeroShotAccuracy:
     """Made before the first step, so that a mistake in what is to be scored is told then.
 
     Raises:
