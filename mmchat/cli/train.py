@@ -94,10 +94,11 @@ def launch_main(words: list[str]) -> int:
         import torch
 
         from mmchat.training.distributed.collectives import free_port
+        from mmchat.training.distributed.signals import RUNNER
 
         if not chosen and not torch.cuda.is_available():
             chosen = ["--num_accelerators", "1"]
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", *chosen]
+        launcher = [sys.executable, "-m", RUNNER, "--quiet", *chosen]
         launcher += ["--master_port", str(free_port()), "--module", "mmchat.cli.train"]
         return supervise([*launcher, *words])
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmchat.data.collate import Batch
+from mmchat.training.deepspeed_internals import zero3_linear_wrap
 from mmchat.training.objectives.base import Objective
 
 

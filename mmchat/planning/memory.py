@@ -16,11 +16,11 @@ The sum takes all parts as if they were fullest at the same moment.
 
 from dataclasses import dataclass
 
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import nn
 
 from mmchat.planning.activations import Activations
 from mmchat.training.config import RunConfig
+from mmchat.training.deepspeed_internals import LOWER_PRECISION_SAFE_MODULES, DeepSpeedZeroConfig
 from mmchat.training.engine import deepspeed_config
 from mmchat.training.optim.optimizer import hidden_matrices
 from mmchat.training.optim.trainable import ModuleGroup
@@ -111,12 +111,10 @@ def _buckets(
     """ZeRO 1 and 2 take a bucket of fp32 whatever it carries, ZeRO 3 one of its type; with overlap ZeRO 1 and 2 two."""
     if not stage:
         return 0
-    rounded = {id(p) for m in model.modules() if type(m) in ROUNDED for p in m.parameters(recurse=False)}
+    rounded = {
+        id(p) for m in model.modules() if type(m) in LOWER_PRECISION_SAFE_MODULES for p in m.parameters(recurse=False)
+    }
     types = {2 if config.precision == "bf16" and id(parameter) in rounded else 4 for parameter in trained}
     if stage == 3:
         return sum(zero.reduce_bucket_size * size for size in types)
     return 4 * zero.reduce_bucket_size * len(types) * (2 if zero.overlap_comm else 1)
-
-
-ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""deepspeed.runtime.torch_autocast.LOWER_PRECISION_SAFE_MODULES: exactly these classes."""

@@ -1,8 +1,8 @@
 """Every private or undocumented name of DeepSpeed that mmchat depends on, each with its reason.
 
 Import these names from here, nowhere else. They were read in DeepSpeed 0.19.8; importing this module fails under a
-version outside `SUPPORTED`. tests/training/test_deepspeed_internals.py fails if a name is gone or its signature changed.
-The module names of DeepSpeed's launcher are in `training.distributed.signals`, which must load without DeepSpeed.
+version outside `SUPPORTED`. tests/training/test_deepspeed_internals.py fails if a name or signature has changed.
+The two modules of DeepSpeed's launcher are named in `training.distributed.signals`, which must load without DeepSpeed.
 """
 
 from argparse import Namespace
@@ -23,22 +23,24 @@ from torch import nn
 from mmchat.errors import UserError
 
 __all__ = [
-    # Base class of our checkpoint engine (checkpoints.storage), which adds checksums and refuses pickled code.
-    "TorchCheckpointEngine",
-    # The three types, besides tensors and plain values, that DeepSpeed pickles into a checkpoint.
-    "LossScaler",
-    "ZeroStageEnum",
-    "fragment_address",
     # Classes whose weights autocast rounds, so that their gradients are bf16 (planning.memory).
     "LOWER_PRECISION_SAFE_MODULES",
     # Defaults of reduce_bucket_size, max_live_parameters and overlap_comm (planning.memory).
     "DeepSpeedZeroConfig",
-    # What replaces F.linear under ZeRO 3 and decides which activations are kept (planning.activations).
-    "zero3_linear_wrap",
-    # Whether ZeRO 3 shards a parameter; such a parameter has ds_shape, ds_numel and ds_tensor.
-    "is_zero_param",
+    # One of the three types, besides tensors and plain values, that DeepSpeed pickles into a checkpoint.
+    "LossScaler",
+    # Base class of our checkpoint engine (checkpoints.storage), which adds checksums and refuses pickled code.
+    "TorchCheckpointEngine",
+    # The second type that DeepSpeed pickles into a checkpoint.
+    "ZeroStageEnum",
+    # The third.
+    "fragment_address",
     # Reads full weights from a ZeRO 3 checkpoint without an engine (replay).
     "get_fp32_state_dict_from_zero_checkpoint",
+    # Whether ZeRO 3 shards a parameter; such a parameter has ds_shape and ds_tensor.
+    "is_zero_param",
+    # What replaces F.linear under ZeRO 3 and decides which activations are kept (planning.activations).
+    "zero3_linear_wrap",
 ]
 
 SUPPORTED = ((0, 19, 8), (0, 20))

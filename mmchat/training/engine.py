@@ -14,6 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import OptimizerConfig, RunConfig
+from mmchat.training.deepspeed_internals import (
+    disable_backward_reduction,
+    grad_norm_of_step,
+    reduce_gradients,
+    set_grad_norm,
+)
 from mmchat.training.distributed import collectives
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
@@ -138,7 +144,7 @@ def build_engine(
     )
     optimizer.register_step_pre_hook(_before_step(engine, own.clip or math.inf, guard, norms))
     if not engine.zero_optimization():
-        engine.enable_backward_allreduce = False  # `mean_over_ranks` does it
+        disable_backward_reduction(engine)  # `mean_over_ranks` does it
     return engine
 
 
@@ -151,7 +157,7 @@ def mean_over_ranks(engine: deepspeed.DeepSpeedEngine) -> None:
     if engine.zero_optimization():
         return
     if collectives.ranks() > 1:
-        engine.allreduce_gradients(BUCKET)
+        reduce_gradients(engine, BUCKET)
         return
     for group in engine.optimizer.param_groups:
         for parameter in group["params"]:
@@ -173,9 +179,9 @@ def _before_step(
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not engine.zero_optimization():
-            optimizer._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+            set_grad_norm(optimizer, float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
         norms.measure(optimizer)
-        if not guard.passes(float(engine.optimizer._global_grad_norm)):
+        if not guard.passes(grad_norm_of_step(engine)):
             for parameter in parameters:
                 parameter.grad = None
 

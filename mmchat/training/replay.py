@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from mmchat.data.dataset import MixtureDataset
 from mmchat.data.mixture import open_mixture
@@ -16,6 +15,7 @@ from mmchat.settings import load_settings
 from mmchat.training.checkpoints.storage import find_damage, read_manifest, weights_only_loading
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
+from mmchat.training.deepspeed_internals import get_fp32_state_dict_from_zero_checkpoint
 from mmchat.training.objectives.registry import AssistantObjective
 from mmchat.training.optim.lora import add_adapters
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from mmchat.errors import SharedError
 from mmchat.training.checkpoints.storage import read_manifest, remove_leftovers, weights_only_loading
+from mmchat.training.deepspeed_internals import convert_to_universal, wrapped_optimizer
 from mmchat.training.distributed import collectives
 
 
@@ -42,7 +42,7 @@ def load_resharded(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[
     Raises:
         SharedError: there was no room for the conversion; the checkpoint is intact.
     """
-    optimizer = engine.basic_optimizer
+    optimizer = wrapped_optimizer(engine)
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     with _converted(checkpoint) as folder:
         _, state = engine.load_checkpoint(str(folder), tag=checkpoint.name)
@@ -108,20 +108,8 @@ def _start(checkpoint: Path, out: Path, said: IO[str]) -> subprocess.Popen:
 
 def main(checkpoint: str, out: str) -> None:
     """The converting process."""
-    from deepspeed.checkpoint.ds_to_universal import main as convert
-
     with weights_only_loading():
-        convert(
-            Namespace(
-                input_folder=checkpoint,
-                output_folder=out,
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
-        )
+        convert_to_universal(Path(checkpoint), Path(out))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from mmchat.training.checkpoints.storage import (
     remove_leftovers,
 )
 from mmchat.training.config import CheckpointConfig
+from mmchat.training.deepspeed_internals import set_checkpoint_engine
 from mmchat.training.distributed import collectives
 from mmchat.training.optim.ema import WeightAverage
 
@@ -100,7 +101,7 @@ class CheckpointSaver:
             remove_leftovers(self._directory)
             self._directory.mkdir(parents=True, exist_ok=True)
         collectives.barrier()
-        self._engine.checkpoint_engine = files
+        set_checkpoint_engine(self._engine, files)
         # DeepSpeed's own `latest` file is not replaced atomically, hence our pointer.
         try:
             self._engine.save_checkpoint(str(self._directory), tag=aside.name, client_state=state, save_latest=False)
@@ -219,7 +220,7 @@ def load_checkpoint(
             f"{checkpoint} was written under ZeRO {written.zero_stage}, this run uses ZeRO "
             f"{engine.zero_optimization_stage()}; resume with zero_stage: {written.zero_stage}"
         )
-    engine.checkpoint_engine = ChecksummedFiles()
+    set_checkpoint_engine(engine, ChecksummedFiles())
     if needs_resharding(checkpoint):
         state = load_resharded(engine, checkpoint)
     else:

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.training.deepspeed_internals import (
+    LossScaler,
+    TorchCheckpointEngine,
+    ZeroStageEnum,
+    fragment_address,
+)
 from mmchat.training.distributed import collectives
 
 MANIFEST = "manifest.json"

@@ -16,14 +16,12 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 def start() -> None:
-    """Join the process group that the launcher announced, or form one of a single rank.
-
-    DeepSpeed's CPU backend compiles a shared-memory collective when it starts and dies without a compiler.
-    gloo does the same work, so the operator is declared unavailable: DeepSpeed offers no setting for it.
-    """
+    """Join the process group that the launcher announced, or form one of a single rank."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    from mmchat.training.deepspeed_internals import disable_shared_memory_collectives
+
+    disable_shared_memory_collectives()
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(key, value)
     if "MASTER_PORT" not in os.environ:

@@ -16,6 +16,8 @@ import psutil
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_CTRL_C = 1.0
 """Seconds; within them a second SIGINT is the first one, which the terminal and the launcher both delivered."""
+RUNNER, LAUNCH = "deepspeed.launcher.runner", "deepspeed.launcher.launch"
+"""DeepSpeed's modules: the `deepspeed` command, and the process it starts on each node, which starts the ranks."""
 LAUNCHED_BY = "MMCHAT_LAUNCHED_BY"
 """Environment variable that `mmchat train` sets: DeepSpeed's runner is then its child and must not outlive it."""
 
@@ -89,7 +91,7 @@ def launcher_links() -> list[tuple[int, int]]:
 def _is_launched_by(process: psutil.Process, above: psutil.Process) -> bool:
     if os.environ.get(LAUNCHED_BY) == str(above.pid):
         return True
-    is_launch = "deepspeed.launcher.launch" in process.cmdline()
+    is_launch = LAUNCH in process.cmdline()
     return is_launch and any("deepspeed" in word for word in above.cmdline())
 
 

@@ -7,15 +7,10 @@ from contextlib import AbstractContextManager
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
 
+from mmchat.training.deepspeed_internals import is_zero_param
 from mmchat.training.distributed import collectives
-
-
-def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Its shape, in parts or not."""
-    return parameter.ds_shape if is_zero_param(parameter) else parameter.shape
 
 
 def gathered(module: nn.Module) -> AbstractContextManager:

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import torch
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mmchat.training.checkpoints.storage import ChecksummedFiles, read_manifest
+from mmchat.training.deepspeed_internals import full_shape, is_zero_param, local_shard
 from mmchat.training.distributed import collectives
-from mmchat.training.distributed.zero3 import full_shape
 from mmchat.training.optim.trainable import ModuleGroup
 
 FILE = "average-rank-{}.pt"
@@ -70,5 +69,6 @@ def _share(parameter: nn.Parameter) -> torch.Tensor:
     """This rank's share of the weights as they are now, float32[n]; the last ranks' may be shorter or empty."""
     if not is_zero_param(parameter):
         return _cut(parameter.detach().flatten())
-    left = parameter.ds_numel - collectives.rank() * _size(parameter.ds_numel)
-    return parameter.ds_tensor.detach()[: max(0, left)]
+    numel = full_shape(parameter).numel()
+    left = numel - collectives.rank() * _size(numel)
+    return local_shard(parameter).detach()[: max(0, left)]

@@ -19,8 +19,8 @@ from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.errors import UserError
 from mmchat.model.adapter import LoraShape, adapter_parameters
 from mmchat.settings import settings
+from mmchat.training.deepspeed_internals import full_shape
 from mmchat.training.distributed.collectives import all_reduce
-from mmchat.training.distributed.zero3 import full_shape
 from mmchat.vision import VisionTower
 from mmchat.vision.classifier import ImageClassifier
 
