@@ -22,8 +22,10 @@ from pathlib import Path
 from PIL import Image
 from transformers import AutoTokenizer
 
+from mmchat.conversation import DEFAULT_SLOTS
 from mmchat.files import write_json
-from mmchat.model.processor import MMChatImageProcessor, MMChatProcessor
+from mmchat.model.image_processor import MMChatImageProcessor
+from mmchat.model.processor import MMChatProcessor
 from mmchat.vision import TowerSpec
 
 REPOSITORY = Path(__file__).parents[1]
@@ -94,7 +96,7 @@ def records(count: int) -> Iterator[dict]:
 def write_model(directory: Path, source: str) -> None:
     """A model directory without a model: measuring needs only the processor."""
     tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.add_tokens(["<imgpad>", "<img>", "</img>"], special_tokens=True)
+    tokenizer.add_tokens(DEFAULT_SLOTS.tokens, special_tokens=True)
     spec = TowerSpec(image_size=224, patch_size=14, tokens=256, dim=1024)
     MMChatProcessor(MMChatImageProcessor([spec.to_dict()]), tokenizer).save_pretrained(directory)
     write_json(directory / "config.json", {"model_type": "mmchat"})

@@ -1,8 +1,7 @@
-"""mmchat: grow and use multimodal assistants in the LLaVA/Vary manner.
+"""mmchat: train and run multimodal assistants of the LLaVA and Vary kind.
 
-Light on purpose: importing the package loads neither torch nor transformers. The classes below are
-looked up on first access, which also registers them with transformers' Auto classes
-(`import mmchat.auto` does the same at once).
+Importing the package loads neither torch nor transformers. The classes below are imported on first access, which also
+registers them with transformers' Auto classes. `import mmchat.auto` does both at once.
 """
 
 from importlib import import_module

@@ -1,10 +1,11 @@
-"""Importing this module teaches transformers' Auto classes to open mmchat model directories."""
+"""Registers mmchat's classes with transformers' Auto classes on import."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from mmchat.model.config import MMChatConfig
+from mmchat.model.image_processor import MMChatImageProcessor
 from mmchat.model.modeling import MMChatForConditionalGeneration
-from mmchat.model.processor import MMChatImageProcessor, MMChatProcessor
+from mmchat.model.processor import MMChatProcessor
 
 __all__ = ["MMChatConfig", "MMChatForConditionalGeneration", "MMChatImageProcessor", "MMChatProcessor"]
 

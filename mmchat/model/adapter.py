@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) through PEFT: put into an assistant, kept in a directory, merged.
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) through PEFT: add, save, load and merge.
 
-An adapter directory holds what PEFT itself writes (`adapter_config.json`, `adapter_model.safetensors`), the weights
-that were trained in full beside it (`full.safetensors`), and which model all this belongs to (`base.json`).
+An adapter directory holds PEFT's files (`adapter_config.json`, `adapter_model.safetensors`), the weights that were
+trained in full (`full.safetensors`), and a reference to the base model (`base.json`).
 """
 
 import hashlib
@@ -28,17 +28,22 @@ PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class LoraShape:
-    """The update of a layer is alpha / rank * B @ A, with A of `rank` rows."""
+    """LoRA of a layer: its update is alpha / rank * B @ A, where A has `rank` rows."""
 
     rank: int
     alpha: int
 
 
 def add_adapter(model: MMChatForConditionalGeneration, layers: dict[str, LoraShape], dropout: float) -> PeftModel:
-    """Put an update of zero beside each named linear layer, and freeze everything else.
+    """Add LoRA to linear layers, with an update of zero, and freeze everything else.
 
-    `model` is changed in place and stays what is trained and called; the result is PEFT's handle on it, which saves
-    and merges.
+    Args:
+        model: The model. It is changed in place; train and call it as before.
+        layers: Name of a linear layer -> its LoRA.
+        dropout: Dropout of the LoRA inputs.
+
+    Returns:
+        PEFT's wrapper of `model`, which saves and merges.
     """
     common = next(iter(layers.values()))
     others = {name: shape for name, shape in layers.items() if shape != common}
@@ -51,25 +56,25 @@ def add_adapter(model: MMChatForConditionalGeneration, layers: dict[str, LoraSha
         alpha_pattern={name: shape.alpha for name, shape in others.items()},
     )
     adapter = get_peft_model(model, config)
-    # PEFT shortens a long list of names to endings, and matches patterns by them.
-    made = {name: layer.r["default"] for name, layer in _adapted(model).items()}
-    assert made == {name: shape.rank for name, shape in layers.items()}
+    # PEFT shortens a long list of names to suffixes and matches patterns by them, so check the result.
+    ranks = {name: layer.r["default"] for name, layer in _lora_layers(model).items()}
+    assert ranks == {name: shape.rank for name, shape in layers.items()}
     return adapter
 
 
-def _adapted(model: torch.nn.Module) -> dict[str, LoraLayer]:
+def _lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def adapter_parameters(model: torch.nn.Module) -> set[int]:
-    """`id` of every parameter that LoRA added."""
-    parts = [getattr(layer, name) for layer in _adapted(model).values() for name in layer.adapter_layer_names]
+    """The `id` of every LoRA parameter of a model."""
+    parts = [getattr(layer, name) for layer in _lora_layers(model).values() for name in layer.adapter_layer_names]
     return {id(parameter) for part in parts for parameter in part.parameters()}
 
 
 @dataclass
-class _Beside:
-    """What an adapter directory holds besides PEFT's own files."""
+class _ExtraFiles:
+    """The files of an adapter directory that PEFT does not write."""
 
     full: dict[str, torch.Tensor]
     base: dict
@@ -82,21 +87,28 @@ class _Beside:
 def save_adapter(
     adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: Path, fit: Fit | None = None
 ) -> None:
-    """Write what was trained on `base`, with images by `fit`, then open it upon `base` again and compare.
+    """Write an adapter directory, then load it onto `base` again and compare logits.
+
+    Args:
+        adapter: The adapted model.
+        processor: Its processor.
+        directory: Where to write.
+        base: The model directory that was adapted.
+        fit: How images were fitted during training. None: as in `base`.
 
     Raises:
-        RuntimeError: what was read back gives other logits for a made-up image and text.
+        RuntimeError: The reloaded adapter gives other logits for the comparison inputs.
     """
     added = adapter_parameters(adapter)
     trained = adapter.get_base_model().named_parameters()
     # Cloned: ZeRO keeps parameters as views of one tensor, which safetensors refuses to write.
     full = {name: p.detach().cpu().clone() for name, p in trained if p.requires_grad and id(p) not in added}
-    # Relative to the directory, so that the two can move together.
-    place = Path(os.path.relpath(base.resolve(), directory.resolve())).as_posix()
-    beside = _Beside(full, {"model": place, "sha256": _fingerprint(base), "full": sorted(full), "fit": fit})
+    # Relative to the adapter directory, so that both can be moved together.
+    relative = Path(os.path.relpath(base.resolve(), directory.resolve())).as_posix()
+    extra = _ExtraFiles(full, {"model": relative, "sha256": _weight_hashes(base), "full": sorted(full), "fit": fit})
     save_verified(
         adapter,
-        [beside],
+        [extra],
         directory,
         lambda path: load_adapter(path, dtype="float32")[0],
         lambda model: [comparison_logits(model, processor)],
@@ -105,26 +117,32 @@ def save_adapter(
 
 
 def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto") -> tuple[PeftModel, MMChatProcessor]:
-    """The adapted model (evaluation mode) and the base's processor, with images fitted as it was trained.
+    """Load an adapter onto its base model.
 
     Args:
-        base: the model directory that the adapter was trained on; None takes the place that it names.
-        dtype: of the base's weights in memory, as torch names it; auto: as they were written.
+        directory: The adapter directory.
+        base: The model directory that the adapter was trained on. None uses the path in `base.json`.
+        dtype: Data type of the base weights, as torch names it. "auto" keeps that of the files.
+
+    Returns:
+        The adapted model, in evaluation mode, and its processor, which fits images as in training.
 
     Raises:
-        UserError: a file is missing or damaged, the base is not there or is another, or weights do not fit.
+        UserError: A file is missing or damaged, the base is missing or is another model, or weights do not fit.
     """
     if missing := [name for name in (ADAPTER_BASE, *PEFT_FILES, FULL) if not (directory / name).is_file()]:
-        raise UserError(f"{directory} is no adapter directory that a run wrote: it has no {', '.join(missing)}")
-    stated = read_json(directory / ADAPTER_BASE)
-    base = base or (directory / stated["model"]).resolve()
+        raise UserError(f"{directory} is not a complete adapter directory: it has no {', '.join(missing)}")
+    description = read_json(directory / ADAPTER_BASE)
+    base = base or (directory / description["model"]).resolve()
     if not base.is_dir():
         raise UserError(
-            f"{directory / ADAPTER_BASE} names the model directory {base}, which does not exist; name it with --base"
+            f"{directory / ADAPTER_BASE} names the model directory {base}, which does not exist; set it with --base"
         )
-    if _fingerprint(base) != stated["sha256"]:
-        raise UserError(f"the weights in {base} are not those that {directory} was trained on; name these with --base")
-    model, processor = load_assistant(base, dtype, fit=stated["fit"])
+    if _weight_hashes(base) != description["sha256"]:
+        raise UserError(
+            f"the weights in {base} are not those that {directory} was trained on; give that model with --base"
+        )
+    model, processor = load_assistant(base, dtype, fit=description["fit"])
     full = _read(directory / FULL)
     adapter_names = set(_read(directory / PEFT_FILES[1]))
     try:
@@ -133,15 +151,20 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
     except RuntimeError as error:
         raise UserError(f"the weights in {directory} do not fit {base}: {error}") from None
     expected = set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
-    if wrong := sorted({*left_over, *(expected ^ adapter_names), *(set(stated["full"]) ^ set(full))}):
-        raise UserError(f"the weights in {directory} do not fit {base}: missing or left over are {', '.join(wrong)}")
+    if wrong := sorted({*left_over, *(expected ^ adapter_names), *(set(description["full"]) ^ set(full))}):
+        raise UserError(f"the weights in {directory} do not fit {base}: missing or unexpected are {', '.join(wrong)}")
     return adapter.eval(), processor
 
 
 def merge(adapter: PeftModel, processor: MMChatProcessor) -> tuple[MMChatForConditionalGeneration, float]:
-    """Add every update to its layer; the plain model, and the largest change of logits that rounding made.
+    """Merge LoRA into the weights.
 
-    The adapted model is used up.
+    Args:
+        adapter: The adapted model. It cannot be used afterwards.
+        processor: Its processor.
+
+    Returns:
+        The model without adapters, and the largest absolute change of logits, which is due to rounding.
     """
     adapter.eval()
     before = comparison_logits(adapter, processor)
@@ -156,10 +179,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"the weights in {path} are damaged or cut off: {error}") from None
 
 
-def _fingerprint(directory: Path) -> dict[str, str]:
-    """SHA-256 of each file of weights: a LoRA merged into another model would be silently worse."""
-    found = {}
+def _weight_hashes(directory: Path) -> dict[str, str]:
+    """SHA-256 of each weight file. LoRA on another base model would be wrong without an error."""
+    hashes = {}
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes

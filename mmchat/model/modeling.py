@@ -1,4 +1,4 @@
-"""The assistant: vision towers, projectors and a causal language model as one transformers model."""
+"""The assistant model: vision towers, projectors and a causal language model in one transformers model."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,17 @@ Grids = torch.Tensor | list[Grid]
 
 
 class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Pixels -> towers -> projectors -> slots of the token sequence -> language model.
+    """Pixels -> towers -> projectors -> image slots of the token sequence -> language model.
 
-    `towers`, `projectors` and `language_model` are ordinary submodules, and their names are the names of
-    the modules in a trainability table. The language model is any `AutoModelForCausalLM`, used whole.
-    `image_tokens` is the number of slots of one view: an image has one, or as many as its tiles and thumbnail, or
-    as its patches, where its aspect is native.
+    `towers`, `projectors` and `language_model` are ordinary submodules; a trainability table uses their names. The
+    language model is any `AutoModelForCausalLM`.
+
+    Args:
+        config: The architecture.
+
+    Attributes:
+        image_tokens: Number of slots per view. An image has one view, or one per tile and thumbnail, or one per patch
+            if the towers have native aspect.
     """
 
     config_class = MMChatConfig
@@ -41,10 +46,13 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        refuse_unequal_views(self.specs)
-        self.image_tokens = slots_per_image(self.specs, config.projectors, config.fusion)
+        self._count_image_tokens()
         self.projectors = nn.ModuleList(self._new_projectors())
         self.post_init()
+
+    def _count_image_tokens(self) -> None:
+        refuse_unequal_views(self.specs)
+        self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
 
     def _new_projectors(self) -> list[nn.Module]:
         width = _projected_width(self.config.fusion, len(self.towers), self.get_input_embeddings().embedding_dim)
@@ -53,45 +61,44 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def specs(self) -> list[TowerSpec]:
-        """The towers', in order."""
+        """The specs of the towers, in order."""
         return [tower.spec for tower in self.towers]
 
     def set_fit(self, fit: Fit) -> None:
-        """Be a model that was trained on images fitted in this way; its processor is to be told the same
-        (`MMChatProcessor.set_towers`).
+        """Change how images are fitted to the towers. Pass the new specs to `MMChatProcessor.set_towers` too.
 
         Raises:
-            UserError: a tower or its projector cannot have this fit, or the towers would see different views.
+            UserError: A tower or its projector does not support this fit, or the towers would see different views.
         """
         for tower in self.towers:
             tower.set_fit(fit)
-        refuse_unequal_views(self.specs)
-        self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
+        self._count_image_tokens()
         self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
     def resize_towers(self, image_sizes: Sequence[int], keep_positions: bool = False) -> None:
-        """Be a model for images of another size, in pixels, one for each tower: positions that towers learned are
-        stretched or kept (`VisionTower.resized`), and an image has other slots. Its processor is to be told
-        (`MMChatProcessor.set_towers`).
+        """Change the image size of the towers. Pass the new specs to `MMChatProcessor.set_towers` too.
+
+        Args:
+            image_sizes: The new size of each tower, in pixels.
+            keep_positions: Keep learned positions instead of interpolating them (`VisionTower.resized`).
 
         Raises:
-            UserError: a tower cannot have that size, a projector learned something for each patch, or towers that are
-                fused on channels would give different numbers.
+            UserError: A tower does not support its size, a projector has parameters per patch, or towers that are fused
+                on channels would give different numbers of slots.
         """
         pairs = zip(self.towers, image_sizes, strict=True)
         self.towers = nn.ModuleList(tower.resized(size, keep_positions) for tower, size in pairs)
-        refuse_unequal_views(self.specs)
-        self.image_tokens = slots_per_image(self.specs, self.config.projectors, self.config.fusion)
-        for place, (old, new) in enumerate(zip(self.projectors, self._new_projectors(), strict=True)):
-            shapes, wanted = ({key: t.shape for key, t in one.state_dict().items()} for one in (old, new))
-            if shapes != wanted:
-                name, side = self.config.projectors[place], image_sizes[place]
+        self._count_image_tokens()
+        for index, (old, new) in enumerate(zip(self.projectors, self._new_projectors(), strict=True)):
+            old_shapes, new_shapes = ({key: t.shape for key, t in one.state_dict().items()} for one in (old, new))
+            if old_shapes != new_shapes:
+                name, side = self.config.projectors[index], image_sizes[index]
                 raise UserError(
-                    f"projector {name} learned something for each patch, so its tower's images cannot become {side} "
-                    "pixels wide; take one that treats patches alike (linear, mlp2x_gelu, pixel_shuffle)"
+                    f"projector {name} has parameters per patch, so its tower cannot take images of {side} pixels; "
+                    "use one without (linear, mlp2x_gelu, pixel_shuffle)"
                 )
             new.load_state_dict(old.state_dict())
-            self.projectors[place] = new.to(next(old.parameters()).dtype)
+            self.projectors[index] = new.to(next(old.parameters()).dtype)
         self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -107,15 +114,18 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(value)
 
     def get_image_features(self, pixel_values: PixelValues, grids: Grids | None = None) -> torch.Tensor:
-        """What is written into the slots.
+        """Compute the features that replace the embeddings of image slots.
 
         Args:
-            pixel_values: float[views, 3, H, W], or a list of such, one per tower.
-            grids: rows and columns of every image's patches, where their aspect is native: int[images, 2], best on
-                the CPU, or a list of tuples.
+            pixel_values: float[views, 3, H, W], or a list of one per tower.
+            grids: With native aspect, rows and columns of each image's patches: int[images, 2], best on the CPU, or a
+                list of tuples.
 
         Returns:
-            float[views, image_tokens, D] with D the language model's embedding width.
+            float[views, image_tokens, D], where D is the language model's hidden size.
+
+        Raises:
+            ValueError: The number of tensors and towers differs.
         """
         per_tower = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         if len(per_tower) != len(self.towers):
@@ -126,7 +136,14 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.project([run_tower(tower, pixels, grids) for tower, pixels in pairs])
 
     def project(self, tower_features: list[torch.Tensor]) -> torch.Tensor:
-        """The same from what the towers gave, float[views, N, width of the tower] for each."""
+        """Project and fuse tower features.
+
+        Args:
+            tower_features: float[views, N, D of the tower] per tower.
+
+        Returns:
+            float[views, image_tokens, D], where D is the language model's hidden size.
+        """
         pairs = zip(self.projectors, tower_features, strict=True)
         projected = [projector(features) for projector, features in pairs]
         return torch.cat(projected, dim=-1 if self.config.fusion == "channels" else 1)
@@ -144,38 +161,44 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         grids: Grids | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """One pass; everything not named here (`past_key_values`, `position_ids`, `logits_to_keep`,
-        `num_items_in_batch`, ...) goes to the language model as it is.
+        """Run the model.
 
         Args:
-            input_ids: int[B, L] with the slots already expanded.
-            attention_mask: int[B, L], 0 where padded, on either side.
-            pixel_values: float[views, 3, H, W] (or a list, one per tower), images in reading order.
-            tower_features: per tower float[views, N, width], instead of pixels: what it gave for them.
-            image_features: the result of `get_image_features`, where the caller has it already.
-            inputs_embeds: float[B, L, D] instead of `input_ids`, features already spliced in.
-            labels: int[B, L], -100 where not supervised; the language model shifts them by one.
-            dummy_images: how many images of one view at the end fill no slot. A rank without images
-                passes one, so that every rank runs the same modules and the projector's gradient is zero, not absent.
-            grids: as in `get_image_features`, beside pixel values.
+            input_ids: int[B, L] with image slots expanded.
+            attention_mask: int[B, L], 0 at padding on either side.
+            pixel_values: float[views, 3, H, W], or a list of one per tower. Images are in reading order.
+            tower_features: float[views, N, D of the tower] per tower: features instead of pixels.
+            image_features: The result of `get_image_features`, instead of pixels.
+            inputs_embeds: float[B, L, D] instead of `input_ids`, with image features spliced in.
+            labels: int[B, L], -100 where not supervised. The language model shifts them by one.
+            dummy_images: Number of one-view images at the end that fill no slot. A rank without images passes one, so
+                that all ranks run the same modules and the projectors have a gradient of zero instead of none.
+            grids: As in `get_image_features`.
+            **kwargs: Passed to the language model (`past_key_values`, `position_ids`, `logits_to_keep`,
+                `num_items_in_batch`, ...).
+
+        Returns:
+            The output of the language model.
 
         Raises:
-            ValueError: slots and images disagree in number (checked where the ids lie on the CPU).
+            ValueError: The numbers of slots and features differ (checked if `input_ids` are on the CPU).
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            seen = tower_features if pixel_values is None else pixel_values
-            if seen is not None and image_features is None:
+            images = tower_features if pixel_values is None else pixel_values
+            if images is not None and image_features is None:
                 if input_ids.device.type == "cpu":
-                    views = len(seen if isinstance(seen, torch.Tensor) else seen[0])
+                    views = len(images if isinstance(images, torch.Tensor) else images[0])
                     check_slots(input_ids, self.config.image_token_id, views - dummy_images, self.image_tokens)
-                image_features = self.project(seen) if pixel_values is None else self.get_image_features(seen, grids)
+                image_features = (
+                    self.project(images) if pixel_values is None else self.get_image_features(images, grids)
+                )
             if image_features is not None:
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs):
-        """Beams and several answers per prompt copy rows; each copy needs all images of its row, in order."""
+        """Beam search and several answers per prompt copy rows. Each copy needs all images of its row, in order."""
         names = [name for name in ("pixel_values", "image_features", "grids") if kwargs.get(name) is not None]
         images = {name: kwargs.pop(name) for name in names}
         if images and expand_size > 1:
@@ -196,22 +219,37 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def repeat_rows(counts: list[int], copies: int) -> torch.Tensor:
-    """int64[copies * sum(counts)]: of things that lie row after row, so many in each, which they are when every row is
-    repeated. [2, 1] and 2: 0 1 0 1 2 2."""
+    """Indices that repeat each row of concatenated rows, int64[copies * sum(counts)].
+
+    Args:
+        counts: Number of items in each row.
+        copies: How often each row is repeated.
+
+    Example:
+        `repeat_rows([2, 1], 2)` is `[0, 1, 0, 1, 2, 2]`.
+    """
     return torch.cat([row.repeat(copies) for row in torch.arange(sum(counts)).split(counts)])
 
 
 def run_tower(tower: VisionTower, pixels: torch.Tensor, grids: list[Grid] | None = None) -> torch.Tensor:
-    """Patch features float[B, N, D]; a frozen tower keeps no activations."""
+    """Patch features of a tower, float[views, N, D]. A frozen tower keeps no activations.
+
+    Args:
+        tower: The tower.
+        pixels: float[views, 3, H, W].
+        grids: Rows and columns of each image's patches, for native aspect.
+    """
     trained = any(parameter.requires_grad for parameter in tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
         return (tower(pixels, grids=grids) if tower.spec.native else tower(pixels)).patches
 
 
 def _projected_width(fusion: str, towers: int, embedding_dim: int) -> int:
-    """Width that each projector gives, so that the fused features have the embeddings' width."""
+    """Output size of each projector, so that the fused features have the hidden size of the language model."""
     if fusion == "sequence" or not towers:
         return embedding_dim
     if embedding_dim % towers:
-        raise UserError(f"the language model's width {embedding_dim} cannot be shared by {towers} towers on channels")
+        raise UserError(
+            f"the language model's hidden size {embedding_dim} is not divisible by {towers} towers fused on channels"
+        )
     return embedding_dim // towers

@@ -1,16 +1,13 @@
-"""The processor: images and conversations become the model's inputs, in training and inference alike."""
+"""`MMChatProcessor`: images and conversations become model inputs, in training and inference."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import make_flat_list_of_images
 
 from mmchat.conversation import (
     DEFAULT_SLOTS,
@@ -24,97 +21,21 @@ from mmchat.conversation import (
     to_jinja,
 )
 from mmchat.errors import UserError
-from mmchat.images import load_image
-from mmchat.vision import Grid, Size, TowerSpec, normalise, preprocess
-
-
-class MMChatImageProcessor(BaseImageProcessor):
-    """One composite image processor for all towers: each sees the same image in its own preprocessing.
-
-    towers: one `TowerSpec.to_dict()` per tower, in the model's order.
-    """
-
-    model_input_names = ["pixel_values", "grids"]
-
-    def __init__(self, towers: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.towers = towers or []
-
-    @property
-    def specs(self) -> list[TowerSpec]:
-        return [TowerSpec.from_dict(tower) for tower in self.towers]
-
-    @property
-    def views_vary(self) -> bool:
-        """Whether the number of an image's views hangs on its size."""
-        return any(spec.native or spec.preprocessing.tiling for spec in self.specs)
-
-    def views(self, size: Size) -> int:
-        """How many views every tower has of an image of this size."""
-        return self.specs[0].views(size)
-
-    def grids(self, sizes: Iterable[Size]) -> list[Grid] | None:
-        """Rows and columns of patches of images of these sizes; None where their aspect is not native."""
-        spec = self.specs[0]
-        return [spec.grid(size) for size in sizes] if spec.native else None
-
-    @property
-    def fewest_views(self) -> int:
-        """Any image has so many or more."""
-        tiling = self.specs[0].preprocessing.tiling
-        return 1 if tiling is None else tiling.fewest_views
-
-    def pixels(self, image: Image.Image | Sequence[Image.Image]) -> list[np.ndarray]:
-        """One image for every tower, or one for each: uint8[views, 3, H, W] each, not normalised yet."""
-        seen = [image] * len(self.towers) if isinstance(image, Image.Image) else image
-        return [preprocess(one, spec) for one, spec in zip(seen, self.specs, strict=True)]
-
-    def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """`pixel_values`: float32[views, 3, H, W], those of the first image first; a list of such where there are
-        several towers. `grids`: int64[images, 2], rows and columns of their patches, where the aspect is native."""
-        opened = open_images(images)
-        pixels = [self.pixels(image) for image in opened]
-        per_tower = [
-            torch.from_numpy(normalise([view for seen in pixels for view in seen[tower]], spec))
-            for tower, spec in enumerate(self.specs)
-        ]
-        data = {"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower}
-        if grids := self.grids(image.size for image in opened):
-            data["grids"] = torch.tensor(grids)
-        return BatchFeature(data)
-
-    preprocess = __call__
-
-
-def open_images(images: Any) -> list[Image.Image]:
-    """RGB images in reading order, from a nested or flat list of PIL images, arrays uint8[H, W, 3] and local paths.
-
-    Raises:
-        UserError: an image that cannot be read, or one that would have to be fetched.
-        ValueError: something else.
-    """
-    if isinstance(images, list | tuple):
-        return [one for image in images for one in open_images(image)]
-    if isinstance(images, str | Path):
-        if str(images).startswith(("http://", "https://", "data:")):
-            raise UserError(f"image {str(images)[:80]} is no local file; nothing is fetched here, so pass a PIL image")
-        return [load_image(images)]
-    return [_as_rgb(image) for image in make_flat_list_of_images(images)]
-
-
-def _as_rgb(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
-        return Image.fromarray(image)
-    raise ValueError(f"expected a PIL image, a path or uint8[H, W, 3], found {type(image).__name__}")
+from mmchat.model.image_processor import MMChatImageProcessor, open_images
+from mmchat.vision import TowerSpec
 
 
 class MMChatProcessor(ProcessorMixin):
-    """Tokenizer, image processor and the template that the model was trained with.
+    """Tokenizer, image processor and the conversation template of a model.
 
-    template, system, slots: as in `MMChatConfig`. image_tokens: slots of one view. chat_template: the Jinja of
-    these, which is made here unless a saved one is given.
+    Args:
+        image_processor: The image processor.
+        tokenizer: A fast transformers tokenizer that has the slot tokens.
+        chat_template: The Jinja chat template. None writes it from the other arguments.
+        template: As in `MMChatConfig`.
+        system: As in `MMChatConfig`.
+        slots: As in `MMChatConfig`.
+        image_tokens: Number of slots per view.
     """
 
     def __init__(
@@ -135,20 +56,22 @@ class MMChatProcessor(ProcessorMixin):
         self.system = system
         self.slots = slots
         self.image_tokens = image_tokens
-        # What typed text must never become; transformers marks only special tokens unless told.
+        # Typed text never becomes one of these. By default transformers only protects special tokens.
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
 
     def set_towers(self, specs: list[TowerSpec], image_tokens: int) -> None:
-        """Prepare images for other towers from now on, with so many slots for a view."""
+        """Use other towers from now on, with `image_tokens` slots per view."""
         self.image_processor.towers = [spec.to_dict() for spec in specs]
         self.image_tokens = image_tokens
 
     @property
     def slot_tokens(self) -> SlotTokens:
+        """`slots` as `SlotTokens`."""
         return SlotTokens(**self.slots)
 
     @property
     def pad_token_id(self) -> int:
+        """The id to pad with: the tokenizer's pad token, or EOS if it has none."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
@@ -160,12 +83,18 @@ class MMChatProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         template: str | None = None,
     ) -> Rendered:
-        """`mmchat.conversation.render` with this model's tokenizer and slots, and its template or another.
+        """`mmchat.conversation.render` with this model's tokenizer, slots and template.
 
-        The model's own system message goes with its own template only: another may have no place for it.
+        Args:
+            messages: As in `render`.
+            views: Number of views of each image, in reading order (`image_processor.views`). None means one per image;
+                it is refused for messages with images if the number depends on the size.
+            max_length: As in `render`.
+            add_generation_prompt: As in `render`.
+            template: Another template. It is used without the model's system message, because it may not support one.
 
-        views: of each image, in reading order (`image_processor.views`). None: one of each; not enough where their
-            number hangs on an image's size.
+        Raises:
+            UserError: As in `render`.
         """
         template = template or self.template
         if views is None and self.image_processor.views_vary:
@@ -182,7 +111,7 @@ class MMChatProcessor(ProcessorMixin):
         )
 
     def comparison_inputs(self) -> BatchFeature:
-        """A fixed input that exercises every part of a model; used to compare a model with its saved copy."""
+        """A fixed image and text that use every part of a model. Used to compare a model with its saved copy."""
         side = max(spec.image_size for spec in self.image_processor.specs)
         width = 2 * side if self.image_processor.views_vary else side
         image = Image.fromarray(np.linspace(0, 255, side * width * 3).astype(np.uint8).reshape(side, width, 3))
@@ -199,15 +128,23 @@ class MMChatProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prompts made by the chat template, with their images, as a batch of tensors padded on the left.
+        """Encode prompts that the chat template wrote, with their images, as a batch padded on the left.
 
         Args:
-            images: images in reading order, nested or flat; see `open_images`.
-            text: one slot group (`<img><imgpad></img>`) per image; each becomes as many slots as the image needs.
-            sanitize_control_tokens: the text comes from `apply_chat_template`, which marked what users typed.
+            images: Images in reading order, nested or flat; see `open_images`.
+            text: One prompt or several, with one slot group (`<img><imgpad></img>`) per image. Each group is
+                expanded to the slots of its image.
+            sanitize_control_tokens: The text comes from `apply_chat_template` with the same argument, which marks
+                control tokens that users typed.
+            return_tensors: Ignored. The result always holds torch tensors.
+            **kwargs: Ignored.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64[B, L], if there is text; `pixel_values` and `grids` of the image
+            processor if there are images.
 
         Raises:
-            UserError: the numbers of slot groups and images differ.
+            UserError: The numbers of slot groups and images differ.
         """
         data: dict[str, Any] = {}
         opened = [] if images is None else open_images(images)
@@ -215,20 +152,20 @@ class MMChatProcessor(ProcessorMixin):
             data.update(self.image_processor(opened))
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
-            words, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
-            places = [count_images(prompt, *words, **sanitize) for prompt in prompts]
-            if sum(places) != len(opened):
-                raise UserError(f"the text has places for {sum(places)} images, but {len(opened)} images were given")
+            tokens, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
+            counts = [count_images(prompt, *tokens, **sanitize) for prompt in prompts]
+            if sum(counts) != len(opened):
+                raise UserError(f"the text has places for {sum(counts)} images, but {len(opened)} images were given")
             slots = (self.image_tokens * self.image_processor.views(image.size) for image in opened)
             rows = [
-                encode_prompt(prompt, *words, list(islice(slots, images)), **sanitize)
-                for prompt, images in zip(prompts, places, strict=True)
+                encode_prompt(prompt, *tokens, list(islice(slots, count)), **sanitize)
+                for prompt, count in zip(prompts, counts, strict=True)
             ]
             data.update(pad_left(rows, self.pad_token_id))
         return BatchFeature(data)
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but what a user types is text, even where it spells a control token."""
+        """As in transformers, but text that spells a control token stays text."""
         kwargs.setdefault("sanitize_control_tokens", tokenize)
         if kwargs["sanitize_control_tokens"]:
             batched = bool(conversation) and isinstance(conversation[0], list)
@@ -237,7 +174,11 @@ class MMChatProcessor(ProcessorMixin):
 
 
 def pad_left(rows: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask, int[B, L]; generation continues at the right edge, so padding goes left."""
+    """Pad rows of token ids on the left, so that generation continues at the right edge.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64[B, L].
+    """
     length = max(map(len, rows))
     input_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros_like(input_ids)

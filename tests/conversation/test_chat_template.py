@@ -13,7 +13,8 @@ from mmchat.conversation import (
     to_jinja,
 )
 from mmchat.errors import UserError
-from mmchat.model.processor import MMChatImageProcessor, MMChatProcessor
+from mmchat.model.image_processor import MMChatImageProcessor
+from mmchat.model.processor import MMChatProcessor
 from tests.conversation.conftest import PLAIN_JINJA
 
 SLOTS = SlotTokens("<imgpad>", "<img>", "</img>")

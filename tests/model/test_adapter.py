@@ -113,7 +113,7 @@ def test_weights_that_do_not_fit_are_refused(copy, name):
     whole = load_file(path)
     key = sorted(whole)[0]
     save_file({**whole, f"{key}.more": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=f"do not fit .*missing or left over are .*{key}.more"):
+    with pytest.raises(UserError, match=f"do not fit .*missing or unexpected are .*{key}.more"):
         load_adapter(directory)
     save_file({**whole, key: torch.zeros(5, 7)}, path)
     with pytest.raises(UserError, match=r"do not fit .*base: "):
@@ -122,7 +122,7 @@ def test_weights_that_do_not_fit_are_refused(copy, name):
     with pytest.raises(UserError, match=f"the weights in .*{name} are damaged or cut off"):
         load_adapter(directory)
     path.unlink()
-    with pytest.raises(UserError, match=f"is no adapter directory that a run wrote: it has no {name}"):
+    with pytest.raises(UserError, match=f"is not a complete adapter directory: it has no {name}"):
         load_adapter(directory)
 
 
@@ -135,7 +135,7 @@ def test_a_weight_that_is_missing_is_noticed(copy, name):
     gone = min(weights)
     del weights[gone]
     save_file(weights, path)
-    with pytest.raises(UserError, match=f"missing or left over are {gone}$"):
+    with pytest.raises(UserError, match=f"missing or unexpected are {gone}$"):
         load_adapter(directory)
 
 

@@ -83,7 +83,7 @@ def test_towers_that_do_not_fit_each_other(make_assistant, make_tower):
     unequal = [make_tower(), make_tower(backbone={"image_size": 14})]
     with pytest.raises(UserError, match=r"must give equally many tokens, found \[16, 4\]; use fusion sequence"):
         make_assistant(towers=unequal)
-    with pytest.raises(UserError, match="width 32 cannot be shared by 3 towers"):
+    with pytest.raises(UserError, match="hidden size 32 is not divisible by 3 towers"):
         make_assistant(towers=[make_tower(), make_tower(), make_tower()])
     with pytest.raises(UserError, match=r"projector 'mlp' is unknown; known: linear, mlp\{n\}x_gelu, "):
         make_assistant(projector="mlp")
@@ -202,7 +202,10 @@ def test_images_are_images_arrays_or_local_paths(make_assistant, make_image, tmp
     how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], **how)
     assert torch.equal(inputs["pixel_values"], expected[:1])
-    for wrong, message in (("https://x/a.png", "nothing is fetched"), (str(tmp_path / "b.png"), "does not exist")):
+    for wrong, message in (
+        ("https://x/a.png", "images are not downloaded here"),
+        (str(tmp_path / "b.png"), "does not exist"),
+    ):
         with pytest.raises(UserError, match=message):
             processor.image_processor([wrong])
     with pytest.raises(ValueError, match="flat list of images"):

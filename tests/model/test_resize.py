@@ -54,7 +54,7 @@ def test_images_that_show_more(assistant_dir, tmp_path):
 @pytest.mark.parametrize(
     ("projector", "sizes", "message"),
     [
-        ("pixel_shuffle_2d", [56], "projector pixel_shuffle_2d learned something for each patch"),
+        ("pixel_shuffle_2d", [56], "projector pixel_shuffle_2d has parameters per patch"),
         ("linear", [30], "30"),
         ("linear", [28, 28], "--image-size is given 2 times for 1 vision towers"),
     ],

@@ -19,7 +19,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import SharedError, UserError
 from mmchat.images import load_image
-from mmchat.model.processor import MMChatImageProcessor
+from mmchat.model.image_processor import MMChatImageProcessor
 from mmchat.progress import progress_bar
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals, exit_status, ignore_stop_signals

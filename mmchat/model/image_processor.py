@@ -1,0 +1,122 @@
+"""`MMChatImageProcessor`: images become the pixel values of every tower."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import make_flat_list_of_images
+
+from mmchat.errors import UserError
+from mmchat.images import load_image
+from mmchat.vision import Grid, Size, TowerSpec, normalise, preprocess
+
+
+class MMChatImageProcessor(BaseImageProcessor):
+    """One image processor for all towers. Each tower preprocesses the same image in its own way.
+
+    Args:
+        towers: One `TowerSpec.to_dict()` per tower, in the order of the model.
+        **kwargs: Passed to transformers' `BaseImageProcessor`.
+    """
+
+    model_input_names = ["pixel_values", "grids"]
+
+    def __init__(self, towers: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.towers = towers or []
+
+    @property
+    def specs(self) -> list[TowerSpec]:
+        """The specs of the towers, in the order of the model."""
+        return [TowerSpec.from_dict(tower) for tower in self.towers]
+
+    @property
+    def views_vary(self) -> bool:
+        """Whether the number of views of an image depends on its size."""
+        return any(spec.native or spec.preprocessing.tiling for spec in self.specs)
+
+    def views(self, size: Size) -> int:
+        """Number of views of an image of this size, the same for all towers."""
+        return self.specs[0].views(size)
+
+    def grids(self, sizes: Iterable[Size]) -> list[Grid] | None:
+        """Rows and columns of patches of images of these sizes, or None if the towers do not have native aspect."""
+        spec = self.specs[0]
+        return [spec.grid(size) for size in sizes] if spec.native else None
+
+    @property
+    def fewest_views(self) -> int:
+        """Smallest number of views of any image."""
+        tiling = self.specs[0].preprocessing.tiling
+        return 1 if tiling is None else tiling.fewest_views
+
+    def pixels(self, image: Image.Image | Sequence[Image.Image]) -> list[np.ndarray]:
+        """Preprocess an image for every tower, without normalising.
+
+        Args:
+            image: One RGB image for all towers, or one per tower.
+
+        Returns:
+            uint8[views, 3, H, W] for each tower.
+        """
+        per_tower = [image] * len(self.towers) if isinstance(image, Image.Image) else image
+        return [preprocess(one, spec) for one, spec in zip(per_tower, self.specs, strict=True)]
+
+    def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Preprocess and normalise a batch of images.
+
+        Args:
+            images: Nested or flat list of images; see `open_images`.
+            return_tensors: Ignored. The result always holds torch tensors.
+            **kwargs: Ignored.
+
+        Returns:
+            `pixel_values`: float32[views, 3, H, W] in reading order, or a list of one such tensor per tower. With
+            native aspect also `grids`: int64[images, 2], rows and columns of each image's patches.
+        """
+        opened = open_images(images)
+        pixels = [self.pixels(image) for image in opened]
+        per_tower = [
+            torch.from_numpy(normalise([view for image_pixels in pixels for view in image_pixels[tower]], spec))
+            for tower, spec in enumerate(self.specs)
+        ]
+        data = {"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower}
+        if grids := self.grids(image.size for image in opened):
+            data["grids"] = torch.tensor(grids)
+        return BatchFeature(data)
+
+    preprocess = __call__
+
+
+def open_images(images: Any) -> list[Image.Image]:
+    """Open images as RGB, in reading order.
+
+    Args:
+        images: Nested or flat list of PIL images, arrays uint8[H, W, 3] and local paths.
+
+    Raises:
+        UserError: An image cannot be read, or is given by a URL.
+        ValueError: An item is no image.
+    """
+    if isinstance(images, list | tuple):
+        return [one for image in images for one in open_images(image)]
+    if isinstance(images, str | Path):
+        if str(images).startswith(("http://", "https://", "data:")):
+            raise UserError(
+                f"image {str(images)[:80]} is not a local file; images are not downloaded here, so pass a PIL image"
+            )
+        return [load_image(images)]
+    return [_as_rgb(image) for image in make_flat_list_of_images(images)]
+
+
+def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
+        return Image.fromarray(image)
+    raise ValueError(f"expected a PIL image, a path or uint8[H, W, 3], found {type(image).__name__}")
