@@ -131,7 +131,7 @@ def _parser() -> OneLineParser:
     kinds = "\n".join(f"  {name:15} {kind.wants}\n{'':18}e.g. {name} {kind.example}" for name, kind in KINDS.items())
     epilog = f"kinds (KIND --help for its options):\n{kinds}"
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog="convert.py", description=__doc__, epilog=epilog, formatter_class=raw)
+    parser = OneLineParser(prog=Path(sys.argv[0]).name, description=__doc__, epilog=epilog, formatter_class=raw)
     commands = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, kind in KINDS.items():
         about = f"{kind.wants}\n\n  python data_tools/convert.py {name} {kind.example} --out OUT.jsonl"

@@ -1,1 +1,1 @@
-"""The command line: words into a config, a config into one call."""
+"""The command line: one module per command. Each has EXAMPLE, add_arguments(parser) and run(arguments)."""

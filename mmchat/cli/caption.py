@@ -1,27 +1,29 @@
-"""`mmchat caption`: one line of JSON per image of a folder."""
+"""`mmchat caption`: one JSON line per image."""
 
 import argparse
 from pathlib import Path
 
+from mmchat.command_line.options import add_batch_size, add_max_new_tokens, add_model_directory
 from mmchat.images import find_images
 
+EXAMPLE = "mmchat caption runs/quickstart/model data/quickstart/heldout --out captions.jsonl"
 
-def add_commands(add) -> None:
-    caption = add(
-        "caption",
-        "describe every image of files and folders, in batches; a rerun does what is missing",
-        "mmchat caption runs/quickstart/model data/quickstart/heldout --out captions.jsonl",
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_details("Run it again after an interruption: images that have a line in --out are skipped.")
+    add_model_directory(parser)
+    parser.add_argument(
+        "paths", metavar="PATH", type=Path, nargs="+", help="images, or folders, which are searched recursively"
     )
-    caption.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")
-    caption.add_argument("paths", metavar="IMAGES_OR_FOLDERS", type=Path, nargs="+", help="folders are searched deeply")
-    caption.add_argument("--out", type=Path, required=True, help="JSON lines: path and caption, or path and error")
-    caption.add_argument("--prompt", default="Describe the image.", help="what each image is asked")
-    caption.add_argument("--batch-size", type=int, default=8, help="images per forward")
-    caption.add_argument("--max-new-tokens", type=int, default=128, help="longest caption")
-    caption.set_defaults(run=run_caption)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON lines: path and caption, or path and error"
+    )
+    parser.add_argument("--prompt", default="Describe the image.", metavar="TEXT", help="prompt for every image")
+    add_batch_size(parser, 8)
+    add_max_new_tokens(parser, 128, "caption")
 
 
-def run_caption(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     files = find_images(arguments.paths)
     from mmchat.inference.captioning import caption_files
     from mmchat.inference.generator import Generator
@@ -31,6 +33,6 @@ def run_caption(arguments: argparse.Namespace) -> None:
         generator, files, arguments.out, arguments.prompt, arguments.batch_size, arguments.max_new_tokens
     )
     print(
-        f"{summary.done} captioned, {summary.failed} could not be read, "
-        f"{summary.skipped} were there already: {arguments.out}"
+        f"{summary.done} captioned, {summary.failed} could not be read, {summary.skipped} were done before: "
+        f"{arguments.out}"
     )

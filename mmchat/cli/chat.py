@@ -1,45 +1,43 @@
-"""`mmchat chat`: one question, or a conversation at a prompt."""
+"""`mmchat chat`: one question, or a conversation in the terminal."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from mmchat.command_line.options import add_max_new_tokens, add_model_directory
 from mmchat.errors import UserError
 from mmchat.images import load_image
 
-
-def add_commands(add) -> None:
-    chat = add(
-        "chat",
-        "ask about images, once or in a conversation",
-        'mmchat chat runs/quickstart/model --image image.png "How many digits are there?"',
-    )
-    chat.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")
-    chat.add_argument("question", nargs="?", help="not given: an interactive prompt that remembers the conversation")
-    chat.add_argument("--image", action="append", type=Path, default=[], help="image; repeat for several")
-    chat.add_argument("--max-new-tokens", type=int, default=128, help="longest answer")
-    chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; above, answers are sampled")
-    chat.set_defaults(run=run_chat)
+EXAMPLE = 'mmchat chat runs/quickstart/model --image image.png "How many digits are there?"'
 
 
-def run_chat(arguments: argparse.Namespace) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_directory(parser)
+    parser.add_argument("question", metavar="QUESTION", nargs="?", help="without it, a conversation starts")
+    parser.add_argument("--image", action="append", type=Path, default=[], metavar="FILE", help="repeat for several")
+    add_max_new_tokens(parser, 128, "answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding; above 0: sampling")
+
+
+def run(arguments: argparse.Namespace) -> None:
     images = [load_image(path) for path in arguments.image]
     from mmchat.inference.generator import Generator
 
     generator = Generator(arguments.checkpoint)
     options = {"max_new_tokens": arguments.max_new_tokens, "temperature": arguments.temperature}
-    if arguments.question is not None:
-        for piece in generator.stream(arguments.question, images, **options):
-            print(piece, end="", flush=True)
-        print()
+    if arguments.question is None:
+        converse(generator, images, options)
         return
-    converse(generator, images, options)
+    for piece in generator.stream(arguments.question, images, **options):
+        print(piece, end="", flush=True)
+    print()
 
 
-def converse(generator, images: list, options: dict) -> None:
-    """Read questions until end of input; `/image PATH` adds an image, `/new` forgets, `/quit` ends."""
+def converse(generator: Any, images: list, options: dict[str, Any]) -> None:
+    """Answer questions from stdin until it ends; `/image FILE`, `/new` and `/quit` are commands."""
     history: list[dict] = []
-    print("Ask away. /image PATH adds an image, /new starts over, /quit ends.", file=sys.stderr)
+    print("Ask away. /image FILE adds an image, /new starts over, /quit ends.", file=sys.stderr)
     while True:
         try:
             line = input("you> ").strip()

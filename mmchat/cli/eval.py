@@ -1,41 +1,46 @@
-"""`mmchat eval`: score a model on questions with known answers."""
+"""`mmchat eval`: score an assistant on questions with known answers."""
 
 import argparse
 from pathlib import Path
 
+from mmchat.command_line.options import add_batch_size, add_max_new_tokens, add_model_directory
 from mmchat.files import write_json, write_json_lines
 
+EXAMPLE = "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart"
+DETAILS = """The score is exact match per kind of question. Next to it is the blind score: the same questions
+asked about wrong images, which shows how much can be guessed."""
 
-def add_commands(add) -> None:
-    command = add(
-        "eval",
-        "ask every question of a file and score exact match per kind, with the blind score beside it",
-        "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart",
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_details(DETAILS)
+    add_model_directory(parser)
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        type=Path,
+        help="LLaVA .json or .jsonl; the key `kinds` of a record groups its questions",
     )
-    command.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")
-    command.add_argument("data", metavar="FILE", type=Path, help="LLaVA .json or .jsonl; `kinds` groups the questions")
-    command.add_argument("--image-root", type=Path, help="folder of the images; not given: the file's own")
-    command.add_argument("--out", type=Path, help="folder for scores.json and predictions.jsonl")
-    command.add_argument(
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="folder of the images; default: that of DATA")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write scores.json and predictions.jsonl")
+    parser.add_argument(
         "--metric",
         action="append",
         default=[],
         metavar="NAME",
-        help="a score beside exact match; repeat for several: ned, bleu, f1, anls, relaxed_accuracy, scrm_slight and "
-        "others (docs/guides/scores.md)",
+        help="another score; repeat for several: ned, word_ned, bleu, meteor, precision, recall, f1, anls, "
+        "relaxed_accuracy, scrm_strict, scrm_slight, scrm_high (docs/guides/scores.md)",
     )
-    command.add_argument(
+    parser.add_argument(
         "--blind",
         choices=("swapped", "blank"),
         default="swapped",
-        help="what the blind score looks at: the others' images, or white ones",
+        help="images for the blind score: those of other questions, or white ones",
     )
-    command.add_argument("--batch-size", type=int, default=32, help="questions per forward")
-    command.add_argument("--max-new-tokens", type=int, default=64, help="longest answer")
-    command.set_defaults(run=run_eval)
+    add_batch_size(parser, 32, "questions")
+    add_max_new_tokens(parser, 64, "answer")
 
 
-def run_eval(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from mmchat.evaluation.questions import evaluate, read_questions
@@ -55,8 +60,8 @@ def run_eval(arguments: argparse.Namespace) -> None:
     if arguments.out:
         write_json(arguments.out / "scores.json", {"blind_by": arguments.blind} | result.flat() | flat(scores))
         lines = [
-            {"image": q.image.name, "kind": q.kind, "question": q.text, "answer": p, "truth": q.answer}
-            for q, p in zip(questions, result.predictions, strict=True)
+            {"image": q.image.name, "kind": q.kind, "question": q.text, "answer": answer, "truth": q.answer}
+            for q, answer in zip(questions, result.predictions, strict=True)
         ]
         write_json_lines(arguments.out / "predictions.jsonl", lines)
         print(f"{arguments.out / 'scores.json'}\n{arguments.out / 'predictions.jsonl'}")

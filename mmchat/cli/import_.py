@@ -1,25 +1,23 @@
-"""`mmchat import`: an assistant that another program wrote becomes a model directory of ours."""
+"""`mmchat import`: an assistant published in another format becomes a model directory of mmchat."""
 
 import argparse
 from pathlib import Path
 
-from mmchat.cli.init import claim
+from mmchat.command_line.options import require_empty
+
+EXAMPLE = "mmchat import downloads/vary-toy runs/vary-toy"
 
 
-def add_commands(add) -> None:
-    command = add(
-        "import",
-        "write an assistant that others published as a model directory of ours, to be trained or used",
-        "mmchat import downloads/vary-toy runs/vary-toy",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="directory of Vary (with OPT or Qwen) or Vary-toy, as published"
     )
-    command.add_argument("source", metavar="SRC", type=Path, help="directory: Vary's OPT, Vary's Qwen or Vary-toy")
-    command.add_argument("out", metavar="DST", type=Path, help="model directory to write")
-    command.add_argument("--tokenizer", help="directory or hub name; not given: the source's own")
-    command.set_defaults(run=run_import)
+    parser.add_argument("out", metavar="OUT", type=Path, help="model directory to write; must not exist yet")
+    parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="tokenizer; default: the one in SOURCE")
 
 
-def run_import(arguments: argparse.Namespace) -> None:
-    claim(arguments.out)
+def run(arguments: argparse.Namespace) -> None:
+    require_empty(arguments.out)
     from mmchat.conversion import import_model
     from mmchat.model.directory import save_assistant
 

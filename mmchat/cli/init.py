@@ -1,113 +1,103 @@
-"""`mmchat init`, `mmchat resize`: write the model directory that a training run starts from."""
+"""`mmchat init`: an assistant from a language model and vision towers, for a training run to start from."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from mmchat.command_line.options import (
+    add_image_sizes,
+    add_new_directory,
+    add_seed,
+    add_trust_torchscript,
+    layer_indices,
+    per_tower,
+    require_empty,
+)
 from mmchat.errors import UserError
 from mmchat.vision.spec import FITS
 
+EXAMPLE = "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-base-patch16 --layer -2 --out runs/init"
 
-def add_commands(add) -> None:
-    init = add(
-        "init",
-        "join a language model and vision towers into an assistant",
-        "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-base-patch16 --layer -2 --out runs/init",
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    language = parser.add_argument_group("language model and conversation")
+    language.add_argument(
+        "--language", required=True, metavar="DIR_OR_NAME", help="directory, hub name, or config .json (random weights)"
     )
-    init.add_argument("--language", required=True, help="directory, hub name, or a config .json for random weights")
-    init.add_argument("--tokenizer", help="directory or hub name; not given: the language model's own")
-    init.add_argument(
-        "--vision", action="append", required=True, help="directory, hub name or tower config .json; repeat for several"
+    language.add_argument(
+        "--tokenizer", metavar="DIR_OR_NAME", help="directory or hub name; default: the language model's own"
     )
-    init.add_argument(
-        "--projector",
-        action="append",
-        help="linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, avg_pool{n}_mlp2x_gelu or resampler{n}; once for "
-        "all towers, or once for each; not given: mlp2x_gelu",
+    language.add_argument("--template", default="vicuna_v1", metavar="NAME", help="conversation template")
+    language.add_argument(
+        "--system", metavar="TEXT", help="default system message, may be empty; default: the template's own"
     )
-    init.add_argument("--fusion", default="channels", choices=["channels", "sequence"], help="how several towers meet")
-    init.add_argument("--template", default="vicuna_v1", help="conversation template")
-    init.add_argument("--system", help="default system message, may be empty; not given: the template's own")
-    init.add_argument(
-        "--layer",
-        action="append",
-        type=layers,
-        help="feature layer, or several laid side by side: -2, or --layer=-2,-5; once for all, or once for each; "
-        "not given: the tower's own",
-    )
-    init.add_argument("--class-token", action="store_true", help="keep the class token among the features")
-    init.add_argument(
-        "--image-size",
-        action="append",
+    language.add_argument(
+        "--max-positions",
         type=int,
-        help="side of what a tower sees, in pixels; once for all towers, or once for each; not given: what it was "
-        "trained at",
+        metavar="N",
+        help="context length of an OPT; its learned positions are interpolated",
     )
-    init.add_argument("--fit", choices=FITS, help="how images come to the towers; not given: the tower's own")
-    init.add_argument("--max-tiles", type=int, help="of --fit tiles: most squares an image is cut into; not given: 12")
-    init.add_argument(
-        "--max-patches",
-        type=int,
-        help="of fit native: most patches that an image has; not given: the tower's own, as a rule 256",
-    )
-    init.add_argument(
-        "--compressor",
-        action="store_true",
-        help="put Vary's two convolutions, new, behind a SAM: 4,096 patches become 256; images come as Vary's do",
-    )
-    init.add_argument(
-        "--max-positions", type=int, help="tokens that an OPT is to take; its learned positions are interpolated"
-    )
-    init.add_argument(
-        "--trust-torchscript", action="store_true", help="open a TorchScript archive of a tower, which is a program"
-    )
-    init.add_argument(
+    language.add_argument(
         "--bare-slots", action="store_true", help="no <img> and </img> around an image's slots, as in LLaVA-1.5"
     )
-    init.add_argument("--seed", type=int, default=0, help="of new weights")
-    init.add_argument(
-        "--without-weights", action="store_true", help="neither read nor write any: a directory for `mmchat plan` only"
+    add_tower_arguments(parser.add_argument_group("vision towers (options marked * are given once, or once per tower)"))
+    other = parser.add_argument_group("output")
+    add_seed(other)
+    other.add_argument(
+        "--without-weights", action="store_true", help="neither load nor write weights: a directory for `mmchat plan`"
     )
-    init.add_argument("--out", type=Path, required=True, help="directory to write")
-    init.set_defaults(run=run_init)
+    add_new_directory(other)
 
-    resize = add(
-        "resize",
-        "write an assistant whose towers see larger or smaller images, to be trained on",
-        "mmchat resize runs/small/model --image-size 448 --out runs/large-init",
-    )
-    resize.add_argument("model", metavar="CKPT", type=Path, help="model directory")
-    resize.add_argument(
-        "--image-size",
+
+def add_tower_arguments(group: Any) -> None:
+    group.add_argument(
+        "--vision",
         action="append",
-        type=int,
         required=True,
-        help="side of what a tower sees, in pixels; once for all towers, or once for each",
+        metavar="TOWER",
+        help="directory, hub name or tower config .json; repeat for several towers",
     )
-    resize.add_argument(
-        "--keep-positions",
+    group.add_argument(
+        "--projector",
+        action="append",
+        metavar="KIND",
+        help="* linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, avg_pool{n}_mlp2x_gelu or resampler{n}; "
+        "default: mlp2x_gelu",
+    )
+    group.add_argument(
+        "--fusion",
+        default="channels",
+        choices=["channels", "sequence"],
+        help="concatenate the features of several towers on channels, or their tokens in sequence",
+    )
+    group.add_argument(
+        "--layer",
+        action="append",
+        type=layer_indices,
+        metavar="INDEX",
+        help="* hidden layer to take features from, or several (--layer=-2,-5), concatenated; default: the tower's",
+    )
+    group.add_argument("--class-token", action="store_true", help="keep the class token among the features")
+    add_image_sizes(group)
+    group.add_argument("--fit", choices=FITS, help="how an image is fitted to the input size; default: the tower's own")
+    group.add_argument(
+        "--max-tiles", type=int, metavar="N", help="with --fit tiles: most tiles of an image; default: 12"
+    )
+    group.add_argument(
+        "--max-patches",
+        type=int,
+        metavar="N",
+        help="with fit native: most patches of an image; default: the tower's own, usually 256",
+    )
+    group.add_argument(
+        "--compressor",
         action="store_true",
-        help="for images that show more, as large as before; without it, for the same images with more pixels",
+        help="append Vary's two convolutions, untrained, to a SAM tower: 4,096 patches become 256",
     )
-    resize.add_argument("--out", type=Path, required=True, help="directory to write")
-    resize.set_defaults(run=run_resize)
+    add_trust_torchscript(group)
 
 
-def run_resize(arguments: argparse.Namespace) -> None:
-    claim(arguments.out)
-    from mmchat.model.directory import load_assistant, save_assistant
-
-    model, processor = load_assistant(arguments.model)
-    sizes = per_tower("--image-size", arguments.image_size, len(model.towers))
-    model.resize_towers(sizes, arguments.keep_positions)
-    processor.set_towers(model.specs, model.image_tokens)
-    save_assistant(model, processor, arguments.out)
-    sides = ", ".join(f"{spec.image_size} x {spec.image_size}" for spec in model.specs)
-    print(f"{arguments.out}: sees {sides} pixels, {model.image_tokens} slots per view")
-
-
-def run_init(arguments: argparse.Namespace) -> None:
-    claim(arguments.out)
+def run(arguments: argparse.Namespace) -> None:
+    require_empty(arguments.out)
     from contextlib import nullcontext
 
     import torch
@@ -115,27 +105,11 @@ def run_init(arguments: argparse.Namespace) -> None:
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
     from mmchat.model.assembly import assemble
     from mmchat.model.directory import save_assistant, save_shapes
-    from mmchat.vision import Tiling, load_tower
 
-    if arguments.max_tiles is not None and arguments.fit != "tiles":
-        raise UserError("--max-tiles belongs to --fit tiles")
-    tiling = None if arguments.max_tiles is None else Tiling(max_tiles=arguments.max_tiles)
-    fitted = {"fit": arguments.fit, "tiling": tiling, "max_patches": arguments.max_patches}
-    count = len(arguments.vision)
-    feature_layers = per_tower("--layer", arguments.layer, count)
-    sizes = per_tower("--image-size", arguments.image_size, count)
-    projectors = per_tower("--projector", arguments.projector, count, "mlp2x_gelu")
-    own: dict[str, Any] = {"class_token": True} if arguments.class_token else {}
-    settings = [own if layer is None else {**own, "layer": layer} for layer in feature_layers]
     torch.manual_seed(arguments.seed)
     weights = not arguments.without_weights
     with nullcontext() if weights else torch.device("meta"):
-        towers = [
-            load_tower(source, weights, size, arguments.trust_torchscript, **fitted, **setting)
-            for source, size, setting in zip(arguments.vision, sizes, settings, strict=True)
-        ]
-        if arguments.compressor:
-            towers = compress(towers, arguments.fit)
+        towers, projectors = load_towers(arguments)
         model, processor = assemble(
             arguments.language,
             towers,
@@ -156,40 +130,44 @@ def run_init(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {parameters:,} parameters, {slots}, {arguments.template}")
 
 
+def load_towers(arguments: argparse.Namespace) -> tuple[list[Any], list[str]]:
+    """The towers, and the kind of projector of each.
+
+    Raises:
+        UserError: an option does not fit the number or the kind of towers, or a tower cannot be loaded.
+    """
+    from mmchat.vision import Tiling, load_tower
+
+    if arguments.max_tiles is not None and arguments.fit != "tiles":
+        raise UserError("--max-tiles belongs to --fit tiles")
+    count = len(arguments.vision)
+    layers = per_tower("--layer", arguments.layer, count)
+    sizes = per_tower("--image-size", arguments.image_size, count)
+    projectors = per_tower("--projector", arguments.projector, count, "mlp2x_gelu")
+    settings: dict[str, Any] = {
+        "fit": arguments.fit,
+        "tiling": None if arguments.max_tiles is None else Tiling(max_tiles=arguments.max_tiles),
+        "max_patches": arguments.max_patches,
+    }
+    if arguments.class_token:
+        settings["class_token"] = True
+    towers = []
+    for source, size, layer in zip(arguments.vision, sizes, layers, strict=True):
+        layer_setting = {} if layer is None else {"layer": layer}
+        weights, trust = not arguments.without_weights, arguments.trust_torchscript
+        towers.append(load_tower(source, weights, size, trust, **settings, **layer_setting))
+    return compress(towers, arguments.fit) if arguments.compressor else towers, projectors
+
+
 def compress(towers: list[Any], fit: str | None) -> list[Any]:
-    """Those of SAM with Vary's compressor; raises UserError where there is none."""
+    """Append Vary's compressor to the SAM towers.
+
+    Raises:
+        UserError: none of the towers is a SAM.
+    """
     from mmchat.vision.families.sam import compressed
 
     families = [tower.config.family for tower in towers]
     if "sam" not in families:
-        raise UserError(f"--compressor belongs behind a SAM; the towers are of families {', '.join(families)}")
+        raise UserError(f"--compressor needs a SAM tower; the towers are of families {', '.join(families)}")
     return [compressed(tower, fit or "squash") if tower.config.family == "sam" else tower for tower in towers]
-
-
-def layers(words: str) -> int | tuple[int, ...]:
-    """What `TowerConfig.layer` takes: `-2`, or `-2,-5`."""
-    numbers = tuple(int(word) for word in words.split(","))
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def per_tower(option: str, given: list | None, towers: int, usual: Any = None) -> list:
-    """One value for each tower, of an option that was given once for all, or once for each in their order.
-
-    Raises:
-        UserError: neither.
-    """
-    values = given or [usual]
-    if len(values) == 1:
-        return values * towers
-    if len(values) != towers:
-        raise UserError(
-            f"{option} is given {len(values)} times for {towers} vision towers; give it once for all, "
-            "or once for each --vision, in the same order"
-        )
-    return values
-
-
-def claim(out: Path) -> None:
-    """Raises UserError where `out` exists and holds something."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty; remove it or name another --out")

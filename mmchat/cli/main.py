@@ -1,104 +1,162 @@
-"""`mmchat COMMAND ...`: finds the command and hands over. Commands import torch only when they run."""
+"""`mmchat COMMAND ...`: the table of commands. Only the module of the requested command is imported."""
 
 import argparse
 import difflib
 import sys
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
-from mmchat.cli import (
-    caption,
-    chat,
-    clip,
-    clip_models,
-    clip_search,
-    data,
-    data_check,
-    merge,
-    ocr,
-    plan,
-    probe,
-    replay,
-    report,
-    vision,
-)
-from mmchat.cli import eval as evaluate
-from mmchat.cli import import_ as importing
-from mmchat.cli import init as initialise
-from mmchat.cli.train import launch_main
+from mmchat import __version__
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
 from mmchat.command_line.errors import EXIT_USER_ERROR, reporting
-from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of one to three words.
+
+    module: below mmchat.cli. It has EXAMPLE, add_arguments(parser) and run(arguments); or, if `entry` is set, a
+        function of that name, arguments -> exit status, which parses its own arguments.
+    summary: one line of `mmchat --help`.
+    libraries: whether the command uses torch or transformers, whose messages are then silenced.
+    """
+
+    module: str
+    summary: str
+    entry: str = ""
+    libraries: bool = True
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "Train": {
+        "init": Command("init", "build an assistant from a language model and vision towers"),
+        "resize": Command("resize", "give the vision towers of an assistant another input size"),
+        "import": Command("import_", "convert an assistant published in another format"),
+        "plan": Command("plan", "predict memory, steps and cost of a run before it starts"),
+        "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main"),
+        "merge": Command("merge", "merge a LoRA adapter into its base model"),
+        "replay": Command("replay", "show the samples of one training step with their losses"),
+        "recipe list": Command("recipe.list", "list the configs that come with mmchat", libraries=False),
+        "recipe show": Command("recipe.show", "print one of these configs", libraries=False),
+        "recipe write": Command("recipe.write", "copy one of these configs to a file of your own", libraries=False),
+    },
+    "Use": {
+        "chat": Command("chat", "ask about images, once or in a conversation"),
+        "caption": Command("caption", "describe every image of files and folders"),
+        "ocr": Command("ocr", "read the text of images and PDF pages"),
+        "demo": Command("demo", "chat about images in the browser", entry="main"),
+    },
+    "Evaluate": {
+        "eval": Command("eval", "score an assistant on questions with known answers"),
+        "report": Command("report", "write one HTML page about a run: curves, scores, answers"),
+    },
+    "Data": {
+        "data check": Command("data.check", "find the errors in a data set, and list the records that are sound"),
+        "data show": Command("data.show", "show samples as training sees them"),
+        "data index": Command("data.index", "measure the length of every sample"),
+        "convert": Command("convert", "convert published data sets to LLaVA's JSONL", entry="main"),
+    },
+    "CLIP models": {
+        "clip init": Command("clip.init", "build a dual encoder from a vision tower and a text encoder"),
+        "clip convert": Command("clip.convert", "convert a published CLIP or SigLIP to a directory of mmchat"),
+        "clip export": Command("clip.export", "write a dual encoder in the format of transformers"),
+        "clip classify": Command("clip.classify", "classify images by labels in words"),
+        "clip eval": Command("clip.eval", "score zero-shot classification or retrieval"),
+        "clip probe": Command("clip.probe", "fit a linear probe on the features of a tower"),
+        "clip search index": Command("clip.search_index", "index a folder of images for search"),
+        "clip search query": Command("clip.search_query", "search an index by text or by image"),
+    },
+    "Vision towers": {
+        "vision inspect": Command("vision.inspect", "show what a tower is and what it sees of an image"),
+        "vision init": Command("vision.init", "put a classification head on a tower"),
+    },
+    "Help": {
+        "env": Command("env", "print versions and hardware, for bug reports"),
+    },
+}
+COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+LONGEST_NAME = 3
+"""Words in a command's name, at most."""
+
+
+def load(command: Command) -> ModuleType:
+    return import_module(f"mmchat.cli.{command.module}")
+
+
+def build_parser(name: str) -> OneLineParser:
+    """The parser of a command that does not parse its own arguments."""
+    command = COMMANDS[name]
+    module = load(command)
+    parser = OneLineParser(
+        prog=f"mmchat {name}",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=HelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
 def build_commands() -> dict[str, OneLineParser]:
-    """Command (one to three words) -> its parser; `run` is the default that it sets."""
-    commands: dict[str, OneLineParser] = {}
-
-    def add(name: str, summary: str, example: str) -> OneLineParser:
-        commands[name] = OneLineParser(
-            prog=f"mmchat {name}",
-            description=summary,
-            epilog=f"example:\n  {example}",
-            formatter_class=HelpFormatter,
-        )
-        return commands[name]
-
-    for module in (
-        initialise,
-        clip_models,
-        clip,
-        clip_search,
-        probe,
-        vision,
-        chat,
-        caption,
-        ocr,
-        evaluate,
-        data,
-        data_check,
-        plan,
-        merge,
-        importing,
-        report,
-        replay,
-    ):
-        module.add_commands(add)
-    return commands
+    """All commands that have a parser, for the reference page and tests."""
+    return {name: build_parser(name) for name, command in COMMANDS.items() if not command.entry}
 
 
-def help_text(commands: dict[str, OneLineParser]) -> str:
-    summaries = {"train": "train as a YAML config says, through DeepSpeed's launcher"}
-    summaries |= {name: parser.description.partition("\n")[0] for name, parser in commands.items()}
-    widest = max(map(len, summaries))
-    lines = [f"  {name:{widest}} {summary}" for name, summary in summaries.items()]
-    return "usage: mmchat COMMAND ...\n\n" + "\n".join(lines) + "\n\n`mmchat COMMAND --help` tells more."
+def help_text() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: mmchat COMMAND ...", "       mmchat --version"]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:{width}}  {command.summary}" for name, command in commands.items())]
+    return "\n".join([*lines, "", "`mmchat COMMAND --help` explains a command and shows an example."])
 
 
-def parse(parser: OneLineParser, words: list[str]) -> argparse.Namespace:
-    """Of a command that overrides keys of a run's config, what is no option of its own is left in `overrides`."""
+def parse(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
+    """Commands with `takes_overrides` collect unknown options, `--key value` of a run's config, in `overrides`."""
     if parser.get_default("takes_overrides"):
-        arguments, overrides = parser.parse_known_args(words)
+        arguments, overrides = parser.parse_known_args(argv)
         return argparse.Namespace(**vars(arguments), overrides=overrides)
-    # Intermixed: an optional question may follow the options, as in `chat CKPT --image a.png "why?"`.
-    return parser.parse_intermixed_args(words)
+    # Intermixed: an optional question may follow the options, as in `chat MODEL --image a.png "why?"`.
+    return parser.parse_intermixed_args(argv)
 
 
-def main(words: list[str] | None = None) -> int:
-    words = sys.argv[1:] if words is None else words
-    if words[:1] == ["train"]:
-        return launch_main(words[1:])
-    commands = build_commands()
-    if not words or words[0] in ("-h", "--help"):
-        print(help_text(commands))
-        return 0 if words else EXIT_USER_ERROR
+def find_command(argv: list[str]) -> tuple[str, list[str]]:
+    """The command's name, and the arguments that follow it.
+
+    Raises:
+        UserError: there is no such command; names the nearest, or those that begin so.
+    """
+    for count in range(LONGEST_NAME, 0, -1):
+        if (name := " ".join(argv[:count])) in COMMANDS:
+            return name, argv[count:]
+    begun = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    if begun:
+        raise UserError(f"`mmchat {argv[0]}` is followed by one of: {', '.join(n.partition(' ')[2] for n in begun)}")
+    near = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.0)[0]
+    raise UserError(f"there is no command {argv[0]!r}; the nearest is {near!r} (see `mmchat --help`)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     with reporting():
-        name = next((n for n in (" ".join(words[:count]) for count in (3, 2, 1)) if n in commands), None)
-        if name is None:
-            near = difflib.get_close_matches(words[0], ["train", *commands], n=1, cutoff=0.0)[0]
-            raise UserError(f"there is no command {words[0]!r}; the nearest is {near!r} (see `mmchat --help`)")
-        arguments = parse(commands[name], words[len(name.split()) :])
-        quiet_libraries()
-        arguments.run(arguments)
+        if not argv or argv[0] in ("-h", "--help"):
+            print(help_text())
+            return 0 if argv else EXIT_USER_ERROR
+        if argv[0] == "--version":
+            print(f"mmchat {__version__}")
+            return 0
+        name, rest = find_command(argv)
+        command = COMMANDS[name]
+        if command.entry:
+            return getattr(load(command), command.entry)(rest)
+        parser = build_parser(name)
+        arguments = parse(parser, rest)
+        if command.libraries:
+            from mmchat.command_line.quiet import quiet_libraries
+
+            quiet_libraries()
+        load(command).run(arguments)
     return 0
 
 

@@ -1,25 +1,21 @@
-"""`mmchat merge`: a LoRA adapter and the model it was trained on become one model directory."""
+"""`mmchat merge`: a LoRA adapter and its base model become one model directory."""
 
 import argparse
 from pathlib import Path
 
-from mmchat.cli.init import claim
+from mmchat.command_line.options import add_new_directory, require_empty
+
+EXAMPLE = "mmchat merge runs/lora/adapter --out runs/lora-merged"
 
 
-def add_commands(add) -> None:
-    command = add(
-        "merge",
-        "write the whole model that a LoRA adapter and its base make",
-        "mmchat merge runs/lora/adapter --out runs/lora-merged",
-    )
-    command.add_argument("adapter", metavar="ADAPTER_DIR", type=Path, help="adapter/ of a run's directory")
-    command.add_argument("--base", type=Path, help="model directory it was trained on; not given: where it says")
-    command.add_argument("--out", type=Path, required=True, help="model directory to write")
-    command.set_defaults(run=run_merge)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="the adapter/ folder of a run")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="base model; default: the one named in the adapter")
+    add_new_directory(parser)
 
 
-def run_merge(arguments: argparse.Namespace) -> None:
-    claim(arguments.out)
+def run(arguments: argparse.Namespace) -> None:
+    require_empty(arguments.out)
     from mmchat.model.adapter import load_adapter, merge
     from mmchat.model.directory import save_assistant
 

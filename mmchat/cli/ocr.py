@@ -5,29 +5,35 @@ from collections import Counter
 from pathlib import Path
 
 from mmchat.command_line.arguments import positive
+from mmchat.command_line.options import add_batch_size, add_max_new_tokens, add_model_directory
 from mmchat.constants import OCR_PROMPT
 from mmchat.images import IMAGE_SUFFIXES, find_images
 
+EXAMPLE = "mmchat ocr runs/pages/model scans book.pdf --out book.md"
 
-def add_commands(add) -> None:
-    ocr = add(
-        "ocr",
-        "read every page of images, PDFs and folders of them; a rerun does what is missing",
-        "mmchat ocr runs/pages/model scans book.pdf --out book.md",
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_details("Run it again after an interruption: pages that were read are skipped.")
+    add_model_directory(parser)
+    parser.add_argument(
+        "paths", metavar="PATH", type=Path, nargs="+", help="images, PDFs, or folders, which are searched recursively"
     )
-    ocr.add_argument("checkpoint", metavar="CKPT", type=Path, help="model directory")
-    ocr.add_argument("paths", metavar="FILES_OR_FOLDERS", type=Path, nargs="+", help="folders are searched deeply")
-    ocr.add_argument("--out", type=Path, required=True, help="what to write: .jsonl, .txt or .md")
-    ocr.add_argument("--prompt", default=OCR_PROMPT, help="what each page is asked")
-    ocr.add_argument("--batch-size", type=positive, default=4, help="pages per forward")
-    ocr.add_argument("--max-new-tokens", type=positive, default=2048, help="longest text of a page or band")
-    ocr.add_argument("--max-repeats", type=positive, default=8, help="a text that ends in so many copies is stopped")
-    ocr.add_argument("--tile", action="store_true", help="cut pages taller than wide into bands between their lines")
-    ocr.add_argument("--dpi", type=positive, default=144, help="pixels per inch of a PDF's pages")
-    ocr.set_defaults(run=run_ocr)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .txt or .md")
+    parser.add_argument("--prompt", default=OCR_PROMPT, metavar="TEXT", help="prompt for every page")
+    add_batch_size(parser, 4, "pages")
+    add_max_new_tokens(parser, 2048, "text of a page or band")
+    parser.add_argument(
+        "--max-repeats", type=positive, default=8, metavar="N", help="stop a text that repeats itself this often"
+    )
+    parser.add_argument(
+        "--tile", action="store_true", help="cut pages that are taller than wide into bands, between their lines"
+    )
+    parser.add_argument(
+        "--dpi", type=positive, default=144, metavar="N", help="resolution of PDF pages, pixels per inch"
+    )
 
 
-def run_ocr(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     files = find_images(arguments.paths, IMAGE_SUFFIXES | {".pdf"})
     from mmchat.inference.generator import Generator
     from mmchat.inference.ocr import OcrOptions, lines_in_order, path_of_lines, read_pages, write_document
@@ -44,7 +50,7 @@ def run_ocr(arguments: argparse.Namespace) -> None:
         write_document(lines, arguments.out)
     stopped = Counter(line.get("stopped") for line in lines)
     print(
-        f"{summary.done} pages read, {summary.failed} could not be, {summary.skipped} were there already; "
-        f"{stopped['repetition']} looped and were cut, {stopped['length']} are longer than --max-new-tokens: "
+        f"{summary.done} pages read, {summary.failed} could not be read, {summary.skipped} were done before; "
+        f"{stopped['repetition']} repeated themselves and were cut, {stopped['length']} reached --max-new-tokens: "
         f"{arguments.out}"
     )

@@ -1,40 +1,41 @@
-"""`mmchat plan`: what a run will do and need, before a GPU hour is spent."""
+"""`mmchat plan`: what a run will do and need, before GPU time is spent on it."""
 
 import argparse
 import os
 from pathlib import Path
 
 EXIT_CANNOT_RUN = 1
+EXAMPLE = "mmchat plan configs/llava15/sft.yaml --model runs/llava15/shapes --ranks 8 --gpu H100-80GB"
+DETAILS = """Reads the config, the texts and the shapes of the model; no weights, and no images but those shown.
+Any config key can be overridden as in `mmchat train`. docs/guides/planning.md explains how the figures are computed.
 
-MEANING = """Reads config, texts and the model's shapes; no weight, and no image but those shown. Any key of the
-config can be overridden as in `mmchat train`. docs/guides/planning.md says how the figures are made.
-
-exit status: 0 it can run; 1 it cannot, with a line for each reason (nothing to learn in a source, slots that cannot
-match, a sample that fits no row, records that would stop the run, too little memory); 2 a mistake in the config
-"""
+exit status: 0 the run can start; 1 it cannot, with one line per reason (nothing to learn in a source, slots that do
+not match, a sample too long for a row, records that would stop the run, too little memory); 2 a mistake in the
+config"""
 
 
-def add_commands(add) -> None:
-    plan = add(
-        "plan",
-        "what a run will do, need and cost, before it runs",
-        "mmchat plan configs/llava15/sft.yaml --model runs/llava15/shapes --ranks 8 --gpu H100-80GB",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_details(DETAILS)
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the run's YAML file")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="number of GPUs")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="A100-40GB, A100-80GB, H100-80GB, H200, B200, L40S, RTX-4090, ..."
     )
-    plan.description = f"{plan.description}\n\n{MEANING}"
-    plan.add_argument("config", metavar="CONFIG", type=Path, help="the run's YAML file")
-    plan.add_argument("--ranks", type=int, default=1, help="GPUs of the run")
-    plan.add_argument("--gpu", help="A100-40GB, A100-80GB, H100-80GB, H200, B200, L40S, RTX-4090, ...")
-    plan.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of a GPU, where it is another")
-    plan.add_argument("--mfu", type=float, default=0.4, help="share of its peak that a GPU will reach")
-    plan.add_argument("--price-per-hour", type=float, metavar="PRICE", help="of all ranks together")
-    plan.add_argument("--samples", type=int, default=1, help="of each source, shown as training will see them")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
-    plan.allow_abbrev = False  # or it would take a key of the config for the beginning of an option
-    plan.set_defaults(run=run_plan, takes_overrides=True)
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="memory of one GPU, if --gpu does not list yours"
+    )
+    parser.add_argument("--mfu", type=float, default=0.4, help="assumed model FLOPs utilisation, above 0 and at most 1")
+    parser.add_argument(
+        "--price-per-hour", type=float, metavar="PRICE", help="price of all ranks together, for the cost"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="samples of each source to print")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to this file")
+    parser.allow_abbrev = False  # or a key of the config would be taken for an abbreviated option
+    parser.set_defaults(takes_overrides=True)
 
 
-def run_plan(arguments: argparse.Namespace) -> None:
-    # Nothing is computed, so nothing is gained by a GPU, and DeepSpeed is to plan for one wherever it is.
+def run(arguments: argparse.Namespace) -> None:
+    # Nothing is computed, so a GPU would not help, and DeepSpeed must plan alike on machines with and without one.
     os.environ["DS_ACCELERATOR"] = "cpu"
     from rich.console import Console
 

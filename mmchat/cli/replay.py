@@ -3,23 +3,21 @@
 import argparse
 from pathlib import Path
 
+EXAMPLE = "mmchat replay runs/quickstart --step 1"
 
-def add_commands(add) -> None:
-    command = add(
-        "replay",
-        "show the samples of one step of a run: ids, lengths, supervised tokens, loss of each",
-        "mmchat replay runs/quickstart --step 1",
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_details(
+        "Prints id, tokens, supervised tokens, images and loss of each sample. Use it to explain a spike."
     )
-    command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
-    command.add_argument("--step", type=int, required=True, help="number of the step, from 1")
-    command.set_defaults(run=run_replay)
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="number of the step, from 1")
 
 
-def run_replay(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmchat.files import read_json_lines
     from mmchat.training.replay import replay
 
     found = replay(arguments.run_dir, arguments.step)
@@ -33,8 +31,16 @@ def run_replay(arguments: argparse.Namespace) -> None:
         table.add_row(sample.id, *numbers, f"{sample.where} {sample.left_out}".strip())
     console.print(table)
     console.print(f"weights: {found.weights}")
-    log = arguments.run_dir / "metrics.jsonl"
-    rows = [row for row in (read_json_lines(log) if log.exists() else []) if row["step"] == arguments.step]
-    logged = next((f"{row['loss']:.6f}" for row in rows if "loss" in row), None)
-    skipped = next((row["skipped"] for row in rows if "skipped" in row), "no loss logged")
-    console.print(f"loss of the step: {found.loss:.6f} ({f'logged: {logged}' if logged else skipped})")
+    console.print(f"loss of the step: {found.loss:.6f} ({logged_loss(arguments.run_dir, arguments.step)})")
+
+
+def logged_loss(run_dir: Path, step: int) -> str:
+    """What metrics.jsonl says about the loss of a step."""
+    from mmchat.files import read_json_lines
+
+    log = run_dir / "metrics.jsonl"
+    rows = [row for row in (read_json_lines(log) if log.exists() else []) if row["step"] == step]
+    loss = next((row["loss"] for row in rows if "loss" in row), None)
+    if loss is not None:
+        return f"logged: {loss:.6f}"
+    return next((row["skipped"] for row in rows if "skipped" in row), "no loss logged")

@@ -3,35 +3,39 @@
 import argparse
 from pathlib import Path
 
+from mmchat.command_line.arguments import positive
 
-def add_commands(add) -> None:
-    command = add(
-        "report",
-        "write report.html: curves, figures, scores and a grid of answers, one file that needs nothing beside it",
-        "mmchat report runs/quickstart --stage runs/quickstart/tower --stage runs/quickstart/projector",
+EXAMPLE = "mmchat report runs/quickstart --stage runs/quickstart/tower --stage runs/quickstart/projector"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_details("Writes report.html into the run directory. The page is self-contained.")
+    parser.add_argument(
+        "run_dir", metavar="RUN", type=Path, help="run directory; scores appear after `mmchat eval ... --out RUN`"
     )
-    command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory; `mmchat eval --out RUN` adds scores")
-    command.add_argument("--stage", type=Path, action="append", default=[], help="run directory of an earlier stage")
-    command.add_argument(
+    parser.add_argument(
+        "--stage", type=Path, action="append", default=[], metavar="RUN", help="an earlier stage; repeat for several"
+    )
+    parser.add_argument(
         "--beside",
         metavar="NAME=RUN",
         type=named_run,
         action="append",
         default=[],
-        help="another run whose scores on the same questions stand in a column of that name",
+        help="another run, scored on the same questions, to show in a column of this name; repeat for several",
     )
-    command.add_argument("--images", type=int, default=24, help="images in the grid")
-    command.set_defaults(run=run_report)
+    parser.add_argument("--images", type=positive, default=24, metavar="N", help="images shown with their answers")
 
 
-def run_report(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     from mmchat.evaluation.report import write_report
 
     print(write_report(arguments.run_dir, arguments.stage, dict(arguments.beside), arguments.images))
 
 
 def named_run(text: str) -> tuple[str, Path]:
-    name, equals, run = text.partition("=")
-    if not (name and equals and run):
+    """Type of `--beside`: NAME=RUN."""
+    name, equals, run_dir = text.partition("=")
+    if not (name and equals and run_dir):
         raise argparse.ArgumentTypeError(f"expected NAME=RUN, found {text!r}")
-    return name, Path(run)
+    return name, Path(run_dir)

@@ -1,1 +1,1 @@
-"""What all programs share: argument parsing, error reporting and quiet libraries."""
+"""What all programs share: argument parsing, common options, error messages, quiet libraries."""

@@ -1,25 +1,42 @@
-"""How every program of ours reads its arguments: argparse, with one clear line where it prints a page."""
+"""Argument parsing of every program: argparse, with one line instead of a usage dump when an argument is wrong."""
 
 import argparse
 import sys
+import textwrap
 
 from mmchat.command_line.errors import EXIT_USER_ERROR
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse without the usage dump: one clear line, and where to read more."""
+    """argparse whose errors are one line that says where to read more."""
 
     def error(self, message: str) -> None:
         print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
+    def add_details(self, text: str) -> None:
+        """Append paragraphs to the description that `--help` prints."""
+        self.description = f"{self.description}\n\n{text}"
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults after each option, and examples with their line breaks."""
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds to each option its default or "required". Fills paragraphs, and keeps the lines of indented ones."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(p if "\n  " in f"\n{p}" else textwrap.fill(p, width) for p in paragraphs)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.option_strings and action.required:
+            return f"{text} (required)"
+        if action.default in (None, [], argparse.SUPPRESS) or action.default is False:
+            return text
+        return f"{text} (default: %(default)s)"
 
 
-def positive(word: str) -> int:
-    """An option's type: a number from 1 on."""
-    if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {word!r}")
-    return int(word)
+def positive(text: str) -> int:
+    """Type of an option: an integer of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
+    return int(text)

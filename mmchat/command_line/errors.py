@@ -1,6 +1,8 @@
-"""How mistakes are shown: a user's as one message and status 2, ours with their traceback."""
+"""Exit statuses: a user's mistake is one message and status 2, a defect of mmchat keeps its traceback."""
 
 import errno
+import os
+import select
 import sys
 import time
 from collections.abc import Iterator
@@ -10,33 +12,50 @@ from mmchat.errors import SharedError, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+"""128 + SIGPIPE, as the shell reports a program that wrote to a closed pipe."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 OTHER_RANKS_WAIT = 4.0
-"""Seconds; DeepSpeed's launcher looks at its processes once a second."""
+"""Seconds. DeepSpeed's launcher polls its processes once a second."""
 
 
 @contextmanager
 def reporting(rank: int = 0) -> Iterator[None]:
-    """Turn `UserError`, a full disk and Ctrl-C into a message on stderr and an exit status.
+    """Turn `UserError`, a full disk, a closed stdout and Ctrl-C into a message on stderr and an exit status.
 
-    A mistake in a config is met by every rank. Ranks above 0 wait before they speak: if rank 0 has said it,
-    the launcher ends them meanwhile, and the user reads it once. Of a `SharedError` they never speak.
+    Every rank meets the same mistake in a config. Ranks above 0 wait before they print: if rank 0 has already printed
+    it, the launcher ends them in the meantime, and the user reads it once. They never print a `SharedError`.
     """
-    who = f"[rank {rank}] " if rank else ""
+    prefix = f"[rank {rank}] " if rank else ""
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except UserError as error:
         if rank:
             time.sleep(OTHER_RANKS_WAIT)
         if not (rank and isinstance(error, SharedError)):
-            print(f"{who}error: {error}", file=sys.stderr, flush=True)
+            print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would raise once more
+            sys.exit(EXIT_PIPE_CLOSED)
         if error.errno not in NO_ROOM:
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        print(f"{who}error: {error.strerror}{where}; make room and start again", file=sys.stderr, flush=True)
+        file = f" for {error.filename}" if error.filename else ""
+        print(f"{prefix}error: {error.strerror}{file}; make room and start again", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print(f"{who}interrupted", file=sys.stderr, flush=True)
+        print(f"{prefix}interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads stdout any more, as in `mmchat --help | head`. Other broken pipes are defects."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Libraries that chat on stderr are asked to keep to warnings; progress is ours to show."""
+"""Keeps libraries from printing progress bars and advice on stderr."""
 
 import os
 import warnings
@@ -8,14 +8,14 @@ def quiet_libraries() -> None:
     """Call before transformers or deepspeed are imported."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # PEFT asks transformers for an attribute by its old name.
+    # PEFT reads an attribute of transformers by its deprecated name.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # DeepSpeed calls collectives by their old names.
+    # DeepSpeed calls collectives by their deprecated names.
     warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what it would find out itself, with a warning
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed detects the same, but prints a warning
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

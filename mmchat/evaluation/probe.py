@@ -124,7 +124,7 @@ def tower_features(tower: VisionTower, pixels: np.ndarray, pool: str, batch_size
     return torch.cat(found).numpy()
 
 
-def seen(images: list[Image.Image], spec: TowerSpec) -> np.ndarray:
+def tower_pixels(images: list[Image.Image], spec: TowerSpec) -> np.ndarray:
     """What the tower sees of each: uint8[n, 3, H, W].
 
     Raises:

@@ -134,7 +134,7 @@ def test_eval_retrieval(run, ckpt, classes, tmp_path):
 def test_search(run, ckpt, classes, tmp_path):
     index, sheet = tmp_path / "index", tmp_path / "sheet.html"
     status, out, _ = run("clip", "search", "index", classes, "--ckpt", ckpt, "--out", index)
-    assert (status, out) == (0, f"10 added, 0 were there already, 0 were removed, 0 could not be read: {index}\n")
+    assert (status, out) == (0, f"10 added, 0 unchanged, 0 removed, 0 could not be read: {index}\n")
     status, out, err = run("clip", "search", "query", index, "a cat", "--top", 3, "--html", sheet)
     assert (status, err) == (0, "") and out.endswith(f"{sheet}\n")
     assert sheet.read_text().count("<figure>") == 3

@@ -23,10 +23,10 @@ def scans(tmp_path, make_image):
 def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans, tmp_path):
     out = tmp_path / "all.md"
     words = ["ocr", assistant_dir, scans, "--out", out, "--max-new-tokens", 4, "--tile", "--dpi", 72]
-    looped = "0 looped and were cut, 3 are longer than --max-new-tokens"
-    for counts in ("3 pages read, 1 could not be, 0 were", "0 pages read, 1 could not be, 3 were"):
+    looped = "0 repeated themselves and were cut, 3 reached --max-new-tokens"
+    for counts in ("3 pages read, 1 could not be read, 0", "0 pages read, 1 could not be read, 3"):
         status, printed, _ = run(*words)
-        assert (status, printed) == (0, f"{counts} there already; {looped}: {out}\n")
+        assert (status, printed) == (0, f"{counts} were done before; {looped}: {out}\n")
     expected = Generator(assistant_dir).caption([scans / "0.png"], OCR_PROMPT, 1)
     text = out.read_text()
     assert f"# {scans}/0.png\n\n<!-- page 1 -->\n\n{expected[0][:3]}" in text

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mmchat.cli.main import main
 from mmchat.errors import UserError
-from mmchat.evaluation.probe import probe, raw_pixels, search, seen, tower_features
+from mmchat.evaluation.probe import probe, raw_pixels, search, tower_features, tower_pixels
 from mmchat.vision import normalise
 from mmchat.vision.spec import Preprocessing
 
@@ -69,7 +69,7 @@ def test_one_image_of_a_class_is_too_few():
 
 def test_features_are_the_towers(make_tower, make_image):
     tower = make_tower()
-    pixels = seen([make_image(seed) for seed in range(5)], tower.spec)
+    pixels = tower_pixels([make_image(seed) for seed in range(5)], tower.spec)
     values = torch.from_numpy(normalise(pixels, tower.spec))
     with torch.no_grad():
         theirs = tower.backbone(values)
@@ -84,7 +84,7 @@ def test_features_are_the_towers(make_tower, make_image):
 def test_images_that_are_no_whole_square_are_refused(make_tower, make_image, fit):
     spec = replace(make_tower().spec, preprocessing=Preprocessing(fit=fit))
     with pytest.raises(UserError, match=f"but the tower's fit is '{fit}'"):
-        seen([make_image()], spec)
+        tower_pixels([make_image()], spec)
 
 
 def test_grey_images_give_one_channel(make_image):

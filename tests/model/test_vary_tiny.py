@@ -70,7 +70,7 @@ def test_a_compressor_without_a_sam_is_refused(tiny, data_dir, language_json, ca
     words += ["--vision", data_dir / "clip_vit_tiny_hf4", "--compressor", "--out", tmp_path / "out"]
     with pytest.raises(SystemExit, match="2"):
         main([str(word) for word in words])
-    assert "--compressor belongs behind a SAM; the towers are of families clip_vit" in capsys.readouterr().err
+    assert "--compressor needs a SAM tower; the towers are of families clip_vit" in capsys.readouterr().err
 
 
 def opt(positions=OLD):

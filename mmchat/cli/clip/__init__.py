@@ -1,0 +1,1 @@
+"""`mmchat clip ...`: dual encoders in the manner of CLIP and SigLIP."""

@@ -1,0 +1,50 @@
+"""`mmchat clip search query`: the images of an index that are nearest to a text or an image."""
+
+import argparse
+from pathlib import Path
+
+from mmchat.cli.clip.label_options import add_truncate
+from mmchat.command_line.arguments import positive
+from mmchat.errors import UserError
+from mmchat.files import shown
+from mmchat.images import load_image
+
+EXAMPLE = 'mmchat clip search query photos.index "a dog on a beach" --top 12 --html results.html'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="INDEX", type=Path, help="file that `mmchat clip search index` wrote")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="text to search for")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="search for images like this one instead")
+    parser.add_argument("--ckpt", type=Path, metavar="MODEL", help="CLIP model; default: the one that made the index")
+    parser.add_argument("--top", type=positive, default=12, metavar="N", help="number of images")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the images to a self-contained page")
+    add_truncate(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if (arguments.text is None) == (arguments.image is None):
+        raise UserError("what to look for? give a text, or --image IMAGE; one of them")
+    image = load_image(arguments.image) if arguments.image else None  # fails before the weights are read
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mmchat.contrastive.embedding import Embedder
+    from mmchat.contrastive.search import Index, write_sheet
+
+    index = Index(arguments.index)
+    embedder = Embedder.open(arguments.ckpt or index.checkpoint, arguments.truncate)
+    index.check(embedder)
+    query = embedder.texts([arguments.text]) if image is None else embedder.images([image])
+    hits = index.nearest(query[0], arguments.top)
+    table = Table(show_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("similarity", justify="right")
+    table.add_column("image", overflow="fold")
+    for number, hit in enumerate(hits, 1):
+        table.add_row(str(number), f"{hit.similarity:.3f}", Text(shown(hit.path)))
+    Console().print(table)
+    if arguments.html:
+        write_sheet(arguments.html, arguments.image or arguments.text, hits)
+        print(arguments.html)

@@ -1,0 +1,1 @@
+"""`mmchat data ...`: data sets as a training run sees them."""

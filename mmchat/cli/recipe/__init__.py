@@ -1,0 +1,1 @@
+"""`mmchat recipe ...`: the configs that come with mmchat."""

@@ -1,0 +1,1 @@
+"""`mmchat vision ...`: single vision towers."""

@@ -1,0 +1,76 @@
+"""`mmchat` itself: the table of commands, the version, closed pipes; and the commands about the installation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mmchat import __version__
+from mmchat.command_line.errors import EXIT_PIPE_CLOSED
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_version(run):
+    assert run("--version") == (0, f"mmchat {__version__}\n", "")
+
+
+def test_a_command_imports_no_other(tmp_path):
+    code = "import sys; from mmchat.cli.main import build_parser; build_parser('merge'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("mmchat.cli.")}
+    assert loaded == {"mmchat.cli.main", "mmchat.cli.merge"}
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from mmchat.cli.main import build_commands; build_commands(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "deepspeed"} & set(done.stdout.split())
+
+
+def test_a_closed_pipe_ends_quietly():
+    command = [sys.executable, "-m", "mmchat.cli.main", "recipe", "show", "quickstart/sft"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", EXIT_PIPE_CLOSED)
+
+
+def test_env(run):
+    status, out, err = run("env")
+    assert (status, err) == (0, "")
+    assert out.startswith("mmchat: ") and "deepspeed accelerator: cpu" in out
+    values = json.loads(run("env", "--json")[1])
+    assert values["mmchat"] == __version__ and values["python"] and values["torch"] != "not installed"
+
+
+def test_recipes(run, tmp_path, monkeypatch):
+    names = [line.split()[0] for line in run("recipe", "list")[1].splitlines()]
+    assert names == sorted(str(p.relative_to(ROOT / "configs").with_suffix("")) for p in ROOT.glob("configs/*/*.yaml"))
+    text = (ROOT / "configs/llava15/sft.yaml").read_text()
+    assert run("recipe", "show", "llava15/sft") == (0, text, "")
+    assert run("recipe", "show", "configs/llava15/sft.yaml") == (0, text, "")
+    monkeypatch.chdir(tmp_path)
+    assert run("recipe", "write", "llava15/sft") == (0, "sft.yaml\n", "")
+    assert (tmp_path / "sft.yaml").read_text() == text
+    assert run("recipe", "write", "llava15/lora", "--out", "sft.yaml")[2].startswith("error: sft.yaml exists")
+    assert run("recipe", "write", "vision/tower.json", "--out", "new/tower.json")[0] == 0
+    status, _, err = run("recipe", "show", "llava15/sftt")
+    assert (status, err) == (
+        2,
+        "error: there is no recipe 'llava15/sftt'; the nearest is 'llava15/sft' (see `mmchat recipe list`)\n",
+    )
+
+
+def test_convert(run, tmp_path, make_image):
+    make_image().save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,a red seven\n")
+    out = tmp_path / "out.jsonl"
+    words = ["convert", "csv", "--input", tmp_path / "captions.csv", "--image-root", tmp_path, "--out", out]
+    assert run(*words)[0] == 0
+    assert json.loads(out.read_text())["image"] == "a.png"
+    assert run("convert", "--help")[1].startswith("usage: mmchat convert ")
+
+
+def test_demo_without_a_model(run, tmp_path):
+    status, _, err = run("demo", "--model", tmp_path / "none")
+    assert status == 2 and err.startswith(f"error: there is no model in {tmp_path / 'none'}")
