@@ -18,6 +18,21 @@ BREAK = r"\1<wbr>"
 sys.path.insert(0, str(ROOT))  # the site describes this copy, not an installed one
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """The design notes get their navigation from the topics of their index."""
+    for entry in config.nav:
+        if "Design notes" in entry:
+            entry["Design notes"] += design_topics()
+
+
+def design_topics() -> list[dict[str, list[str]]]:
+    index = (ROOT / "docs" / "design" / "index.md").read_text(encoding="utf-8")
+    topics = [part.partition("\n") for part in index.split("\n## ")[1:]]
+    return [
+        {title: [f"design/{name}" for name in re.findall(r"\]\(([\w-]+\.md)\)", links)]} for title, _, links in topics
+    ]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {
         "reference/cli.md": cli_page(),
@@ -52,35 +67,44 @@ def block_kind(line: str) -> str | None:
 # Command line
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    from mmchat.cli.main import build_commands
-
-    return build_commands()
-
-
 def cli_page() -> str:
-    from mmchat.cli.train import USAGE
+    from mmchat.cli.main import COMMANDS, GROUPS, build_commands
 
-    parsers = commands()
+    parsers = build_commands()
     lines = [
         "# Command line",
         "",
         "Every command of `mmchat`, generated from its argument parser. `mmchat COMMAND --help` prints the same.",
         "Exit status: 0 done, 1 a check or a plan found something that must be fixed, 2 a mistake in what was asked;",
         "a run that was stopped by a signal exits with 130 or 143 ([Launching](../guides/launching.md)).",
-        "",
-        "| command | what it does |",
-        "|---|---|",
-        "| [`mmchat train`](#mmchat-train) | train as a YAML config says |",
     ]
-    for name, parser in parsers.items():
-        summary = cell((parser.description or "").partition("\n")[0])
-        lines.append(f"| [`mmchat {name}`](#{anchor(name)}) | {summary} |")
-    usage = USAGE.partition("keys (type, default)")[0].rstrip()
-    lines += ["", "## mmchat train", "", "```text", usage, "```", "", "Its options are the [config keys](config.md)."]
-    for name, parser in parsers.items():
-        lines += ["", f"## mmchat {name}", "", *command_section(parser)]
+    for title, group in GROUPS.items():
+        lines += ["", f"**{title}**", "", "| command | what it does |", "|---|---|"]
+        for name, command in group.items():
+            lines.append(f"| [`mmchat {name}`](#{anchor(name)}) | {cell(command.summary)} |")
+    for name, command in COMMANDS.items():
+        lines += ["", f"## mmchat {name}", ""]
+        lines += command_section(parsers[name]) if name in parsers else SECTIONS[name](sentence(command.summary))
     return "\n".join(lines) + "\n"
+
+
+def train_section(summary: str) -> list[str]:
+    from mmchat.cli.train import USAGE
+
+    usage = re.split(r"\nkeys", USAGE, flags=re.IGNORECASE)[0].strip()
+    return [summary, "", "```text", usage, "```", "", "Its options are the [config keys](config.md)."]
+
+
+def convert_section(summary: str) -> list[str]:
+    return [summary, "", "It is `data_tools/convert.py` ([Converting data sets](../guides/data_tools.md))."]
+
+
+def demo_section(summary: str) -> list[str]:
+    return [summary, "", "It is `demo/app.py` ([Chat and captions](../guides/chat.md#browser))."]
+
+
+SECTIONS = {"train": train_section, "convert": convert_section, "demo": demo_section}
+"""Commands that parse their own arguments."""
 
 
 def anchor(name: str) -> str:
