@@ -31,12 +31,9 @@ def import_model(
     Raises:
         UserError: `source` is not a directory, its format is unknown, or its weights or tokenizer do not fit.
 
-    Example:
-        ```python
-        from mmchat.conversion import import_model
-
-        model, processor = import_model("models/vary-toy")
-        ```
+    Examples:
+        >>> from mmchat.conversion import import_model
+        >>> model, processor = import_model("models/vary")
     """
     path = Path(source).expanduser()
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""A trained model in people's hands: answers, streams, captions."""
+"""Inference with a trained model: answers, streams, captions and OCR."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""A job over many images: batches, one JSON line per image, resumable. A broken one is a line with its error."""
+"""A resumable job over many images: batches, one JSON line per image. A failed image is a line with its error."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,43 +19,62 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """key: fields that tell which image a line is of, "path" first. fields: those of an answer.
-
-    answer: as many answers as images, in their order.
-    """
+    """What to do with each image."""
 
     title: str
+    """Title of the progress bar."""
     key: tuple[str, ...]
+    """Fields of a line that identify its image, "path" first."""
     fields: tuple[str, ...]
+    """Fields of an answer."""
     answer: Callable[[list[Image.Image]], list[Line]]
+    """Answers a batch: one answer per image, in order."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image. key: the fields that tell it from others. open: the image, or UserError."""
+    """One image of a job."""
 
     key: Line
+    """The fields that identify it."""
     open: Callable[[], Image.Image]
+    """Reads the image, or raises UserError."""
 
     @property
     def name(self) -> tuple:
+        """The values of `key`."""
         return tuple(self.key.values())
 
 
 @dataclass
 class JobSummary:
+    """Counts of images."""
+
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    """Had an answer from an earlier run."""
 
 
 def run_job(job: Job, items: Sequence[Item], out: Path, batch_size: int) -> JobSummary:
-    """Append key and answer, or key and `error`, to `out` for every image that has no answer there yet.
+    """Append a line to `out` for every image without an answer there: its key with the answer or an `error`.
 
-    Lines are flushed batch by batch; a line that a killed run cut off is dropped and its image done again. Images
-    that failed before are tried again, and their old line goes.
+    Lines are flushed after each batch. A line that a killed run left incomplete is dropped and its image is processed
+    again. Images that failed before are retried, and their old lines are removed.
+
+    Args:
+        job: What to do.
+        items: The images.
+        out: The JSON lines file.
+        batch_size: Images per batch.
+
+    Returns:
+        How many images were done, failed and skipped.
+
+    Raises:
+        UserError: `out` holds lines of something else.
     """
-    answered = [line for line in _finished(job, out) if "error" not in line]
+    answered = [line for line in _read_lines(job, out) if "error" not in line]
     kept = {tuple(line[field] for field in job.key): line for line in answered}
     write_json_lines(out, kept.values())
     missing = [item for item in items if item.name not in kept]
@@ -76,21 +95,17 @@ def run_job(job: Job, items: Sequence[Item], out: Path, batch_size: int) -> JobS
     return summary
 
 
-def _finished(job: Job, out: Path) -> list[Line]:
-    """The lines of an earlier run.
-
-    Raises:
-        UserError: the file holds something else, which is not ours to overwrite.
-    """
+def _read_lines(job: Job, out: Path) -> list[Line]:
+    """The lines of an earlier run. Raises UserError if the file holds anything else, so that it is not overwritten."""
     if not out.exists():
         return []
     try:
-        # Bytes: a line may end inside a character. Not splitlines(), which splits at U+2028 and its like, too.
-        *texts, cut = out.read_bytes().split(b"\n")
+        # Read as bytes, because the last line may end inside a character. splitlines() would also split at U+2028.
+        *texts, incomplete = out.read_bytes().split(b"\n")
     except IsADirectoryError:
-        raise UserError(f"{out} is a folder; name a file as --out") from None
-    if cut and not (cut.startswith(_LINE_START) or _LINE_START.startswith(cut)):
-        texts.append(cut)  # not what a killed run leaves
+        raise UserError(f"{out} is a folder; --out must be a file") from None
+    if incomplete and not (incomplete.startswith(_LINE_START) or _LINE_START.startswith(incomplete)):
+        texts.append(incomplete)  # not the beginning of a line of ours
     lines: list[Line] = []
     for number, text in enumerate(texts, 1):
         try:
@@ -99,7 +114,7 @@ def _finished(job: Job, out: Path) -> list[Line]:
                 raise ValueError
         except (ValueError, AttributeError):
             raise UserError(
-                f"{out}:{number} is no line of this job, so this file is not overwritten; name another --out"
+                f"{out}:{number} is not a line of this job, so the file is not overwritten; choose another --out"
             ) from None
         lines.append(line)
     return lines

@@ -1,4 +1,4 @@
-"""Captioning a folder: a line `{"path", "caption"}` or `{"path", "error"}` per image."""
+"""Caption many files: one line `{"path", "caption"}` or `{"path", "error"}` per image."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,19 @@ from mmchat.inference.generator import Generator
 def caption_files(
     generator: Generator, files: list[Path], out: Path, prompt: str, batch_size: int, max_new_tokens: int
 ) -> JobSummary:
-    """Append the captions that are not in `out` yet; see `run_job`."""
+    """Append the captions that are missing in `out`.
+
+    Args:
+        generator: The model.
+        files: The images.
+        out: The JSON lines file.
+        prompt: The question about each image.
+        batch_size: Images per batch.
+        max_new_tokens: Longest caption, in tokens.
+
+    Returns:
+        How many images were done, failed and skipped; see `run_job`.
+    """
 
     def answer(images: list[Image.Image]) -> list[Line]:
         captions = generator.caption(images, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)

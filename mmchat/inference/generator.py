@@ -1,8 +1,4 @@
-"""`Generator`: questions about images in, text out; one at a time, in batches, or as a stream.
-
-generator = Generator("runs/quickstart/model")
-print(generator.chat("How many digits are there?", "image.png"))
-"""
+"""`Generator`: answer questions about images, one at a time, in batches or as a stream."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,23 +18,41 @@ from mmchat.model.directory import load_assistant
 from mmchat.model.processor import pad_left
 
 ImageInput = str | Path | bytes | Image.Image
+"""A path, the bytes of an image file, or a PIL image."""
 Message = dict[str, Any]
-"""`{"role": "user" | "assistant", "content": str | parts}`; `{"type": "image"}` parts are filled in order."""
+"""`{"role": "user" | "assistant", "content": str | parts}`. `{"type": "image"}` parts take the images in order."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """stopped: by the model itself, by `max_new_tokens`, or because the text looped, of which one copy is left."""
+    """The text of one image."""
 
     text: str
     stopped: Literal["end", "length", "repetition"]
+    """Why generation stopped: the model ended the text, `max_new_tokens` was reached, or the text looped. One copy of a
+    looping piece is kept."""
 
 
 class Generator:
-    """An assistant ready to answer. Greedy unless `temperature` is given, so the same input gives the same text."""
+    """A loaded assistant that generates text.
+
+    Decoding is greedy unless `temperature` is set, so the same input gives the same text. All methods that generate
+    take the options `max_new_tokens` and `temperature` of `generate`.
+
+    Args:
+        model_dir: A model directory that mmchat wrote.
+        device: A torch device. None uses CUDA if there is any.
+
+    Raises:
+        UserError: `model_dir` is not a model directory of mmchat.
+
+    Examples:
+        >>> from mmchat.inference import Generator
+        >>> generator = Generator("runs/quickstart/model")
+        >>> answer = generator.chat("How many digits are there?", "image.png", max_new_tokens=16)
+    """
 
     def __init__(self, model_dir: str | Path, device: str | None = None) -> None:
-        """Raises UserError where `model_dir` is no model directory of mmchat."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, self.processor = load_assistant(model_dir)
         self.model = model.to(device)
@@ -51,7 +65,29 @@ class Generator:
         history: Sequence[Message] = (),
         **options: Any,
     ) -> str:
-        """Answer one question; `history` holds the turns before it, whose images `images` includes."""
+        """Answer one question.
+
+        Args:
+            question: The user's text.
+            images: All images of the conversation, in order: those of the history first.
+            history: Earlier messages; see `conversation`.
+            **options: `max_new_tokens` and `temperature`, as in `generate`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            UserError: An image cannot be read, an option is out of range, or the conversation exceeds the context.
+
+        Examples:
+            A second question about the same image, with the first exchange as history:
+
+            >>> question = "How many digits are there?"
+            >>> answer = generator.chat(question, "image.png", max_new_tokens=16)
+            >>> history, images = generator.conversation(question, "image.png", [])
+            >>> history.append({"role": "assistant", "content": answer})
+            >>> answer = generator.chat("Which is the largest?", images, history, max_new_tokens=16)
+        """
         messages, image_list = self.conversation(question, images, history)
         return self.generate([messages], [image_list], **options)[0]
 
@@ -62,15 +98,27 @@ class Generator:
         history: Sequence[Message] = (),
         **options: Any,
     ) -> Iterator[str]:
-        """As `chat`, in pieces as they are generated. An error inside the model is raised here."""
+        """Answer one question piece by piece.
+
+        Closing the iterator stops the model. Arguments and errors are those of `chat`; errors in the model are raised
+        by the iterator.
+
+        Yields:
+            Pieces of the answer.
+
+        Examples:
+            >>> pieces = []
+            >>> for piece in generator.stream("How many digits are there?", "image.png", max_new_tokens=16):
+            ...     pieces.append(piece)
+        """
         messages, image_list = self.conversation(question, images, history)
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
-        nobody_listens = Event()
+        closed = Event()
 
         def work() -> None:
             try:
-                criteria = [lambda ids, scores: _stop_all(ids, nobody_listens)]
+                criteria = [lambda ids, scores: _stop_all(ids, closed)]
                 self._generate([messages], [image_list], streamer=streamer, criteria=criteria, **options)
             except BaseException as error:
                 failure.append(error)
@@ -87,8 +135,8 @@ class Generator:
                     first = False
                     yield piece
         finally:
-            # Reached as well when the caller closes the stream in the middle: the model must not go on alone.
-            nobody_listens.set()
+            # Also reached when the caller closes the stream early: the model must not keep running.
+            closed.set()
             thread.join()
         if failure:
             raise failure[0]
@@ -96,32 +144,72 @@ class Generator:
     def caption(
         self, images: Sequence[ImageInput], prompt: str = "Describe the image.", batch_size: int = 8, **options: Any
     ) -> list[str]:
-        """One text per image, generated in batches."""
+        """Answer the same prompt for each image, in batches.
+
+        Args:
+            images: The images, each a conversation of its own.
+            prompt: The question about each image.
+            batch_size: Images per batch.
+            **options: `max_new_tokens` and `temperature`, as in `generate`.
+
+        Returns:
+            One text per image.
+
+        Raises:
+            UserError: As in `chat`.
+
+        Examples:
+            >>> captions = generator.caption(["image.png", "page.png"], max_new_tokens=16)
+        """
         captions: list[str] = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            conversations = [self.conversation(prompt, image, ())[0] for image in batch]
-            captions += self.generate(conversations, [[image] for image in batch], **options)
+        for conversations, batch in self._prompt_batches(images, prompt, batch_size):
+            captions += self.generate(conversations, batch, **options)
         return captions
 
     def read(
         self, images: Sequence[ImageInput], prompt: str, batch_size: int = 4, repeats: int = 8, **options: Any
     ) -> list[Reading]:
-        """As `caption`, for long texts: one that ends in `repeats` copies of a piece is stopped (`RepetitionGuard`)."""
+        """As `caption`, for long texts: a text that loops is stopped.
+
+        Args:
+            images: The images, each a conversation of its own.
+            prompt: The question about each image.
+            batch_size: Images per batch.
+            repeats: A text stops when it ends in this many copies of a piece; see `RepetitionGuard`.
+            **options: `max_new_tokens` and `temperature`, as in `generate`.
+
+        Returns:
+            One reading per image.
+
+        Raises:
+            UserError: As in `chat`, or `repeats` is less than 2.
+
+        Examples:
+            >>> from mmchat.constants import OCR_PROMPT
+            >>> readings = generator.read(["page.png"], OCR_PROMPT, max_new_tokens=16)
+            >>> readings[0].stopped in ("end", "length", "repetition")
+            True
+        """
         readings: list[Reading] = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            conversations = [self.conversation(prompt, image, ())[0] for image in batch]
+        for conversations, batch in self._prompt_batches(images, prompt, batch_size):
             guard = RepetitionGuard(repeats)
-            new_tokens = self._generate(conversations, [[image] for image in batch], criteria=[guard], **options)
+            new_tokens = self._generate(conversations, batch, criteria=[guard], **options)
             readings += [self._reading(row, loop) for row, loop in zip(new_tokens.tolist(), guard.loops(), strict=True)]
         return readings
 
+    def _prompt_batches(
+        self, images: Sequence[ImageInput], prompt: str, batch_size: int
+    ) -> Iterator[tuple[list[list[Message]], list[list[ImageInput]]]]:
+        """Conversations that ask `prompt` of one image each, and their images, batch by batch."""
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            yield [self.conversation(prompt, image, ())[0] for image in batch], [[image] for image in batch]
+
     def _reading(self, tokens: list[int], loop: Loop | None) -> Reading:
-        """What follows the end of a row, by itself or by a loop, only fills the batch."""
+        """The tokens of a row without the padding after its end or its loop."""
         stops = self.model.generation_config.eos_token_id or []
         stops = [stops] if isinstance(stops, int) else stops
-        end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+        end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
         if loop is not None and loop.end <= end:
             tokens, stopped = tokens[: loop.begin + loop.period], "repetition"
         else:
@@ -131,7 +219,19 @@ class Generator:
     def conversation(
         self, question: str, images: ImageInput | Sequence[ImageInput], history: Sequence[Message]
     ) -> tuple[list[Message], list[ImageInput]]:
-        """Messages in the chat dialect; images that the history does not mention come before the question."""
+        """Append a question to a conversation. Images that the history does not contain come before its text.
+
+        Args:
+            question: The user's text.
+            images: All images of the conversation, in order: those of the history first.
+            history: Earlier messages in the chat dialect.
+
+        Returns:
+            The messages with the question, and the list of images.
+
+        Raises:
+            UserError: The history contains more images than `images`.
+        """
         image_list = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
         mentioned = sum(
             part["type"] == "image"
@@ -148,10 +248,31 @@ class Generator:
         return [*history, {"role": "user", "content": content}], image_list
 
     def generate(
-        self, conversations: Sequence[list[Message]], images: Sequence[Sequence[ImageInput]], **options: Any
+        self,
+        conversations: Sequence[list[Message]],
+        images: Sequence[Sequence[ImageInput]],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
     ) -> list[str]:
-        """Answers to a batch of conversations, each with its images; see `_generate` for the options."""
-        new_tokens = self._generate(conversations, images, **options)
+        """Answer a batch of conversations.
+
+        Args:
+            conversations: Messages of each conversation. The last is the user's.
+            images: Images of each conversation, in order.
+            max_new_tokens: Longest answer, in tokens.
+            temperature: 0 decodes greedily. Above 0 the answer is sampled.
+
+        Returns:
+            One answer per conversation.
+
+        Raises:
+            UserError: As in `chat`.
+
+        Examples:
+            >>> messages, images = generator.conversation("How many digits are there?", "image.png", [])
+            >>> answers = generator.generate([messages], [images], max_new_tokens=16)
+        """
+        new_tokens = self._generate(conversations, images, max_new_tokens, temperature)
         return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
     @torch.inference_mode()
@@ -164,17 +285,13 @@ class Generator:
         streamer: TextIteratorStreamer | None = None,
         criteria: Sequence[Callable] = (),
     ) -> torch.Tensor:
-        """int[B, new tokens]. temperature 0 is greedy; above, it samples.
-
-        Raises:
-            UserError: an option out of range, or a conversation that leaves no room in the model's context.
-        """
+        """The new tokens, int64[B, new tokens]. Rows are padded after their end."""
         if not (max_new_tokens >= 1 and 0 <= temperature < math.inf):
             raise UserError(
-                f"max_new_tokens must be at least 1 and temperature a number from 0 up, "
+                f"max_new_tokens must be at least 1 and temperature a finite number of at least 0, "
                 f"found {max_new_tokens} and {temperature}"
             )
-        opened = [[_open(image) for image in one] for one in images]
+        opened = [[_open(image) for image in row] for row in images]
         rows = [self._prompt(messages, image_list) for messages, image_list in zip(conversations, opened, strict=True)]
         inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
         if any(opened):
@@ -202,7 +319,7 @@ class Generator:
 
 
 def _stop_all(ids: torch.Tensor, stop: Event) -> torch.Tensor:
-    """bool[B]: whether each row of a batch is to end now."""
+    """bool[B]: whether to stop each row."""
     return torch.full((len(ids),), stop.is_set(), device=ids.device)
 
 

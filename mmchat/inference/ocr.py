@@ -1,7 +1,7 @@
-"""Reading pages: a line `{"path", "page", "text", "stopped", "bands"}` or `{"path", "page", "error"}` each.
+"""OCR of many pages: one line `{"path", "page", "text", "stopped", "bands"}` or `{"path", "page", "error"}` per page.
 
-stopped: "end", "length" (`max_new_tokens` ran out) or "repetition" (the text began to loop, and is cut to one copy).
-bands: into how many pieces the page was cut.
+`stopped` is "end", "length" (`max_new_tokens` was reached) or "repetition" (the text looped and was cut to one copy).
+`bands` is the number of pieces that the page was split into.
 """
 
 import html
@@ -19,42 +19,54 @@ from mmchat.inference.generator import Generator, Reading
 from mmchat.inference.page_splitting import split_into_bands
 
 STOPS = ("end", "length", "repetition")
-"""From harmless to worst."""
+"""From best to worst."""
 
 
 @dataclass(frozen=True)
 class OcrOptions:
-    """repeats: see `RepetitionGuard`. tile: cut pages into bands (`split_into_bands`)."""
+    """Options of `read_pages`."""
 
     prompt: str = OCR_PROMPT
     batch_size: int = 4
     max_new_tokens: int = 2048
     repeats: int = 8
+    """As in `RepetitionGuard`."""
     tile: bool = False
+    """Split pages into bands (`split_into_bands`)."""
 
 
 def read_pages(generator: Generator, pages: Sequence[Item], out: Path, options: OcrOptions) -> JobSummary:
-    """Append the pages that are not in `out` yet; see `run_job`."""
+    """Append the pages that are missing in `out`.
+
+    Args:
+        generator: The model.
+        pages: The pages.
+        out: The JSON lines file.
+        options: The prompt and limits.
+
+    Returns:
+        How many pages were done, failed and skipped; see `run_job`.
+    """
     tower_size = max(spec.image_size for spec in generator.processor.image_processor.specs)
 
     def answer(images: list[Image.Image]) -> list[Line]:
-        cut = [split_into_bands(image, tower_size) if options.tile else [image] for image in images]
+        pages_as_bands = [split_into_bands(image, tower_size) if options.tile else [image] for image in images]
         readings = iter(
             generator.read(
-                [band for bands in cut for band in bands],
+                [band for bands in pages_as_bands for band in bands],
                 options.prompt,
                 batch_size=options.batch_size,
                 max_new_tokens=options.max_new_tokens,
                 repeats=options.repeats,
             )
         )
-        return [_joined([next(readings) for _ in bands]) for bands in cut]
+        return [_join_bands([next(readings) for _ in bands]) for bands in pages_as_bands]
 
     job = Job("reading", ("path", "page"), ("text", "stopped", "bands"), answer)
     return run_job(job, pages, out, options.batch_size)
 
 
-def _joined(readings: list[Reading]) -> Line:
+def _join_bands(readings: list[Reading]) -> Line:
     return {
         "text": "\n".join(reading.text for reading in readings if reading.text),
         "stopped": max((reading.stopped for reading in readings), key=STOPS.index),
@@ -63,23 +75,23 @@ def _joined(readings: list[Reading]) -> Line:
 
 
 def lines_in_order(lines: Path, pages: Sequence[Item]) -> list[Line]:
-    """The lines of these pages, in their order: those done late, or by another call, stand elsewhere in the file."""
+    """The lines of these pages, in the order of `pages`. The file has them in the order in which they were read."""
     by_page = {(line["path"], line["page"]): line for line in read_json_lines(lines)}
     return [by_page[page.name] for page in pages]
 
 
 def write_document(lines: Sequence[Line], out: Path) -> None:
-    """Pages as one text, in the format that `out` ends in."""
-    write_text(out, _TEXTS[out.suffix](lines))
+    """Write pages as one document, in the format that the suffix of `out` names (.txt or .md)."""
+    write_text(out, _DOCUMENT_FORMATS[out.suffix](lines))
 
 
 def _plain(lines: Sequence[Line]) -> str:
-    """A form feed after each page, as pdftotext has it."""
+    """A form feed after each page, as in pdftotext."""
     return "".join(f"{_text(line)}\n\f" for line in lines)
 
 
 def _markdown(lines: Sequence[Line]) -> str:
-    """A heading per file, a comment before each page."""
+    """A heading for each file and a comment before each page."""
     parts: list[str] = []
     path = None
     for line in lines:
@@ -91,24 +103,24 @@ def _markdown(lines: Sequence[Line]) -> str:
 
 
 def _text(line: Line) -> str:
-    """Of a page, or that there should be one."""
+    """The text of a page, or a note that it could not be read."""
     return line["text"] if "text" in line else f"[page {line['page']} could not be read: {shown(line['error'])}]"
 
 
-_TEXTS = {".txt": _plain, ".md": _markdown}
+_DOCUMENT_FORMATS = {".txt": _plain, ".md": _markdown}
 
 
 def path_of_lines(out: Path) -> Path:
-    """Where the lines go: `out` itself or, where that is text, the file beside it from which a stopped job goes on.
+    """The JSON lines file of an OCR job, from which a stopped job resumes: `out` itself, or `OUT.jsonl` for a document.
 
     Raises:
-        UserError: an ending that says no format, or a text that no job of ours has written.
+        UserError: The suffix names no format, or `out` is a document that no OCR job wrote.
     """
     if out.suffix == ".jsonl":
         return out
-    if out.suffix not in _TEXTS:
-        raise UserError(f"--out {out} ends in none of .jsonl, {', '.join(_TEXTS)}, which say the format")
+    if out.suffix not in _DOCUMENT_FORMATS:
+        raise UserError(f"--out {out} must end in one of .jsonl, {', '.join(_DOCUMENT_FORMATS)}, which is its format")
     lines = out.with_name(out.name + ".jsonl")
     if out.exists() and not lines.exists():
-        raise UserError(f"{out} was written by something else, so it is not overwritten; name another --out")
+        raise UserError(f"{out} was not written by this command, so it is not overwritten; choose another --out")
     return lines

@@ -1,4 +1,4 @@
-"""The pages of files: of an image one, of a TIFF and of a PDF as many as it has. PDFs are drawn by PDFium."""
+"""Pages of files: one for an image, several for a TIFF or PDF. PDFs are rasterized by PDFium."""
 
 import math
 from collections.abc import Iterator
@@ -17,14 +17,21 @@ from mmchat.inference.batch_job import Item
 if TYPE_CHECKING:
     import pypdfium2
 
-PDF_MARK = b"%PDF-"
-PDF_MARK_WITHIN = 1024
-"""Bytes in which readers look for the mark (PDF 1.7 reference, appendix H, note 13)."""
+PDF_HEADER = b"%PDF-"
+PDF_SEARCH_BYTES = 1024
+"""Readers search the header in this many bytes (PDF 1.7 reference, appendix H, note 13)."""
 POINTS_PER_INCH = 72
 
 
 def list_pages(file: Path, dpi: int) -> list[Item]:
-    """The pages of a file, numbered from 1; of one that cannot be opened the first, whose `open` says why."""
+    """The pages of a file, numbered from 1.
+
+    A file that cannot be opened has one page, whose `open` raises the error.
+
+    Args:
+        file: An image, TIFF or PDF.
+        dpi: Resolution for PDFs.
+    """
     pdf = _is_pdf(file)
     try:
         count = _pdf_pages(file) if pdf else image_count(file)
@@ -41,22 +48,31 @@ def list_pages(file: Path, dpi: int) -> list[Item]:
 
 
 def rasterize_page(file: Path, number: int, dpi: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A page of a PDF as RGB, `dpi` pixels to an inch.
+    """Rasterize a page of a PDF.
+
+    Args:
+        file: The PDF.
+        number: The page, from 1.
+        dpi: Pixels per inch.
+        max_pixels: Limit of the image size.
+
+    Returns:
+        An RGB image.
 
     Raises:
-        UserError: it is broken, encrypted, has no such page, or one that claims more than `max_pixels`.
+        UserError: The PDF is damaged or encrypted, has no such page, or the page exceeds `max_pixels`.
     """
     with _opened(file) as document:
         if not 1 <= number <= len(document):
             raise UserError(f"{file} has {len(document)} pages, no page {number}")
-        document.init_forms()  # else what was filled into a form would be missing
+        document.init_forms()  # otherwise filled-in form fields are missing
         page = document[number - 1]
         scale = dpi / POINTS_PER_INCH
         width, height = (math.ceil(side * scale) for side in page.get_size())
         if width * height > max_pixels:
             raise UserError(
-                f"{file}, page {number}, claims {width}x{height} pixels at {dpi} dpi, more than the limit of "
-                f"{max_pixels:,}; give a smaller --dpi"
+                f"{file}, page {number}, has {width}x{height} pixels at {dpi} dpi, more than the limit of "
+                f"{max_pixels:,}; use a smaller --dpi"
             )
         return page.render(scale=scale).to_pil().convert("RGB")
 
@@ -64,9 +80,9 @@ def rasterize_page(file: Path, number: int, dpi: int, max_pixels: int = MAX_PIXE
 def _is_pdf(file: Path) -> bool:
     try:
         with file.open("rb") as start:
-            return PDF_MARK in start.read(PDF_MARK_WITHIN)
+            return PDF_HEADER in start.read(PDF_SEARCH_BYTES)
     except OSError:
-        return False  # opening it as an image says why
+        return False  # opening it as an image reports why
 
 
 def _pdf_pages(file: Path) -> int:
@@ -76,7 +92,7 @@ def _pdf_pages(file: Path) -> int:
 
 @contextmanager
 def _opened(file: Path) -> Iterator["pypdfium2.PdfDocument"]:
-    """Raises UserError for whatever PDFium raises while it is open."""
+    """An open PDF. Errors of PDFium become UserError."""
     require("pypdfium2")
     import pypdfium2
 
@@ -85,5 +101,5 @@ def _opened(file: Path) -> Iterator["pypdfium2.PdfDocument"]:
             yield document
     except pypdfium2.PdfiumError as error:
         if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-            raise UserError(f"{file} is encrypted and asks for a password; save it without one") from None
+            raise UserError(f"{file} is encrypted and needs a password; save it without one") from None
         raise UserError(f"{file} is broken or cut off: {error}") from None

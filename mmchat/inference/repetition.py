@@ -1,4 +1,4 @@
-"""Stops texts that loop: a reader that has lost its place repeats a piece until its budget is spent."""
+"""`RepetitionGuard` stops texts that loop. OCR models that lose their place repeat a piece until the length limit."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from mmchat.errors import UserError
 
 @dataclass(frozen=True)
 class Loop:
-    """The tokens of a text that loops: `begin` before the loop, which has been repeated with `period` up to `end`."""
+    """Where a text loops: the tokens from `begin` to `end` repeat with `period`."""
 
     begin: int
     period: int
@@ -18,31 +18,46 @@ class Loop:
 
 
 class RepetitionGuard(StoppingCriteria):
-    """Ends each row of a batch that ends in `repeats` copies of a piece of 1 to `max_period` tokens.
+    """Stops each row of a batch that ends in `repeats` copies of a piece of 1 to `max_period` tokens.
 
-    Short pieces must fill `min_tokens` besides, because dots, rules and empty cells of a table repeat rightly. Rows are
-    watched by themselves, so what a row gets does not depend on the batch.
+    The copies must also span `min_tokens`, because dots, rules and empty table cells repeat legitimately. Rows are
+    independent of each other.
 
-    Whether the end of a row has period p is known by counting, token by token, how long each has equalled the one p
-    before it.
+    For each period p the guard counts how many of the last tokens equal the one p positions before.
+
+    Args:
+        repeats: Number of copies, at least 2.
+        max_period: Longest piece, in tokens.
+        min_tokens: Shortest loop, in tokens.
+
+    Raises:
+        UserError: `repeats` is less than 2.
     """
 
     def __init__(self, repeats: int = 8, max_period: int = 64, min_tokens: int = 64) -> None:
-        """repeats: 2 or more."""
         if repeats < 2:
-            raise UserError(f"a text loops from 2 copies of a piece on, found repeats {repeats}")
+            raise UserError(f"repeats must be at least 2, found {repeats}")
         self.periods = torch.arange(1, max_period + 1)
         self.needed = (self.periods * repeats).clamp(min=min_tokens)
         self.runs: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        """bool[B] from int[B, T]: which rows loop. To be called after every new token, from the first one on."""
+        """Which rows loop. Must be called after every new token, beginning with the first.
+
+        Args:
+            input_ids: int[B, T], prompt and new tokens.
+            scores: Ignored.
+            **kwargs: Ignored.
+
+        Returns:
+            bool[B].
+        """
         if self.runs is None:
             rows, device = len(input_ids), input_ids.device
             self.prompt_length = input_ids.shape[1] - 1
             self.periods, self.needed = self.periods.to(device), self.needed.to(device)
             self.runs = torch.zeros(rows, len(self.periods), dtype=torch.long, device=device)
-            self.found = torch.zeros(rows, 2, dtype=torch.long, device=device)  # period, end; 0: none yet
+            self.found = torch.zeros(rows, 2, dtype=torch.long, device=device)  # period and end; 0: no loop yet
         new = input_ids[:, self.prompt_length :]
         length = new.shape[1]
         reach = min(len(self.periods), length - 1)
@@ -55,7 +70,7 @@ class RepetitionGuard(StoppingCriteria):
         return loops.any(1)
 
     def loops(self) -> list[Loop | None]:
-        """Of each row, where it first looped."""
+        """The first loop of each row, or None."""
         needed = self.needed.tolist()
         return [
             Loop(begin=end - needed[period - 1], period=period, end=end) if end else None

@@ -225,8 +225,9 @@ def repeat_rows(counts: list[int], copies: int) -> torch.Tensor:
         counts: Number of items in each row.
         copies: How often each row is repeated.
 
-    Example:
-        `repeat_rows([2, 1], 2)` is `[0, 1, 0, 1, 2, 2]`.
+    Examples:
+        >>> repeat_rows([2, 1], 2)
+        tensor([0, 1, 0, 1, 2, 2])
     """
     return torch.cat([row.repeat(copies) for row in torch.arange(sum(counts)).split(counts)])
 

@@ -39,9 +39,9 @@ def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans
     ("words", "message"),
     [
         ("nowhere --out a.md", "nowhere does not exist; expected an image file or a folder"),
-        ("{scans} --out a.doc", "--out a.doc ends in none of .jsonl, .txt, .md"),
+        ("{scans} --out a.doc", "--out a.doc must end in one of .jsonl, .txt, .md"),
         ("{scans} --out a.md --dpi 0", "argument --dpi: expected a number from 1 on, found '0'"),
-        ("{scans} --out a.md --max-repeats 1", "a text loops from 2 copies of a piece on, found repeats 1"),
+        ("{scans} --out a.md --max-repeats 1", "repeats must be at least 2, found 1"),
     ],
 )
 def test_mistakes(run, assistant_dir, scans, tmp_path, monkeypatch, words, message):

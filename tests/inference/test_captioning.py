@@ -109,11 +109,11 @@ def test_a_line_that_was_cut_off_is_done_again(files, tmp_path, kept):
 def test_a_file_of_another_kind_is_not_overwritten(files, tmp_path, content):
     out = tmp_path / "captions.jsonl"
     out.write_bytes(content)
-    with pytest.raises(UserError, match=r"captions\.jsonl.* not overwritten; name another --out"):
+    with pytest.raises(UserError, match=r"captions\.jsonl.* not overwritten; choose another --out"):
         caption(files, out)
     assert out.read_bytes() == content
 
 
 def test_a_folder_as_out(files, tmp_path):
-    with pytest.raises(UserError, match="is a folder; name a file as --out"):
+    with pytest.raises(UserError, match="is a folder; --out must be a file"):
         caption(files, tmp_path)

@@ -111,11 +111,11 @@ def blank_pdf(pages):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (encrypted_pdf(), r"a\.pdf is encrypted and asks for a password; save it without one"),
+        (encrypted_pdf(), r"a\.pdf is encrypted and needs a password; save it without one"),
         (b"%PDF-1.7\njunk", r"a\.pdf is broken or cut off"),
         (blank_pdf([(100, 100)])[:200], r"a\.pdf is broken or cut off"),
         (blank_pdf([]), r"a\.pdf (has 0 pages, no page 1|is broken)"),
-        (blank_pdf([(14400, 14400)]), r"page 1, claims 28800x28800 pixels at 144 dpi, more .*; give a smaller --dpi"),
+        (blank_pdf([(14400, 14400)]), r"page 1, has 28800x28800 pixels at 144 dpi, more .*; use a smaller --dpi"),
     ],
     ids=["encrypted", "junk", "cut", "no page", "huge"],
 )
@@ -196,10 +196,10 @@ def test_texts(generator, pages, tmp_path):
 
 
 def test_an_end_that_says_no_format_and_a_text_that_is_not_ours(tmp_path):
-    with pytest.raises(UserError, match=r"a\.doc ends in none of \.jsonl, \.txt, \.md"):
+    with pytest.raises(UserError, match=r"a\.doc must end in one of \.jsonl, \.txt, \.md"):
         path_of_lines(Path("a.doc"))
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="was written by something else, so it is not overwritten"):
+    with pytest.raises(UserError, match="was not written by this command, so it is not overwritten"):
         path_of_lines(tmp_path / "README.md")
 
 

@@ -72,5 +72,5 @@ def test_a_prompt_that_loops_is_none_of_its_business():
 
 
 def test_one_copy_is_no_loop():
-    with pytest.raises(UserError, match="from 2 copies of a piece on, found repeats 1"):
+    with pytest.raises(UserError, match="repeats must be at least 2, found 1"):
         RepetitionGuard(repeats=1)
