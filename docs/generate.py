@@ -5,7 +5,6 @@ CONTRIBUTING.md.
 """
 
 import argparse
-import html
 import re
 import sys
 from pathlib import Path
@@ -224,18 +223,18 @@ def sentence(text: str) -> str:
 
 def code(name: str) -> str:
     """Code that a browser may break at dots and underscores, which backticks do not allow."""
-    text = re.sub(r"([|*\[\]{}_])", lambda found: f"&#{ord(found[0])};", html.escape(name, quote=False))
-    return f"<code>{re.sub(r'([.]|&#95;|&#124;)', BREAK, text)}</code>"
+    return f"<code>{re.sub(r'([.]|&#95;|&#124;)', BREAK, escaped(name))}</code>"
 
 
 def cell(text: str) -> str:
-    """Text of a table cell: one line, nothing in it is markup but code in backticks."""
+    """Text of a table cell: one line."""
     return prose(" ".join(text.split()))
 
 
 def prose(text: str) -> str:
-    parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([|<>*_\[\]{}])", r"\\\1", part) for part in parts)
+    """Text in which nothing is markup but code in backticks."""
+    return "".join(part if part.startswith("`") else escaped(part) for part in re.split(r"(`[^`]*`)", text))
 
 
-PAGES = {"reference/cli.md": cli_page, "reference/config.md": config_page, "contributing.md": contributing_page}
+def escaped(text: str) -> str:
+    return re.sub(r"[|<>*_\[\]{}&]", lambda found: f"&#{ord(found[0])};", text)
