@@ -6,7 +6,6 @@ that would be written now. So the result has the same bytes, however often it wa
 """
 
 import fcntl
-import json
 import os
 import shlex
 from collections import Counter
@@ -14,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from convert_readers.interface import Converted, Skipped
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.data.records import parse_record
 from mmchat.errors import UserError
+from mmchat.files import as_json_line
 from mmchat.images import resolve_inside
 
 EXAMPLES = 3
@@ -81,7 +81,7 @@ def write(
     aside = listing.with_name(f"{listing.name}.part")
     tally = Tally()
     try:
-        with _exclusive(part) as file, aside.open("w", encoding="utf-8") as skipped:
+        with _exclusive(part) as file, aside.open("wb") as skipped:
             for item in _append(items, file, part, image_root, tally):
                 if isinstance(item, Skipped) and not item.unwanted:
                     _list(item, skipped, strict)
@@ -102,11 +102,11 @@ def write(
     return tally
 
 
-def _list(item: Skipped, skipped: TextIO, strict: bool) -> None:
+def _list(item: Skipped, skipped: BinaryIO, strict: bool) -> None:
     if strict:
         raise UserError(f"{item.where}: {item.reason}{f' ({item.detail})' * bool(item.detail)}, and --strict was given")
     entry = {"where": item.where, "id": item.id, "reason": item.reason, "detail": item.detail}
-    skipped.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    skipped.write(as_json_line(entry))
 
 
 def summary(tally: Tally, out: Path, image_root: Path | None = None) -> str:
@@ -148,7 +148,7 @@ def _append(
 
 
 def _line(item: Converted | Skipped) -> bytes:
-    return json.dumps(item.record, ensure_ascii=False).encode() + b"\n" if isinstance(item, Converted) else b""
+    return as_json_line(item.record) if isinstance(item, Converted) else b""
 
 
 def _checked(item: Converted, image_root: Path | None) -> Converted | Skipped:

@@ -19,7 +19,7 @@ from mmchat.data.records import Record, Rejected, stored_form
 from mmchat.data.shards import INDEX_SUFFIX, index_shard
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
-from mmchat.files import read_json, read_json_lines, write_json, write_json_lines
+from mmchat.files import as_json_line, read_json, read_json_lines, write_json, write_json_lines
 from mmchat.images import extension_of
 from mmchat.progress import progress_bar
 
@@ -98,10 +98,10 @@ def unpack(source: Source, out: Path) -> tuple[int, list[dict[str, str]]]:
         raise UserError(f"{final} exists already; name another folder")
     (out / "images").mkdir(parents=True, exist_ok=True)
     done = keep_whole_lines(part)
-    with part.open("a", encoding="utf-8") as file, progress_bar(f"records of {out}", len(source), done) as bar:
+    with part.open("ab") as file, progress_bar(f"records of {out}", len(source), done) as bar:
         for number in range(done, len(source)):
             line = unpack_record(source[number], f"{number:09}", out / "images")
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(as_json_line(line))
             bar.advance()
     left_out = []
     with part.open("rb") as lines, (out / ".records.jsonl.tmp").open("wb") as whole:

@@ -1,14 +1,15 @@
-"""What a user can mend, told apart from what a programmer must."""
+"""Mistakes of the user, as opposed to defects of mmchat."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave us: a path, a config, a record, an image.
+    """A mistake in what the user gave: a path, a config, a record, an image.
 
-    The message is complete by itself: what is wrong, where, what was expected, what was found and
-    what to do. The command line prints it without a traceback and exits with status 2; every other
-    exception is a defect of ours and keeps its traceback.
+    The message is complete by itself: what is wrong, where, what was expected, what was found and what to do. The
+    command line prints it without a traceback and exits with status 2. Every other exception is a defect of mmchat and
+    keeps its traceback.
 
-    kind: what programs tell mistakes in data apart by (`mmchat.data.doctor` lists the kinds); "" is any other.
+    Args:
+        kind: the kind of a mistake in the data, for programs (`mmchat.data.doctor` lists the kinds); "" for any other.
     """
 
     def __init__(self, message: str = "", kind: str = "") -> None:
@@ -17,4 +18,4 @@ class UserError(ValueError):
 
 
 class SharedError(UserError):
-    """One that every rank of a run raises alike, each knowing it of the others: rank 0 alone says it."""
+    """An error that all ranks of a run raise together; only rank 0 prints it."""

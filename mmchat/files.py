@@ -1,20 +1,21 @@
-"""Small files, read with clear errors and written so that a crash leaves the old one or the new one."""
+"""Small files: read with clear errors, written atomically, so that a crash leaves the old file or the new one."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmchat.errors import UserError
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file.
+    """Parse a JSON file.
 
     Raises:
-        UserError: the file is missing or not JSON.
+        UserError: the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -26,52 +27,96 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write aside, flush to the disk, rename over."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def read_json_lines(path: Path) -> list[Any]:
-    """One value a line. Not by `splitlines`, which also splits at U+2028 and its like, which text may hold."""
+    """Parse a file with one JSON value per line.
+
+    Not by `splitlines`, which also splits at U+2028 and similar characters that text may contain.
+    """
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def split_complete_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """The complete lines of a file that is appended to, without newlines, and the rest after the last newline.
+
+    A killed process may leave such a rest, which may end inside a character: hence bytes.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    return lines, rest
+
+
 def as_json_line(value: Any) -> bytes:
-    """One line of UTF-8. What Python made of bytes in a file's name that are none is written as JSON's `\\udc..`."""
+    """One line of UTF-8. Lone surrogates, which stand for undecodable bytes in file names, become JSON's `\\udc..`."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value per line, atomically."""
     write_bytes(path, b"".join(map(as_json_line, values)))
 
 
-def replace_directory(aside: Path, final: Path) -> None:
-    """Put the finished directory `aside` where `final` is or was; at every moment one of the two is whole."""
+def append_json_line(path: Path, value: Any) -> None:
+    """Append one JSON value as a line; the file and its folder are created if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(as_json_line(value))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes, atomically; the folder is created if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, path.with_name(f".{path.name}.{os.getpid()}.tmp")) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """A file of any length that appears at `path` once it is complete and flushed to the disk.
+
+    Args:
+        temporary: where it is written first, in the same folder. The default depends on `path` alone, so that a killed
+            process leaves one such file at most; it must not be written by two processes at once.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_directory(temporary: Path, final: Path) -> None:
+    """Rename the finished directory `temporary` to `final`, which may exist; one of the two is complete at any time."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
-    aside.rename(final)
+    temporary.rename(final)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def free_bytes(path: Path) -> int:
+    """Free space on the disk that holds an existing `path`."""
+    return shutil.disk_usage(path).free
+
+
+def format_megabytes(size: float) -> str:
+    """`"1,234.5 MB"` (10^6 bytes)."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def shown(path: str | Path) -> str:
-    """A path, or a message about one, as text that can be written: the name of a file may be any bytes."""
+    """A path, or a message about one, as printable text: file names may be arbitrary bytes."""
     return os.fsencode(path).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Progress for people: a live bar on a terminal, a line now and then in a log file."""
+"""Progress: a live bar on a terminal, a line every few seconds in a log file; and durations as text."""
 
 import sys
 import time
@@ -16,11 +16,11 @@ from rich.progress import (
 )
 
 LOG_INTERVAL = 15.0
-"""Seconds between two lines where stderr is not a terminal."""
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 class _LogProgress:
-    """The same three calls as the bar, as plain lines: a log must not fill with control characters."""
+    """Same interface as the bar, but plain lines: a log file must not contain control characters."""
 
     def __init__(self, description: str, total: int, done: int) -> None:
         self.description, self.total, self.done, self.note = description, total, done, ""
@@ -52,7 +52,12 @@ class _BarProgress:
 
 @contextmanager
 def progress_bar(description: str, total: int, done: int = 0, enabled: bool = True) -> Iterator:
-    """A bar with count, elapsed time and ETA; yields an object whose `.advance(n, note="")` moves it."""
+    """A bar with count, elapsed time and ETA; yields an object with `.advance(n=1, note="")`.
+
+    Args:
+        done: steps that were completed before, for example by a run that is resumed.
+        enabled: False shows nothing.
+    """
     console = Console(stderr=True)
     if not enabled:
         yield _Silent()
@@ -82,11 +87,19 @@ class _Silent:
 
 
 def track(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
-    """Iterate with a progress bar; `total` is needed where the iterable has no length."""
+    """Iterate with a progress bar; `total` is needed if the iterable has no length."""
     with progress_bar(description, len(iterable) if total is None else total) as bar:
         for item in iterable:
             yield item
             bar.advance()
+
+
+def format_duration(seconds: float) -> str:
+    """`"0.05 s"`, `"59.9 s"`, `"1.5 min"` or `"1 h 59 min"`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds >= 1 or seconds == 0 else f"{seconds:.2g} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{seconds / 60:.1f} min"
 
 
 def _clock(seconds: float) -> str:

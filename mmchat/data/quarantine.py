@@ -6,6 +6,7 @@ from pathlib import Path
 from mmchat.data.feature_store import NO_FEATURES
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
+from mmchat.files import append_json_line, split_complete_lines
 
 
 class Quarantine:
@@ -18,8 +19,7 @@ class Quarantine:
         self.path, self.policy, self.writes = path, policy, writes
         self._seen = set()
         if path.exists():
-            # Bytes: a killed run may have ended inside a character. The last piece is that cut line, or empty.
-            *lines, cut = path.read_bytes().split(b"\n")
+            lines, cut = split_complete_lines(path)
             if cut and writes:
                 path.write_bytes(b"".join(line + b"\n" for line in lines))
             self._seen = {json.loads(line)["where"] for line in lines}
@@ -42,7 +42,4 @@ class Quarantine:
         self._seen.add(rejected.where)
         if not self.writes:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            line = {"where": rejected.where, "id": rejected.id, "reason": rejected.reason}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_json_line(self.path, {"where": rejected.where, "id": rejected.id, "reason": rejected.reason})

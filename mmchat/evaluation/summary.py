@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_lines
+from mmchat.progress import format_duration
 
 
 def summarise(run_dir: Path) -> dict[str, str]:
@@ -40,7 +41,7 @@ def summarise(run_dir: Path) -> dict[str, str]:
     memory = max((row["memory"] for row in steps if "memory" in row), default=None)
     return {
         "steps": f"{len(losses):,}" + (f" and {skipped:,} skipped" if skipped else ""),
-        "time": _duration(seconds),
+        "time": format_duration(seconds),
         "last loss": _shown(losses[-1] if losses else None, "{:.4f}"),
         "validation loss": _shown(held_out[-1] if held_out else None, "{:.4f}"),
         "validation top-1": _shown(told_right[-1] if told_right else None, "{:.1%}"),
@@ -72,13 +73,6 @@ def summary_table(figures: dict[str, str]) -> Table:
 def read_lines_of(path: Path) -> list[dict[str, Any]]:
     """The lines of a file that exists only where there was something to write."""
     return read_json_lines(path) if path.exists() else []
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{seconds / 60:.1f} min"
 
 
 def _shown(value: float | None, form: str, scale: float = 1) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mmchat.errors import UserError
-from mmchat.files import as_json_line, write_json_lines
+from mmchat.files import as_json_line, split_complete_lines, write_json_lines
 from mmchat.progress import progress_bar
 
 _LINE_START = b'{"path": "'
@@ -100,8 +100,7 @@ def _read_lines(job: Job, out: Path) -> list[Line]:
     if not out.exists():
         return []
     try:
-        # Read as bytes, because the last line may end inside a character. splitlines() would also split at U+2028.
-        *texts, incomplete = out.read_bytes().split(b"\n")
+        texts, incomplete = split_complete_lines(out)
     except IsADirectoryError:
         raise UserError(f"{out} is a folder; --out must be a file") from None
     if incomplete and not (incomplete.startswith(_LINE_START) or _LINE_START.startswith(incomplete)):

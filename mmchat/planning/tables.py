@@ -14,6 +14,7 @@ from mmchat.planning.memory import CUDA_CONTEXT, Memory
 from mmchat.planning.plan import Plan
 from mmchat.planning.problems import fits
 from mmchat.planning.steps import Spread, StepsPlan
+from mmchat.progress import format_duration
 from mmchat.training.optim.trainable import render_table
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -189,7 +190,7 @@ def _cost(plan: Plan) -> Iterator[str]:
     if plan.cost.hours is None:
         yield f"{line}; for their time name a --gpu (bf16) or --peak_tflops"
         return
-    line += f": {_duration(plan.cost.hours * 3600)} at an MFU of {plan.hardware.mfu:.0%}"
+    line += f": {format_duration(plan.cost.hours * 3600)} at an MFU of {plan.hardware.mfu:.0%}"
     yield line + ("" if plan.cost.price is None else f", {plan.cost.price:,.2f} at the price given")
 
 
@@ -200,16 +201,10 @@ def _cache(plan: Plan) -> Iterator[str]:
     most = "" if cache.exact else "at most "
     yield f"feature cache of the frozen towers: {most}{cache.images:,} images, {cache.bytes / GIB:,.2f} GiB"
     if cache.fill_seconds is not None:
-        yield (f"  {_duration(cache.fill_seconds)} to fill, {_duration(cache.saved_seconds_per_epoch)} saved an epoch")
+        fill, saved = format_duration(cache.fill_seconds), format_duration(cache.saved_seconds_per_epoch)
+        yield f"  {fill} to fill, {saved} saved per epoch"
     yield f"  it pays from {cache.epochs:.2f} epochs on; this run has {_epochs(plan):.2f}"
 
 
 def _epochs(plan: Plan) -> float:
     return plan.total * plan.config.batch_size / plan.mixture.plan.samples
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

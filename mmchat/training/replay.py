@@ -1,6 +1,5 @@
 """One step of a run again: which samples it held, how long they are, what the model makes of each."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,13 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
-from mmchat.training.checkpoints.storage import find_damage, read_manifest, weights_only_loading
+from mmchat.training.checkpoints.storage import (
+    find_damage,
+    list_checkpoints,
+    read_manifest,
+    step_of,
+    weights_only_loading,
+)
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
 from mmchat.training.deepspeed_internals import get_fp32_state_dict_from_zero_checkpoint
@@ -76,12 +81,10 @@ def replay(run_dir: Path, step: int) -> Replay:
 
 
 def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: str) -> str:
-    number = re.compile(r"step-(\d{8})")
-    found = [path for path in checkpoints.glob("step-*") if (n := number.fullmatch(path.name)) and int(n[1]) < step]
-    for checkpoint in sorted(found, reverse=True):
+    for checkpoint in reversed([path for path in list_checkpoints(checkpoints) if step_of(path) < step]):
         if find_damage(checkpoint) is None:
             model.load_state_dict(_weights(checkpoint))
-            done = int(checkpoint.name.removeprefix("step-"))
+            done = step_of(checkpoint)
             return f"{checkpoint}" + ("" if done == step - 1 else f" (after step {done}; the run was at {step - 1})")
     return origin + ("" if step == 1 else f" (before the first step; the run was at {step - 1})")
 

@@ -74,8 +74,8 @@ def test_two_are_kept_and_all_files_are_in_the_manifest(three):
 @pytest.mark.parametrize(
     ("name", "harm", "words"),
     [
-        ("states.pt", lambda data: data[:-1], "bytes, "),
-        ("states.pt", lambda data: data[:5000] + bytes([data[5000] ^ 16]) + data[5001:], "holds other bytes than were"),
+        ("states.pt", lambda data: data[:-1], "bytes, but"),
+        ("states.pt", lambda data: data[:5000] + bytes([data[5000] ^ 16]) + data[5001:], "has a wrong checksum"),
         ("random-rank-0.pt", None, "random-rank-0.pt is missing"),
         (MANIFEST, lambda data: data[:20], "manifest.json is not valid JSON"),
         (MANIFEST, lambda data: b'{"states.pt": [3, 4]}', "not of this version of mmchat"),
@@ -110,7 +110,7 @@ def test_a_half_written_one_and_a_pointer_into_the_void(three):
     (three / "latest").write_text("step-00000007")
     said = []
     assert newest_checkpoint(three, said.append).name == "step-00000006"
-    assert "step-00000007, which is not there" in said[0]
+    assert "step-00000007, which does not exist" in said[0]
     assert newest_checkpoint(three / "nowhere", pytest.fail) is None
     saver(three).save(8)
     assert names(three) == ["latest", "step-00000006", "step-00000008"]
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_old_one_and_nothing_else(three, full_disk, async
         own.save(12)
         assert asynchronous  # then it is told at the end of the with
     assert "checkpoint of step 12 could not be written" in str(told.value)
-    assert "No space left on device. It takes about 0.2 MB" in str(told.value)
+    assert "No space left on device. It needs about 0.2 MB" in str(told.value)
     assert "step-00000009 is intact" in str(told.value) and "--resume" in str(told.value)
     assert names(three) == ["latest", "step-00000006", "step-00000009"]
     assert find_damage(three / "step-00000009") is None

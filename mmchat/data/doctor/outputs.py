@@ -1,18 +1,14 @@
 """From the partial results of a pass to its files: quarantine, warnings, clean indexes and counts."""
 
-import contextlib
-import json
-import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mmchat.data.doctor.findings import KINDS, Finding, is_error
 from mmchat.data.doctor.inputs import CheckedSource
 from mmchat.data.doctor.overlap import Relation, Relations
 from mmchat.data.doctor.partial_results import PartialResults
+from mmchat.files import as_json_line
 
 
 class Example(NamedTuple):
@@ -64,7 +60,7 @@ class Gatherer:
         for finding, images in found:
             self.tally.findings[finding.kind] += 1
             line = {"where": where, "id": identity, "kind": finding.kind, "reason": finding.reason, "record": raw}
-            self._files[is_error(finding.kind)].write(to_line(line))
+            self._files[is_error(finding.kind)].write(as_json_line(line))
             examples = self.tally.examples.setdefault(finding.kind, [])
             if len(examples) < self._examples:
                 examples.append(Example(finding, where, identity, images))
@@ -95,25 +91,6 @@ def locate(sources: list[CheckedSource], record: int) -> tuple[int, int]:
             return number, record
         record -= len(source)
     raise IndexError(record)
-
-
-def to_line(value: dict[str, Any]) -> bytes:
-    # Lone surrogates become \udXXX, which JSON writes the same way.
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears when it is complete; of any length, so it is not held in memory."""
-    aside = path.with_name(f".{path.name}.tmp")  # one name, so that a killed pass leaves nothing behind for long
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def flat_counts(tally: Tally, sources: list[CheckedSource], kept: list[int]) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from mmchat.data.doctor.findings import Finding
 from mmchat.data.doctor.record_checks import CheckedRecord
 from mmchat.errors import UserError
-from mmchat.files import read_json, write_bytes, write_json
+from mmchat.files import as_json_line, read_json, write_bytes, write_json
 
 KEY = "key.json"
 
@@ -90,10 +90,7 @@ class PartialResults:
 
     def save(self, source: int, start: int, checked: list[CheckedRecord]) -> None:
         found = [(start + number, *finding) for number, one in enumerate(checked) for finding in one.findings]
-        # Lone surrogates stay readable as \\udXXX, which JSON writes the same way.
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found).encode(
-            "utf-8", "backslashreplace"
-        )
+        lines = b"".join(map(as_json_line, found))
         stats = RecordStats.of(checked, start)
         buffer = io.BytesIO()
         np.savez(buffer, findings=np.frombuffer(lines, np.uint8), **vars(stats))

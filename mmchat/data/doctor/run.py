@@ -18,13 +18,13 @@ import numpy as np
 from mmchat.data.clean_index import save_clean_index
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.doctor.inputs import CheckedSource, open_checked_source
-from mmchat.data.doctor.outputs import Gatherer, Tally, flat_counts, locate, written_aside
+from mmchat.data.doctor.outputs import Gatherer, Tally, flat_counts, locate
 from mmchat.data.doctor.overlap import Relations
 from mmchat.data.doctor.partial_results import PartialResults, RecordStats
 from mmchat.data.lengths import LengthMeasure
 from mmchat.data.parallel import map_chunks
 from mmchat.errors import UserError
-from mmchat.files import write_json
+from mmchat.files import atomic_file, write_json
 
 CHUNK = 500
 """Records that a killed pass does twice, at most, per process."""
@@ -97,8 +97,8 @@ def check(request: CheckRequest) -> CheckResult:
     kept = []
     with (
         explain_write_errors(out),
-        written_aside(out / "quarantine.jsonl") as errors,
-        written_aside(out / "warnings.jsonl") as warnings,
+        atomic_file(out / "quarantine.jsonl") as errors,
+        atomic_file(out / "warnings.jsonl") as warnings,
     ):
         gatherer = Gatherer(errors, warnings, held_out, request.examples)
         for number, (source, own) in enumerate(zip(sources, stats, strict=True)):

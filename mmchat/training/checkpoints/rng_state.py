@@ -1,4 +1,4 @@
-"""Every generator that training draws from: taken and restored bit for bit, or begun anew."""
+"""All random number generators that training uses: state saved and restored bit for bit, or seeded again."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 
 def rng_state() -> dict:
-    """This rank's generators as tensors and plain values."""
+    """State of this rank's generators, as tensors and plain values."""
     numpy_state = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -18,6 +18,7 @@ def rng_state() -> dict:
 
 
 def restore_rng_state(state: dict) -> None:
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -27,11 +28,11 @@ def restore_rng_state(state: dict) -> None:
 
 
 def seed_all(seed: int, step: int, rank: int) -> None:
-    """Begin every generator anew, at a pure function of the three (NumPy's `SeedSequence`, whose mixing is specified).
+    """Seed all generators with a pure function of the arguments (NumPy's `SeedSequence`, whose algorithm is fixed).
 
-    For a run that goes on with other ranks than before, which left none a state.
+    For a run that is resumed on another number of ranks, for which no states were saved.
     """
-    drawn, small = (int(word) for word in np.random.SeedSequence([seed, step, rank]).generate_state(2))
-    torch.manual_seed(drawn)  # of every device
-    np.random.seed(small)
-    random.seed(drawn)
+    torch_seed, numpy_seed = (int(word) for word in np.random.SeedSequence([seed, step, rank]).generate_state(2))
+    torch.manual_seed(torch_seed)  # of every device
+    np.random.seed(numpy_seed)
+    random.seed(torch_seed)

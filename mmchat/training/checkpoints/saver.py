@@ -1,11 +1,11 @@
-"""Checkpoints: written aside, renamed when complete, pointed at last. A half-written one is never picked up."""
+"""Checkpoints: written to a temporary folder, renamed when complete, and only then named by `latest`."""
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from threading import Thread
 from typing import Any
 
@@ -13,7 +13,7 @@ import deepspeed
 import torch
 
 from mmchat.errors import SharedError
-from mmchat.files import replace_directory, write_json, write_text
+from mmchat.files import format_megabytes, free_bytes, replace_directory, write_json, write_text
 from mmchat.training.checkpoints.reshard import load_resharded, needs_resharding
 from mmchat.training.checkpoints.rng_state import restore_rng_state, rng_state, seed_all
 from mmchat.training.checkpoints.storage import (
@@ -21,22 +21,30 @@ from mmchat.training.checkpoints.storage import (
     ChecksummedFiles,
     Manifest,
     find_damage,
+    list_checkpoints,
     read_manifest,
     remove_leftovers,
+    step_name,
+    step_of,
 )
 from mmchat.training.config import CheckpointConfig
 from mmchat.training.deepspeed_internals import set_checkpoint_engine
 from mmchat.training.distributed import collectives
 from mmchat.training.optim.ema import WeightAverage
 
-POINTER = "latest"
+LATEST = "latest"
+"""File that names the newest complete checkpoint. DeepSpeed's own `latest` is not replaced atomically."""
 
 
 class CheckpointSaver:
-    """Writes a run's checkpoints, one at a time. All ranks make it, use it and leave its `with` alike.
+    """Writes a run's checkpoints, one at a time. A context manager; all ranks make the same calls.
 
-    With `checkpoint.asynchronous` a save returns when the state is copied in memory; a thread on each rank writes it.
-    Its error comes up at the next save, or at the end of the `with`.
+    With `checkpoint.asynchronous` a save returns once the state is copied in memory, and a thread on each rank writes
+    the copy. An error of that thread is raised by the next save or at the end of the `with`.
+
+    Args:
+        report: called with the error of a save if the `with` already ends with another exception.
+        average: saved with every checkpoint.
     """
 
     def __init__(
@@ -44,41 +52,45 @@ class CheckpointSaver:
         engine: deepspeed.DeepSpeedEngine,
         directory: Path,
         config: CheckpointConfig,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         average: WeightAverage | None = None,
     ) -> None:
-        """`tell` is given the error of a save under which the run itself fell to another one."""
-        self._engine, self._directory, self._config, self._tell = engine, directory, config, tell
+        self._engine, self._directory, self._config, self._report = engine, directory, config, report
         self._average = average
         self._pending: Future[None] | None = None
-        # The threads talk over connections of their own: their words and the loop's come in no order.
+        # A group for the threads alone: their collectives and the loop's run in no fixed order.
         self._group = collectives.background_group() if config.asynchronous else None
 
     def save(self, step: int, at_once: bool = False, **state: Any) -> Path:
-        """Model, optimizer, schedule and every rank's random state after `step` steps; all ranks call this.
+        """Save model, optimizer, schedule and the random state of every rank. All ranks call this.
 
-        The position in the data is the step itself (`mmchat.data.order`). `state` comes back from `load`.
-        at_once: return when it is written, whatever the config says.
+        Args:
+            step: optimizer steps done. The position in the data follows from it (`mmchat.data.order`).
+            at_once: return when the checkpoint is written, even if saves are asynchronous.
+            state: returned by `load_checkpoint`.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            SharedError: it, or the one before, could not be written; what was there before is intact.
+            SharedError: this save, or the one before it, failed. Earlier checkpoints are intact.
         """
         self.wait()
-        later = self._config.asynchronous and not at_once
-        aside = self._directory / f".step-{step:08d}.partial"
-        final = self._directory / f"step-{step:08d}"
-        files = self._collect(aside, ChecksummedFiles(later), {"step": step, **state})
-        if later:
-            self._pending = _in_background(partial(self._complete, files, aside, final, self._group))
+        deferred = self._config.asynchronous and not at_once
+        temporary = self._directory / f".{step_name(step)}.partial"
+        final = self._directory / step_name(step)
+        files = self._collect(temporary, ChecksummedFiles(deferred), {"step": step, **state})
+        if deferred:
+            self._pending = _in_background(partial(self._complete, files, temporary, final, self._group))
         else:
-            self._complete(files, aside, final)
+            self._complete(files, temporary, final)
         return final
 
     def wait(self) -> None:
-        """Until the save that is under way, if any, is complete.
+        """Wait for the save in progress, if any.
 
         Raises:
-            SharedError: it could not be written.
+            SharedError: it failed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -93,51 +105,51 @@ class CheckpointSaver:
         except SharedError as error:
             if kind is None:
                 raise
-            self._tell(str(error))
+            self._report(str(error))
 
-    def _collect(self, aside: Path, files: ChecksummedFiles, state: dict[str, Any]) -> ChecksummedFiles:
-        """Have DeepSpeed hand everything over to `files`."""
+    def _collect(self, temporary: Path, files: ChecksummedFiles, state: dict[str, Any]) -> ChecksummedFiles:
+        """Let DeepSpeed pass everything to `files`."""
         if collectives.rank() == 0:
             remove_leftovers(self._directory)
             self._directory.mkdir(parents=True, exist_ok=True)
         collectives.barrier()
         set_checkpoint_engine(self._engine, files)
-        # DeepSpeed's own `latest` file is not replaced atomically, hence our pointer.
         try:
-            self._engine.save_checkpoint(str(self._directory), tag=aside.name, client_state=state, save_latest=False)
+            tag = temporary.name
+            self._engine.save_checkpoint(str(self._directory), tag=tag, client_state=state, save_latest=False)
         except OSError as error:
-            # Under ZeRO rank 0 copies a script of DeepSpeed's as well; the others wait in the barrier behind that.
+            # Under ZeRO rank 0 also copies a script of DeepSpeed's; the other ranks wait in the barrier after it.
             files.error = files.error or error
             collectives.barrier()
-        files.save(rng_state(), str(aside / f"random-rank-{collectives.rank()}.pt"))
+        files.save(rng_state(), str(temporary / f"random-rank-{collectives.rank()}.pt"))
         if self._average:
-            self._average.save(files, aside)
+            self._average.save(files, temporary)
         return files
 
     def _complete(
-        self, files: ChecksummedFiles, aside: Path, final: Path, group: collectives.Group | None = None
+        self, files: ChecksummedFiles, temporary: Path, final: Path, group: collectives.Group | None = None
     ) -> None:
-        """Write what is still in memory; if no rank failed, make `aside` the newest checkpoint."""
-        files.write_kept()
-        of_all_ranks = collectives.all_gather([(files.written, files.asked, files.error)], group)
+        """Write what is still in memory; if no rank failed, make this the newest checkpoint."""
+        files.write_deferred()
+        of_all_ranks = collectives.all_gather([(files.written, files.requested_bytes, files.error)], group)
         problems = []
         if collectives.rank() == 0:
             manifest = Manifest(
                 collectives.ranks(),
                 self._engine.zero_optimization_stage(),
-                {name: told for written, *_ in of_all_ranks for name, told in written.items()},
+                {name: entry for written, *_ in of_all_ranks for name, entry in written.items()},
             )
             error = next((error for *_, error in of_all_ranks if error), None)
-            error = error or _put_in_place(aside, final, manifest, self._config.keep)
+            error = error or _publish(temporary, final, manifest, self._config.keep)
             if error:
-                shutil.rmtree(aside, ignore_errors=True)
-                problems = [_not_written(final, error, sum(asked for _, asked, _ in of_all_ranks))]
+                rmtree(temporary, ignore_errors=True)
+                problems = [_failure_message(final, error, sum(size for _, size, _ in of_all_ranks))]
         for problem in collectives.all_gather(problems, group):
             raise SharedError(problem)
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:
-    """Unlike an executor's, the thread does not keep a rank alive that has crashed."""
+    """Run `work` in a daemon thread. Unlike an executor's thread, it does not keep a crashed rank alive."""
     future: Future[None] = Future()
 
     def run() -> None:
@@ -150,88 +162,98 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
     return future
 
 
-def _put_in_place(aside: Path, final: Path, manifest: Manifest, keep: int) -> OSError | None:
+def _publish(temporary: Path, final: Path, manifest: Manifest, keep: int) -> OSError | None:
     """Make the written folder the newest checkpoint, on rank 0; returns the error that prevented it."""
     directory = final.parent
     try:
-        write_json(aside / MANIFEST, asdict(manifest))
-        replace_directory(aside, final)
-        write_text(directory / POINTER, final.name)
+        write_json(temporary / MANIFEST, asdict(manifest))
+        replace_directory(temporary, final)
+        write_text(directory / LATEST, final.name)
     except OSError as error:
         return error
-    # Whatever is newer was damaged or given up when the run went on from an older one.
-    there = sorted(directory.glob("step-*"))
-    count = there.index(final) + 1
-    for old in [*there[: max(0, count - keep)], *there[count:]]:
-        shutil.rmtree(old)
+    # Checkpoints of later steps were damaged, or abandoned when the run was resumed from an older one.
+    existing = list_checkpoints(directory)
+    count = existing.index(final) + 1
+    for old in [*existing[: max(0, count - keep)], *existing[count:]]:
+        rmtree(old)
     return None
 
 
-def _not_written(final: Path, error: OSError, needed: int) -> str:
-    free = shutil.disk_usage(final.parent).free
-    kept = sorted(path.name for path in final.parent.glob("step-*"))
-    missing = f", {(needed - free) / 1e6:,.1f} MB are missing" if needed > free else ""
+def _failure_message(final: Path, error: OSError, needed: int) -> str:
+    free = free_bytes(final.parent)
+    kept = list_checkpoints(final.parent)
+    missing = f", {format_megabytes(needed - free)} are missing" if needed > free else ""
     return (
-        f"the checkpoint of step {int(final.name[5:])} could not be written to {final.parent}: {error.strerror}. "
-        f"It takes about {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free{missing}. "
-        "The unfinished one is removed; "
-        + (f"{kept[-1]} is intact" if kept else "there is none before it")
-        + ". Make room, then go on with --resume"
+        f"the checkpoint of step {step_of(final)} could not be written to {final.parent}: {error.strerror}. "
+        f"It needs about {format_megabytes(needed)}, {format_megabytes(free)} are free{missing}. "
+        "The incomplete checkpoint is removed; "
+        + (f"{kept[-1].name} is intact" if kept else "there is no earlier one")
+        + ". Make room, then resume with --resume"
     )
 
 
-def newest_checkpoint(directory: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint, or None where there is none at all; all ranks call this.
+def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint, or None if there is none at all. All ranks call this.
 
-    The search begins at the one that the pointer names. `tell` is given a line for each that is passed over.
+    The search starts at the checkpoint that `latest` names.
+
+    Args:
+        report: called with a line for each checkpoint that is skipped.
 
     Raises:
-        SharedError: there are checkpoints and all of them are damaged.
+        SharedError: there are checkpoints, but all of them are damaged.
     """
-    pointer = directory / POINTER
+    pointer = directory / LATEST
     if not pointer.exists():
         return None
-    named = directory / pointer.read_text(encoding="utf-8").strip()
-    found = sorted((path for path in directory.glob("step-*") if path.name <= named.name), reverse=True)
-    if named not in found:
-        tell(f"{pointer} names {named.name}, which is not there")
-    for checkpoint, before in zip(found, [*found[1:], None], strict=True):
+    latest = directory / pointer.read_text(encoding="utf-8").strip()
+    candidates = [path for path in reversed(list_checkpoints(directory)) if path.name <= latest.name]
+    if latest not in candidates:
+        report(f"{pointer} names {latest.name}, which does not exist")
+    for checkpoint, older in zip(candidates, [*candidates[1:], None], strict=True):
         problem = find_damage(checkpoint)
         if problem is None:
             return checkpoint
-        tell(f"checkpoint {checkpoint} is damaged: {problem}" + (f"; trying {before.name}" if before else ""))
-    raise SharedError(f"{directory} holds no undamaged checkpoint; name another run_dir to begin again")
+        report(f"checkpoint {checkpoint} is damaged: {problem}" + (f"; trying {older.name}" if older else ""))
+    raise SharedError(f"{directory} has no undamaged checkpoint; to start again, name another run_dir")
 
 
 def load_checkpoint(
-    engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, tell: Callable[[str], None]
+    engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Restore everything that `save` wrote; returns its `state` with `step`, the number of steps done.
+    """Restore everything that `CheckpointSaver.save` wrote.
 
-    Where as many ranks wrote it, bit for bit; where it were others, up to rounding, and each rank's generators begin
-    anew at a function of (seed, step, rank). `tell` is given a line about that.
+    On the same number of ranks the run continues bit for bit. On another number it continues up to rounding, and the
+    random generators of each rank are seeded with a function of (seed, step, rank).
+
+    Args:
+        report: called with a line if the number of ranks has changed.
+
+    Returns:
+        The saved `state` and `step`, the number of optimizer steps done.
 
     Raises:
-        SharedError: it was written under another ZeRO stage, or there is no room to convert it for other ranks.
+        SharedError: the checkpoint was written under another ZeRO stage, or could not be converted for this number of
+            ranks.
     """
-    written = read_manifest(checkpoint)
-    if written.zero_stage != engine.zero_optimization_stage():
+    manifest = read_manifest(checkpoint)
+    if manifest.zero_stage != engine.zero_optimization_stage():
         raise SharedError(
-            f"{checkpoint} was written under ZeRO {written.zero_stage}, this run uses ZeRO "
-            f"{engine.zero_optimization_stage()}; resume with zero_stage: {written.zero_stage}"
+            f"{checkpoint} was written under ZeRO {manifest.zero_stage}, this run uses ZeRO "
+            f"{engine.zero_optimization_stage()}; resume with zero_stage: {manifest.zero_stage}"
         )
     set_checkpoint_engine(engine, ChecksummedFiles())
     if needs_resharding(checkpoint):
         state = load_resharded(engine, checkpoint)
     else:
         _, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if written.ranks == collectives.ranks():
+    if manifest.ranks == collectives.ranks():
         path = checkpoint / f"random-rank-{collectives.rank()}.pt"
         restore_rng_state(torch.load(path, weights_only=True))
     else:
         seed_all(seed, state["step"], collectives.rank())
-        tell(
-            f"going on with {collectives.ranks()} rank(s) instead of {written.ranks}: the same up to rounding, "
-            "except that dropout, where there is any, draws other numbers"
+        report(
+            f"resuming on {collectives.ranks()} rank(s) instead of {manifest.ranks}: the result is the same up to "
+            "rounding, except that dropout, if any, draws other random numbers"
         )
     return state

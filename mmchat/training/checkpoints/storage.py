@@ -1,12 +1,13 @@
-"""The files of a checkpoint: written with sizes and checksums, verified before they are believed.
+"""The files of a checkpoint: names, sizes and checksums, verified before a checkpoint is loaded.
 
-The checksum is CRC-32, taken from the bytes on their way to the disk: it must find damage, not malice, and is
+The checksum is CRC-32, computed from the bytes while they are written. It must detect damage, not tampering, and is
 three times as fast as SHA-256 (6.5 against 1.9 GiB/s on one core).
 """
 
 import copyreg
 import io
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -30,43 +31,68 @@ from mmchat.training.distributed import collectives
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
+"""Bytes read at a time."""
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 KNOWN_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
-"""What DeepSpeed writes beside tensors and plain values. torch's unpickler makes these and runs nothing else."""
+"""What DeepSpeed writes besides tensors and plain values; torch's weights-only unpickler allows nothing else."""
+_STEP_NAME = re.compile(r"step-(\d{8})")
 # Python 3.11.0 to 3.11.3 would pickle an enum's member as a call of getattr, which torch's unpickler refuses.
 copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
+def step_name(step: int) -> str:
+    """Name of the checkpoint folder after `step` optimizer steps: `step-00000012`."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint folder is named after."""
+    return int(_STEP_NAME.fullmatch(checkpoint.name)[1])
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoint folders in `directory`, damaged or not, in the order of their steps."""
+    return sorted(path for path in directory.glob("step-*") if _STEP_NAME.fullmatch(path.name))
+
+
 class ChecksummedFiles(TorchCheckpointEngine):
-    """Writes what DeepSpeed hands over, and reads it again without pickle's arbitrary code.
+    """A checkpoint engine for DeepSpeed that computes checksums and loads without executing pickled code.
 
-    The first failure to write is kept for later: a rank that raised in the middle of a save would leave the others
-    waiting in a barrier.
+    The first write error is stored in `error` and not raised: if one rank raised in the middle of a save, the others
+    would wait in a barrier for ever.
 
-    later: files are written by `write_kept` as they were when they were handed over; until then they lie in memory.
-    written: file name -> [bytes, CRC-32]. asked: bytes of all tensors handed over, written or not.
+    Args:
+        deferred: keep a copy of each file's content in memory until `write_deferred` is called.
+
+    Attributes:
+        written: file name -> [bytes, CRC-32].
+        requested_bytes: size of all tensors passed to `save`, written or not.
+        error: the first write error.
     """
 
-    def __init__(self, later: bool = False) -> None:
+    def __init__(self, deferred: bool = False) -> None:
         super().__init__()
         self.written: dict[str, list[int]] = {}
-        self.asked = 0
+        self.requested_bytes = 0
         self.error: OSError | None = None
-        self._later = later
-        self._kept: list[tuple[Any, str]] = []
+        self._deferred = deferred
+        self._pending: list[tuple[Any, str]] = []
 
     def save(self, state_dict: Any, path: str) -> None:
-        self.asked += tensor_bytes(state_dict)
-        if self._later:
-            self._kept.append((snapshot(state_dict), path))
+        """Write `state_dict` now, or keep a copy of it for `write_deferred`."""
+        self.requested_bytes += tensor_bytes(state_dict)
+        if self._deferred:
+            self._pending.append((snapshot(state_dict), path))
         else:
             self._write(state_dict, path)
 
-    def write_kept(self) -> None:
-        while self._kept:
-            self._write(*self._kept.pop(0))
+    def write_deferred(self) -> None:
+        """Write what `save` kept in memory."""
+        while self._pending:
+            self._write(*self._pending.pop(0))
 
     def load(self, path: str, map_location: Any = None) -> Any:
+        """`torch.load` with `weights_only=True`."""
         with weights_only_loading():
             return torch.load(path, map_location=map_location)
 
@@ -80,16 +106,16 @@ class ChecksummedFiles(TorchCheckpointEngine):
             self.written[Path(path).name] = [raw.size, raw.checksum]
         except OSError as error:
             self.error = error
-        except RuntimeError:  # torch's zip writer hides what the file said
+        except RuntimeError:  # torch's zip writer hides the error of the file
             if raw.error is None:
                 raise
             self.error = raw.error
         if self.error is not None:
-            Path(path).unlink(missing_ok=True)  # room for what DeepSpeed writes beside it
+            Path(path).unlink(missing_ok=True)  # make room for what DeepSpeed writes next
 
 
 class _Summed(io.FileIO):
-    """A file that knows size and checksum of what was written to it, and its first failure."""
+    """A file that records the size and checksum of what was written to it, and its first error."""
 
     def __init__(self, path: str, mode: str) -> None:
         super().__init__(path, mode)
@@ -111,8 +137,9 @@ class _Summed(io.FileIO):
 
 @contextmanager
 def weights_only_loading() -> Iterator[None]:
-    """Within it, torch loads tensors, plain values and `KNOWN_TYPES`, although DeepSpeed asks it to run whatever code a
-    file contains.
+    """Inside the `with`, torch loads tensors, plain values and `KNOWN_TYPES` only.
+
+    DeepSpeed itself calls `torch.load` with `weights_only=False`, which executes code in the file.
     """
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
@@ -126,14 +153,14 @@ def weights_only_loading() -> Iterator[None]:
 
 
 def snapshot(state: Any) -> Any:
-    """A copy in the CPU's memory; tensors that share memory still do."""
+    """A copy in CPU memory; tensors that shared storage share it in the copy, too."""
     plain = StagingOptions(False, False, False, False)
     with closing(DefaultStager(plain)) as stager:
         return stager.stage(state)
 
 
 def tensor_bytes(state: Any) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples."""
+    """Size in bytes of all tensors in nested dicts, lists and tuples."""
     if isinstance(state, torch.Tensor):
         return state.numel() * state.element_size()
     inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
@@ -142,7 +169,7 @@ def tensor_bytes(state: Any) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is: the ranks and the ZeRO stage of the run that wrote it, file name -> [bytes, CRC-32]."""
+    """`manifest.json`: ranks and ZeRO stage of the run that wrote the checkpoint; file name -> [bytes, CRC-32]."""
 
     ranks: int
     zero_stage: int
@@ -150,9 +177,10 @@ class Manifest:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """
+    """Read `manifest.json`.
+
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the file is missing, damaged or of another version of mmchat.
     """
     try:
         return Manifest(**read_json(checkpoint / MANIFEST))
@@ -161,30 +189,30 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """What a run that was killed had begun to write or to convert."""
+    """Remove what a killed run left half written or half converted."""
     for kind in ("partial", "universal-*"):
         for folder in checkpoints.glob(f".step-*.{kind}"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. All ranks call this: each reads a part of them."""
+    """What is wrong with a checkpoint's files, or None. All ranks call this; each reads its part of the files."""
     try:
         expected = sorted(read_manifest(checkpoint).files.items())
     except UserError as error:
         return str(error)
-    own = expected[collectives.rank() :: collectives.ranks()]
-    found = [problem for name, told in own if (problem := _differs(checkpoint / name, *told))]
-    return next(iter(collectives.all_gather(found)), None)
+    files_of_rank = expected[collectives.rank() :: collectives.ranks()]
+    problems = [problem for name, entry in files_of_rank if (problem := _difference(checkpoint / name, *entry))]
+    return next(iter(collectives.all_gather(problems)), None)
 
 
-def _differs(path: Path, size: int, checksum: int) -> str | None:
+def _difference(path: Path, size: int, checksum: int) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != size:
-        return f"{path.name} holds {path.stat().st_size:,} bytes, {size:,} were written"
+        return f"{path.name} has {path.stat().st_size:,} bytes, but {size:,} were written"
     with path.open("rb") as file:
-        found = 0
+        actual = 0
         while block := file.read(CHUNK):
-            found = zlib.crc32(block, found)
-    return None if found == checksum else f"{path.name} holds other bytes than were written"
+            actual = zlib.crc32(block, actual)
+    return None if actual == checksum else f"{path.name} has a wrong checksum: its content has changed"

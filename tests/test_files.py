@@ -1,0 +1,57 @@
+"""Small files and durations: what several packages rely on."""
+
+from pathlib import Path
+
+import pytest
+
+from mmchat.files import append_json_line, atomic_file, read_json_lines, split_complete_lines
+from mmchat.progress import format_duration
+from mmchat.training.checkpoints.storage import list_checkpoints, step_name, step_of
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), atomic_file(path) as file:
+        file.write(b"new")
+        raise KeyError
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with atomic_file(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_lines_with_any_character_and_an_incomplete_last_one(tmp_path):
+    path = tmp_path / "folder" / "lines.jsonl"
+    values = ["a\u2028b", {"name": "\udcff"}, "日本"]
+    for value in values:
+        append_json_line(path, value)
+    assert read_json_lines(path) == values
+    complete = path.read_bytes()
+    path.write_bytes(complete + '"日'.encode()[:-1])
+    lines, rest = split_complete_lines(path)
+    assert b"".join(line + b"\n" for line in lines) == complete and rest == b'"\xe6\x97'
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.0123, "0.012 s"),
+        (59.94, "59.9 s"),
+        (90, "1.5 min"),
+        (7150, "1 h 59 min"),
+        (4e6, "1,111 h 7 min"),
+    ],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_checkpoint_names_are_sorted_by_step_and_others_ignored(tmp_path):
+    steps = [9, 123, 99_999_999]
+    for name in [*map(step_name, steps), ".step-00000130.partial", "step-12", "latest"]:
+        (tmp_path / name).mkdir()
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == steps
+    assert step_name(12) == "step-00000012" and step_of(Path("runs/step-00000012")) == 12
