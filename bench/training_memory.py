@@ -5,7 +5,7 @@ kinds are.
 
     python bench/training_memory.py
     python bench/training_memory.py --stage pretrain --a logits_to_keep
-    python bench/training_memory.py -- --packing null                  # what follows -- overrides B's run config
+    python bench/training_memory.py -- --objective.packing null        # what follows -- overrides B's run config
 """
 
 import tempfile

@@ -12,6 +12,8 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from mmchat.settings import Key, describe
+
 ROOT = Path(__file__).resolve().parents[1]
 BREAK = r"\1<wbr>"
 sys.path.insert(0, str(ROOT))  # the site describes this copy, not an installed one
@@ -159,12 +161,11 @@ def default_of(action: argparse.Action) -> str:
 
 
 def config_page() -> str:
-    from mmchat.settings import describe
     from mmchat.training.config import RunConfig
 
-    groups: dict[str, list[tuple[str, str, str, str]]] = {}
-    for path, kind, default, meaning in describe(RunConfig):
-        groups.setdefault(path[0] if len(path) > 1 else "", []).append((".".join(path), kind, default, meaning))
+    groups: dict[str, list[Key]] = {}
+    for key in describe(RunConfig):
+        groups.setdefault(key.path[0] if key.is_group or len(key.path) > 1 else "", []).append(key)
     lines = [
         "# Config keys",
         "",
@@ -172,25 +173,17 @@ def config_page() -> str:
         "you choose. Any key can be overridden on the command line: `--optimizer.lr 1e-4`. An unknown key is an error",
         "that names the nearest valid one. [Training runs](../guides/training.md) explains how a config is used.",
     ]
-    for group, rows in groups.items():
+    for group, keys in groups.items():
         lines += ["", f"## {group or 'The run'}", "", "| key | meaning | type | default |", "|---|---|---|---|"]
         lines += [
-            f"| `{key}` | {cell(meaning)} | {kind_of(kind)} | {quoted(default)} |"
-            for key, kind, default, meaning in rows
+            f"| `{'.'.join(key.path)}` | {cell(meaning_of(key))} | {cell(key.type)} | {quoted(key.default)} |"
+            for key in keys
         ]
     return "\n".join(lines) + "\n"
 
 
-def kind_of(kind: str) -> str:
-    """`Optional[Literal['a', 'b']]` -> `a`, `b` or null."""
-    kind = re.sub(r"\b[a-z_]+(\.[a-z_]+)*\.(?=[A-Z])", "", kind)
-    optional = re.fullmatch(r"Optional\[(.*)\]", kind)
-    kind = optional[1] if optional else kind
-    nullable = bool(optional) or kind.endswith("| None")
-    kind = kind.removesuffix("| None").strip()
-    literal = re.fullmatch(r"Literal\[(.*)\]", kind)
-    options = [option.strip().strip("'\"") for option in literal[1].split(",")] if literal else [kind]
-    return ", ".join(f"`{option}`" for option in options) + (" or null" if nullable else "")
+def meaning_of(key: Key) -> str:
+    return f"{key.meaning} (kind {', '.join(key.kinds)})" if key.kinds else key.meaning
 
 
 def quoted(default: str) -> str:

@@ -1,32 +1,67 @@
-"""YAML plus `--key value` overrides into typed dataclasses; a mistyped key is an error that names its neighbour.
+"""YAML plus `--key value` overrides -> frozen, typed dataclasses. Importable without torch.
 
-pydantic validates; this file finds the text, merges the overrides and turns pydantic's findings into
-sentences that name the file, the key and the nearest valid one.
+pydantic validates. This file reads the text, merges the overrides, and turns pydantic's findings into one line each,
+which names the source, the key and the nearest valid key.
 """
 
 import difflib
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from mmchat.errors import UserError
+from mmchat.settings_schema import Key, Shorthand, all_paths, describe, field_types, follow, kind_of, locate, shorthand
+
+__all__ = ["Key", "Shorthand", "describe", "load_settings", "parse_overrides", "settings", "validate"]
 
 Settings = TypeVar("Settings")
 
 settings = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 """Decorator of every configuration dataclass: immutable, keyword only, unknown keys forbidden."""
 
+COMMAND_LINE = "command line"
 
-def load_settings(schema: type[Settings], path: Path, overrides: list[str]) -> Settings:
-    """Read `path`, apply the `--key value` words in `overrides`, validate.
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where values came from: a file, and keys that the command line overrode."""
+
+    file: str
+    overridden: tuple[str, ...] = ()
+
+    def of(self, key: str) -> str:
+        related = (key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in self.overridden)
+        return COMMAND_LINE if key and any(related) else self.file
+
+
+def load_settings(
+    schema: type[Settings], path: Path, overrides: list[str], moved: Mapping[str, str] | None = None
+) -> Settings:
+    """Read a YAML file, apply overrides, validate.
+
+    Args:
+        schema: a dataclass decorated with `settings`.
+        path: the YAML file.
+        overrides: `--key value` arguments; nested keys with a dot.
+        moved: old dotted key -> new dotted key; a key at its old place is refused by naming the new one.
 
     Raises:
-        UserError: the file is missing or no YAML mapping, or keys or values do not fit the schema.
+        UserError: the file is missing or not a YAML mapping, or keys or values do not fit the schema.
     """
+    values = read_yaml(path)
+    replaced = parse_overrides(overrides)
+    for key, value in replaced.items():
+        _set(schema, values, key.split("."), value)
+    return _validated(schema, values, _Origin(str(path), tuple(replaced)), moved or {})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Raises UserError if the file is missing or not a YAML mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -34,32 +69,30 @@ def load_settings(schema: type[Settings], path: Path, overrides: list[str]) -> S
     except IsADirectoryError:
         raise UserError(f"config {path} is a folder, expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid YAML: {error}") from None
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold key: value pairs, found {type(values).__name__}")
-    for key, value in parse_overrides(overrides).items():
-        _set(values, key.split("."), value)
-    return validate(schema, values, str(path))
+    return values
 
 
-def parse_overrides(words: list[str]) -> dict[str, Any]:
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     """`["--optimizer.lr", "1e-4", "--resume"]` -> `{"optimizer.lr": "1e-4", "resume": True}`.
 
-    Values are YAML; a key without a value is a switch. `--local_rank=N`, which launchers put in front, is
-    dropped: the rank comes from the environment.
+    Values are YAML; a key without a value is True. `--local_rank=N`, which launchers insert, is dropped: the rank
+    comes from the environment.
 
     Raises:
-        UserError: a word that belongs to no key.
+        UserError: an argument without a key, or a value that is not YAML.
     """
     found: dict[str, Any] = {}
-    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise UserError(f"unexpected argument {word!r}; overrides are written --key value")
-        key, equals, text = word[2:].partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            equals, text = "=", words.pop(0)
+    remaining = [argument for argument in arguments if not argument.startswith(("--local_rank=", "--local-rank="))]
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            raise UserError(f"unexpected argument {argument!r}; overrides are written --key value")
+        key, equals, text = argument[2:].partition("=")
+        if not equals and remaining and not remaining[0].startswith("--"):
+            equals, text = "=", remaining.pop(0)
         try:
             found[key] = yaml.safe_load(text) if equals else True
         except yaml.YAMLError:
@@ -67,58 +100,63 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def validate(schema: type[Settings], values: dict[str, Any], source: str) -> Settings:
+def validate(
+    schema: type[Settings], values: dict[str, Any], source: str, moved: Mapping[str, str] | None = None
+) -> Settings:
     """Raises UserError with one line per finding, each beginning with `source`."""
+    return _validated(schema, values, _Origin(source), moved or {})
+
+
+def _validated(schema: type[Settings], values: dict[str, Any], origin: _Origin, moved: Mapping[str, str]) -> Settings:
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        leaves = [path for path, *_ in describe(schema)]
-        known = {".".join(path[:depth]) for path in leaves for depth in range(1, len(path) + 1)}
-        raise UserError("\n".join(_sentence(finding, known, source) for finding in error.errors())) from None
+        lines = [line for finding in error.errors() for line in _sentences(schema, finding, origin, moved)]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
-def describe(schema: type) -> list[tuple[tuple[str, ...], str, str, str]]:
-    """Every key of a schema: (path, type, default, meaning), depth first; what `--help` prints."""
-    rows = []
-    for item in fields(schema):
-        info = schema.__pydantic_fields__[item.name]
-        nested = next((t for t in map(_plain, (item.type, *get_args(item.type))) if is_dataclass(t)), None)
-        if nested is not None:
-            named = ("NAME",) if get_origin(item.type) is dict else ()
-            rows += [((item.name, *named, *path), *rest) for path, *rest in describe(nested)]
-            continue
-        default = "required" if info.is_required() else _default(item, info)
-        kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
-        rows.append(((item.name,), kind, default, info.description or ""))
-    return rows
-
-
-def _plain(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
-
-
-def _default(item: Any, info: Any) -> str:
-    value = info.get_default(call_default_factory=True)
-    return "" if value is MISSING else yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("\n...")
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+def _set(schema: type, values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set a nested key. A bare string on the way is spelled out first, so that its meaning is kept."""
+    annotation: Any = schema
     for part in path[:-1]:
+        annotation = follow(annotation, part)
         inner = values.get(part)
+        if (short := shorthand(annotation)) is not None:
+            inner = short.spell_out(inner)
         values[part] = inner = inner if isinstance(inner, dict) else {}
         values = inner
     values[path[-1]] = value
 
 
-def _sentence(finding: dict[str, Any], known: set[str], source: str) -> str:
-    key = ".".join(map(str, finding["loc"]))
+def _sentences(schema: type, finding: dict[str, Any], origin: _Origin, moved: Mapping[str, str]) -> list[str]:
+    place = locate(schema, finding["loc"])
+    key = ".".join(place.path)
+    source = origin.of(key)
     if finding["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        elsewhere = [k for k in sorted(known) if k.endswith(f".{key}")]  # `lr` for `optimizer.lr`
-        siblings = [k for k in sorted(known) if k.count(".") == key.count(".")] or sorted(known)
-        near = elsewhere or difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
-        return f"{source}: unknown key {key!r}; the nearest valid key is {near[0]!r}"
+        present = (
+            {key, *(f"{key}.{inner}" for inner in finding["input"])} if isinstance(finding["input"], dict) else {key}
+        )
+        if new_places := {old: new for old, new in moved.items() if old in present}:
+            return [f"{source}: key {old!r} has moved to {new!r}" for old, new in new_places.items()]
+        return [f"{source}: {_unknown(schema, place.path, place.owner, place.variants)}"]
     if finding["type"] in ("missing", "missing_argument"):
-        return f"{source}: key {key!r} is missing"
+        return [f"{source}: key {key!r} is missing"]
+    if finding["type"] == "union_tag_invalid":
+        kinds = finding["ctx"]["expected_tags"].replace("'", "")
+        return [f"{source}: {key}.kind must be one of {kinds}, found {finding['ctx']['tag']!r}"]
     if finding["type"] == "value_error":
-        return f"{source}: {f'{key}: ' if key else ''}{finding['ctx']['error']}"
-    return f"{source}: {key}: {finding['msg']}, found {finding['input']!r:.80}"
+        return [f"{source}: {f'{key}: ' if key else ''}{finding['ctx']['error']}"]
+    return [f"{source}: {key}: {finding['msg']}, found {finding['input']!r:.80}"]
+
+
+def _unknown(schema: type, path: tuple[str, ...], owner: Any, variants: tuple[type, ...]) -> str:
+    """What is wrong with an unknown key: it belongs to another kind, to another group, or is mistyped."""
+    key, last = ".".join(path), path[-1]
+    if owners := [kind_of(variant) for variant in variants if last in field_types(variant)]:
+        kinds = f"kind {owners[0]}" if len(owners) == 1 else f"kinds {', '.join(owners)}"
+        union = ".".join(path[:-1])
+        return f"key {key!r} belongs to {kinds}, but {union}.kind is {kind_of(owner)}"
+    elsewhere = [known for known in sorted(all_paths(schema)) if known.endswith(f".{key}")]  # `lr`: `optimizer.lr`
+    siblings = [".".join((*path[:-1], name)) for name in field_types(owner)]
+    nearest = elsewhere or difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
+    return f"unknown key {key!r}; the nearest valid key is {nearest[0]!r}"

@@ -37,7 +37,7 @@ grown() {
     --seed "$2" --out "$RUN/$name-init"
   step "    $name learns to read" "$RUN/$name/model" \
     mmchat train "$CONFIGS/graft.yaml" --ranks 1 --resume --run_dir "$RUN/$name" --model "$RUN/$name-init" --seed "$2" \
-    --feature_cache "$RUN/features-$1"
+    --objective.feature_cache "$RUN/features-$1"
   step "    $name on held-out lines" "$RUN/$name/scores.json" \
     mmchat eval "$RUN/$name/model" "$DATA/heldout.jsonl" --metric ned --blind blank --max-new-tokens 24 --out "$RUN/$name"
 }

@@ -41,7 +41,7 @@ compare() {
   classify "$name/alone" "$RUN/random" "$labels" "$seed" "$@"
   classify "$name/tuned" "$RUN/simclr" "$labels" "$seed" "$@"
   classify "$name/student" "$RUN/simclr" "$DATA/train" "$seed" --steps 150 \
-    --distillation.teacher "$RUN/$name/tuned/model" --distillation.weight 1 --distillation.temperature 1
+    --objective.distillation.teacher "$RUN/$name/tuned/model" --objective.distillation.weight 1 --objective.distillation.temperature 1
 }
 
 # few COUNT SEED KEYS...: the same with so many labels, drawn by the seed.

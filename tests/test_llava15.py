@@ -20,7 +20,7 @@ from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
 from mmchat.training.engine import accumulation
 from mmchat.training.optim.lora import add_adapters
-from mmchat.training.optim.trainable import apply_rules, optimizer_groups
+from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig
 from tests.conftest import DATA, LANGUAGE, TOKENIZER_OF
 from tests.launching import ROOT, launch, metrics

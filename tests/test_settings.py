@@ -1,15 +1,17 @@
 """YAML and overrides become typed settings; whatever does not fit is named, with its nearest neighbour."""
 
-from dataclasses import fields, is_dataclass
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal
 
 import pytest
+import yaml
 from pydantic import Field
 
-from mmchat.cli.train import help_text, split_arguments
+from mmchat.cli.train import split_arguments
+from mmchat.command_line.settings_help import settings_help
 from mmchat.errors import UserError
-from mmchat.settings import describe, load_settings, parse_overrides, settings, validate
+from mmchat.settings import Shorthand, describe, load_settings, parse_overrides, settings, validate
 from mmchat.training.config import RunConfig, as_dict
 
 
@@ -109,7 +111,7 @@ def test_words_that_belong_to_no_key():
     ],
 )
 def test_what_does_not_fit(config, words, message):
-    with pytest.raises(UserError, match=rf"^{config}: " + message):
+    with pytest.raises(UserError, match="^command line: " + message):
         load_settings(Run, config, words)
 
 
@@ -134,30 +136,102 @@ def test_files_that_are_no_config(tmp_path):
             load_settings(Run, path, [])
 
 
-def leaves(schema: type, prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for item in fields(schema):
-        kinds = [item.type, *get_args(item.type)]
-        kinds += [kind.__origin__ for kind in kinds if get_origin(kind) is Annotated]
-        inner: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
-        name = f"{prefix}{item.name}" + ".NAME" * str(item.type).startswith("dict[")
-        found |= leaves(inner, f"{name}.") if inner else {prefix + item.name}
-    return found
+def test_help_lists_every_key_with_its_meaning(monkeypatch):
+    """What a group has in common with an earlier one is listed by name: `--validation.KEY  as data.KEY: ...`."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = settings_help(RunConfig).splitlines()
+    assert max(map(len, lines)) <= 80
+    entries: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        entry = re.match(r"  --(\S+)(.*)", line)
+        name = entry[1] if entry else name if line.startswith(" " * 10) else ""
+        entries[name] = f"{entries.get(name, '')} {entry[2] if entry else line}"
+    entries = {name: " ".join(text.split()) for name, text in entries.items()}
+    for key in describe(RunConfig):
+        name, group = ".".join(key.path), ".".join(key.path[:-1])
+        assert len(key.meaning) > 5 and (key.default or key.is_group), name
+        if name in entries:
+            assert key.meaning in entries[name] or key.kinds, name
+        elif not key.is_group and "sources.NAME" not in name:
+            assert key.path[-1] in entries[f"{group}.KEY"], name
+    assert entries["optimizer.lr"].endswith("[float; required]")
+    assert entries["objective.kind"].endswith("[assistant | contrastive | simclr | classify; assistant]")
+    assert "index" in entries["data.sources.NAME.KEY"] and "max_turns" in entries["validation.KEY"]
 
 
-def test_help_lists_every_key_with_its_meaning():
-    keys = leaves(RunConfig)
-    assert {"optimizer.lr", "data.path", "validation.every", "run_dir"} <= keys
-    text = help_text()
-    for path, _, default, meaning in describe(RunConfig):
-        key = ".".join(path)
-        keys.remove(key)
-        line = next(line for line in text.splitlines() if line.split()[:1] == [f"--{key}"])
-        assert len(meaning) > 5, key
-        assert meaning in line
-        assert default in line
-        assert default, key
-    assert not keys
+@settings
+class Cat:
+    kind: Literal["cat"] = Field("cat", description="purrs")
+    lives: int = Field(9, description="how many")
+    name: str | None = Field(None, description="what it hears")
+
+
+@settings
+class Dog:
+    kind: Literal["dog"] = Field("dog", description="barks")
+    tricks: dict[str, int] = Field(default_factory=dict, description="how well")
+    name: str | None = Field(None, description="what it hears")
+
+
+@settings
+class Fish:
+    kind: Literal["fish"] = Field("fish", description="swims")
+
+
+@settings
+class Home:
+    pet: Annotated[Cat | Dog | Fish, Field(discriminator="kind"), Shorthand("kind", default="cat")] = Field(
+        default_factory=Cat, description="who lives there"
+    )
+    rooms: int = Field(1, description="how many")
+
+
+@pytest.mark.parametrize(
+    ("pet", "overrides", "expected"),
+    [
+        (None, [], Cat()),
+        ("dog", [], Dog()),
+        ({"kind": "dog", "name": "Rex"}, [], Dog(name="Rex")),
+        ({"lives": 7}, [], Cat(lives=7)),
+        ("dog", ["--pet.name", "Rex"], Dog(name="Rex")),  # a bare string is spelled out before a key is added
+        ("cat", ["--pet", "dog"], Dog()),
+        (None, ["--pet.tricks.sit", "3", "--pet.kind", "dog"], Dog(tricks={"sit": 3})),
+    ],
+)
+def test_a_union_by_kind(tmp_path, pet, overrides, expected):
+    path = tmp_path / "home.yaml"
+    path.write_text(yaml.safe_dump({"rooms": 2} | ({} if pet is None else {"pet": pet})))
+    assert load_settings(Home, path, overrides).pet == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pet": {"tricks": {}}}, "key 'pet.tricks' belongs to kind dog, but pet.kind is cat"),
+        ({"pet": {"kind": "fish", "name": "x"}}, "key 'pet.name' belongs to kinds cat, dog, but pet.kind is fish"),
+        ({"pet": {"kind": "cat", "live": 1}}, "unknown key 'pet.live'; the nearest valid key is 'pet.lives'"),
+        ({"pet": "cow"}, "pet.kind must be one of cat, dog, fish, found 'cow'"),
+        ({"pet": {"kind": "dog", "tricks": {"sit": "well"}}}, r"pet.tricks.sit: Input should be a valid integer"),
+        ({"romms": 3}, "key 'romms' has moved to 'rooms'"),
+        ({"house": {"rooms": 3, "pet": "cat"}}, "key 'house.rooms' has moved to 'rooms'"),
+    ],
+)
+def test_what_does_not_fit_a_union(values, message):
+    with pytest.raises(UserError, match=rf"^here: {message}[^\n]*$"):
+        validate(Home, values, "here", {"romms": "rooms", "house.rooms": "rooms"})
+
+
+def test_each_finding_names_where_it_was_written(config):
+    config.write_text("name: 1\noptimizer: {lr: 1, bets: 2}\n")
+    with pytest.raises(UserError) as caught:
+        load_settings(Run, config, ["--stepz", "5", "--optimizer.lr", "x"])
+    assert sorted(str(caught.value).splitlines()) == [
+        f"{config}: name: Input should be a valid string, found 1",
+        f"{config}: unknown key 'optimizer.bets'; the nearest valid key is 'optimizer.betas'",
+        "command line: optimizer.lr: Input should be a valid number, unable to parse string as a number, found 'x'",
+        "command line: unknown key 'stepz'; the nearest valid key is 'steps'",
+    ]
 
 
 def test_a_run_is_bounded_once(tmp_path):

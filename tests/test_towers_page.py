@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from mmchat.model.projectors import PROJECTORS
 from mmchat.training.optim.lora import add_adapters
-from mmchat.training.optim.trainable import Trainable, apply_rules
+from mmchat.training.optim.param_groups import apply_rules
+from mmchat.training.optim.trainable import Trainable
 from mmchat.vision.families import FAMILIES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "guides" / "towers.md").read_text()

@@ -12,7 +12,7 @@ from mmchat.files import read_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.engine import accumulation
-from mmchat.training.optim.trainable import apply_rules, optimizer_groups
+from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig
 from tests.conftest import DATA, TOKENIZER_OF
 from tests.launching import ROOT, launch, metrics
@@ -73,7 +73,7 @@ def test_at_full_size_it_trains_what_the_original_trains(name):
     assert {g["lr"] for g in optimizer_groups(groups, optimizer.lr, optimizer.weight_decay)} == {rate}
     assert accumulation(config, ranks=8)[0] == micro
     assert config.batch_size == (512 if name == "tiny" else 256) and config.epochs == (3 if name == "tiny" else 1)
-    assert config.augment_towers == [len(towers) - 1]
+    assert config.objective.augment_towers == [len(towers) - 1]
 
 
 @pytest.mark.slow

@@ -22,9 +22,12 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     objective, groups = opened.objective, opened.groups
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
     feed = Feed(config, objective, quarantine)
-    if config.feature_cache:
+    if config.objective.feature_cache:
         fill_feature_cache(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
-    guard, norms = NanGuard(config.stability), ModuleGradNorms(groups, sharded=config.zero_stage > 0)
+    guard, norms = (
+        NanGuard(config.monitoring.stability),
+        ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
+    )
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms)
     move_unused_towers(config, objective, "cpu")
     cost = model_flops(objective.model, towers_run=objective.features is None)

@@ -148,7 +148,7 @@ def train(config: RunConfig, samples: Rows, steps: int, how: str, recorder: Reco
         rows, per_step, length = packed(samples), max(1, round(tokens_of_step / ROW)), ROW
     batches = [rows[start : start + per_step] for start in range(0, steps * per_step, per_step)]
     model = open_llava(Path(config.model), config.trainable)
-    if config.activation_checkpointing:
+    if config.distributed.activation_checkpointing:
         model.gradient_checkpointing_enable(CHECKPOINTING["all"])
     if how == "loop":
         train_by_loop(model, batches, config, recorder)

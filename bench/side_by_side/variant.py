@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import write_json
-from mmchat.settings import load_settings
 
 WAYS_OF_A = ("trainer", "logits_to_keep", "packed", "loop")
 
@@ -24,17 +23,17 @@ def main() -> None:
     # Both variants import both sides, so that memory is counted from the same start.
     import torch
 
-    from mmchat.training.config import RunConfig
+    from mmchat.training.config import load_run_config
     from mmchat.training.distributed import collectives
     from mmchat.training.monitoring.peak_flops import find_peak_flops
     from side_by_side import mmchat_run, reference_run
     from side_by_side.memory_by_kind import MemoryByKind
     from side_by_side.recorder import Recorder
 
-    config = load_settings(RunConfig, arguments.workload / "run.yaml", overrides)
+    config = load_run_config(arguments.workload / "run.yaml", overrides)
     if arguments.variant == "ours":
         collectives.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
-    peak = find_peak_flops(config.precision, config.peak_tflops)
+    peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
     kinds = MemoryByKind() if arguments.kinds else None
     # A's samples are there before memory is counted: B reads its own as it goes.
     samples = None if arguments.variant == "ours" else torch.load(arguments.workload / "samples.pt")

@@ -16,10 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from mmchat.data.dataset import MixtureDataset
 from mmchat.data.quarantine import Quarantine
 from mmchat.model.assembly import assemble
-from mmchat.settings import load_settings
-from mmchat.training.config import RunConfig
+from mmchat.training.config import load_run_config
 from mmchat.training.dataloader import Feed
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
 from side_by_side.model_shapes import Shape
 from side_by_side.random_images import draw_clouds
@@ -114,15 +113,15 @@ def write_config(path: Path, stage: str, batch: int, steps: int, seed: int, chec
         "optimizer": {"lr": 5e-5, "schedule": "constant", "warmup": 0},
         "steps": steps,
         "batch_size": batch,
-        "packing": {"tokens": ROW},
+        "objective": {"packing": {"tokens": ROW}},
         "seed": seed,
-        "activation_checkpointing": ["language_model"] if checkpointing else [],
+        "distributed": {"activation_checkpointing": ["language_model"] if checkpointing else []},
     }
     path.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def write_samples(folder: Path, steps: int) -> None:
-    config = load_settings(RunConfig, folder / "run.yaml", ["--packing", "null"])
+    config = load_run_config(folder / "run.yaml", ["--objective.packing", "null"])
     objective = AssistantObjective(config)
     feed = Feed(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
     encoded = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)

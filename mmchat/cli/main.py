@@ -20,7 +20,8 @@ class Command:
     module: below mmchat.cli. It has EXAMPLE, add_arguments(parser) and run(arguments); or, if `entry` is set, a
         function of that name, arguments -> exit status, which parses its own arguments.
     summary: one line of `mmchat --help`.
-    libraries: whether the command uses torch or transformers, whose messages are then silenced.
+    libraries: whether to silence the messages of torch and transformers, which imports them. `plan` does so itself,
+        after it has validated the config.
     """
 
     module: str
@@ -34,7 +35,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "init": Command("init", "build an assistant from a language model and vision towers"),
         "resize": Command("resize", "give the vision towers of an assistant another input size"),
         "import": Command("import_", "convert an assistant published in another format"),
-        "plan": Command("plan", "predict memory, steps and cost of a run before it starts"),
+        "plan": Command("plan", "predict memory, steps and cost of a run before it starts", libraries=False),
         "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main"),
         "merge": Command("merge", "merge a LoRA adapter into its base model"),
         "replay": Command("replay", "show the samples of one training step with their losses"),

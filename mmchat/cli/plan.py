@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from mmchat.command_line.quiet import quiet_libraries
+
 EXIT_CANNOT_RUN = 1
 EXAMPLE = "mmchat plan configs/llava15/sft.yaml --model runs/llava15/shapes --ranks 8 --gpu H100-80GB"
 DETAILS = """Reads the config, the texts and the shapes of the model; no weights, and no images but those shown.
@@ -35,21 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from mmchat.errors import UserError
+    from mmchat.training.config import load_run_config
+
+    if arguments.ranks < 1 or not 0 < arguments.mfu <= 1:
+        raise UserError("--ranks must be 1 or more, and --mfu above 0 and at most 1")
+    config = load_run_config(arguments.config, arguments.overrides)
+
     # Nothing is computed, so a GPU would not help, and DeepSpeed must plan alike on machines with and without one.
     os.environ["DS_ACCELERATOR"] = "cpu"
+    quiet_libraries()
     from rich.console import Console
 
-    from mmchat.errors import UserError
     from mmchat.files import write_json
     from mmchat.planning.cost import find_gpu
     from mmchat.planning.plan import Hardware, make_plan
     from mmchat.planning.tables import as_values, print_plan
-    from mmchat.settings import load_settings
-    from mmchat.training.config import RunConfig
 
-    if arguments.ranks < 1 or not 0 < arguments.mfu <= 1:
-        raise UserError("--ranks must be 1 or more, and --mfu above 0 and at most 1")
-    config = load_settings(RunConfig, arguments.config, arguments.overrides)
     hardware = Hardware(
         ranks=arguments.ranks,
         gpu=find_gpu(arguments.gpu) if arguments.gpu else None,

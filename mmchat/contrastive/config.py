@@ -1,4 +1,4 @@
-"""What a contrastive run decides beside its optimizer and data."""
+"""What SimCLR decides besides its optimizer and data. Importable without torch."""
 
 from typing import Literal
 
@@ -9,20 +9,11 @@ from mmchat.vision.transforms.augmentation import AugmentationConfig
 
 
 @settings
-class ContrastiveConfig:
-    loss: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="softmax: CLIP's InfoNCE; sigmoid: SigLIP's, of a model that has a logit_bias"
-    )
-    random_crop: bool = Field(
-        False,
-        description="of each training image a square from anywhere, as large as can be, is seen (CLIP's recipe)",
-    )
-
-
-@settings
 class SimCLRConfig:
     temperature: float = Field(0.1, gt=0, description="of the softmax over views; fixed")
     pool: Literal["mean", "max"] = Field("mean", description="of patch features, channel by channel")
     head_layers: Literal[2, 3] = Field(2, description="of the projection head, which is dropped in the end")
     head_dim: int = Field(128, gt=0, description="width of the vectors that are compared")
-    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = Field(
+        default_factory=AugmentationConfig, description="random views of training images"
+    )

@@ -9,8 +9,8 @@ from mmchat.planning.steps import MicroBatch
 from mmchat.training.config import RunConfig
 from mmchat.training.monitoring.flops import ModelFlops, frozen_tower_flops
 from mmchat.training.monitoring.peak_flops import GPUS, Gpu
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
-from mmchat.training.objectives.registry import AssistantObjective
 
 MOST_RECORDS = 100_000
 """In a larger mixture images are counted as often as records name them."""
@@ -47,16 +47,16 @@ def find_gpu(name: str) -> Gpu:
     if wanted not in known:
         names = ", ".join(gpu.short for gpu in GPUS.values())
         raise UserError(
-            f"--gpu {name}: not in the table; there are {names}. For another give --gpu-memory GIB, and --peak_tflops "
-            "for its time"
+            f"--gpu {name}: not in the table; there are {names}. For another give --gpu-memory GIB, and "
+            "--monitoring.peak_tflops for its time"
         )
     return known[wanted]
 
 
 def rate(config: RunConfig, gpu: Gpu | None, ranks: int, mfu: float) -> float | None:
     """FLOP/s that all ranks reach together; None where a rank's peak is not known."""
-    if config.peak_tflops is not None:
-        return config.peak_tflops * 1e12 * ranks * mfu
+    if config.monitoring.peak_tflops is not None:
+        return config.monitoring.peak_tflops * 1e12 * ranks * mfu
     return gpu.flops * ranks * mfu if gpu and config.precision == "bf16" else None
 
 

@@ -10,8 +10,8 @@ from mmchat.data.lengths import COLUMNS, LengthIndex, source_lengths, source_mea
 from mmchat.data.mixture import Mixture, MixtureSource
 from mmchat.data.records import Record, Rejected
 from mmchat.errors import UserError
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
-from mmchat.training.objectives.registry import AssistantObjective
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import Objective
 from mmchat.training.optim.frozen_weights import keeps_rounded, rounded_anyway
-from mmchat.training.optim.trainable import ModuleGroup, apply_rules
+from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 
 
 @dataclass

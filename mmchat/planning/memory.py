@@ -23,7 +23,7 @@ from mmchat.training.config import RunConfig
 from mmchat.training.deepspeed_internals import LOWER_PRECISION_SAFE_MODULES, DeepSpeedZeroConfig
 from mmchat.training.engine import deepspeed_config
 from mmchat.training.optim.optimizer import hidden_matrices
-from mmchat.training.optim.trainable import ModuleGroup
+from mmchat.training.optim.param_groups import ModuleGroup
 
 CUDA_CONTEXT = 1 << 30
 """What a CUDA process takes before its first tensor (context, cuBLAS, NCCL): half a GiB to one, by experience."""
@@ -86,10 +86,10 @@ def memory(
 
 def _moved(config: RunConfig, stage: int) -> list[str]:
     """What lies in the CPU's memory: as the config says, as far as this stage can."""
-    if config.offload == "none" or not stage:
+    if config.distributed.offload == "none" or not stage:
         return []
     moved = ["optimizer"] + (["gradients"] if stage >= 2 else [])
-    return moved + (["parameters"] if config.offload == "all" and stage == 3 else [])
+    return moved + (["parameters"] if config.distributed.offload == "all" and stage == 3 else [])
 
 
 def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroConfig:

@@ -30,15 +30,14 @@ from mmchat.planning.steps import (
     steps_to_look_at,
     summed_up,
 )
-from mmchat.training.config import RunConfig
+from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.dataloader import batch_order
-from mmchat.training.distributed.activation_checkpointing import Recomputed
 from mmchat.training.micro_batches import sharing
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.peak_flops import Gpu
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
-from mmchat.training.objectives.registry import AssistantObjective
-from mmchat.training.optim.trainable import ModuleGroup
+from mmchat.training.optim.param_groups import ModuleGroup
 
 
 @dataclass(frozen=True)
@@ -98,15 +97,15 @@ class Plan:
 
     @property
     def this_memory(self) -> Memory:
-        return next(one for one in self.memory if one.zero_stage == self.config.zero_stage)
+        return next(one for one in self.memory if one.zero_stage == self.config.distributed.zero_stage)
 
 
 def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     """Raises UserError for a mistake in the config or data that leaves nothing to plan."""
-    if config.objective == "simclr":
+    if config.objective.kind == "simclr":
         raise UserError("a plan is made for objectives assistant and contrastive, found simclr")
     _check_model(config.model)
-    if config.objective == "classify":
+    if config.objective.kind == "classify":
         raise UserError("a plan is made for objectives assistant and contrastive, found classify")
     shapes = open_shapes(config)
     objective = shapes.objective
@@ -135,15 +134,15 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
             if way is config:
                 raise
             continue  # a batch that cannot be padded on so many ranks may be packed
-        found = micro_batches(share, way.packs, order, looked_at, lengths)
-        plan.steps.append(summed_up(found, way.packs, way is config, str(share)))
+        found = micro_batches(share, way.objective.packs, order, looked_at, lengths)
+        plan.steps.append(summed_up(found, way.objective.packs, way is config, str(share)))
         batches = found if way is config else batches
     if batches is None:
         return plan
     plan.rows = by_step(batches, not assistant)
     _plan_memory(plan, shapes, batches, lengths)
     flops_per_second = rate(config, hardware.gpu, hardware.ranks, hardware.mfu)
-    counted = model_flops(objective.model, towers_run=config.feature_cache is None)
+    counted = model_flops(objective.model, towers_run=config.objective.feature_cache is None)
     plan.cost = cost_of(counted, batches, len(looked_at), total, flops_per_second, hardware.price)
     images, views = (
         sum(getattr(s, what) * s.per_epoch // max(1, s.records - s.unusable) for s in sources)
@@ -163,10 +162,11 @@ def _check_model(model: str) -> None:
 
 def _ways(config: RunConfig, objective: Objective) -> list[RunConfig]:
     """As configured, and what it would be with or without packing."""
-    if config.packing is not None:
-        return [config, replace(config, packing=None)]
+    goal = config.objective
+    if goal.packing is not None:
+        return [config, replace(config, objective=replace(goal, packing=None))]
     if isinstance(objective, AssistantObjective) and objective.model.config.text_config.model_type in PACKABLE:
-        return [config, replace(config, packing=PackingConfig(), micro_batch_size=None)]
+        return [config, replace(config, objective=replace(goal, packing=PackingConfig()), micro_batch_size=None)]
     return [config]
 
 
@@ -174,24 +174,25 @@ def _plan_memory(plan: Plan, shapes: Shapes, batches: list[MicroBatch], lengths:
     config = plan.config
     candidates = [(one, made_up(one, lengths, shapes.objective.collator)) for one in fullest(batches)]
     if len(candidates) > 1:
-        candidates.sort(key=lambda pair: _activations(shapes, pair[1], config, config.zero_stage).total)
+        candidates.sort(key=lambda pair: _activations(shapes, pair[1], config, config.distributed.zero_stage).total)
     worst, batch = candidates[-1]
     plan.worst = Worst(worst, [plan.mixture.find(number)[1].id for number in worst.samples])
-    everything = ["towers", "language_model" if config.objective == "assistant" else "text_encoder"]
-    plan.other = {} if config.activation_checkpointing else dict.fromkeys(everything, "all")
+    distributed = config.distributed
+    plan.other = {} if distributed.activation_checkpointing else dict.fromkeys(config.objective.parts, "all")
     plan.memory = _by_stage(plan, config, batch)
-    plan.other_memory = _by_stage(plan, replace(config, activation_checkpointing=plan.other), batch)
+    other = replace(config, distributed=replace(distributed, activation_checkpointing=plan.other))
+    plan.other_memory = _by_stage(plan, other, batch)
     if plan.hardware.limit is not None:
         plan.problems += does_not_fit(plan.this_memory, instead(plan), plan.hardware.limit, plan.hardware.name)
 
 
 def instead(plan: Plan) -> dict[str, Memory]:
     """What needs less, by how it is said in the config, the least change first."""
-    now, found = plan.config.zero_stage, {}
-    checkpointing = [f"activation_checkpointing: [{', '.join(plan.other)}]"] if plan.other else []
+    now, found = plan.config.distributed.zero_stage, {}
+    checkpointing = [f"distributed.activation_checkpointing: [{', '.join(plan.other)}]"] if plan.other else []
     for memories, said in ((plan.memory, []), (plan.other_memory if plan.other else [], checkpointing)):
         for one in memories:
-            stage = [f"zero_stage: {one.zero_stage}"] if one.zero_stage > now else []
+            stage = [f"distributed.zero_stage: {one.zero_stage}"] if one.zero_stage > now else []
             if one.zero_stage > now or (said and one.zero_stage == now):
                 found[" and ".join([*said, *stage])] = one
     return found
@@ -201,8 +202,9 @@ def _by_stage(plan: Plan, config: RunConfig, batch: Batch) -> list[Memory]:
     """ZeRO 3 holds other weights, and keeps other activations, than the stages below it, which are alike."""
     ranks, found = plan.hardware.ranks, []
     for stages in ((0, 1, 2), (3,)) if config.optimizer.name == "adamw" else ((0,),):
-        shapes = open_shapes(replace(config, zero_stage=stages[-1], offload="none"))
-        nearest = min(max(config.zero_stage, stages[0]), stages[-1])
+        distributed = replace(config.distributed, zero_stage=stages[-1], offload="none")
+        shapes = open_shapes(replace(config, distributed=distributed))
+        nearest = min(max(config.distributed.zero_stage, stages[0]), stages[-1])
         activations = _activations(shapes, batch, config, nearest)
         model, groups = shapes.objective.model, shapes.groups
         found += [memory(config, model, groups, stage, ranks, activations) for stage in stages]

@@ -15,7 +15,7 @@ from mmchat.planning.plan import Plan
 from mmchat.planning.problems import fits
 from mmchat.planning.steps import Spread, StepsPlan
 from mmchat.progress import format_duration
-from mmchat.training.optim.trainable import render_table
+from mmchat.training.optim.trainable_table import render_table
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -70,7 +70,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "steps": [asdict(steps) for steps in plan.steps],
         "rows": [asdict(row) for row in plan.rows],
         "worst": plan.worst and asdict(plan.worst),
-        "zero_stage": plan.config.zero_stage,
+        "zero_stage": plan.config.distributed.zero_stage,
         "memory": [_values(memory) for memory in plan.memory],
         "other_activation_checkpointing": plan.other,
         "other_memory": [_values(memory) for memory in plan.other_memory],
@@ -125,7 +125,7 @@ def _spread(spread: Spread) -> str:
 
 
 def _memory(plan: Plan) -> Table:
-    stage = plan.config.zero_stage
+    stage = plan.config.distributed.zero_stage
     names = [f"ZeRO {m.zero_stage}{' (this run)' if m.zero_stage == stage else ''}" for m in plan.memory]
     unit, size = ("GiB", GIB) if max(memory.total for memory in plan.memory) >= GIB else ("MiB", MIB)
     table = _table(f"A rank's memory at its fullest, {unit}", "", *names)
@@ -188,7 +188,7 @@ def _cost(plan: Plan) -> Iterator[str]:
         return
     line = f"{plan.cost.operations:.3g} operations a step, {plan.cost.operations * plan.total:.3g} in all"
     if plan.cost.hours is None:
-        yield f"{line}; for their time name a --gpu (bf16) or --peak_tflops"
+        yield f"{line}; for their time name a --gpu (bf16) or --monitoring.peak_tflops"
         return
     line += f": {format_duration(plan.cost.hours * 3600)} at an MFU of {plan.hardware.mfu:.0%}"
     yield line + ("" if plan.cost.price is None else f", {plan.cost.price:,.2f} at the price given")

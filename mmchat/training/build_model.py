@@ -14,9 +14,9 @@ from mmchat.training.distributed import collectives
 from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
 from mmchat.training.engine import deepspeed_config
 from mmchat.training.objectives.base import Objective
-from mmchat.training.objectives.registry import OBJECTIVES
+from mmchat.training.objectives.registry import objective_class
 from mmchat.training.optim.lora import add_adapters
-from mmchat.training.optim.trainable import ModuleGroup, apply_rules
+from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 from mmchat.vision import VisionTower
 from mmchat.vision.block_tower import BlockTower
 
@@ -41,10 +41,10 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
     if in_parts:
         # transformers looks whether such an object is alive, and builds and fills models by DeepSpeed's zero.Init then.
         zero_init = HfDeepSpeedConfig(deepspeed_config(config, collectives.ranks()))
-        objective = OBJECTIVES[config.objective](config)
+        objective = objective_class(config.objective.kind)(config)
         del zero_init
     else:
-        objective = OBJECTIVES[config.objective](config, weights)
+        objective = objective_class(config.objective.kind)(config, weights)
         if not torch.cuda.is_available():
             _let_go_of_files(objective.model)
     torch.manual_seed(config.seed)  # adapters begin alike on every rank
@@ -54,13 +54,13 @@ def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) 
     for tower in towers:
         if tower.takes_attention:
             use_fast_attention(tower.backbone)
-    for part, recomputed in config.activation_checkpointing.items():
+    for part, recomputed in config.distributed.activation_checkpointing.items():
         whole = [tower.backbone for tower in towers] if part == "towers" else [objective.model.get_submodule(part)]
         for module in whole:
             module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
-    if config.patch_dropout:
+    if config.objective.patch_dropout:
         for tower in towers:
-            _drop_patches(tower, config.patch_dropout)
+            _drop_patches(tower, config.objective.patch_dropout)
     return Opened(objective, adapter, apply_rules(objective.model, config.trainable))
 
 

@@ -25,7 +25,7 @@ from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.optim.frozen_weights import keeps_rounded, round_frozen
 from mmchat.training.optim.optimizer import build_optimizer
-from mmchat.training.optim.trainable import ModuleGroup
+from mmchat.training.optim.param_groups import ModuleGroup
 
 BUCKET = 25_000_000
 """Elements of gradients that ranks exchange at a time: 100 MB."""
@@ -56,14 +56,14 @@ def deepspeed_config(config: RunConfig, ranks: int, load_universal: bool = False
     """
     # How many forwards a packed step takes varies. `train_step` tells DeepSpeed which is the last; what it is told here
     # only has to agree with itself then.
-    micro, steps = (1, 1) if config.packing else accumulation(config, ranks)
+    micro, steps = (1, 1) if config.objective.packing else accumulation(config, ranks)
     derived = {
         "train_batch_size": micro * steps * ranks,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
         # ZeRO clips and keeps the norm; without ZeRO DeepSpeed clips but forgets it, so `_before_step` does both.
-        "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.zero_stage, **_offload(config.offload)},
+        "gradient_clipping": config.optimizer.clip if config.distributed.zero_stage else 0.0,
+        "zero_optimization": {"stage": config.distributed.zero_stage, **_offload(config.distributed.offload)},
         # Weights stay fp32 and autocast rounds inside the forward; gradients must then travel as fp32, too.
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
         "communication_data_type": "fp32",
@@ -72,18 +72,20 @@ def deepspeed_config(config: RunConfig, ranks: int, load_universal: bool = False
         "zero_force_ds_cpu_optimizer": False,
         "checkpoint": {"load_universal": load_universal},
     }
-    if config.deepspeed is None:
+    if config.distributed.deepspeed is None:
         return derived
-    own = read_json(config.deepspeed)
+    own = read_json(config.distributed.deepspeed)
     stated = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
     stated |= {"gradient_clipping", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"}
     if clash := sorted(stated & set(own)):
-        raise UserError(f"{config.deepspeed}: {', '.join(clash)} are decided by the run config; remove them here")
-    stage = own.get("zero_optimization", {}).get("stage", config.zero_stage)
-    if stage != config.zero_stage:
         raise UserError(
-            f"{config.deepspeed}: zero_optimization.stage is {stage}, but the run config's zero_stage is "
-            f"{config.zero_stage}; say zero_stage: {stage} there"
+            f"{config.distributed.deepspeed}: {', '.join(clash)} are decided by the run config; remove them here"
+        )
+    stage = own.get("zero_optimization", {}).get("stage", config.distributed.zero_stage)
+    if stage != config.distributed.zero_stage:
+        raise UserError(
+            f"{config.distributed.deepspeed}: zero_optimization.stage is {stage}, but the run config's "
+            f"distributed.zero_stage is {config.distributed.zero_stage}; write zero_stage: {stage} there"
         )
     return _merge(derived, own)
 

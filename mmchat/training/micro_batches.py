@@ -55,9 +55,9 @@ class Packed(Sharing):
     """
 
     def __init__(self, config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int) -> None:
-        self._ranks, self._plan = ranks, group if config.packing.padded else pack
-        self._tokens = config.packing.tokens or data.max_length
-        self._budget = np.array([self._tokens, config.packing.images or math.inf])
+        self._ranks, self._plan = ranks, group if config.objective.packing.padded else pack
+        self._tokens = config.objective.packing.tokens or data.max_length
+        self._budget = np.array([self._tokens, config.objective.packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while they look.
         self._sizes = collectives.from_rank_0(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
         if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
@@ -66,7 +66,7 @@ class Packed(Sharing):
             raise SharedError(
                 f"{len(too_large)} sample(s) fit into no forward: {record.where} (id {record.id}) has {tokens} tokens "
                 f"and {views} view(s) of images, but packing.tokens is {self._tokens} and packing.images "
-                f"{config.packing.images}; allow more, or cut samples with max_length"
+                f"{config.objective.packing.images}; allow more, or cut samples with max_length"
             )
 
     def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
@@ -83,4 +83,4 @@ def sharing(
 ) -> Sharing:
     """ranks: None takes as many as there are."""
     ranks = ranks or collectives.ranks()
-    return Packed(config, data, mixture, objective, ranks) if config.packing else Padded(config, ranks)
+    return Packed(config, data, mixture, objective, ranks) if config.objective.packing else Padded(config, ranks)

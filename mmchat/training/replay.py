@@ -10,7 +10,6 @@ from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
-from mmchat.settings import load_settings
 from mmchat.training.checkpoints.storage import (
     find_damage,
     list_checkpoints,
@@ -18,10 +17,10 @@ from mmchat.training.checkpoints.storage import (
     step_of,
     weights_only_loading,
 )
-from mmchat.training.config import RunConfig
+from mmchat.training.config import load_written_config
 from mmchat.training.dataloader import batch_order
 from mmchat.training.deepspeed_internals import get_fp32_state_dict_from_zero_checkpoint
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.optim.lora import add_adapters
 
 
@@ -60,10 +59,10 @@ def replay(run_dir: Path, step: int) -> Replay:
     Raises:
         UserError: no such run or step, or its model or data are not where they were.
     """
-    config = load_settings(RunConfig, run_dir / "config.yaml", [])
-    if config.objective != "assistant":
+    config = load_written_config(run_dir / "config.yaml")
+    if config.objective.kind != "assistant":
         raise UserError(
-            f"replay shows losses per sample; objective {config.objective} has losses of whole batches only"
+            f"replay shows losses per sample; objective {config.objective.kind} has losses of whole batches only"
         )
     mixture = open_mixture(config.data, Quarantine(run_dir / "quarantine.jsonl", config.on_bad_sample, writes=False))
     order = batch_order(config, mixture)

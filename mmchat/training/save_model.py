@@ -22,7 +22,7 @@ def finish(
     config: RunConfig, opened: Opened, average: WeightAverage | None, quarantine: Quarantine, console: Console
 ) -> None:
     """Write the final model, curves and report, say what came out and where it is. All ranks call this, rank 0 acts."""
-    in_parts = config.zero_stage == 3
+    in_parts = config.distributed.zero_stage == 3
     if collectives.rank() == 0 and not in_parts:
         # There is room in the CPU's memory; beside what trains a large model there may be none.
         restore_frozen(opened.objective.model.cpu(), Path(config.model))
@@ -49,7 +49,7 @@ def write_model(config: RunConfig, opened: Opened, suffix: str, console: Console
     objective = opened.objective
     if opened.adapter is not None:
         place, base = config.run_dir / f"adapter{suffix}", Path(config.model)
-        save_adapter(opened.adapter, objective.processor, place, base, config.fit)
+        save_adapter(opened.adapter, objective.processor, place, base, config.objective.fit)
         _, difference = merge(opened.adapter, objective.processor)
         console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
     if config.save_precision == "bf16":

@@ -18,13 +18,14 @@ from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_
 from mmchat.training.loop import train_step, validate
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
+from mmchat.training.monitoring.gradient_watch import GradientWatch
 from mmchat.training.monitoring.logger import RunLogger
 from mmchat.training.monitoring.metrics import write_environment
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.monitoring.peak_flops import find_peak_flops
 from mmchat.training.monitoring.trackers import check_installed
 from mmchat.training.optim.ema import WeightAverage
-from mmchat.training.optim.trainable import GradientWatch, render_table
+from mmchat.training.optim.trainable_table import render_table
 from mmchat.training.run_dir import claim
 from mmchat.training.save_model import finish
 from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
@@ -41,28 +42,30 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: anything about the config, data or run directory that the user can mend.
     """
-    check_installed(config.trackers)
+    check_installed(config.monitoring.trackers)
     console = Console(stderr=True, quiet=collectives.rank() > 0, highlight=False, soft_wrap=True)
     resume_from = claim(config, console.print)
     if resume_from == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    peak = find_peak_flops(config.precision, config.peak_tflops)
+    peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
     if collectives.rank() == 0:
         write_environment(config.run_dir / "environment.json", peak)
-    opened = open_model(config, in_parts=config.zero_stage == 3)
+    opened = open_model(config, in_parts=config.distributed.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
     console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
 
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, collectives.rank() == 0)
     feed = Feed(config, objective, quarantine)
-    zero_shot = ZeroShotAccuracy(config.zero_shot, objective) if config.zero_shot else None
+    zero_shot = ZeroShotAccuracy(config.objective.zero_shot, objective) if config.objective.zero_shot else None
     signals = StopSignals()
-    if config.feature_cache and (status := fill_feature_cache(config, objective, feed, quarantine, signals, console)):
+    if config.objective.feature_cache and (
+        status := fill_feature_cache(config, objective, feed, quarantine, signals, console)
+    ):
         return status
     cost = model_flops(objective.model, towers_run=objective.features is None)
-    guard = NanGuard(config.stability)
-    norms = ModuleGradNorms(groups, sharded=config.zero_stage > 0)
+    guard = NanGuard(config.monitoring.stability)
+    norms = ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0)
     convert = resume_from is not None and needs_resharding(resume_from)
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms, convert)
     move_unused_towers(config, objective, "cpu")
@@ -87,7 +90,7 @@ def run(config: RunConfig) -> int:
         """What is to be evaluated after a step."""
         known = [
             (config.validation, validation),
-            (config.zero_shot, lambda step: journal.log_evaluation(step, *zero_shot(engine))),
+            (config.objective.zero_shot, lambda step: journal.log_evaluation(step, *zero_shot(engine))),
         ]
         return [how for part, how in known if part and (step == feed.total or step % part.every == 0)]
 

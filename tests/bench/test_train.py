@@ -123,7 +123,7 @@ def test_the_whole_program(tmp_path, words):
 
 @pytest.mark.slow
 def test_b_with_a_feature_cache(tmp_path):
-    done = run_tiny(tmp_path / "out.json", "--", "--feature_cache", str(tmp_path / "features"))
+    done = run_tiny(tmp_path / "out.json", "--", "--objective.feature_cache", str(tmp_path / "features"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "features").glob("*/*.shard"))) == 2  # in fp32 and in bf16
     assert json.loads((tmp_path / "out.json").read_text())["median"]["loss_difference"] < 2e-3

@@ -13,7 +13,8 @@ from mmchat.errors import UserError
 from mmchat.settings import validate
 from mmchat.training.build_model import open_model
 from mmchat.training.config import RunConfig
-from mmchat.training.optim.trainable import Rule, apply_rules
+from mmchat.training.optim.param_groups import apply_rules
+from mmchat.training.optim.trainable import Rule
 from mmchat.vision import TowerConfig, build_tower
 from tests.conftest import CLIP_28
 from tests.training_fixtures import run_values
@@ -283,9 +284,9 @@ def test_patch_dropout(make_tower):
 
 
 def test_patch_dropout_and_checkpointing_of_a_run(saved, tmp_path):
-    values = run_values(tmp_path, saved[1], tmp_path, patch_dropout=0.5, activation_checkpointing=["text_encoder"])
+    values = run_values(tmp_path, saved[1], tmp_path, distributed={"activation_checkpointing": ["text_encoder"]})
     parts = ("towers", "text_encoder", "image_norm", "image_projection", "text_projection", "logit_scale")
-    values |= {"objective": "contrastive", "trainable": dict.fromkeys(parts, "full")}
+    values |= {"objective": {"kind": "contrastive", "patch_dropout": 0.5}, "trainable": dict.fromkeys(parts, "full")}
     model = open_model(validate(RunConfig, values, "run.yaml")).objective.model
     assert model.towers[0].patch_dropout == 0.5
     assert model.text_encoder.is_gradient_checkpointing and not model.towers[0].backbone.is_gradient_checkpointing
@@ -293,4 +294,4 @@ def test_patch_dropout_and_checkpointing_of_a_run(saved, tmp_path):
     with pytest.raises(UserError, match="objective assistant has no text_encoder"):
         validate(RunConfig, values, "run.yaml")
     with pytest.raises(UserError, match="patch_dropout: an assistant's slots take all patches"):
-        validate(RunConfig, {**values, "activation_checkpointing": []}, "run.yaml")
+        validate(RunConfig, {**values, "distributed": {}}, "run.yaml")

@@ -79,7 +79,7 @@ def config(tmp_path, make_tower):
     def make(**changes):
         path = tmp_path / "data"
         data = path / "records.json" if path.exists() else write_records(path, 12, images=1)
-        values = run_values(tmp_path, tmp_path / "tower", data, batch_size=4, objective="simclr", **changes)
+        values = run_values(tmp_path, tmp_path / "tower", data, batch_size=4, **({"objective": "simclr"} | changes))
         return validate(RunConfig, values | {"trainable": {"towers": "full", "head": "full"}}, "test")
 
     save_tower(make_tower(seed=2), tmp_path / "tower")
@@ -112,7 +112,7 @@ def test_a_record_needs_one_image(config):
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_the_head_is_dropped(config, tmp_path, layers):
-    run = config(simclr={"head_layers": layers, "head_dim": 12, "pool": "max"})
+    run = config(objective={"kind": "simclr", "head_layers": layers, "head_dim": 12, "pool": "max"})
     objective = SimCLRObjective(run)
     assert sum(isinstance(layer, torch.nn.Linear) for layer in objective.model.head) == layers
     images = torch.randn(2, 3, 28, 28)
@@ -135,7 +135,7 @@ def test_a_run_leaves_a_tower(tmp_path, make_tower):
     values = run_values(tmp_path, tmp_path / "tower", data, objective="simclr", batch_size=4, steps=3)
     values |= {"trainable": {"towers": "full", "head": "full"}, "validation": {"path": str(data), "every": 3}}
     found = []
-    for ranks, words in ((1, []), (2, ["--micro_batch_size", "1", "--zero_stage", "3"])):
+    for ranks, words in ((1, []), (2, ["--micro_batch_size", "1", "--distributed.zero_stage", "3"])):
         run = tmp_path / f"ranks{ranks}"
         result = launch(write_config(tmp_path / "run.yaml", **values), "--run_dir", str(run), *words, ranks=ranks)
         assert result.returncode == 0, result.stdout

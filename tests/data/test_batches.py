@@ -20,7 +20,7 @@ from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import load_batches
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import TowerSpec, normalise, preprocess
 from tests.data import storing
 from tests.training_fixtures import run_values, write_records

@@ -305,6 +305,6 @@ def test_a_runs_mixture_is_shown_with_each_sources_template(run, assistant_dir, 
     assert re.findall(r"id (\w+)  template (\w+)", out) == [("b", "llama_2")]
     assert run("data", "show", path, "--image-root", tmp_path)[0] == 2
     for fit in (None, "pad"):
-        path.write_text(json.dumps({**config, "fit": fit}))
+        path.write_text(json.dumps({**config, "objective": {"fit": fit}}))
         run("data", "show", path, "--number", "2", "--html", tmp_path / "page.html")
         assert f"28x28 {fit or 'shortest-edge-crop'}" in (tmp_path / "page.html").read_text()

@@ -30,8 +30,8 @@ class Recorder(NanGuard):
     """Looks at the gradients where a guard does: after the last backward, before the optimizer."""
 
     def __init__(self, config: RunConfig, model: torch.nn.Module) -> None:
-        super().__init__(config.stability)
-        self.sharded, self.model = config.zero_stage > 0, model
+        super().__init__(config.monitoring.stability)
+        self.sharded, self.model = config.distributed.zero_stage > 0, model
         self.found: dict[str, torch.Tensor] = {}
         self.step = 0
 
@@ -45,10 +45,13 @@ class Recorder(NanGuard):
 
 
 def record(config: RunConfig, out: Path) -> None:
-    opened = open_model(config, in_parts=config.zero_stage == 3)
+    opened = open_model(config, in_parts=config.distributed.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
     feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
-    norms, recorder = ModuleGradNorms(groups, sharded=config.zero_stage > 0), Recorder(config, objective.model)
+    norms, recorder = (
+        ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
+        Recorder(config, objective.model),
+    )
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), recorder, norms)
     for _, batches in feed.steps(0):
         result = train_step(engine, objective, batches, recorder, norms, lambda: [0, 0])

@@ -36,10 +36,13 @@ def setup(request, tmp_path_factory, make_tower, make_image):
         torch.nn.init.normal_(model.head.weight)
         save_classifier(model, folder / name)
     values = run_values(folder, folder / "model", folder / "data", steps=STEPS, batch_size=BATCH, on_bad_sample="skip")
-    values |= {"objective": "classify", "trainable": {"towers": "full", "head": "full"}}
-    values |= {"optimizer": {"lr": 0.0, "clip": 0.0}, "augmentation": {"flip": 0.5}}
+    values |= {
+        "objective": {"kind": "classify", "augmentation": {"flip": 0.5}},
+        "trainable": {"towers": "full", "head": "full"},
+    }
+    values |= {"optimizer": {"lr": 0.0, "clip": 0.0}}
     if request.param == "teacher":
-        values["distillation"] = {"teacher": str(folder / "teacher"), "temperature": 2.0, "weight": 0.5}
+        values["objective"]["distillation"] = {"teacher": str(folder / "teacher"), "temperature": 2.0, "weight": 0.5}
     return folder, write_config(folder / "run.yaml", **values), values
 
 
@@ -72,7 +75,7 @@ def reference(setup):
 def test_gradients_are_those_of_the_whole_batch(setup, reference, tmp_path, ranks):
     _, path, values = setup
     cases = {
-        f"zero {stage}, micro {micro}": {"zero_stage": stage, "micro_batch_size": micro}
+        f"zero {stage}, micro {micro}": {"distributed.zero_stage": stage, "micro_batch_size": micro}
         for stage, micro in CASES[ranks]
         if stage < 3 or "distillation" not in values
     }

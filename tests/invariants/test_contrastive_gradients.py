@@ -46,7 +46,7 @@ def setup(request, tmp_path_factory, make_tower, data_dir):
         values |= {"objective": "simclr", "trainable": {"towers": "full", "head": "full"}}
     else:
         write_dual_encoder(folder / "model", make_tower(), request.param == "sigmoid", data_dir)
-        values |= {"objective": "contrastive", "contrastive": {"loss": request.param}}
+        values |= {"objective": {"kind": "contrastive", "loss": request.param}}
         model = load_clip(folder / "model")
         names = [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
         values["trainable"] = dict.fromkeys(names, "full")
@@ -115,7 +115,7 @@ def slow_views(vectors, temperature):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gradients_are_those_of_the_whole_batch(setup, reference, tmp_path, ranks):
     cases = {
-        f"zero {stage}, micro {micro}": {"zero_stage": stage, "micro_batch_size": micro}
+        f"zero {stage}, micro {micro}": {"distributed.zero_stage": stage, "micro_batch_size": micro}
         for stage, micro in CASES[ranks]
     }
     (tmp_path / "cases.json").write_text(json.dumps(cases))

@@ -13,7 +13,7 @@ from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.launching import ROOT, run_ranks, write_config
@@ -26,18 +26,22 @@ TOLERANCE = 1e-5
 
 def case(stage: int, micro: int, again: str = "", offload: str = "none") -> dict:
     parts = dict.fromkeys(["towers", "language_model"], again) if again else {}
-    return {"zero_stage": stage, "micro_batch_size": micro, "activation_checkpointing": parts, "offload": offload}
+    distributed = {"zero_stage": stage, "activation_checkpointing": parts, "offload": offload}
+    return {"micro_batch_size": micro} | {f"distributed.{key}": value for key, value in distributed.items()}
 
 
 def packed(stage: int, tokens: int | None = None, images: int | None = None, **others) -> dict:
-    return case(stage, 1, **others) | {"micro_batch_size": None, "packing": {"tokens": tokens, "images": images}}
+    return case(stage, 1, **others) | {
+        "micro_batch_size": None,
+        "objective.packing": {"tokens": tokens, "images": images},
+    }
 
 
 def grouped(stage: int, tokens: int) -> dict:
-    return case(stage, 1) | {"micro_batch_size": None, "packing": {"tokens": tokens, "padded": True}}
+    return case(stage, 1) | {"micro_batch_size": None, "objective.packing": {"tokens": tokens, "padded": True}}
 
 
-IN_PIECES = {"deepspeed": "small.json"}
+IN_PIECES = {"distributed.deepspeed": "small.json"}
 """A user's own DeepSpeed JSON: sizes so small that a model of this size is reduced and stepped in many pieces."""
 SMALL, LONGEST = 203, 145
 """Budgets of a row: steps take from two to six rounds; the longest sample fills a row to the last token."""
@@ -115,8 +119,8 @@ def gradients(out: Path, config: Path, ranks: int, cases: list[dict]) -> dict[st
     named = {", ".join(f"{key} {value}" for key, value in case.items()): case for case in cases}
     sizes = {"sub_group_size": 9000, "reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 100}
     (out / "small.json").write_text(json.dumps({"zero_optimization": sizes}))
-    found = {"deepspeed": str(out / "small.json")}
-    named = {name: case | found if "deepspeed" in case else case for name, case in named.items()}
+    found = {"distributed.deepspeed": str(out / "small.json")}
+    named = {name: case | found if "distributed.deepspeed" in case else case for name, case in named.items()}
     (out / "cases.json").write_text(json.dumps(named))
     script = ROOT / "tests" / "invariants" / "gradients_of_cases.py"
     run_ranks(script, config, out / "cases.json", out, ranks=ranks)

@@ -45,14 +45,24 @@ def alone(setup):
 
 
 def test_zero_3_with_a_text_only_rank_is_zero_0_on_one(setup, alone):
-    shared = trained(setup, "shared", "--zero_stage", "3", "--activation_checkpointing", '["language_model"]', ranks=2)
+    shared = trained(
+        setup,
+        "shared",
+        "--distributed.zero_stage",
+        "3",
+        "--distributed.activation_checkpointing",
+        '["language_model"]',
+        ranks=2,
+    )
     assert_same(shared, alone)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["1"], ["2"], ["2", "--offload", "optimizer"], ["3", "--offload", "all"]])
+@pytest.mark.parametrize(
+    "words", [["1"], ["2"], ["2", "--distributed.offload", "optimizer"], ["3", "--distributed.offload", "all"]]
+)
 def test_so_are_the_others(setup, alone, words):
-    assert_same(trained(setup, " ".join(words), "--zero_stage", *words, ranks=2), alone)
+    assert_same(trained(setup, " ".join(words), "--distributed.zero_stage", *words, ranks=2), alone)
 
 
 def assert_same(run, expected):

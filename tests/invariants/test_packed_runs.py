@@ -31,8 +31,8 @@ ROWS, GROUPS = "rows of at most 203 tokens", "samples of like length, padded to 
 def test_losses_and_norms_are_those_of_padding(setup, ranks, zero_stage, forwards):
     folder, config = setup
     run = folder / f"{ranks}-{zero_stage}-{forwards == GROUPS}"
-    options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--packing.tokens", "203"]
-    options += ["--packing.padded"] if forwards == GROUPS else []
+    options = ["--run_dir", str(run), "--distributed.zero_stage", str(zero_stage), "--objective.packing.tokens", "203"]
+    options += ["--objective.packing.padded"] if forwards == GROUPS else []
     result = launch(config, *options, ranks=ranks)
     assert result.returncode == 0, result.stdout
     assert f"{ranks} rank(s) x {forwards}" in result.stdout

@@ -40,7 +40,7 @@ def setup(request, tmp_path_factory, make_assistant):
     data = write_records(folder / "heldout", 6)
     mixture = write_mixture(folder / "data", 21)
     values = run_values(folder, folder / "model", mixture, steps=STEPS, checkpoint={"every": 3, "keep": 2})
-    values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1, "trackers": ["tensorboard"]}
+    values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1, "monitoring": {"trackers": ["tensorboard"]}}
     values["optimizer"]["name"] = request.param
     if request.param == "adamw":
         # Every way to be trained: adapters (with a dropout of their own), in full, not at all.
@@ -151,4 +151,4 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(setup):
     with pytest.raises(UserError, match=r"begun with other settings \(optimizer: .*0\.0005"):
         opened("--resume", "--optimizer.lr", "5e-4")
     with pytest.raises(UserError, match=r"begun with other settings \(zero_stage: 0 -> 1"):
-        opened("--resume", "--zero_stage", "1")
+        opened("--resume", "--distributed.zero_stage", "1")

@@ -68,9 +68,9 @@ def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(
     """Each kill comes when the ranks of then have begun two saves, the first of which is complete by then."""
     folder, config = setup
     run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, [*ranks, *packed]))}"
-    options = ["--run_dir", str(run), "--zero_stage", str(zero_stage), "--offload", offload]
+    options = ["--run_dir", str(run), "--distributed.zero_stage", str(zero_stage), "--distributed.offload", offload]
     kills = [random.randint(5, 7), random.randint(11, 12)][: len(ranks) - 1]
-    starts = [[*options, "--resume", *(["--packing.tokens", str(row)] if row else PAIRS)] for row in packed]
+    starts = [[*options, "--resume", *(["--objective.packing.tokens", str(row)] if row else PAIRS)] for row in packed]
     for count, words, kill_at in zip(ranks, starts, kills, strict=False):
         log = folder / f"{run.name}-{count}.log"
         process = start(config, *words, ranks=count, log=log)

@@ -82,8 +82,8 @@ def saved_in_a_real_forward(objective, batch, bf16):
     return sums
 
 
-BF16, PACKED = {"precision": "bf16"}, {"packing": {"tokens": 400}}
-CHECKPOINTED = {"activation_checkpointing": ["towers", "language_model"]}
+BF16, PACKED = {"precision": "bf16"}, {"objective": {"packing": {"tokens": 400}}}
+CHECKPOINTED = {"distributed": {"activation_checkpointing": ["towers", "language_model"]}}
 CASES = {
     "padded, bf16": BF16,
     "packed, checkpointed": PACKED | CHECKPOINTED,
@@ -93,7 +93,7 @@ CASES = {
     "packed, bf16, checkpointed": PACKED | BF16 | CHECKPOINTED,
     "frozen tower, bf16": {"trainable": FROZEN_TOWER, **BF16},
     "LoRA": {"trainable": LORA},
-    "of like length": {"packing": {"tokens": 400, "padded": True}},
+    "of like length": {"objective": {"packing": {"tokens": 400, "padded": True}}},
 }
 FAST = ("padded, bf16", "packed, checkpointed")
 
@@ -110,7 +110,7 @@ def test_steps_and_activations_are_those_of_a_real_run(config, case):
     counted = [sum(map(model_flops(objective.model).of, batches)) for batches in steps]
     assert plan.cost.operations == sum(counted) / len(counted)
     this, other = plan.steps
-    assert this.packed == run.packs and other.packed == (run.packing is None)
+    assert this.packed == run.objective.packs and other.packed == (run.objective.packing is None)
     assert (this.as_configured, other.as_configured) == (True, False)
     assert [way.fill == 1 for way in plan.steps] == [way.packed for way in plan.steps]
     assert this.tokens.most == max(sum(batch.tokens for batch in batches) for batches in steps)
@@ -128,7 +128,7 @@ def test_steps_and_activations_are_those_of_a_real_run(config, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_states_are_those_that_deepspeed_holds(config, tmp_path, stage):
-    run = config(zero_stage=stage, trainable=FROZEN_TOWER)
+    run = config(distributed={"zero_stage": stage}, trainable=FROZEN_TOWER)
     (tmp_path / "run.yaml").write_text(json.dumps(as_dict(run)))
     run_ranks(ROOT / "tests/training/memory_of_states.py", tmp_path / "run.yaml", tmp_path / "real.json", ranks=2)
     planned = make_plan(run, Hardware(ranks=2)).this_memory
@@ -138,7 +138,7 @@ def test_states_are_those_that_deepspeed_holds(config, tmp_path, stage):
 
 @pytest.mark.slow
 def test_what_metrics_say_on_two_ranks(config, tmp_path):
-    run = config(packing={"tokens": 400}, zero_stage=2)
+    run = config(objective={"packing": {"tokens": 400}}, distributed={"zero_stage": 2})
     (tmp_path / "run.yaml").write_text(json.dumps(as_dict(run)))
     assert launch(tmp_path / "run.yaml", ranks=2).returncode == 0
     plan, rows = make_plan(run, Hardware(ranks=2)), metrics(run.run_dir)
@@ -189,13 +189,13 @@ def test_images_larger_than_a_sample_may_be(config):
 
 
 def test_a_sample_that_fits_no_row(config):
-    found = problems(make_plan(config(packing={"tokens": 60}), Hardware()))
+    found = problems(make_plan(config(objective={"packing": {"tokens": 60}}), Hardware()))
     assert list(found) == ["fits_no_row"] and "fit into no forward" in found["fits_no_row"]
 
 
 def test_too_little_memory(config):
     """The advice is the least change that would do."""
-    plan = make_plan(config(batch_size=24, zero_stage=2), Hardware(ranks=2, memory=1 << 30))
+    plan = make_plan(config(batch_size=24, distributed={"zero_stage": 2}), Hardware(ranks=2, memory=1 << 30))
     assert "neither ZeRO nor checkpointing mends that alone" in problems(plan)["memory"]
     this = plan.this_memory
     assert this.zero_stage == 2
@@ -222,7 +222,7 @@ def test_the_command(config, tmp_path, capsys, monkeypatch):
     assert values["total_steps"] == len(values["rows"]) == 4 and values["gpu"] == "H100-80GB"
     assert values["cost"]["hours"] > 0 and values["problems"] == []
     for more, status, message in (
-        (["--packing.tokens", "60"], 1, "cannot run: "),
+        (["--objective.packing.tokens", "60"], 1, "cannot run: "),
         (["--batchsize", "3"], 2, "the nearest valid key is 'batch_size'"),
         (["--model", "nowhere"], 2, "`mmchat init --without-weights` makes it"),
         (["--gpu", "H1000"], 2, "not in the table; there are A100"),

@@ -14,7 +14,7 @@ from mmchat.planning.memory import memory
 from mmchat.planning.plan import made_up
 from mmchat.planning.steps import MicroBatch
 from mmchat.settings import load_settings
-from mmchat.training.config import RunConfig
+from mmchat.training.config import DistributedConfig, RunConfig
 from mmchat.training.monitoring.flops import model_flops
 from tests.conftest import DATA
 from tests.launching import ROOT
@@ -58,7 +58,7 @@ def activations_of(config, stage):
 
 def test_states_by_zero_stage(config):
     shapes, activations = activations_of(config, stage=3)
-    below = open_shapes(replace(config, zero_stage=2))
+    below = open_shapes(replace(config, distributed=replace(config.distributed, zero_stage=2)))
     whole, share = 4 * (TRAINED + FROZEN), 4 * TRAINED // 8
     held = whole - 2 * ROUNDED
     by_hand = [
@@ -73,10 +73,24 @@ def test_states_by_zero_stage(config):
         found = (planned.parameters, planned.gradients, planned.optimizer, planned.buckets, planned.gathered)
         assert found == figures
         assert all(f"{figure:,}" in DOCS for figure in figures if figure)
-    three = memory(replace(config, offload="all"), shapes.objective.model, shapes.groups, 3, 8, activations)
+    three = memory(
+        replace(config, distributed=replace(config.distributed, offload="all")),
+        shapes.objective.model,
+        shapes.groups,
+        3,
+        8,
+        activations,
+    )
     assert (three.parameters, three.gradients, three.optimizer) == (0, 0, 0)
     assert three.on_cpu == whole // 8 + 4 * share
-    two = memory(replace(config, offload="optimizer"), below.objective.model, below.groups, 2, 8, activations)
+    two = memory(
+        replace(config, distributed=replace(config.distributed, offload="optimizer")),
+        below.objective.model,
+        below.groups,
+        2,
+        8,
+        activations,
+    )
     assert (two.parameters, two.gradients, two.optimizer, two.on_cpu) == (held, 0, 0, 5 * share)
     kept = 34 * 4 * H * POSITIONS + 0.17e9
     assert activations.kept == pytest.approx(kept, rel=0.02)
@@ -84,7 +98,7 @@ def test_states_by_zero_stage(config):
 
 
 def test_activations_without_checkpointing(config):
-    _, activations = activations_of(replace(config, activation_checkpointing={}, zero_stage=2), stage=2)
+    _, activations = activations_of(replace(config, distributed=DistributedConfig(zero_stage=2)), stage=2)
     by_hand = BLOCKS * (34 * H + 8 * F) * POSITIONS
     assert f"{34 * H + 8 * F:,}" in DOCS and f"{by_hand / 1e9:.1f}e9" in DOCS
     assert activations.kept == pytest.approx(by_hand, rel=0.02)

@@ -42,9 +42,12 @@ if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
     collectives.start()
     config = load_settings(RunConfig, path, [])
-    opened = open_model(config, in_parts=config.zero_stage == 3)
+    opened = open_model(config, in_parts=config.distributed.zero_stage == 3)
     feed = Feed(config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
-    guard, norms = NanGuard(config.stability), ModuleGradNorms(opened.groups, sharded=config.zero_stage > 0)
+    guard, norms = (
+        NanGuard(config.monitoring.stability),
+        ModuleGradNorms(opened.groups, sharded=config.distributed.zero_stage > 0),
+    )
     engine = build_engine(opened.objective.model, opened.groups, config, feed.total, collectives.ranks(), guard, norms)
     (_, (batch,)) = next(iter(feed.steps(0)))
     engine.train()
@@ -53,15 +56,17 @@ if __name__ == "__main__":
     for last in (False, True):
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(opened.objective.loss_sum(engine, batch, True) / 100, scale_wrt_gas=False)
-        if last == (config.zero_stage >= 2):
+        if last == (config.distributed.zero_stage >= 2):
             found["gradients"] = bytes_of(gradients(engine))
     engine.step()
-    three = config.zero_stage == 3
+    three = config.distributed.zero_stage == 3
     parameters = engine.module.parameters()
     found["parameters"] = bytes_of(p.ds_tensor if three else p.data for p in parameters)
-    adamw = engine.optimizer.optimizer if config.zero_stage else engine.optimizer
+    adamw = engine.optimizer.optimizer if config.distributed.zero_stage else engine.optimizer
     states = [value for state in adamw.state.values() for value in state.values() if value.numel() > 1]
-    own = [p for group in adamw.param_groups for p in group["params"]] if config.zero_stage in (1, 2) else []
+    own = (
+        [p for group in adamw.param_groups for p in group["params"]] if config.distributed.zero_stage in (1, 2) else []
+    )
     own += engine.optimizer.fp32_partitioned_groups_flat if three else []
     found["optimizer"] = bytes_of([*states, *own])
     if collectives.rank() == 0:

@@ -73,9 +73,9 @@ def test_the_same_gradients_for_less_memory(make_assistant, kind):
     ],
 )
 def test_a_list_of_parts_means_all(tmp_path, written, meant):
-    values = run_values(tmp_path, tmp_path, tmp_path, activation_checkpointing=written)
+    values = run_values(tmp_path, tmp_path, tmp_path, distributed={"activation_checkpointing": written})
     config = validate(RunConfig, values, "run.yaml")
-    assert as_dict(config)["activation_checkpointing"] == meant
+    assert as_dict(config)["distributed"]["activation_checkpointing"] == meant
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,6 @@ def test_a_list_of_parts_means_all(tmp_path, written, meant):
     ],
 )
 def test_what_is_no_part_or_no_way_is_refused(tmp_path, written, fault):
-    values = run_values(tmp_path, tmp_path, tmp_path, activation_checkpointing=written)
+    values = run_values(tmp_path, tmp_path, tmp_path, distributed={"activation_checkpointing": written})
     with pytest.raises(UserError, match=fault):
         validate(RunConfig, values, "run.yaml")

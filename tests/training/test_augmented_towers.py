@@ -10,7 +10,7 @@ from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision.transforms import page_augmentation
 from tests.training_fixtures import run_values, write_records
 
@@ -28,7 +28,7 @@ def opened(dual_dir, tmp_path):
     data = write_records(tmp_path / "data", 12, images=1)
 
     def make(**changes):
-        values = run_values(tmp_path, dual_dir, data, augment_towers=[1], batch_size=6, steps=4)
+        values = run_values(tmp_path, dual_dir, data, objective={"augment_towers": [1]}, batch_size=6, steps=4)
         values |= {"validation": {"path": str(data), "max_length": 400}} | changes
         config = validate(RunConfig, values, "test")
         objective = AssistantObjective(config)
@@ -52,7 +52,7 @@ def seen(feed, done=0):
 
 def test_one_tower_sees_changed_images_in_steps_and_nowhere_else(opened, always_noisy):
     _, feed = opened()
-    _, plain = opened(augment_towers=[])
+    _, plain = opened(objective={})
     changed, as_they_are = seen(feed), seen(plain)
     for (clip, vary), (same_clip, same_vary) in zip(changed, as_they_are, strict=True):
         assert torch.equal(clip, same_clip)
@@ -85,13 +85,16 @@ def test_images_that_are_handed_over_are_not_changed(opened, always_noisy, make_
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"augment_towers": [2]}, "augment_towers names tower 2; the model's are 0 to 1"),
-        ({"augment_towers": [-1]}, "augment_towers names tower -1"),
+        ({"objective": {"augment_towers": [2]}}, "augment_towers names tower 2; the model's are 0 to 1"),
+        ({"objective": {"augment_towers": [-1]}}, "augment_towers names tower -1"),
         (
-            {"feature_cache": "cache"},
-            "feature_cache keeps what towers make of unchanged images: leave augment_towers",
+            {"objective": {"augment_towers": [1], "feature_cache": "cache"}},
+            "feature_cache holds features of unchanged images; leave augment_towers out",
         ),
-        ({"objective": "contrastive"}, "augment_towers is for objective assistant, found contrastive"),
+        (
+            {"objective": {"kind": "contrastive", "augment_towers": [1]}},
+            "belongs to kind assistant, but objective.kind is contrastive",
+        ),
     ],
 )
 def test_what_cannot_be_is_told(opened, changes, told):
@@ -102,4 +105,4 @@ def test_what_cannot_be_is_told(opened, changes, told):
 def test_a_native_tower_is_refused(opened, make_assistant, native_tower, tmp_path):
     save_assistant(*make_assistant(towers=[native_tower]), tmp_path / "native")
     with pytest.raises(UserError, match="augment_towers is for towers that see squares"):
-        opened(model=str(tmp_path / "native"), augment_towers=[0])
+        opened(model=str(tmp_path / "native"), objective={"augment_towers": [0]})

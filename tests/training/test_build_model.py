@@ -40,7 +40,7 @@ def test_bf16_weights_are_trained_in_full_precision(bf16_run):
 def test_adapters_from_zero_3_are_those_of_one_rank_and_the_merged_model_is_as_small_as_asked_for(bf16_run):
     folder, config = bf16_run
     for name, ranks, stage in (("one", 1, "0"), ("shared", 2, "3")):
-        words = ["--run_dir", str(folder / name), "--zero_stage", stage, "--save_precision", "bf16"]
+        words = ["--run_dir", str(folder / name), "--distributed.zero_stage", stage, "--save_precision", "bf16"]
         result = launch(config, *words, ranks=ranks)
         assert result.returncode == 0, result.stdout
     for row, reference in zip(steps(folder / "shared"), steps(folder / "one"), strict=True):
@@ -61,7 +61,9 @@ def test_no_rank_holds_a_full_copy_under_zero_3(tmp_path, make_assistant):
     model, processor = make_assistant(**sizes)
     whole = 4 * sum(parameter.numel() for parameter in model.parameters())
     save_assistant(model, processor, tmp_path / "model")
-    values = run_values(tmp_path, tmp_path / "model", write_records(tmp_path / "data", 8), zero_stage=3)
+    values = run_values(
+        tmp_path, tmp_path / "model", write_records(tmp_path / "data", 8), distributed={"zero_stage": 3}
+    )
     config = write_config(tmp_path / "run.yaml", **values)
     script = ROOT / "tests" / "training" / "memory_of_build_model.py"
     # A fixed threshold: large blocks go back when they are freed, instead of leaving holes between others.

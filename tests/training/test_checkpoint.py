@@ -275,7 +275,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_really_full_disk_stops_both_ranks_with_one_message(tmp_path, small_disk, assistant_dir, asynchronous):
     data = write_records(tmp_path / "data", 8)
-    values = run_values(tmp_path, assistant_dir, data, batch_size=4, zero_stage=1)
+    values = run_values(tmp_path, assistant_dir, data, batch_size=4, distributed={"zero_stage": 1})
     values["checkpoint"] = {"every": 2, "keep": 2, "asynchronous": asynchronous}
     config = write_config(tmp_path / "run.yaml", **values | {"run_dir": str(small_disk / "run")})
     result = launch(config, ranks=2)

@@ -62,13 +62,13 @@ def teacher_dir(make_tower, tmp_path_factory):
     return folder / "model"
 
 
-def values(tmp_path, start, images, **changes):
-    made = run_values(tmp_path, start, images, objective="classify", trainable={"towers": "full", "head": "full"})
-    return made | changes
+def values(tmp_path, start, images, objective=(), **changes):
+    made = run_values(tmp_path, start, images, trainable={"towers": "full", "head": "full"})
+    return made | {"objective": {"kind": "classify", **dict(objective)}} | changes
 
 
-def opened(tmp_path, start, images, **changes):
-    path = write_config(tmp_path / "run.yaml", **values(tmp_path, start, images, **changes))
+def opened(tmp_path, start, images, **objective):
+    path = write_config(tmp_path / "run.yaml", **values(tmp_path, start, images, objective))
     return open_model(load_settings(RunConfig, path, [])).objective
 
 
@@ -144,12 +144,14 @@ def test_a_teacher_needs_no_labels(tmp_path, start, images, teacher_dir):
 
 def test_views_are_of_training_images_alone(tmp_path, start, images, teacher_dir):
     """Drawn for the step and the number, and the teacher sees the same one, at its own size."""
-    held_out = {"path": str(images), "every": 9}
-    distillation = {"teacher": str(teacher_dir)}
-    values_ = values(tmp_path, start, images, validation=held_out, distillation=distillation, steps=2, batch_size=24)
+    run = {"validation": {"path": str(images), "every": 9}, "steps": 2, "batch_size": 24}
+    path = write_config(
+        tmp_path / "run.yaml",
+        **values(tmp_path, start, images, {"distillation": {"teacher": str(teacher_dir)}}, **run),
+    )
     plain, drawn = (
-        opened_run(load_settings(RunConfig, write_config(tmp_path / "run.yaml", **values_ | views), []))[1]
-        for views in ({}, {"augmentation": {"crop_area": [0.3, 0.6], "jitter": 0, "blur": 0}})
+        opened_run(load_settings(RunConfig, path, overrides))[1]
+        for overrides in ([], ["--objective.augmentation", "{crop_area: [0.3, 0.6], jitter: 0, blur: 0}"])
     )
 
     def by_name(batches):
@@ -202,13 +204,14 @@ def test_mistakes(tmp_path, start, images, make_tower, assistant_dir, teacher_di
     init_classifier(make_tower(), ["cat", "dog"], "pooled", tmp_path / "pets")
     with pytest.raises(UserError, match="knows the classes bright, dark, striped, but the model cat, dog"):
         opened(tmp_path, tmp_path / "pets", images, distillation={"teacher": str(teacher_dir)})
-    for changes, message in (
-        ({"objective": "contrastive", "label_smoothing": 0.1}, "are for objective classify, found contrastive"),
-        ({"objective": "simclr", "augmentation": {}}, "found simclr; views of simclr are simclr.augmentation"),
-        ({"distillation": {"teacher": "x"}, "zero_stage": 3}, "keeps its teacher whole on every rank"),
+    path = write_config(tmp_path / "run.yaml", **values(tmp_path, start, images))
+    for overrides, message in (
+        (["--objective.kind", "contrastive", "--objective.label_smoothing", "0.1"], "belongs to kind classify, but"),
+        (["--objective.kind", "contrastive", "--objective.augmentation", "{}"], "belongs to kinds simclr, classify"),
+        (["--objective.distillation.teacher", "x", "--distributed.zero_stage", "3"], "keeps a whole teacher on every"),
     ):
         with pytest.raises(UserError, match=message):
-            opened(tmp_path, start, images, **changes)
+            load_settings(RunConfig, path, overrides)
 
 
 def test_it_learns(tmp_path, start, images):
@@ -242,8 +245,8 @@ def test_a_run_learns_and_hands_its_tower_on(tmp_path, images, make_tower, teach
     assert main([*words, "--out", str(tmp_path / "init")]) == 0
     assert "3 classes (bright, dark, striped)" in capsys.readouterr().out
     held_out = {"path": str(images), "every": 20}
-    run = values(tmp_path, tmp_path / "init", images, steps=30, batch_size=12, validation=held_out)
-    run |= {"distillation": {"teacher": str(teacher_dir), "weight": 0.01}, "label_smoothing": 0.05}
+    objective = {"distillation": {"teacher": str(teacher_dir), "weight": 0.01}, "label_smoothing": 0.05}
+    run = values(tmp_path, tmp_path / "init", images, objective, steps=30, batch_size=12, validation=held_out)
     run["optimizer"] = {"lr": 3e-3}
     result = launch(write_config(tmp_path / "run.yaml", **run))
     assert result.returncode == 0, result.stdout

@@ -9,7 +9,7 @@ from mmchat.contrastive.directory import init_clip
 from mmchat.errors import UserError
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.objectives.registry import ContrastiveObjective, _check_loss
+from mmchat.training.objectives.contrastive import ContrastiveObjective, _check_loss
 from mmchat.vision.transforms.augmentation import random_square_crop
 from tests.training_fixtures import run_values
 
@@ -48,7 +48,9 @@ def test_only_images_of_a_step_are_cropped(make_tower, data_dir, tmp_path, make_
     values["trainable"] = {"towers": "full"}
 
     def objective(crop):
-        return ContrastiveObjective(validate(RunConfig, values | {"contrastive": {"random_crop": crop}}, "test"))
+        return ContrastiveObjective(
+            validate(RunConfig, values | {"objective": {"kind": "contrastive", "random_crop": crop}}, "test")
+        )
 
     image, crops = make_image(0, 60, 20), objective(True)
     assert crops.augment([image], 3, None) == [image] and objective(False).augment([image], 3, 7) == [image]

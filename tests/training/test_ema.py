@@ -7,7 +7,8 @@ from torch import nn
 from mmchat.training.checkpoints.storage import ChecksummedFiles
 from mmchat.training.distributed import collectives
 from mmchat.training.optim.ema import FILE, WeightAverage
-from mmchat.training.optim.trainable import ModuleGroup, Rule
+from mmchat.training.optim.param_groups import ModuleGroup
+from mmchat.training.optim.trainable import Rule
 
 
 @pytest.fixture

@@ -14,13 +14,15 @@ from tests.training_fixtures import run_values
 
 @pytest.fixture
 def derive(tmp_path):
-    """derive(own={...}, **changed keys of the run): what DeepSpeed gets on two ranks."""
+    """derive(own={...}, **keys of `distributed`): what DeepSpeed gets on two ranks."""
 
-    def make(own=None, **changes):
+    def make(own=None, **distributed):
         if own is not None:
             (tmp_path / "own.json").write_text(json.dumps(own))
-            changes["deepspeed"] = str(tmp_path / "own.json")
-        values = run_values(tmp_path, tmp_path / "model", tmp_path / "data.json", micro_batch_size=2, **changes)
+            distributed["deepspeed"] = str(tmp_path / "own.json")
+        values = run_values(
+            tmp_path, tmp_path / "model", tmp_path / "data.json", micro_batch_size=2, distributed=distributed
+        )
         return deepspeed_config(load_settings(RunConfig, write_config(tmp_path / "run.yaml", **values), []), ranks=2)
 
     return make
@@ -47,7 +49,10 @@ def test_a_users_own_values_are_laid_over_and_leave_the_rest(derive):
     ("own", "message"),
     [
         ({"train_batch_size": "auto", "bf16": {"enabled": "auto"}}, "bf16, train_batch_size are decided by the run"),
-        ({"zero_optimization": {"stage": 3}}, "stage is 3, but the run config's zero_stage is 2; say zero_stage: 3"),
+        (
+            {"zero_optimization": {"stage": 3}},
+            "stage is 3, but the run config's distributed.zero_stage is 2; write zero_stage: 3",
+        ),
     ],
 )
 def test_what_would_contradict_the_run_is_refused(derive, own, message):

@@ -111,7 +111,7 @@ def test_it_runs_where_there_is_no_compiler(tmp_path, assistant_dir):
                 (tools / tool.name).exists() or (tools / tool.name).symlink_to(tool)
     assert shutil.which("c++", path=str(tools)) is None and shutil.which("ninja", path=str(tools)) is None
     data = write_records(tmp_path / "data", 8)
-    values = run_values(tmp_path, assistant_dir, data, steps=2, batch_size=4, zero_stage=2)
+    values = run_values(tmp_path, assistant_dir, data, steps=2, batch_size=4, distributed={"zero_stage": 2})
     config = write_config(tmp_path / "run.yaml", **values)
     result = launch(config, ranks=2, PATH=str(tools), CXX="", CC="", TORCH_EXTENSIONS_DIR=str(tmp_path / "ext"))
     assert result.returncode == 0, result.stdout

@@ -69,7 +69,7 @@ def make_run(tmp_path, assistant_dir):
     records = write_records(tmp_path / "data", 24)
 
     def make(model=assistant_dir, data=records, **changes):
-        return Run(tmp_path, model, data, **({"feature_cache": str(tmp_path / "cache")} | changes))
+        return Run(tmp_path, model, data, **({"objective": {"feature_cache": str(tmp_path / "cache")}} | changes))
 
     return make
 
@@ -105,8 +105,10 @@ def model_with(tmp_path, make_assistant, make_tower, what):
 def test_losses_and_gradients_are_those_of_the_towers(tmp_path, make_assistant, make_tower, make_run, what, packing):
     model = model_with(tmp_path, make_assistant, make_tower, what)
     data = write_records(tmp_path / "sizes", 24, sizes=SIZES)
-    without = make_run(model, data, feature_cache=None, packing=packing)
-    cached = make_run(model, data, packing=packing)
+    without = make_run(model, data, objective={"packing": packing})
+    cached = make_run(
+        model, data, objective={"feature_cache": str(without.config.run_dir.parent / "cache"), "packing": packing}
+    )
     assert cached.fill() == 0
     for tower in cached.objective.model.towers:
         tower.register_forward_pre_hook(never_run)
@@ -121,7 +123,8 @@ def test_losses_and_gradients_are_those_of_the_towers(tmp_path, make_assistant, 
 def test_in_bf16_the_difference_is_that_of_another_batch(make_run):
     """Features are rounded to bf16 before the first projector does so anyway."""
     without, cached = (
-        make_run(precision="bf16", feature_cache=where) for where in (None, str(make_run().config.feature_cache))
+        make_run(precision="bf16", objective={"feature_cache": where})
+        for where in (None, str(make_run().config.objective.feature_cache))
     )
     assert cached.fill() == 0
     (_, [batch]), (_, [like]) = (next(iter(run.feed.steps(0))) for run in (cached, without))
@@ -250,7 +253,7 @@ def test_another_fit_of_the_run_is_another_store(make_run):
 
 def test_damaged_shards_are_computed_anew(make_run):
     make_run().fill(shard_bytes=1)
-    folder = next(make_run().config.feature_cache.iterdir())
+    folder = next(make_run().config.objective.feature_cache.iterdir())
     shards = sorted(folder.glob("*.shard"))
     os.truncate(shards[0], 100)
     run = make_run()
@@ -371,8 +374,8 @@ def test_towers_that_are_trained_are_refused(make_run, rule):
 
 
 def test_the_contrastive_objective_is_refused(make_run):
-    with pytest.raises(UserError, match="feature_cache is for objective assistant, found contrastive"):
-        make_run(objective="contrastive")
+    with pytest.raises(UserError, match=r"'objective\.feature_cache' belongs to kind assistant, but"):
+        make_run(objective={"kind": "contrastive", "feature_cache": "cache"})
 
 
 def test_sources_that_are_decoded_as_drafts_are_refused(make_run):

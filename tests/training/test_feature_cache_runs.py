@@ -68,8 +68,8 @@ def check(folder, name):
 def test_a_run_with_a_cache_is_the_run_without(setup, ranks, zero_stage, packing):
     folder, _ = setup
     name = f"{ranks}-{zero_stage}"
-    options = ["--feature_cache", str(folder / f"cache-{name}"), "--zero_stage", str(zero_stage)]
-    options += ["--micro_batch_size", "null", "--packing.tokens", "203"] if packing else []
+    options = ["--objective.feature_cache", str(folder / f"cache-{name}"), "--distributed.zero_stage", str(zero_stage)]
+    options += ["--micro_batch_size", "null", "--objective.packing.tokens", "203"] if packing else []
     said = run(setup, name, *options, ranks=ranks)
     images = len({path.read_bytes() for path in folder.rglob("*.png") if path.parent.name in ("data", "heldout")})
     assert f": {images} images, 0 of them there" in said and f"features of {images} images written" in said
@@ -89,8 +89,8 @@ def check_packed(folder, name):
 @pytest.mark.parametrize(("zero_stage", "begins_with_it"), [("0", False), ("3", True)])
 def test_a_run_is_resumed_with_and_without_a_cache(setup, zero_stage, begins_with_it):
     folder, _ = setup
-    name, stage = f"resumed-{zero_stage}", ["--zero_stage", zero_stage]
-    first, then = [], ["--feature_cache", str(folder / f"cache-{name}")]
+    name, stage = f"resumed-{zero_stage}", ["--distributed.zero_stage", zero_stage]
+    first, then = [], ["--objective.feature_cache", str(folder / f"cache-{name}")]
     if begins_with_it:
         first, then = then, first
     run(setup, name, *stage, *first)
@@ -114,7 +114,7 @@ def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
         time.sleep(0.01)
     kill_group(process)
     left = len(list(cache.glob("*/*.shard")))
-    said = run(setup, "killed", "--feature_cache", str(cache), ranks=2)
+    said = run(setup, "killed", "--objective.feature_cache", str(cache), ranks=2)
     assert f" {left} of them there; " in said
     check(folder, "killed")
 
@@ -122,7 +122,7 @@ def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
 def test_a_image_that_changes_in_the_middle_ends_the_run_with_its_name(setup):
     folder, config = setup
     data = write_records(folder / "changing", 24, images=1)
-    options = ["--data.path", str(data), "--feature_cache", str(folder / "cache-changing"), "--steps", "2000"]
+    options = ["--data.path", str(data), "--objective.feature_cache", str(folder / "cache-changing"), "--steps", "2000"]
     log = folder / "changing.log"
     process = start(config, "--run_dir", str(folder / "changing-run"), "--on_bad_sample", "skip", *options, log=log)
     wait_for_step(process, folder / "changing-run", 2)

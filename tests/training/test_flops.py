@@ -15,7 +15,8 @@ from mmchat.data.collate import Batch
 from mmchat.model.assembly import assemble
 from mmchat.training.monitoring.flops import LANGUAGE_MODELS, causal_pairs, model_flops
 from mmchat.training.optim.lora import add_adapters
-from mmchat.training.optim.trainable import Rule, apply_rules
+from mmchat.training.optim.param_groups import apply_rules
+from mmchat.training.optim.trainable import Rule
 from mmchat.vision import TowerConfig, build_tower
 from mmchat.vision.block_tower import BlockTower
 from mmchat.vision.families import FAMILIES

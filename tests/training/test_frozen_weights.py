@@ -14,7 +14,8 @@ from mmchat.model.assembly import assemble
 from mmchat.model.directory import save_assistant
 from mmchat.training.optim.frozen_weights import restore_frozen, round_frozen
 from mmchat.training.optim.lora import add_adapters
-from mmchat.training.optim.trainable import Rule, apply_rules
+from mmchat.training.optim.param_groups import apply_rules
+from mmchat.training.optim.trainable import Rule
 from tests.conftest import DATA
 from tests.language_kinds import KINDS, SHAPE
 

@@ -8,8 +8,11 @@ from rich.console import Console
 from mmchat.errors import UserError
 from mmchat.model.adapter import load_adapter, merge, save_adapter
 from mmchat.model.directory import comparison_logits, load_assistant, save_assistant
+from mmchat.training.monitoring.gradient_watch import GradientWatch
 from mmchat.training.optim.lora import add_adapters
-from mmchat.training.optim.trainable import GradientWatch, Trainable, apply_rules, render_table
+from mmchat.training.optim.param_groups import apply_rules
+from mmchat.training.optim.trainable import Trainable
+from mmchat.training.optim.trainable_table import render_table
 
 REST = {"projectors": "frozen", "language_model": "frozen"}
 BLOCK = "towers.0.backbone.encoder.layers."

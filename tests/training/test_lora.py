@@ -12,9 +12,12 @@ from rich.console import Console
 
 from mmchat.errors import UserError
 from mmchat.training.config import OptimizerConfig
+from mmchat.training.monitoring.gradient_watch import GradientWatch
 from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.optimizer import build_optimizer
-from mmchat.training.optim.trainable import GradientWatch, Trainable, apply_rules, optimizer_groups, render_table
+from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
+from mmchat.training.optim.trainable import Trainable
+from mmchat.training.optim.trainable_table import render_table
 
 ROOT = Path(__file__).parents[2]
 BLOCK = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -12,7 +12,7 @@ from mmchat.model.directory import comparison_logits, load_assistant
 from tests.launching import launch, steps, write_config
 from tests.training_fixtures import run_values, write_mixture
 
-SPLITS = {"whole": {}, "ranks": {"micro_batch_size": 2, "zero_stage": 2}}
+SPLITS = {"whole": {}, "ranks": {"micro_batch_size": 2, "distributed": {"zero_stage": 2}}}
 UPDATE = {"mode": "lora", "rank": 4, "alpha": 8, "dropout": 0.0}
 
 

@@ -7,10 +7,10 @@ import pytest
 from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.settings import validate
-from mmchat.training.config import TRAJECTORY, RunConfig
+from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.engine import deepspeed_config
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from tests.training_fixtures import run_values, write_mixture, write_records
 
 
@@ -28,7 +28,7 @@ def feed(tmp_path, assistant_dir, monkeypatch):
 
 
 def test_a_step_holds_the_same_samples_packed_or_not(feed):
-    padded, packed = feed(), feed(packing={"tokens": 203})
+    padded, packed = feed(), feed(objective={"packing": {"tokens": 203}})
     steps = list(zip(padded.steps(1), packed.steps(1), strict=True))
     assert [number for (number, _), _ in steps] == [2, 3, 4]
     for (number, [batch]), (same, rows) in steps:
@@ -40,7 +40,7 @@ def test_a_step_holds_the_same_samples_packed_or_not(feed):
 
 
 def test_padded_forwards_hold_samples_of_like_length(feed):
-    padded, grouped = feed(), feed(packing={"tokens": 300, "padded": True})
+    padded, grouped = feed(), feed(objective={"packing": {"tokens": 300, "padded": True}})
     assert str(grouped.share) == "samples of like length, padded to at most 300 tokens"
     for (_, [batch]), (_, forwards) in zip(padded.steps(0), grouped.steps(0), strict=True):
         assert sorted(batch.ids) == sorted(name for one in forwards for name in one.ids)
@@ -51,7 +51,7 @@ def test_padded_forwards_hold_samples_of_like_length(feed):
 
 def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
     validation = {"path": str(write_records(tmp_path / "heldout", 9)), "max_length": 300, "every": 2}
-    packed = feed(packing={}, validation=validation, batch_size=4)
+    packed = feed(objective={"packing": {}}, validation=validation, batch_size=4)
     assert str(packed.share) == "rows of at most 400 tokens"
     rows = [row for stretch in packed.held_out() for row in stretch]
     assert sorted(name for row in rows for name in row.ids) == [f"r{number}" for number in range(9)]
@@ -71,31 +71,30 @@ def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
 )
 def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):
     with pytest.raises(SharedError, match=r"fit into no forward: \S+:\w+ \d+ \(id r\d+\) " + re.escape(fault)):
-        feed(packing=packing)
+        feed(objective={"packing": packing})
 
 
 def test_a_source_that_cannot_be_measured_is_a_message(feed, tmp_path):
     records = write_records(tmp_path / "long", 3, images=1)
     with pytest.raises(SharedError, match=r"no record of \S+records.json can be used; the first: "):
-        feed(packing={}, data={"path": str(records), "max_length": 9})
+        feed(objective={"packing": {}}, data={"path": str(records), "max_length": 9})
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"micro_batch_size": 2}, "packing.tokens says how much a forward takes; leave out micro_batch_size"),
-        ({"objective": "contrastive"}, "packing is for objective assistant, found contrastive"),
-        ({"packing": {"token": 9}}, "unknown key 'packing.token'"),
+        ({"objective": {"kind": "contrastive", "packing": {}}}, "key .objective.packing. belongs to kind assistant"),
+        ({"objective": {"packing": {"token": 9}}}, "unknown key 'objective.packing.token'"),
     ],
 )
 def test_what_does_not_go_with_packing_is_refused(tmp_path, changes, fault):
-    values = run_values(tmp_path, tmp_path, tmp_path, **{"packing": {}, **changes})
+    values = run_values(tmp_path, tmp_path, tmp_path, **{"objective": {"packing": {}}, **changes})
     with pytest.raises(UserError, match=re.escape(fault)):
         validate(RunConfig, values, "run.yaml")
 
 
 def test_any_number_of_ranks_shares_a_packed_batch_and_a_resume_may_plan_anew(tmp_path):
-    config = RunConfig(**run_values(tmp_path, tmp_path, tmp_path, packing={}, batch_size=7))
+    config = RunConfig(**run_values(tmp_path, tmp_path, tmp_path, objective={"packing": {}}, batch_size=7))
     derived = deepspeed_config(config, ranks=3)
     assert derived["train_batch_size"] == 3 * derived["train_micro_batch_size_per_gpu"]
-    assert "packing" not in TRAJECTORY

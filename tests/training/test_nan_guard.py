@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmchat.training.config import OptimizerConfig
-from mmchat.training.monitoring.nan_guard import MIN_HISTORY, PATIENCE, IncidentLog, NanGuard, StabilityConfig
+from mmchat.training.config import OptimizerConfig, StabilityConfig
+from mmchat.training.monitoring.nan_guard import MIN_HISTORY, PATIENCE, IncidentLog, NanGuard
 from tests.launching import launch, metrics, steps, write_config
 from tests.training_fixtures import run_values, write_records
 
@@ -173,14 +173,19 @@ def check_skipped(folder, result, name, rare):
 
 def test_a_planted_nan_is_skipped_on_two_ranks_with_accumulation(planted):
     folder, config, name, rare = planted
-    check_skipped(folder, launch(config, "--stability.on_nan", "skip", ranks=2), name, rare)
+    check_skipped(folder, launch(config, "--monitoring.stability.on_nan", "skip", ranks=2), name, rare)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["1", "2"])
 def test_a_planted_nan_is_skipped_under_zero(planted, stage):
     folder, config, name, rare = planted
-    check_skipped(folder, launch(config, "--stability.on_nan", "skip", "--zero_stage", stage, ranks=2), name, rare)
+    check_skipped(
+        folder,
+        launch(config, "--monitoring.stability.on_nan", "skip", "--distributed.zero_stage", stage, ranks=2),
+        name,
+        rare,
+    )
 
 
 @pytest.mark.slow

@@ -61,8 +61,8 @@ def test_what_the_index_holds_is_what_training_makes(config):
 
 
 WAYS = {
-    "packed": {"packing": {"tokens": 400, "images": 40}},
-    "of like length": {"packing": {"tokens": 400, "padded": True}},
+    "packed": {"objective": {"packing": {"tokens": 400, "images": 40}}},
+    "of like length": {"objective": {"packing": {"tokens": 400, "padded": True}}},
     "one by one": {"micro_batch_size": 1},
 }
 
@@ -97,7 +97,7 @@ def test_a_few_steps_are_learned(config):
 
 
 def test_the_plan_is_what_the_run_does(config):
-    run = config(packing={"tokens": 400}, precision="bf16")
+    run = config(objective={"packing": {"tokens": 400}}, precision="bf16")
     plan = make_plan(run, Hardware())
     objective, feed = opened(run)
     steps = [batches for _, batches in feed.steps(0)]
@@ -127,7 +127,7 @@ def test_what_cannot_be_combined(config, tmp_path):
     with pytest.raises(UserError, match=r"hangs on its size, which a draft has not: leave out data\.draft$"):
         open_model(config(data={"path": data, "draft": True}))
     frozen = {"towers": "frozen", "projectors": "full", "language_model": "full"}
-    cached = {"feature_cache": str(tmp_path / "features"), "trainable": frozen}
+    cached = {"objective": {"feature_cache": str(tmp_path / "features")}, "trainable": frozen}
     with pytest.raises(UserError, match="feature_cache keeps a record for each view, and with fit native"):
         open_model(config(**cached))
     open_model(config(**cached, fit="squash"))

@@ -7,7 +7,8 @@ from torch import nn
 
 from mmchat.training.config import OptimizerConfig, RunConfig
 from mmchat.training.optim.optimizer import build_optimizer
-from mmchat.training.optim.trainable import Rule, apply_rules
+from mmchat.training.optim.param_groups import apply_rules
+from mmchat.training.optim.trainable import Rule
 
 
 class Reader(nn.Module):
@@ -93,7 +94,7 @@ def test_state_goes_to_disk_and_back(name, tmp_path):
 def test_muon_is_refused_where_zero_would_cut_its_matrices(tmp_path):
     values = {
         "run_dir": "r", "model": "m", "data": {"path": "d.json"}, "trainable": {"x": "full"}, "batch_size": 2,
-        "steps": 1, "optimizer": {"name": "muon", "lr": 1e-3}, "zero_stage": 1,
+        "steps": 1, "optimizer": {"name": "muon", "lr": 1e-3}, "distributed": {"zero_stage": 1},
     }  # fmt: skip
     with pytest.raises(ValidationError, match="optimizer muon needs whole matrices"):
         TypeAdapter(RunConfig).validate_python(values)

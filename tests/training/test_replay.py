@@ -15,8 +15,8 @@ from tests.training_fixtures import run_values, write_mixture
 def finished(tmp_path_factory, assistant_dir):
     folder = tmp_path_factory.mktemp("replay")
     mixture = write_mixture(folder / "data", 21)
-    values = run_values(folder, assistant_dir, mixture, steps=4, micro_batch_size=2, zero_stage=3)
-    values |= {"checkpoint": {"every": 2, "keep": 2}, "augment_towers": [0]}
+    values = run_values(folder, assistant_dir, mixture, steps=4, micro_batch_size=2, distributed={"zero_stage": 3})
+    values |= {"checkpoint": {"every": 2, "keep": 2}, "objective": {"augment_towers": [0]}}
     result = launch(write_config(folder / "run.yaml", **values), ranks=2)
     assert result.returncode == 0, result.stdout
     return folder / "run"

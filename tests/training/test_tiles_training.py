@@ -89,8 +89,8 @@ def test_a_image_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
 
 
 WAYS = {
-    "packed": {"packing": {"tokens": 400, "images": 8}},
-    "of like length": {"packing": {"tokens": 400, "padded": True}},
+    "packed": {"objective": {"packing": {"tokens": 400, "images": 8}}},
+    "of like length": {"objective": {"packing": {"tokens": 400, "padded": True}}},
     "one by one": {"micro_batch_size": 1},
 }
 
@@ -116,7 +116,7 @@ def test_the_budget_of_images_counts_views(config):
     with pytest.raises(
         SharedError, match=r"and [5-8] view\(s\) of images, but packing.tokens is 400 and packing.images 4"
     ):
-        opened(config(packing={"tokens": 400, "images": 4}))
+        opened(config(objective={"packing": {"tokens": 400, "images": 4}}))
 
 
 def test_a_few_steps_are_learned(config):
@@ -133,7 +133,7 @@ def test_a_few_steps_are_learned(config):
 
 @pytest.mark.parametrize("packing", [None, {"tokens": 400}], ids=["padded", "packed"])
 def test_the_plan_is_what_the_run_does(config, packing):
-    run = config(packing=packing)
+    run = config(objective={"packing": packing})
     plan = make_plan(run, Hardware())
     objective, feed = opened(run)
     steps = [batches for _, batches in feed.steps(0)]

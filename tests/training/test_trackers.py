@@ -24,7 +24,9 @@ ROW = {
 @pytest.fixture
 def config(tmp_path):
     """config("tensorboard", ...) -> RunConfig"""
-    return lambda *names: validate(RunConfig, run_values(tmp_path, "m", "d", trackers=list(names)), "test")
+    return lambda *names: validate(
+        RunConfig, run_values(tmp_path, "m", "d", monitoring={"trackers": list(names)}), "test"
+    )
 
 
 def test_scalars_are_the_numbers_of_a_row():

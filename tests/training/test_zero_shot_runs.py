@@ -12,7 +12,7 @@ from mmchat.errors import UserError
 from mmchat.evaluation.zero_shot import classify_labelled
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.objectives.registry import ContrastiveObjective
+from mmchat.training.objectives.contrastive import ContrastiveObjective
 from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 from tests.clip_kinds import write_classes, write_clip
 from tests.launching import launch, metrics, run_ranks, write_config
@@ -38,17 +38,16 @@ def values(tmp_path, ckpt, make_image):
     records = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(4)]
     (tmp_path / "records.json").write_text(json.dumps(records))
     values = run_values(tmp_path, ckpt, tmp_path / "records.json", steps=3, batch_size=4)
-    values |= {"objective": "contrastive", "trainable": dict.fromkeys(MODULES, "full")}
-    return values | {
-        "zero_shot": {"path": str(tmp_path / "classes"), "prompts": ["{}", "a {}"], "every": 2, "batch_size": 3}
-    }
+    values |= {"trainable": dict.fromkeys(MODULES, "full")}
+    zero_shot = {"path": str(tmp_path / "classes"), "prompts": ["{}", "a {}"], "every": 2, "batch_size": 3}
+    return values | {"objective": {"kind": "contrastive", "zero_shot": zero_shot}}
 
 
 def expected(model: Path, values: dict, without: tuple[str, ...] = ()) -> dict[str, float]:
-    data = read_labelled(values["zero_shot"]["path"])
+    data = read_labelled(values["objective"]["zero_shot"]["path"])
     keep = [i for i, image in enumerate(data.images) if image.name not in without]
     data = type(data)([data.images[i] for i in keep], [data.targets[i] for i in keep], data.classes)
-    figures = classify_labelled(Embedder.open(model), data, values["zero_shot"]["prompts"]).figures()
+    figures = classify_labelled(Embedder.open(model), data, values["objective"]["zero_shot"]["prompts"]).figures()
     return {f"zero_shot_{name}": figures[name][0] for name in ("top1", "top5", "mean_per_class")}
 
 
@@ -72,7 +71,7 @@ def test_every_stage_gives_the_same(tmp_path, ckpt, values, ranks):
 
 def test_a_run_writes_it_down(tmp_path, values):
     """At ZeRO 3, where the model's own weights are not there between forwards."""
-    result = launch(write_config(tmp_path / "run.yaml", **values), "--zero_stage", "3")
+    result = launch(write_config(tmp_path / "run.yaml", **values), "--distributed.zero_stage", "3")
     assert result.returncode == 0, result.stdout
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows if "zero_shot_top1" in row] == [2, 3]
@@ -82,18 +81,15 @@ def test_a_run_writes_it_down(tmp_path, values):
 
 
 def test_mistakes_are_told_before_the_first_step(tmp_path, ckpt, values):
-    too_long = {**values["zero_shot"], "prompts": ["{} " + "word " * 40]}
-    config = load_settings(RunConfig, write_config(tmp_path / "long.yaml", **{**values, "zero_shot": too_long}), [])
+    path = write_config(tmp_path / "long.yaml", **values)
+    config = load_settings(RunConfig, path, ["--objective.zero_shot.prompts", f'["{{}} {"word " * 40}"]'])
     with pytest.raises(UserError, match=r"the text .car word .*; shorten it"):
-        ZeroShotAccuracy(config.zero_shot, ContrastiveObjective(config))
-    for changes, message in (
-        ({"prompts": ["a photo"]}, r"zero_shot: prompt 'a photo' must hold \{\} once"),
-        ({"prompts": []}, "zero_shot.prompts: List should have at least 1 item"),
+        ZeroShotAccuracy(config.objective.zero_shot, ContrastiveObjective(config))
+    for prompts, message in (
+        ("[a photo]", r"objective.zero_shot: prompt 'a photo' must hold \{\} once"),
+        ("[]", "objective.zero_shot.prompts: List should have at least 1 item"),
     ):
-        config = write_config(tmp_path / "bad.yaml", **{**values, "zero_shot": {**values["zero_shot"], **changes}})
         with pytest.raises(UserError, match=message):
-            load_settings(RunConfig, config, [])
-    values["zero_shot"]["prompts"] = ["{}"]
-    config = write_config(tmp_path / "bad.yaml", **values)
-    with pytest.raises(UserError, match="zero_shot is for objective contrastive, found assistant"):
-        load_settings(RunConfig, config, ["--objective", "assistant"])
+            load_settings(RunConfig, path, ["--objective.zero_shot.prompts", prompts])
+    with pytest.raises(UserError, match=r"belongs to kind contrastive, but objective.kind is assistant"):
+        load_settings(RunConfig, path, ["--objective.kind", "assistant"])

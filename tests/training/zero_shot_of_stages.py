@@ -19,7 +19,7 @@ from mmchat.training.distributed import collectives
 from mmchat.training.engine import build_engine, mean_over_ranks
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
-from mmchat.training.optim.trainable import apply_rules
+from mmchat.training.optim.param_groups import apply_rules
 from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 
 
@@ -28,9 +28,12 @@ def scores(config: RunConfig) -> list:
     model = load_clip(config.model, dtype="float32")
     groups = apply_rules(model, config.trainable)
     zero_shot = ZeroShotAccuracy(
-        config.zero_shot, SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(config.model))
+        config.objective.zero_shot, SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(config.model))
     )
-    guard, norms = NanGuard(config.stability), ModuleGradNorms(groups, sharded=config.zero_stage > 0)
+    guard, norms = (
+        NanGuard(config.monitoring.stability),
+        ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
+    )
     engine = build_engine(model, groups, config, 2, collectives.ranks(), guard, norms)
     found = [zero_shot(engine)]
     for step in range(2):
@@ -52,7 +55,9 @@ def scores(config: RunConfig) -> list:
 if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
     collectives.start()
-    found = {stage: scores(load_settings(RunConfig, path, ["--zero_stage", str(stage)])) for stage in range(4)}
+    found = {
+        stage: scores(load_settings(RunConfig, path, ["--distributed.zero_stage", str(stage)])) for stage in range(4)
+    }
     if collectives.rank() == 0:
         write_json(out, found)
     collectives.stop()

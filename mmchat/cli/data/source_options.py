@@ -6,7 +6,6 @@ from typing import Any
 
 from mmchat.data.config import DataConfig
 from mmchat.errors import UserError
-from mmchat.settings import load_settings
 from mmchat.vision import Fit
 
 
@@ -41,12 +40,12 @@ def read_source_arguments(arguments: argparse.Namespace) -> tuple[DataConfig, st
         return DataConfig(path=arguments.source, **options, **length), arguments.model, None
     if given := [f"--{key.replace('_', '-')}" for key, value in options.items() if value]:
         raise UserError(f"{', '.join(given)}: the sources in {arguments.source} say this themselves")
-    from mmchat.training.config import RunConfig
+    from mmchat.training.config import load_run_config
 
     overrides = [] if arguments.max_length is None else ["--data.max_length", str(arguments.max_length)]
-    config = load_settings(RunConfig, Path(arguments.source), overrides)
-    model = arguments.model or (config.model if config.objective == "assistant" else None)
-    return config.data, model, config.fit
+    config = load_run_config(Path(arguments.source), overrides)
+    model = arguments.model or (config.model if config.objective.kind == "assistant" else None)
+    return config.data, model, config.objective.fit
 
 
 def open_processor(model: str | None, fit: Fit | None) -> Any:

@@ -6,13 +6,13 @@ attention), so that only what is cheap is computed again: norms, activation func
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.attention import varlen  # noqa: F401, makes torch's operator known
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-Recomputed = Literal["all", "selective"]
+from mmchat.training.config import Recomputed
 
 DEAR = [
     torch.ops.aten.mm.default,

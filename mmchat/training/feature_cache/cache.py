@@ -28,7 +28,7 @@ from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.distributed.zero3 import gathered
 from mmchat.training.feature_cache.fill import Filler, Found, ImagePixels, SampleKeys, Together
 from mmchat.training.monitoring.logger import resume_command
-from mmchat.training.objectives.registry import AssistantObjective
+from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import TowerSpec, VisionTower
 
 FORMAT = 1
@@ -66,9 +66,9 @@ def fill_feature_cache(
             return _stopped(status, config, console)
         wanted, lacking, images = _missing(found, stores)
         size = sum(store.record_bytes for store in stores)
-        console.print(_told(config.feature_cache, wanted, lacking, size, views), markup=False)
+        console.print(_told(config.objective.feature_cache, wanted, lacking, size, views), markup=False)
         if lacking:
-            collectives.from_rank_0(lambda: _check_room(config.feature_cache, lacking * size))
+            collectives.from_rank_0(lambda: _check_room(config.objective.feature_cache, lacking * size))
             begin = time.monotonic()
             filler = Filler(towers, stores, config.precision, shard_bytes)
             pixels = ImagePixels(mixtures, images, objective.processor.image_processor)
@@ -88,7 +88,7 @@ def fill_feature_cache(
 def move_unused_towers(config: RunConfig, objective: AssistantObjective, device: torch.device | str) -> None:
     """Towers that no step runs need not be where the rest of the model is. Under ZeRO 3 they stay: a rank has only its
     share of them."""
-    if objective.features is not None and config.zero_stage < 3:
+    if objective.features is not None and config.distributed.zero_stage < 3:
         objective.model.towers.to(device)
 
 
@@ -124,13 +124,13 @@ def _opened(
     for tower, spec in zip(towers, specs, strict=True):
         values = identity(tower, spec, config.precision)
         name = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-        folder = config.feature_cache / name
+        folder = config.objective.feature_cache / name
         try:
             write_json(folder / "tower.json", values)
             store = FeatureStore(folder, (spec.tokens, spec.dim), config.precision)
             remove_damaged_shards(store)
         except OSError as error:
-            raise UserError(f"feature_cache {config.feature_cache} cannot be used: {error}") from None
+            raise UserError(f"feature_cache {config.objective.feature_cache} cannot be used: {error}") from None
         for path in store.damaged:
             tell(f"{path} was damaged and is removed; its features are computed anew")
         stores.append(store)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from mmchat.training.distributed import collectives
-from mmchat.training.optim.trainable import ModuleGroup
+from mmchat.training.optim.param_groups import ModuleGroup
 
 
 class ModuleGradNorms:

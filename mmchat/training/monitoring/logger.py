@@ -38,7 +38,7 @@ class RunLogger:
         console.print(
             f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
             f"({feed.order.epoch(feed.total):.2f} epochs), {collectives.ranks()} rank(s) x "
-            f"{feed.share}, {config.precision}, ZeRO {config.zero_stage}"
+            f"{feed.share}, {config.precision}, ZeRO {config.distributed.zero_stage}"
         )
 
     def __enter__(self) -> "RunLogger":
@@ -107,8 +107,8 @@ class RunLogger:
         if result.incident.action == "stop":
             raise SharedError(
                 f"{message}\n  look at them with `mmchat replay {run_dir} --step {step}`; then mend or remove what "
-                "is wrong, or leave such steps out with --stability.on_nan skip (or on_spike), and go on from the "
-                "newest checkpoint with --resume"
+                "is wrong, or leave such steps out with --monitoring.stability.on_nan skip (or on_spike), and go on "
+                "from the newest checkpoint with --resume"
             )
         self.console.print(message, style="yellow", markup=False)
 

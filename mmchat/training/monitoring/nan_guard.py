@@ -12,9 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from pydantic import Field
-
-from mmchat.settings import settings
+from mmchat.training.config import StabilityConfig
 from mmchat.training.monitoring.metrics import MetricsLog
 
 WINDOW = 50
@@ -23,17 +21,6 @@ MIN_HISTORY = 10
 """Fewer steps than this are no measure of what is usual."""
 PATIENCE = 10
 """Skipped steps in a row after which the run stops: then it is not the samples."""
-
-
-@settings
-class StabilityConfig:
-    on_nan: Literal["stop", "skip"] = Field(
-        "stop", description="loss or gradient not finite: stop, or skip the step (its samples count as consumed)"
-    )
-    spike_factor: float | None = Field(
-        None, gt=1, description="loss or gradient norm above this many times the median of the last 50 steps is a spike"
-    )
-    on_spike: Literal["warn", "stop", "skip"] = Field("warn", description="warn: take the step and say so")
 
 
 @dataclass

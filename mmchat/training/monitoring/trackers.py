@@ -51,7 +51,7 @@ def open_trackers(config: RunConfig, done: int) -> list[Tracker]:
     Raises:
         UserError: Weights & Biases cannot begin a run.
     """
-    return [OPEN[name](config, done) for name in config.trackers]
+    return [OPEN[name](config, done) for name in config.monitoring.trackers]
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:

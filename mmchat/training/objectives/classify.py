@@ -13,9 +13,9 @@ from mmchat.data.collate import Batch, Collator
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
-from mmchat.training.config import WEIGHTS, RunConfig
+from mmchat.training.config import WEIGHTS, DistillationConfig, RunConfig
 from mmchat.training.objectives.base import InSteps, Objective, blank
-from mmchat.training.objectives.distillation import DistillationConfig, soft_cross_entropy_sum
+from mmchat.training.objectives.distillation import soft_cross_entropy_sum
 from mmchat.vision import preprocess
 from mmchat.vision.classifier import ImageClassifier, classifier_from_config, load_classifier, save_classifier
 from mmchat.vision.transforms.augmentation import random_view
@@ -33,15 +33,15 @@ class ClassifyObjective(Objective):
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         self.model = load_classifier(config.model, dtype=WEIGHTS) if weights else classifier_from_config(config.model)
         self.classes = {name: number for number, name in enumerate(self.model.config.classes)}
-        self.label_smoothing = config.label_smoothing or 0.0
-        self.distillation = config.distillation
+        self.label_smoothing = config.objective.label_smoothing or 0.0
+        self.distillation = config.objective.distillation
         self.specs = [self.model.towers[0].spec]
-        if config.distillation is not None:
-            self.teacher = _teacher(config.distillation, self.model)
+        if config.objective.distillation is not None:
+            self.teacher = _teacher(config.objective.distillation, self.model)
             self.specs.append(self.teacher.towers[0].spec)
         self.collator = Collator(pad_id=0, specs=self.specs)
-        self.augmentation = config.augmentation
-        self.augment = InSteps(self._views if config.augmentation else None, config.seed)
+        self.augmentation = config.objective.augmentation
+        self.augment = InSteps(self._views if config.objective.augmentation else None, config.seed)
 
     def _views(self, images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
         return [random_view(image, self.collator.square, self.augmentation, draw) for image in images]

@@ -3,18 +3,8 @@
 Hinton et al. 2015 (arXiv:1503.02531), section 2.
 """
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
-
-from mmchat.settings import settings
-
-
-@settings
-class DistillationConfig:
-    teacher: str = Field(description="model directory of a classifier with the same classes; it stays as it is")
-    temperature: float = Field(4.0, gt=0, description="both distributions are softened by it before they are compared")
-    weight: float = Field(0.9, gt=0, le=1, description="share of the teacher in the loss; 1: images need no labels")
 
 
 def soft_cross_entropy_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

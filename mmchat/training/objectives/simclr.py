@@ -31,8 +31,8 @@ class SimCLRObjective(ComparingObjective):
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         torch.manual_seed(config.seed)  # the head is new, and so may be the tower
-        self.model = SimCLR(load_tower(config.model, weights).float(), config.simclr)
-        self.config, self.seed = config.simclr, config.seed
+        self.model = SimCLR(load_tower(config.model, weights).float(), config.objective)
+        self.config, self.seed = config.objective, config.seed
         self.spec = self.model.towers[0].spec
         self.collator = Collator(pad_id=0, specs=[self.spec])
 

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from mmchat.training.checkpoints.storage import ChecksummedFiles, read_manifest
 from mmchat.training.deepspeed_internals import full_shape, is_zero_param, local_shard
 from mmchat.training.distributed import collectives
-from mmchat.training.optim.trainable import ModuleGroup
+from mmchat.training.optim.param_groups import ModuleGroup
 
 FILE = "average-rank-{}.pt"
 

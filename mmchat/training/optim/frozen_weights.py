@@ -22,7 +22,7 @@ ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
 
 def keeps_rounded(config: RunConfig) -> bool:
     """Whether a run keeps them so. Not under ZeRO 3, where parameters of two types in parts were not tried."""
-    return config.precision == "bf16" and config.zero_stage < 3
+    return config.precision == "bf16" and config.distributed.zero_stage < 3
 
 
 def round_frozen(model: nn.Module, directory: Path) -> None:

@@ -5,9 +5,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.errors import UserError
-from mmchat.model.adapter import add_adapter
+from mmchat.model.adapter import LoraShape, add_adapter
 from mmchat.model.modeling import MMChatForConditionalGeneration
-from mmchat.training.optim.trainable import LORA_DROPOUT, Rule, below_last, check_names, idle_parameters, owner
+from mmchat.training.optim.param_groups import below_last, check_names, idle_parameters, owner
+from mmchat.training.optim.trainable import LORA_DROPOUT, Rule
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -28,7 +29,11 @@ def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) 
             f"trainable: the lora rules want dropouts of {', '.join(map(str, sorted(dropouts)))}; "
             "PEFT keeps one for a whole adapter, so name the same everywhere"
         )
-    layers = {layer: lora[name].lora_shape for name in lora for layer in target_layers(model, rules, name)}
+    layers = {
+        layer: LoraShape(lora[name].lora_rank, lora[name].lora_alpha)
+        for name in lora
+        for layer in target_layers(model, rules, name)
+    }
     return add_adapter(model, layers, dropouts.pop())
 
 

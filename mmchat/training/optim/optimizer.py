@@ -7,7 +7,7 @@ from torch import nn
 
 from mmchat.model.adapter import adapter_parameters
 from mmchat.training.config import OptimizerConfig
-from mmchat.training.optim.trainable import ModuleGroup, optimizer_groups
+from mmchat.training.optim.param_groups import ModuleGroup, optimizer_groups
 
 MUON_MOMENTUM = 0.95
 """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""

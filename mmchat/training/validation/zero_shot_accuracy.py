@@ -14,7 +14,7 @@ from mmchat.evaluation.zero_shot import class_embeddings
 from mmchat.training.config import ZeroShotConfig
 from mmchat.training.distributed import collectives
 from mmchat.training.objectives.base import blank
-from mmchat.training.objectives.registry import ContrastiveObjective
+from mmchat.training.objectives.contrastive import ContrastiveObjective
 
 
 class ZeroShotAccuracy:

@@ -1,0 +1,51 @@
+"""The run config: its schema, where old keys are now, and what may change on resume. Importable without torch."""
+
+from mmchat.training.config.moved import MOVED, load_run_config, load_written_config
+from mmchat.training.config.objectives import (
+    AssistantConfig,
+    ClassifyConfig,
+    ContrastiveConfig,
+    DistillationConfig,
+    ObjectiveConfig,
+    SimCLRObjectiveConfig,
+    ZeroShotConfig,
+)
+from mmchat.training.config.resume import MAY_CHANGE_ON_RESUME, changed_keys, may_change
+from mmchat.training.config.run import (
+    WEIGHTS,
+    CheckpointConfig,
+    DistributedConfig,
+    MonitoringConfig,
+    OptimizerConfig,
+    Recomputed,
+    RunConfig,
+    StabilityConfig,
+    ValidationConfig,
+    as_dict,
+)
+
+__all__ = [
+    "MAY_CHANGE_ON_RESUME",
+    "MOVED",
+    "WEIGHTS",
+    "AssistantConfig",
+    "CheckpointConfig",
+    "ClassifyConfig",
+    "ContrastiveConfig",
+    "DistillationConfig",
+    "DistributedConfig",
+    "MonitoringConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "Recomputed",
+    "RunConfig",
+    "SimCLRObjectiveConfig",
+    "StabilityConfig",
+    "ValidationConfig",
+    "ZeroShotConfig",
+    "as_dict",
+    "changed_keys",
+    "load_run_config",
+    "load_written_config",
+    "may_change",
+]

@@ -1,0 +1,95 @@
+"""Contrastive training of a dual encoder, as CLIP and SigLIP are trained."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from mmchat.constants import IMAGE_PLACEHOLDER
+from mmchat.contrastive.captions import truncate_caption
+from mmchat.contrastive.directory import clip_from_config, load_clip_directory, load_tokenizer, save_clip
+from mmchat.contrastive.dual_encoder import DualEncoder
+from mmchat.contrastive.losses import info_nce, pairwise_sigmoid
+from mmchat.data.collate import Batch, Collator
+from mmchat.data.records import Record
+from mmchat.data.samples import EncodedSample
+from mmchat.errors import UserError
+from mmchat.training.config import WEIGHTS, RunConfig
+from mmchat.training.objectives.base import ComparingObjective, InSteps, blank
+from mmchat.vision import preprocess
+from mmchat.vision.transforms.augmentation import random_square_crop
+
+
+class ContrastiveObjective(ComparingObjective):
+    """Images against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
+
+    model: DualEncoder
+    features = None
+
+    def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        self.model = load_clip_directory(config.model, dtype=WEIGHTS) if weights else clip_from_config(config.model)
+        _check_loss(config.objective.loss, self.model, config.model)
+        self._losses_of = LOSSES[config.objective.loss]
+        self.tokenizer = load_tokenizer(config.model, self.model)
+        self.spec = self.model.towers[0].spec
+        self.augment = InSteps(_squares if config.objective.random_crop else None, config.seed)
+        self.context_length = self.model.config.context_length
+        pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        self.collator = Collator(pad_id=pad_id, specs=[self.spec])
+
+    def encode(
+        self,
+        record: Record,
+        images: list[Image.Image],
+        template: str | None,
+        features: list[list[np.ndarray]] | None = None,
+    ) -> EncodedSample:
+        ids, cut = self.caption_ids(record)
+        return EncodedSample(ids, None, [[preprocess(images[0], self.spec)]], cut)
+
+    def caption_ids(self, record: Record) -> tuple[list[int], int]:
+        """The caption, and how many of its tokens were cut off.
+
+        Raises:
+            UserError: there are not one image and one caption.
+        """
+        captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
+        if len(record.images) != 1 or len(captions) != 1:
+            raise UserError(f"expected one image and one caption, found {len(record.images)} and {len(captions)}")
+        return truncate_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
+
+    def terms(self, batch: Batch) -> int:
+        return batch.images
+
+    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The scalars are the inverse temperature and, where there is one, the bias."""
+        pixels, mask = batch.pixel_values, batch.attention_mask
+        if pixels is None:
+            # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
+            pixels, mask = [blank(self.spec, mask.device)], torch.ones_like(mask)
+        images, texts, *scalars = module(pixels[0], batch.input_ids, mask)
+        return torch.stack([images, texts], dim=1)[: batch.images], *scalars
+
+    def of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
+        return self._losses_of(*pairs.unbind(dim=1), *scalars).sum()
+
+    def save(self, directory: Path) -> None:
+        save_clip(self.model, self.tokenizer, directory)
+
+
+def _squares(images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
+    return [random_square_crop(image, draw) for image in images]
+
+
+LOSSES = {"softmax": info_nce, "sigmoid": pairwise_sigmoid}
+
+
+def _check_loss(loss: str, model: DualEncoder, where: str) -> None:
+    """Raises UserError where the model is made for the other loss."""
+    biased = model.logit_bias is not None
+    if biased != (loss == "sigmoid"):
+        found = "has a logit_bias, which softmax leaves untrained" if biased else "has no logit_bias"
+        other = "sigmoid" if biased else "softmax"
+        raise UserError(f"contrastive.loss is {loss}, but the model in {where} {found}; say {other}, or start another")
