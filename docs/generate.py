@@ -8,11 +8,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from mmchat.settings import Key, describe
+if TYPE_CHECKING:
+    from mmchat.settings import Key
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAK = r"\1<wbr>"
@@ -161,6 +163,7 @@ def default_of(action: argparse.Action) -> str:
 
 
 def config_page() -> str:
+    from mmchat.settings import describe
     from mmchat.training.config import RunConfig
 
     groups: dict[str, list[Key]] = {}
@@ -182,7 +185,7 @@ def config_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def meaning_of(key: Key) -> str:
+def meaning_of(key: "Key") -> str:
     return f"{key.meaning} (kind {', '.join(key.kinds)})" if key.kinds else key.meaning
 
 

@@ -290,8 +290,10 @@ def test_patch_dropout_and_checkpointing_of_a_run(saved, tmp_path):
     model = open_model(validate(RunConfig, values, "run.yaml")).objective.model
     assert model.towers[0].patch_dropout == 0.5
     assert model.text_encoder.is_gradient_checkpointing and not model.towers[0].backbone.is_gradient_checkpointing
-    values |= {"objective": "assistant"}
     with pytest.raises(UserError, match="objective assistant has no text_encoder"):
+        validate(RunConfig, values | {"objective": "assistant"}, "run.yaml")
+    values["objective"]["kind"] = "assistant"
+    with pytest.raises(
+        UserError, match=r"'objective\.patch_dropout' belongs to kinds contrastive, simclr, classify, but"
+    ):
         validate(RunConfig, values, "run.yaml")
-    with pytest.raises(UserError, match="patch_dropout: an assistant's slots take all patches"):
-        validate(RunConfig, {**values, "distributed": {}}, "run.yaml")

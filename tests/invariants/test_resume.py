@@ -148,7 +148,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(setup):
     assert opened("--resume") == "finished"
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         opened()
-    with pytest.raises(UserError, match=r"begun with other settings \(optimizer: .*0\.0005"):
+    with pytest.raises(UserError, match=r"started with other settings \(optimizer.lr: 0.001 -> 0.0005\)"):
         opened("--resume", "--optimizer.lr", "5e-4")
-    with pytest.raises(UserError, match=r"begun with other settings \(zero_stage: 0 -> 1"):
+    with pytest.raises(UserError, match=r"started with other settings \(distributed.zero_stage: 0 -> 1"):
         opened("--resume", "--distributed.zero_stage", "1")

@@ -83,8 +83,8 @@ def test_a_source_that_cannot_be_measured_is_a_message(feed, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"micro_batch_size": 2}, "packing.tokens says how much a forward takes; leave out micro_batch_size"),
-        ({"objective": {"kind": "contrastive", "packing": {}}}, "key .objective.packing. belongs to kind assistant"),
+        ({"micro_batch_size": 2}, "packing.tokens already limits a forward; leave out micro_batch_size"),
+        ({"objective": {"kind": "contrastive", "packing": {}}}, "key 'objective.packing' belongs to kind assistant"),
         ({"objective": {"packing": {"token": 9}}}, "unknown key 'objective.packing.token'"),
     ],
 )

@@ -85,7 +85,8 @@ def test_a_refused_step_changes_neither_weights_nor_moments(name):
     from mmchat.training.engine import _before_step
     from mmchat.training.monitoring.grad_norms import ModuleGradNorms
     from mmchat.training.optim.optimizer import build_optimizer
-    from mmchat.training.optim.trainable import Rule, apply_rules
+    from mmchat.training.optim.param_groups import apply_rules
+    from mmchat.training.optim.trainable import Rule
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     groups = apply_rules(model, {"0": Rule(), "1": Rule()})

@@ -125,6 +125,7 @@ def test_the_written_config_is_read_as_it_is(tmp_path, values):
         ),
         ({"objective": "classify", "trainable": {"towers": "lora"}}, "lora is for objective assistant"),
         ({"objective": {"packing": {}}, "micro_batch_size": 2}, "already limits a forward; leave out micro_batch_size"),
+        ({"trainable": {"towers": {"rnak": 4}}}, "unknown key 'trainable.towers.rnak'; the nearest .* .*.rank'"),
         ({"data": {"path": "x", "draft": True}, "objective": {"feature_cache": "y"}}, "leave draft out"),
     ],
 )
