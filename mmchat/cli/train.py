@@ -108,6 +108,7 @@ def launch_main(arguments: list[str]) -> int:
         import torch
 
         from mmchat.training.distributed.collectives import free_port
+        from mmchat.training.distributed.signals import RUNNER
 
         if not devices and not torch.cuda.is_available():
             devices = ["--num_accelerators", "1"]
