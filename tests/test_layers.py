@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 L0 = [
     *("constants", "errors", "images", "files", "html", "extras", "bundled", "pretrained", "progress", "settings"),
+    "settings_schema",
     "command_line",
 ]
 L1 = ["vision", "conversation"]
