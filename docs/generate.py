@@ -132,22 +132,19 @@ def command_section(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def option_row(action: argparse.Action) -> str:
-    formatter = argparse.HelpFormatter("mmchat")
-    value = (
-        "" if action.nargs == 0 else formatter._format_args(action, formatter._get_default_metavar_for_optional(action))
-    )
-    if action.option_strings:
-        name = f"{action.option_strings[-1]} {value if not action.choices else choices(action)}".strip()
-    else:
-        name = action.metavar or action.dest
-    meaning = (
-        (action.help or "") % {**vars(action), "prog": "mmchat"} if "%" in (action.help or "") else action.help or ""
-    )
-    return f"| `{name}` | {cell(meaning)} | {default_of(action)} |"
+    meaning = action.help or ""
+    if "%(" in meaning:
+        meaning %= vars(action)
+    return f"| {code(name_of(action))} | {cell(meaning)} | {default_of(action)} |"
 
 
-def choices(action: argparse.Action) -> str:
-    return "|".join(map(str, action.choices))
+def name_of(action: argparse.Action) -> str:
+    """`--metric NAME`, `--fusion channels|sequence`, `PATHS ...`."""
+    value = "|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest.upper())
+    value += " ..." if action.nargs in ("+", "*") else ""
+    if not action.option_strings:
+        return value
+    return action.option_strings[-1] if action.nargs == 0 else f"{action.option_strings[-1]} {value}"
 
 
 def default_of(action: argparse.Action) -> str:
@@ -164,33 +161,50 @@ def default_of(action: argparse.Action) -> str:
 
 def config_page() -> str:
     from mmchat.settings import describe
-    from mmchat.training.config import RunConfig
+    from mmchat.training.config import MAY_CHANGE_ON_RESUME, RunConfig
 
-    groups: dict[str, list[Key]] = {}
-    for key in describe(RunConfig):
-        groups.setdefault(key.path[0] if key.is_group or len(key.path) > 1 else "", []).append(key)
+    keys = describe(RunConfig)
+    alone = [key for key in keys if len(key.path) == 1 and not key.is_group]
+    groups = list(dict.fromkeys(key.path[0] for key in keys if key not in alone))
     lines = [
         "# Config keys",
         "",
         "Every key of a run's YAML file, generated from its schema. A dot means a nested mapping, `NAME` a name that",
         "you choose. Any key can be overridden on the command line: `--optimizer.lr 1e-4`. An unknown key is an error",
         "that names the nearest valid one. [Training runs](../guides/training.md) explains how a config is used.",
+        "",
+        "## The run",
+        "",
+        *key_table(alone),
     ]
-    for group, keys in groups.items():
-        lines += ["", f"## {group or 'The run'}", "", "| key | meaning | type | default |", "|---|---|---|---|"]
-        lines += [
-            f"| `{'.'.join(key.path)}` | {cell(meaning_of(key))} | {cell(key.type)} | {quoted(key.default)} |"
-            for key in keys
-        ]
+    for name in groups:
+        group, *inner = [key for key in keys if key.path[0] == name]
+        lines += ["", f"## {name}", "", prose(sentence(group.meaning)), ""]
+        for kinds in dict.fromkeys(key.kinds for key in inner):
+            lines += ["", f"### Of kind {', '.join(kinds)}", ""] if kinds else []
+            lines += key_table([key for key in inner if key.kinds == kinds])
+    lines += [
+        "",
+        "## What may change on resume",
+        "",
+        "These keys may differ when a run is resumed ([Stop and resume](../guides/stop_and_resume.md)). With another",
+        "value of any other key it would be another run, which is refused.",
+        "",
+        *(f"- {code(key)}" for key in sorted(MAY_CHANGE_ON_RESUME)),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def meaning_of(key: "Key") -> str:
-    return f"{key.meaning} (kind {', '.join(key.kinds)})" if key.kinds else key.meaning
+def key_table(keys: "list[Key]") -> list[str]:
+    rows = ["| key | meaning | type | default |", "|---|---|---|---|"]
+    for key in keys:
+        kind = "" if key.is_group else cell(key.type)
+        rows.append(f"| {code('.'.join(key.path))} | {cell(key.meaning)} | {kind} | {quoted(key.default)} |")
+    return rows
 
 
 def quoted(default: str) -> str:
-    return "required" if default == "required" else f"`{default}`" if default else ""
+    return "required" if default == "required" else code(default) if default else ""
 
 
 # Contributing
