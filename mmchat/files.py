@@ -107,6 +107,15 @@ def replace_directory(temporary: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def staged_directory(final: Path) -> Iterator[Path]:
+    """A path beside `final` to write a directory to; it replaces `final` at the end, unless the block raises."""
+    aside = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    yield aside
+    replace_directory(aside, final)
+
+
 def free_bytes(path: Path) -> int:
     """Free space on the disk that holds an existing `path`."""
     return shutil.disk_usage(path).free

@@ -1,75 +1,205 @@
-"""transformers' `from_pretrained`, strictly: what does not open or fit is for the user to mend, in one message."""
+"""Model directories in Hugging Face layout: strict loading, verified saving. Imports no torch."""
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError
 
 from mmchat.errors import UserError
-from mmchat.files import read_json, replace_directory
+from mmchat.files import read_json, staged_directory
+
+Model = TypeVar("Model")
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor -> its shape."""
+WEIGHTS = "*.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelDirectory(Generic[Model]):
+    """One kind of model directory that mmchat writes.
+
+    Attributes:
+        model_class: Its transformers class. The `model_type` of its config class identifies a directory.
+        description: What messages call it, with an article.
+        remedy: What messages advise if the directory is missing or of another kind.
+        tolerance: Largest absolute difference between the outputs of a model and of its reloaded copy (fp32).
+        files: Files that `load` needs besides the config and the weights.
+        no_weights_hint: What messages add if there are no weights.
+    """
+
+    model_class: type[Model]
+    description: str
+    remedy: str
+    tolerance: float
+    files: tuple[str, ...] = ()
+    no_weights_hint: str = ""
+
+    def check(self, source: str | Path, *files: str) -> Path:
+        """Check what a directory holds without reading weights.
+
+        Args:
+            source: The directory.
+            files: Names or patterns that must exist in it.
+
+        Returns:
+            The directory.
+
+        Raises:
+            UserError: It does not exist, holds another kind of model, or lacks a file.
+        """
+        directory = Path(source)
+        if not directory.is_dir():
+            raise UserError(f"model directory {directory} does not exist; {self.remedy}")
+        expected, found = self.model_class.config_class.model_type, _model_type(directory)
+        if found != expected:
+            raise UserError(
+                f"{directory} holds a model of type {found!r}, expected {self.description} ({expected}); {self.remedy}"
+            )
+        missing = [name for name in files if not any(directory.glob(name))]
+        if missing == [WEIGHTS]:
+            raise UserError(f"{directory} holds no weights ({WEIGHTS}){self.no_weights_hint}")
+        if missing:
+            raise UserError(
+                f"{directory} is incomplete: it has no {', '.join(missing)}; copy or write the directory again"
+            )
+        return directory
+
+    def load(self, source: str | Path, dtype: str = "auto") -> Model:
+        """Load a model strictly.
+
+        Args:
+            source: The directory.
+            dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            UserError: See `check`; or weights are damaged, missing, left over or of another shape.
+        """
+        return load_strictly(self.model_class, self.check(source, WEIGHTS, *self.files), dtype=dtype)
+
+    def from_config(self, source: str | Path) -> Model:
+        """Build the model that a directory describes without reading weights.
+
+        Its weights are random. On the meta device or under fake tensors none are allocated. The directory needs no
+        weights.
+
+        Raises:
+            UserError: See `check`.
+        """
+        return self.model_class(self.model_class.config_class.from_pretrained(self.check(source)))
+
+    def save(
+        self, model: Model, others: Sequence[Any], directory: Path, outputs: Callable[[Model], Sequence[Any]]
+    ) -> None:
+        """Write a directory and verify it; see `save_verified`."""
+        save_verified(model, others, directory, self.load, outputs, self.tolerance)
+
+
+def _model_type(directory: Path) -> str | None:
+    return read_json(directory / "config.json").get("model_type")
 
 
 def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (), dtype: str = "auto") -> Any:
-    """A model with every weight that its config asks for, and none left over.
+    """`model_class.from_pretrained` that accepts neither missing nor unexpected weights.
 
     Args:
-        others: beginnings of keys that belong to another model in the same files.
-        dtype: of the weights in memory, as torch names it; auto: as they were written.
+        model_class: A transformers model class.
+        directory: Directory with a config and safetensors.
+        others: Prefixes of keys that belong to another model in the same files.
+        dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        UserError: no safetensors, damaged ones, or weights missing, left over or of another shape; lists them.
+        UserError: There are no safetensors, they are damaged, or keys are missing, left over or of another shape.
     """
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{directory} holds no *.safetensors, so no weights that could be opened safely")
+    if not any(directory.glob(WEIGHTS)):
+        raise UserError(f"{directory} holds no {WEIGHTS}, so no weights that can be opened safely")
     try:
-        return _filled(model_class, directory, directory, others, use_safetensors=True, dtype=dtype)
+        return _from_pretrained(model_class, directory, directory, others, use_safetensors=True, dtype=dtype)
     except SafetensorError as error:
         raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
 
 
 def load_state_strictly(model_class: Any, config: Any, state: dict[str, Any], where: Path) -> Any:
-    """A model of this config with these weights, name -> tensor, as strictly; `where` they are from.
+    """A model with weights from memory, as strict as `load_strictly`.
+
+    Args:
+        model_class: A transformers model class.
+        config: Its config.
+        state: Key -> tensor.
+        where: Origin of the weights, for messages.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        UserError: weights are missing, left over or of another shape; lists them.
+        UserError: Keys are missing, left over or of another shape.
     """
-    return _filled(model_class, None, where, (), config=config, state_dict=state, dtype="auto")
+    return _from_pretrained(model_class, None, where, (), config=config, state_dict=state, dtype="auto")
 
 
-def _filled(model_class: Any, source: Path | None, where: Path, others: tuple[str, ...], **how: Any) -> Any:
-    # Weights of another shape are to stand in the report, and be refused below, rather than raise here.
-    model, report = model_class.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **how)
-    problems = {
-        "missing": sorted(report["missing_keys"]),
-        "left over": sorted(key for key in report["unexpected_keys"] if not key.startswith(others or "\0")),
-        "of another shape": sorted(map(str, report["mismatched_keys"])),
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in problems.items() if keys)
-        raise UserError(f"the weights in {where} do not fit its config: {found}")
+def _from_pretrained(
+    model_class: Any, source: Path | None, where: Path, others: tuple[str, ...], **options: Any
+) -> Any:
+    # Ignored by transformers, so that other shapes are in its report and are refused below with the other problems.
+    options["ignore_mismatched_sizes"] = True
+    model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
+    left_over = [key for key in report["unexpected_keys"] if not key.startswith(others or "\0")]
+    refuse_misfit(where, report["missing_keys"], left_over, map(str, report["mismatched_keys"]))
     return model
 
 
-def check_model_type(source: str | Path, model_type: str, what: str, remedy: str) -> Path:
-    """The directory, if what mmchat saved there is of this type; `what` and `remedy` are for the message.
+def fill_module(module: Any, state: Mapping[str, Any], where: Path) -> None:
+    """Replace a module's tensors by those of `state`, in their own dtype.
+
+    Args:
+        module: A torch module.
+        state: Key -> tensor.
+        where: Origin of the weights, for messages.
 
     Raises:
-        UserError: it holds something else.
+        UserError: Keys are missing, left over or of another shape.
     """
-    directory = Path(source)
-    found = read_json(directory / "config.json").get("model_type")
-    if found != model_type:
-        raise UserError(f"{directory} holds a {found!r}, expected {what} ({model_type}); {remedy}")
-    return directory
+    expected, found = ({k: tuple(t.shape) for k, t in tensors.items()} for tensors in (module.state_dict(), state))
+    shared = expected.keys() & found.keys()
+    misshapen = [f"{key} {found[key]} for {expected[key]}" for key in shared if found[key] != expected[key]]
+    refuse_misfit(where, expected.keys() - found.keys(), found.keys() - expected.keys(), misshapen)
+    module.load_state_dict(state, assign=True)
+
+
+def refuse_misfit(
+    where: Path, missing: Iterable[str] = (), left_over: Iterable[str] = (), misshapen: Iterable[str] = ()
+) -> None:
+    """Raise UserError that lists all keys, unless there are none.
+
+    Args:
+        where: Origin of the weights.
+        missing: Keys that the config requires and the weights lack.
+        left_over: Keys that the weights hold and the config does not have.
+        misshapen: Keys of another shape, with both shapes.
+    """
+    problems = {"missing": sorted(missing), "left over": sorted(left_over), "of another shape": sorted(misshapen)}
+    if any(problems.values()):
+        found = "; ".join(f"{problem}: {', '.join(keys)}" for problem, keys in problems.items() if keys)
+        raise UserError(f"the weights in {where} do not fit its config: {found}")
 
 
 def open_pretrained(auto_class: Any, source: str, what: str) -> Any:
-    """`auto_class.from_pretrained(source)` of a directory or hub name; `what` names it in the message.
+    """`auto_class.from_pretrained(source)` with one-line errors.
+
+    Args:
+        auto_class: A transformers class.
+        source: Directory or hub name.
+        what: What messages call it.
 
     Raises:
-        UserError: it cannot be opened; in one line.
+        UserError: It cannot be opened.
     """
     try:
         return auto_class.from_pretrained(source)
@@ -85,41 +215,43 @@ def save_verified(
     others: Sequence[Any],
     directory: Path,
     reload: Callable[[Path], Any],
-    compute: Callable[[Any], Sequence[Any]],
+    outputs: Callable[[Any], Sequence[Any]],
     tolerance: float,
 ) -> None:
-    """Write model and others aside, reload the model strictly, compare what both compute, rename into place.
+    """Write a model aside, reload it strictly, compare outputs, rename into place.
 
     Args:
-        others: what belongs in the same directory (processor, tokenizer).
-        compute: model -> tensors, without gradients, on an input of its own.
-        tolerance: largest absolute difference between them.
+        model: A model with `save_pretrained`.
+        others: What else belongs in the directory (processor, tokenizer); also with `save_pretrained`.
+        directory: Where it ends; replaced if it exists.
+        reload: Directory -> model.
+        outputs: Model -> tensors computed without gradients from a fixed input.
+        tolerance: Largest absolute difference between them.
 
     Raises:
-        RuntimeError: the reloaded model computes something else.
+        RuntimeError: The reloaded model computes something else. `directory` is then unchanged.
     """
-    aside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    # By the names of its modules, not those of older transformers: single towers and frozen weights are looked up so.
-    model.save_pretrained(aside, save_original_format=False)
-    for part in others:
-        part.save_pretrained(aside)
-    reloaded = reload(aside).to(model.device)
-    _attend_alike(model, reloaded)
-    was_training = model.training
-    model.eval()
-    pairs = zip(compute(model), compute(reloaded.eval()), strict=True)
-    differences = [(mine - read_back).abs().max().item() for mine, read_back in pairs]
-    model.train(was_training)
-    if wrong := [difference for difference in differences if not difference <= tolerance]:  # NaN is wrong, too
-        raise RuntimeError(
-            f"the model written to {aside} differs from the one in memory by {wrong[0]:g} in its outputs"
-        )
-    replace_directory(aside, directory)
+    with staged_directory(directory) as aside:
+        # Under this version's module names, not those of older transformers: single towers are found by them.
+        model.save_pretrained(aside, save_original_format=False)
+        for part in others:
+            part.save_pretrained(aside)
+        copy = reload(aside).to(model.device)
+        _match_attention(model, copy)
+        was_training = model.training
+        model.eval()
+        pairs = zip(outputs(model), outputs(copy.eval()), strict=True)
+        differences = [(original - copied).abs().max().item() for original, copied in pairs]
+        model.train(was_training)
+        # Negated, so that NaN fails too.
+        if failed := [difference for difference in differences if not difference <= tolerance]:
+            raise RuntimeError(
+                f"the model written to {aside} differs from the one in memory by {failed[0]:g} in its outputs"
+            )
 
 
-def _attend_alike(model: Any, copy: Any) -> None:
-    """Rounded weights show which kernel computed attention, and that is not what is to be compared."""
+def _match_attention(model: Any, copy: Any) -> None:
+    """Use the same attention kernels in both. Rounded weights show kernel differences, which are not compared here."""
     from transformers import PreTrainedModel
 
     for name, part in copy.named_modules():

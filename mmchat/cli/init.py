@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
     from mmchat.model.assembly import assemble
-    from mmchat.model.directory import save_assistant, save_shapes
+    from mmchat.model.directory import save_assistant, save_without_weights
 
     torch.manual_seed(arguments.seed)
     weights = not arguments.without_weights
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
             weights=weights,
             max_positions=arguments.max_positions,
         )
-    (save_assistant if weights else save_shapes)(model, processor, arguments.out)
+    (save_assistant if weights else save_without_weights)(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
     view = {"tiles": "tile", "native": "patch"}.get(model.specs[0].preprocessing.fit, "image")
     slots = f"{model.image_tokens} slot{'s' * (model.image_tokens != 1)} per {view}"

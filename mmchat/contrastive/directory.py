@@ -1,4 +1,4 @@
-"""A dual encoder's directory: begun, opened strictly, and never called written before it was read back and compared."""
+"""The directory of a dual encoder: created, opened strictly, written and verified."""
 
 from pathlib import Path
 from typing import Any
@@ -7,69 +7,69 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmchat.contrastive.captions import encode_caption, open_tokenizer, refuse_other_tokenizer
-from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_of, without_pooler
+from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_from_dict, without_pooler
 from mmchat.contrastive.text_formats import open_dual_encoder
 from mmchat.files import read_json
-from mmchat.pretrained import check_model_type, load_strictly, open_pretrained, save_verified
+from mmchat.pretrained import ModelDirectory, fill_module, open_pretrained
 from mmchat.vision import VisionTower
-from mmchat.vision.checkpoint_formats.base import refuse_misfits
 from mmchat.vision.loading import open_weight_files
 
-OUTPUT_TOLERANCE = 1e-5
-"""Largest difference of unit vectors between a model and its reloaded copy (fp32)."""
+DIRECTORY = ModelDirectory(
+    DualEncoder, "a dual encoder", "`mmchat clip convert` makes one of what others publish", tolerance=1e-5
+)
 
 
 def load_clip(source: str | Path, dtype: str = "auto", trust_torchscript: bool = False) -> DualEncoder:
-    """Open a dual encoder (evaluation mode), strictly: every weight it needs is there, and none is left over.
+    """Open a dual encoder strictly: every weight that it needs exists and none is left over.
+
+    The format is recognised by the contents of the files, never by their names.
 
     Args:
-        source: mmchat's own directory, one of transformers' with a `clip` or `siglip`, open_clip's directory or file,
-            OpenAI's archive, or a state dict with its keys, told apart by what they hold; or a name on the hub.
-        dtype: of the weights in memory, as torch names it; auto: as they were written (OpenAI's and open_clip's: fp32).
-        trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
+        source: A directory of mmchat, a directory of transformers with a `clip` or `siglip`, a directory or file of
+            open_clip, an archive of OpenAI, or a state dict with its keys. A name that is no local path is looked up on
+            the Hugging Face hub.
+        dtype: Of the weights in memory, as torch names it. "auto" is the dtype on disk; weights of OpenAI and open_clip
+            become float32.
+        trust_torchscript: Open a TorchScript archive that OpenAI did not publish. Such an archive is a program.
+
+    Returns:
+        The model in evaluation mode. `encode_image` and `encode_text` give unit vectors.
 
     Raises:
-        UserError: the source holds something else, or weights are missing, left over or of another shape.
+        UserError: The source holds something else, or weights are missing, left over or of another shape.
     """
-    opened = open_weight_files(str(source), trust_torchscript=trust_torchscript, what="dual encoder")
-    if opened.config.get("model_type") == DualEncoderConfig.model_type:
-        return load_clip_directory(opened.path, dtype)
-    config, state = open_dual_encoder(opened)
+    files = open_weight_files(str(source), trust_torchscript=trust_torchscript, what="dual encoder")
+    if files.config.get("model_type") == DualEncoderConfig.model_type:
+        return load_clip_directory(files.path, dtype)
+    config, state = open_dual_encoder(files)
     model = DualEncoder(config)
-    wanted, found = ({k: tuple(t.shape) for k, t in tensors.items()} for tensors in (model.state_dict(), state))
-    refuse_misfits(wanted, found, str(opened.path))
-    model.load_state_dict(state, assign=True)
+    fill_module(model, state, files.path)
     return (model if dtype == "auto" else model.to(getattr(torch, dtype))).eval()
 
 
 def load_clip_directory(directory: str | Path, dtype: str = "auto") -> DualEncoder:
-    """Only a directory that mmchat wrote; `dtype` as in `load_strictly`.
-
-    Raises:
-        UserError: the directory holds something else, or weights are missing or left over.
-    """
-    return load_strictly(DualEncoder, _directory(directory), dtype=dtype)
+    """Open a directory that mmchat wrote, and no other format; see `ModelDirectory.load`."""
+    return DIRECTORY.load(directory, dtype)
 
 
 def clip_from_config(directory: str | Path) -> DualEncoder:
-    """As `load_clip_directory`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
-    return DualEncoder(DualEncoderConfig.from_pretrained(_directory(directory)))
+    """Build a dual encoder without reading weights; see `ModelDirectory.from_config`."""
+    return DIRECTORY.from_config(directory)
 
 
 def load_tokenizer(source: str | Path, model: DualEncoder) -> Any:
-    """The one beside a model, or CLIP's file of merges.
+    """Open the tokenizer of a dual encoder.
+
+    Args:
+        source: The model's directory, or CLIP's file of merges.
+        model: The model, whose text encoder the tokenizer must fit.
 
     Raises:
-        UserError: there is none, or it is not the one that the text encoder was made for.
+        UserError: There is no tokenizer, or the text encoder was made for another.
     """
     tokenizer = open_tokenizer(str(source))
     refuse_other_tokenizer(tokenizer, model.config.text_config, str(source))
     return tokenizer
-
-
-def _directory(source: str | Path) -> Path:
-    remedy = "`mmchat clip convert` makes one of what others publish"
-    return check_model_type(source, DualEncoderConfig.model_type, "a dual encoder", remedy)
 
 
 def init_clip(
@@ -81,51 +81,69 @@ def init_clip(
     out: Path,
     **settings: Any,
 ) -> DualEncoder:
-    """Write the directory of a dual encoder around `tower`: where a contrastive run starts. Seed torch before.
+    """Write the directory of a dual encoder around `tower`: the start of a contrastive run. Seed torch before.
 
-    text: values of a text encoder's config, whose weights are then new and whose vocabulary and special ids are the
-    tokenizer's; or an encoder with its weights, as `open_text_encoder` gives it. settings: more of `DualEncoderConfig`.
+    Args:
+        tower: The vision tower; random or pretrained.
+        text: Config values of a text encoder, which gets random weights and the vocabulary and special ids of the
+            tokenizer; or a pretrained encoder (see `open_text_encoder`).
+        tokenizer: See `open_tokenizer`.
+        projection_dim: Size of the common space.
+        pool: See `DualEncoderConfig`.
+        out: The directory.
+        settings: More arguments of `DualEncoderConfig`.
+
+    Raises:
+        UserError: Tower, text encoder, tokenizer and settings do not fit together.
     """
-    words = open_tokenizer(tokenizer)
+    opened = open_tokenizer(tokenizer)
     if isinstance(text, dict):
-        special = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-        special["pad_token_id"] = words.eos_token_id if words.pad_token_id is None else words.pad_token_id
-        config = text_config_of({**text, **special, "vocab_size": len(words)})
+        pad = opened.eos_token_id if opened.pad_token_id is None else opened.pad_token_id
+        special = {"bos_token_id": opened.bos_token_id, "eos_token_id": opened.eos_token_id, "pad_token_id": pad}
+        config = text_config_from_dict({**text, **special, "vocab_size": len(opened)})
     else:
         config = text.config
-        refuse_other_tokenizer(words, config, tokenizer)
-    model = DualEncoder(DualEncoderConfig([tower.config.to_dict()], config, projection_dim, pool, **settings))
-    model.towers[0] = tower
+        refuse_other_tokenizer(opened, config, tokenizer)
+    model = DualEncoder.around(tower, config, projection_dim, pool, **settings)
     if isinstance(text, PreTrainedModel):
         model.text_encoder = without_pooler(text)
-    save_clip(model, words, out)
+    save_clip(model, opened, out)
     return model
 
 
 def open_text_encoder(source: str) -> dict[str, Any] | PreTrainedModel:
-    """What `init_clip` takes: a `.json` of config values, or a directory or hub name with transformers' encoder.
+    """Open the `text` argument of `init_clip`.
+
+    Args:
+        source: A `.json` file of config values; or a directory or hub name with a text encoder of transformers, a CLIP
+            or a SigLIP.
+
+    Returns:
+        Config values, or an encoder with its weights.
 
     Raises:
-        UserError: it is neither.
+        UserError: It is none of these.
     """
     if source.endswith(".json"):
         return read_json(Path(source))
     config = open_pretrained(AutoConfig, source, "text encoder")
     if config.model_type in ("clip", "siglip"):
         return load_clip(source).text_encoder
-    text_config_of(config.to_dict())  # refused here, before weights are read
+    text_config_from_dict(config.to_dict())  # refuses before weights are read
     return open_pretrained(AutoModel, source, "text encoder")
 
 
 def save_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> None:
-    """Raises RuntimeError where the written model, read back, computes something else."""
-    size = model.towers[0].spec.image_size
-    pixels = torch.linspace(-2, 2, 3 * size * size, device=model.device).view(1, 3, size, size)
+    """Write a dual encoder and its tokenizer as a model directory.
+
+    Raises:
+        RuntimeError: The written model, reloaded, computes something else.
+    """
     caption = encode_caption(tokenizer, "an image", model.config.context_length, truncate=True)
     ids = torch.tensor([caption], device=model.device)
 
     @torch.no_grad()
-    def outputs(one: DualEncoder) -> tuple[torch.Tensor, ...]:
-        return one(pixels, ids, torch.ones_like(ids))
+    def outputs(dual_encoder: DualEncoder) -> tuple[torch.Tensor, ...]:
+        return dual_encoder(dual_encoder.comparison_pixels(), ids, torch.ones_like(ids))
 
-    save_verified(model, [tokenizer], directory, load_clip_directory, outputs, OUTPUT_TOLERANCE)
+    DIRECTORY.save(model, [tokenizer], directory, outputs)

@@ -1,4 +1,4 @@
-"""A vision tower and a text encoder that meet in one embedding space."""
+"""A dual encoder: a vision tower and a text encoder with one embedding space."""
 
 import math
 from typing import Any
@@ -17,29 +17,38 @@ from transformers import (
 )
 
 from mmchat.errors import UserError
-from mmchat.vision import TowerConfig, build_tower, refuse_several_views
+from mmchat.vision import refuse_several_views
+from mmchat.vision.tower_model import TowerModel, TowerModelConfig
 
 POOLS = ("pooled", "max")
 TEXT_POOLS = ("last", "first", "mean", "padded")
 MAX_LOGIT_SCALE = 100.0
-"""CLIP clips its inverse temperature here (arXiv:2103.00020, section 2.5)."""
+"""Upper bound of CLIP's inverse temperature (arXiv:2103.00020, section 2.5)."""
 INITIAL_LOGIT_SCALE = 1 / 0.07
 SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = 10.0, -10.0
-"""Where SigLIP's inverse temperature and bias begin (arXiv:2303.15343, section 3.2)."""
+"""Initial inverse temperature and bias of SigLIP (arXiv:2303.15343, section 3.2)."""
 
 
-class DualEncoderConfig(PreTrainedConfig):
-    """towers: one `TowerConfig.to_dict()` (a list, as in every directory that holds towers).
+class DualEncoderConfig(TowerModelConfig):
+    """Config of a dual encoder.
 
-    text_config: of transformers' CLIPTextModel, SiglipTextModel, or, told by its `model_type`, of any text encoder.
-    pool: "pooled" is the tower's own (CLIP's class token); "max" is the maximum over normalised patches, channel
-    by channel, which makes the patches themselves carry what the caption tells.
-    text_pool: the "last" or "first" token of a caption or the "mean" of all; "padded" is SigLIP's: the encoder's own
-    head, of a caption that is padded to the whole context, as it was in training, without a mask.
-    image_projection, text_projection: False leaves the layer into the common space out, where what is pooled lies in it
-    already (an attention pool's or SigLIP's).
-    sigmoid: SigLIP's kind of model, which has a bias besides its temperature, and no bound for this.
-    context_length: tokens that a caption may have, with those that begin and end it; None: the encoder's positions.
+    Args:
+        towers: One `TowerConfig.to_dict()`.
+        text_config: Config of CLIPTextModel, SiglipTextModel or, by its `model_type`, another text encoder of
+            transformers.
+        projection_dim: Size P of the common space.
+        pool: "pooled" is the tower's own pooled output (CLIP's class token). "max" is the maximum over normalised
+            patches, channel by channel, so that the patches themselves learn the content of captions.
+        text_pool: "last" or "first" token of a caption, or the "mean" of all. "padded" is SigLIP's: the encoder's own
+            head, with the caption padded to the whole context and no mask, as in training.
+        image_projection: Whether a linear layer maps the pooled image into the common space. False if it is there
+            already (an attention pool's output or SigLIP's).
+        text_projection: The same for texts.
+        sigmoid: SigLIP's kind of model, with a bias besides the temperature and no bound on the latter.
+        context_length: Largest number of tokens of a caption with special tokens; None: the encoder's positions.
+
+    Raises:
+        UserError: A value is unknown.
     """
 
     model_type = "mmchat_clip"
@@ -61,8 +70,7 @@ class DualEncoderConfig(PreTrainedConfig):
         for name, value, known in (("pool", pool, POOLS), ("text_pool", text_pool, TEXT_POOLS)):
             if value not in known:
                 raise UserError(f"{name} {value!r} is unknown; expected one of {', '.join(known)}")
-        self.towers = towers or []
-        self.text_config = text_config_of(text_config) if isinstance(text_config, dict) else text_config
+        self.text_config = text_config_from_dict(text_config) if isinstance(text_config, dict) else text_config
         self.projection_dim = projection_dim
         self.pool, self.text_pool = pool, text_pool
         self.image_projection, self.text_projection = image_projection, text_projection
@@ -70,55 +78,65 @@ class DualEncoderConfig(PreTrainedConfig):
         if context_length is None and self.text_config is not None:
             context_length = self.text_config.max_position_embeddings
         self.context_length = context_length
-        super().__init__(**kwargs)
+        super().__init__(towers, **kwargs)
 
 
-def text_config_of(values: dict[str, Any]) -> PreTrainedConfig:
-    """Values of a text encoder's config; CLIP's, where they name no `model_type`.
+def text_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    """Build the config of a text encoder; CLIP's if the values name no `model_type`.
 
     Raises:
-        UserError: transformers does not know it, or it has a decoder.
+        UserError: transformers does not know the type, or it has a decoder.
     """
-    kind = values.get("model_type", CLIPTextConfig.model_type)
+    model_type = values.get("model_type", CLIPTextConfig.model_type)
     try:
-        config = AutoConfig.for_model(kind, **{key: value for key, value in values.items() if key != "model_type"})
+        config = AutoConfig.for_model(
+            model_type, **{key: value for key, value in values.items() if key != "model_type"}
+        )
     except ValueError:
-        raise UserError(f"transformers {kind!r} is no text encoder that is known") from None
+        raise UserError(f"transformers knows no model_type {model_type!r}; expected a text encoder") from None
     if config.is_encoder_decoder:
-        raise UserError(f"a {kind} has a decoder; a dual encoder takes text encoders alone")
+        raise UserError(f"a {model_type} has a decoder; a dual encoder takes text encoders only")
     return config
 
 
-class DualEncoder(PreTrainedModel):
-    """`encode_image` and `encode_text` give unit vectors float[B, P]; `logit_scale` is a learned logarithm, and
-    `logit_bias` float[1], or None where the model is not SigLIP's kind."""
+class DualEncoder(TowerModel):
+    """CLIP or SigLIP around any tower. `encode_image` and `encode_text` give unit vectors float[B, P].
+
+    Attributes:
+        logit_scale: Learned logarithm of the inverse temperature: float[1].
+        logit_bias: Learned bias of the logits: float[1]; None unless the model is SigLIP's kind.
+    """
 
     config_class = DualEncoderConfig
-    base_model_prefix = ""
-    _supports_sdpa = True
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)
-        self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
-        self.text_encoder = without_pooler(_new(config.text_config))
+        self.text_encoder = without_pooler(_random_text_encoder(config.text_config))
         (tower,) = self.towers
         refuse_several_views(tower.spec, "a dual encoder")
         image_dim = tower.pooled_dim if config.pool == "pooled" else tower.spec.dim
         text = config.text_config
         if config.text_pool == "padded" and not isinstance(text, SiglipTextConfig):
-            raise UserError(f"text_pool 'padded' is for SigLIP's text encoder and its head, found {text.model_type!r}")
+            raise UserError(f"text_pool 'padded' needs SigLIP's text encoder and its head, found {text.model_type!r}")
         text_dim = text.projection_size if config.text_pool == "padded" else text.hidden_size
         self.image_projection = projection(image_dim, config.projection_dim, config.image_projection)
         self.text_projection = projection(text_dim, config.projection_dim, config.text_projection)
         self.image_norm = nn.LayerNorm(image_dim) if config.pool == "max" else nn.Identity()
-        # One element, not none: DeepSpeed cannot broadcast a tensor without dimensions.
+        # One dimension, because DeepSpeed cannot broadcast a tensor without dimensions.
         initial = SIGMOID_LOGIT_SCALE if config.sigmoid else INITIAL_LOGIT_SCALE
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(initial)))
         self.logit_bias = nn.Parameter(torch.full((1,), SIGMOID_LOGIT_BIAS)) if config.sigmoid else None
         self.post_init()
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """float[B, 3, H, W] -> float[B, P], unit length."""
+        """Encode a batch of images.
+
+        Args:
+            pixel_values: float[B, 3, H, W], normalised as the tower's preprocessing does.
+
+        Returns:
+            Unit vectors float[B, P].
+        """
         if self.config.pool == "max":
             pooled = self.image_norm(self.towers[0](pixel_values).patches).amax(dim=1)
         else:
@@ -126,7 +144,15 @@ class DualEncoder(PreTrainedModel):
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """int[B, L], padded on the right, each row as `encode_caption` makes it -> float[B, P], unit length."""
+        """Encode a batch of texts.
+
+        Args:
+            input_ids: int[B, L], padded on the right; rows as `encode_caption` makes them.
+            attention_mask: int[B, L], 0 at padding.
+
+        Returns:
+            Unit vectors float[B, P].
+        """
         if self.config.text_pool == "padded":
             pooled = self.text_encoder(self._padded(input_ids, attention_mask)).pooler_output
         else:
@@ -138,14 +164,14 @@ class DualEncoder(PreTrainedModel):
         if self.config.text_pool == "first":
             return hidden[:, 0]
         if self.config.text_pool == "mean":
-            seen = attention_mask[..., None].to(hidden.dtype)
-            return (hidden * seen).sum(dim=1) / seen.sum(dim=1)
-        # Read at the last real token. CLIP's `pooler_output` looks for an id instead, and for eos id 2 (ours)
-        # transformers takes the largest id of the row.
+            mask = attention_mask[..., None].to(hidden.dtype)
+            return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        # The last token that is not padding. CLIP's `pooler_output` searches for an id instead: for eos id 2, which is
+        # ours, transformers takes the largest id of the row.
         return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]
 
     def _padded(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """To the whole context, with the encoder's own padding."""
+        """Pad to the whole context with the encoder's own padding token."""
         pad = self.config.text_config.pad_token_id
         ids = input_ids.masked_fill(attention_mask == 0, pad)
         return F.pad(ids, (0, self.config.context_length - ids.shape[1]), value=pad)
@@ -153,30 +179,39 @@ class DualEncoder(PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Unit vectors of images and texts, the inverse temperature (but SigLIP's at most 100); SigLIP's bias, too."""
+        """Encode images and texts.
+
+        Returns:
+            Image vectors, text vectors, the inverse temperature (at most 100 unless SigLIP's kind) and, for SigLIP's
+            kind, the bias.
+        """
         images, texts = self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask)
         if self.logit_bias is not None:
-            # A copy: ZeRO 3 takes the parameter itself apart after this.
+            # A copy, because ZeRO 3 frees the parameter itself after the forward.
             return images, texts, self.logit_scale.exp(), self.logit_bias.clone()
         return images, texts, self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
 
 
-def _new(config: PreTrainedConfig) -> PreTrainedModel:
-    """A text encoder with random weights. AutoModel does not know SigLIP's alone."""
+def _random_text_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """AutoModel does not know SigLIP's text encoder alone."""
     return SiglipTextModel(config) if isinstance(config, SiglipTextConfig) else AutoModel.from_config(config)
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """BERT's and its like pool by a layer of their own, which would get no gradient here."""
+    """Remove the pooling layer of BERT and similar encoders, which would get no gradient here."""
     if "pooler" in dict(encoder.named_children()):
         encoder.pooler = None
     return encoder
 
 
 def projection(width: int, common: int, wanted: bool) -> nn.Module:
-    """Raises UserError where there is to be none and the widths differ."""
+    """A linear layer from `width` to `common`, or the identity if it is not wanted.
+
+    Raises:
+        UserError: It is not wanted and the widths differ.
+    """
     if wanted:
         return nn.Linear(width, common, bias=False)
     if width != common:
-        raise UserError(f"without a projection {common} must be as wide as what is pooled, which is {width}")
+        raise UserError(f"without a projection, projection_dim {common} must equal the pooled width, which is {width}")
     return nn.Identity()

@@ -1,7 +1,6 @@
-"""A dual encoder as transformers' CLIP or SigLIP, for programs that know nothing of mmchat."""
+"""Export a dual encoder as transformers' CLIP or SigLIP."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,84 +25,92 @@ from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.text_formats import LEGACY_EOS
 from mmchat.errors import UserError
-from mmchat.files import replace_directory
+from mmchat.files import staged_directory
 from mmchat.vision import TowerSpec
 
 TOLERANCE = 1e-4
-"""Largest difference of unit vectors between a dual encoder and what transformers makes of the export (fp32)."""
+"""Largest difference between the unit vectors of a dual encoder and of its export, opened by transformers (fp32)."""
 TEXT = "an image"
-HALVES = {
+PREFIXES = {
     "towers.0.backbone.": "vision_model.",
     "text_encoder.": "text_model.",
     "image_projection.": "visual_projection.",
 }
-"""How keys begin here, and in transformers' classes."""
+"""Prefixes of keys here -> in transformers' classes."""
 
 
 def export_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> type[PreTrainedModel]:
-    """Write a directory that transformers opens, with tokenizer and image processor; the class that it is of.
+    """Write a directory that transformers opens, with tokenizer and image processor.
+
+    Args:
+        model: The dual encoder.
+        tokenizer: Its tokenizer.
+        directory: Where to write; replaced if it exists.
+
+    Returns:
+        The class of transformers that opens it.
 
     Raises:
-        UserError: transformers' classes cannot say what the model is; lists every reason.
-        RuntimeError: opened by transformers alone, the directory computes something else.
+        UserError: transformers' classes do not support the model; lists every reason.
+        RuntimeError: Opened by transformers alone, the directory computes something else.
     """
-    if problems := inexpressible(model, tokenizer):
+    if problems := unsupported(model, tokenizer):
         kind = "SigLIP" if model.config.sigmoid else "CLIP"
-        raise UserError(f"this dual encoder cannot be written as transformers' {kind}: {'; '.join(problems)}")
-    aside = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    written = _of_transformers(model)
-    for part in (written, tokenizer, _image_processor(model.towers[0].spec, model.config.sigmoid)):
-        part.save_pretrained(aside)
-    _compare(model, tokenizer, type(written), aside)
-    replace_directory(aside, directory)
-    return type(written)
+        raise UserError(f"this dual encoder cannot be exported as transformers' {kind}: {'; '.join(problems)}")
+    exported = _to_transformers(model)
+    with staged_directory(directory) as aside:
+        for part in (exported, tokenizer, _image_processor(model.towers[0].spec, model.config.sigmoid)):
+            part.save_pretrained(aside)
+        _compare(model, tokenizer, type(exported), aside)
+    return type(exported)
 
 
-def inexpressible(model: DualEncoder, tokenizer: Any) -> list[str]:
-    """What transformers' CLIP, or its SigLIP for a model with a bias, has no words for."""
+def unsupported(model: DualEncoder, tokenizer: Any) -> list[str]:
+    """Reasons why transformers' CLIP (SigLIP for a model with a bias) does not support a dual encoder."""
     config, tower = model.config, model.towers[0]
     family, text_pool, text_type, projected = ("clip_vit", "last", "clip_text_model", True)
     if config.sigmoid:
         family, text_pool, text_type, projected = ("siglip", "padded", "siglip_text_model", False)
-    found = {
+    checks = {
         "its tower": (tower.config.family, family),
         "its pool of patches": (config.pool, "pooled"),
         "its pool of tokens": (config.text_pool, text_pool),
         "its text encoder": (config.text_config.model_type, text_type),
-        "a layer after its tower": (config.image_projection, projected),
-        "a layer after its text encoder": (config.text_projection, projected),
+        "its image projection": (config.image_projection, projected),
+        "its text projection": (config.text_projection, projected),
     }
-    problems = [f"{what} is {mine!r}, expected {theirs!r}" for what, (mine, theirs) in found.items() if mine != theirs]
+    problems = [
+        f"{what} is {found!r}, expected {expected!r}" for what, (found, expected) in checks.items() if found != expected
+    ]
     fits = ("squash",) if config.sigmoid else ("squash", "shortest-edge-crop")
     if (fit := tower.spec.preprocessing.fit) not in fits:
         problems.append(f"its tower's fit is {fit!r}, expected {' or '.join(fits)}")
     if text_type == "clip_text_model" and tokenizer.eos_token_id == LEGACY_EOS:
-        problems.append(f"its texts end with id {LEGACY_EOS}, and transformers then reads at a text's largest id")
+        problems.append(f"its texts end with id {LEGACY_EOS}, for which transformers pools at a text's largest id")
     if tokenizer("a").input_ids != encode_caption(tokenizer, "a", config.context_length):
-        problems.append("its tokenizer begins and ends no text by itself, as transformers' users expect")
+        problems.append("its tokenizer does not add the special tokens itself, as users of transformers expect")
     return problems
 
 
-def _of_transformers(model: DualEncoder) -> PreTrainedModel:
+def _to_transformers(model: DualEncoder) -> PreTrainedModel:
     """The same weights in transformers' class."""
     ours = {key: tensor.detach().float().cpu() for key, tensor in model.state_dict().items()}
     state = {}
     for key, tensor in ours.items():
-        begins = next((start for start in HALVES if key.startswith(start)), "")
-        state[HALVES.get(begins, "") + key.removeprefix(begins)] = tensor
+        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), "")
+        state[PREFIXES.get(prefix, "") + key.removeprefix(prefix)] = tensor
     parts = {
         "text_config": model.config.text_config.to_dict(),
         "vision_config": model.towers[0].backbone.config.to_dict(),
     }
     if model.config.sigmoid:
-        written: PreTrainedModel = SiglipModel(SiglipConfig(**parts))
+        exported: PreTrainedModel = SiglipModel(SiglipConfig(**parts))
     else:
-        written = CLIPModel(CLIPConfig(**parts, projection_dim=model.config.projection_dim))
-        # transformers does not stop at 100, where ours does, and its temperature has no dimension.
+        exported = CLIPModel(CLIPConfig(**parts, projection_dim=model.config.projection_dim))
+        # transformers has no upper bound of 100, and its parameter has no dimension.
         state["logit_scale"] = state["logit_scale"].clamp(max=math.log(MAX_LOGIT_SCALE)).reshape(())
-    written.load_state_dict(state)
-    return written.eval()
+    exported.load_state_dict(state)
+    return exported.eval()
 
 
 def _image_processor(spec: TowerSpec, siglip: bool) -> Any:
@@ -119,9 +126,9 @@ def _image_processor(spec: TowerSpec, siglip: bool) -> Any:
 
 
 @torch.no_grad()
-def _compare(model: DualEncoder, tokenizer: Any, kind: type[PreTrainedModel], directory: Path) -> None:
-    """Raises RuntimeError where an image or a text, from the file on, has another vector."""
-    theirs, was_training = kind.from_pretrained(directory).eval(), model.training
+def _compare(model: DualEncoder, tokenizer: Any, model_class: type[PreTrainedModel], directory: Path) -> None:
+    """Raise RuntimeError if transformers gives an image or a text another vector, preprocessing included."""
+    theirs, was_training = model_class.from_pretrained(directory).eval(), model.training
     embedder = Embedder(model.eval(), tokenizer, truncate=True)
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     image = Image.fromarray(noise).resize((2 * embedder.spec.image_size, embedder.spec.image_size))
@@ -133,7 +140,7 @@ def _compare(model: DualEncoder, tokenizer: Any, kind: type[PreTrainedModel], di
         "a text": (embedder.texts([TEXT]), theirs.get_text_features(ids).pooler_output),
     }
     model.train(was_training)
-    for what, (mine, other) in pairs.items():
-        difference = (torch.from_numpy(mine) - F.normalize(other, dim=-1)).abs().max().item()
-        if not difference <= TOLERANCE:  # NaN is wrong, too
-            raise RuntimeError(f"in {directory} {what} has another vector for transformers, by {difference:g}")
+    for what, (expected, exported) in pairs.items():
+        difference = (torch.from_numpy(expected) - F.normalize(exported, dim=-1)).abs().max().item()
+        if not difference <= TOLERANCE:  # negated, so that NaN fails too
+            raise RuntimeError(f"opened by transformers, {directory} gives {what} another vector, by {difference:g}")

@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats import openai
+from mmchat.vision.checkpoint_formats.base import rename_key, split_qkv
 
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 RANKS_FILE = "qwen.tiktoken"
@@ -78,9 +78,9 @@ def language_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename Qwen-1's keys to those of Qwen2 inside an assistant. Other keys are kept."""
     state = {}
     for key, tensor in tensors.items():
-        name = openai.renamed(key, _NAMES, _BLOCK) if key.startswith(tuple(_NAMES)) else key
+        name = rename_key(key, _NAMES, _BLOCK) if key.startswith(tuple(_NAMES)) else key
         block, fused, kind = name.partition(".attn.c_attn.")
-        state |= openai.split(f"{block}.self_attn.", kind, tensor) if fused else {name: tensor}
+        state |= split_qkv(f"{block}.self_attn.", kind, tensor) if fused else {name: tensor}
     return state
 
 

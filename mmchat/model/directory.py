@@ -1,4 +1,4 @@
-"""A model directory: opened strictly, and never called written before it was read back and compared."""
+"""The directory of an assistant: opened strictly, written and verified."""
 
 from pathlib import Path
 
@@ -7,45 +7,56 @@ from torch import nn
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
-from mmchat.files import read_json
 from mmchat.model.projectors import slots_per_image
-from mmchat.pretrained import load_strictly, save_verified
+from mmchat.pretrained import ModelDirectory, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
-WEIGHTS = "*.safetensors"
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
 ADAPTER_BASE = "base.json"
-"""Only directories of LoRA adapters have it (`mmchat.model.adapter`): which model directory they belong to."""
+"""Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.adapter`)."""
+PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
+DIRECTORY = ModelDirectory(
+    MMChatForConditionalGeneration,
+    "an assistant",
+    "make one with `mmchat init`, or train first",
+    LOGITS_TOLERANCE,
+    PROCESSOR_FILES,
+    ". `mmchat init --without-weights` makes such a directory for planning: run it without that option. If the "
+    "directory is a copy, copy it again",
+)
 
 
 def load_assistant(
     source: str | Path, dtype: str = "auto", fit: Fit | None = None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
-    """Model (evaluation mode) and processor of a directory that mmchat wrote.
+    """Open an assistant that mmchat wrote.
 
     Args:
-        dtype: of the weights in memory, as torch names it; auto: as they were written.
-        fit: how both are to bring images to the towers' squares; None: as they were trained.
+        source: The directory.
+        dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
+        fit: How images are fitted to the towers' input, for model and processor; None: as in training.
+
+    Returns:
+        The model in evaluation mode, and its processor.
 
     Raises:
-        UserError: no such directory, another kind of model, a file missing, or weights missing, left over or damaged.
+        UserError: The directory does not exist, holds another kind of model or an adapter, or lacks a file; or weights
+            are damaged, missing, left over or of another shape.
     """
-    directory = _checked(source, WEIGHTS, "processor_config.json", "tokenizer.json")
-    return _fitted(load_strictly(MMChatForConditionalGeneration, directory, dtype=dtype), source, fit)
+    _refuse_adapter(source)
+    return _with_processor(DIRECTORY.load(source, dtype), source, fit)
 
 
 def assistant_from_config(
     source: str | Path, fit: Fit | None = None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
-    """As `load_assistant`, but no weight is read: they are made anew, where torch makes tensors at the moment.
-
-    For whoever wants to know a model's shapes, on the meta device or with fake tensors. The directory needs no weights.
-    """
-    return _fitted(MMChatForConditionalGeneration(MMChatConfig.from_pretrained(_checked(source))), source, fit)
+    """As `load_assistant`, without reading weights; see `ModelDirectory.from_config`."""
+    _refuse_adapter(source)
+    return _with_processor(DIRECTORY.from_config(source), source, fit)
 
 
-def _fitted(
+def _with_processor(
     model: MMChatForConditionalGeneration, source: str | Path, fit: Fit | None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     processor = load_processor(source)
@@ -56,8 +67,9 @@ def _fitted(
 
 
 def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcessor:
-    """Only the processor, without reading a weight. Raises UserError as `load_assistant`."""
-    directory = _checked(source, "processor_config.json", "tokenizer.json")
+    """Open the processor of an assistant without reading weights. Arguments and errors as in `load_assistant`."""
+    _refuse_adapter(source)
+    directory = DIRECTORY.check(source, *PROCESSOR_FILES)
     processor = MMChatProcessor.from_pretrained(directory)
     if fit is not None:
         config = MMChatConfig.from_pretrained(directory)
@@ -67,48 +79,34 @@ def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcesso
     return processor
 
 
-def _checked(source: str | Path, *needed: str) -> Path:
-    directory = Path(source)
-    if not directory.is_dir():
-        raise UserError(f"model directory {directory} does not exist; make one with `mmchat init`, or train first")
-    if (directory / ADAPTER_BASE).exists():
+def _refuse_adapter(source: str | Path) -> None:
+    if (Path(source) / ADAPTER_BASE).exists():
         raise UserError(
-            f"{directory} holds a LoRA adapter, not a whole model; `mmchat merge {directory} --out DIR` makes one"
+            f"{source} holds a LoRA adapter, not a whole model; `mmchat merge {source} --out DIR` makes one"
         )
-    found = read_json(directory / "config.json").get("model_type")
-    if found != "mmchat":
-        raise UserError(f"{directory} holds a model of type {found!r}, expected an assistant (mmchat)")
-    missing = [name for name in needed if not any(directory.glob(name))]
-    if missing == [WEIGHTS]:
-        raise UserError(
-            f"{directory} holds no weights ({WEIGHTS}). If `mmchat init --without-weights` made it, it is to plan "
-            "with: make one without that option; if it is a copy, copy it again"
-        )
-    if missing:
-        raise UserError(f"{directory} is incomplete: it has no {', '.join(missing)}; copy it again, or write it anew")
-    return directory
 
 
-def save_assistant(
-    model: MMChatForConditionalGeneration,
-    processor: MMChatProcessor,
-    directory: Path,
-) -> None:
-    """Raises RuntimeError where the written model, read back, gives other logits for a made-up image and text."""
+def save_assistant(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:
+    """Write an assistant as a model directory.
 
-    def logits(one: MMChatForConditionalGeneration) -> list[torch.Tensor]:
-        return [comparison_logits(one, processor)]
+    Raises:
+        RuntimeError: The written model, reloaded, computes other logits for `comparison_logits`.
+    """
 
-    save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], logits, LOGITS_TOLERANCE)
+    def outputs(assistant: MMChatForConditionalGeneration) -> list[torch.Tensor]:
+        return [comparison_logits(assistant, processor)]
+
+    # Reloaded with its processor, so that a directory whose processor cannot be opened is never called written.
+    save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], outputs, LOGITS_TOLERANCE)
 
 
-def save_shapes(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:
-    """All of a model directory but the weights: what `assistant_from_config` opens."""
+def save_without_weights(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:
+    """Write what `assistant_from_config` opens: a model directory without weights."""
     for part in (model.config, model.generation_config, processor):
         part.save_pretrained(directory)
 
 
 @torch.no_grad()
 def comparison_logits(model: nn.Module, processor: MMChatProcessor) -> torch.Tensor:
-    """Logits float[1, L, V] for a made-up image and text, to compare an assistant with a copy of it."""
+    """Logits for `processor.comparison_inputs`, to compare an assistant with a copy: float[1, L, V]."""
     return model(**processor.comparison_inputs().to(model.device)).logits

@@ -1,4 +1,4 @@
-"""A tower with a linear head: what supervised training and fine-tuning grow."""
+"""A tower with a linear head: what supervised training and fine-tuning produce."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,22 +6,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.pretrained import check_model_type, load_strictly, save_verified
-from mmchat.vision.loading import build_tower
-from mmchat.vision.spec import TowerConfig, refuse_several_views
+from mmchat.pretrained import ModelDirectory
+from mmchat.vision.spec import refuse_several_views
 from mmchat.vision.tower import VisionTower
+from mmchat.vision.tower_model import TowerModel, TowerModelConfig
 
 POOLS = ("pooled", "mean", "max")
-OUTPUT_TOLERANCE = 1e-4
-"""Largest difference of features and logits between a model and its reloaded copy (fp32)."""
 
 
-class ImageClassifierConfig(PreTrainedConfig):
-    """towers: one `TowerConfig.to_dict()` (a list, as in every directory that holds towers). classes: names, in the
-    order of the logits. pool: the tower's own pooled output, or mean or maximum of its patches, channel by channel.
+class ImageClassifierConfig(TowerModelConfig):
+    """Config of a classifier.
+
+    Args:
+        towers: One `TowerConfig.to_dict()`.
+        classes: Class names in the order of the logits.
+        pool: "pooled" is the tower's own pooled output; "mean" or "max" pools its patches, channel by channel.
     """
 
     model_type = "mmchat_classifier"
@@ -33,24 +34,20 @@ class ImageClassifierConfig(PreTrainedConfig):
         pool: str = "pooled",
         **kwargs: Any,
     ) -> None:
-        self.towers = towers or []
         self.classes = list(classes)
         self.pool = pool
         if pool not in POOLS:
             raise UserError(f"pool {pool!r} is unknown; expected one of {', '.join(POOLS)}")
-        super().__init__(**kwargs)
+        super().__init__(towers, **kwargs)
 
 
-class ImageClassifier(PreTrainedModel):
-    """float[B, 3, H, W] -> logits float[B, classes]."""
+class ImageClassifier(TowerModel):
+    """A tower with a linear head: float[B, 3, H, W] -> logits float[B, classes]."""
 
     config_class = ImageClassifierConfig
-    base_model_prefix = ""
-    _supports_sdpa = True
 
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__(config)
-        self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         (tower,) = self.towers
         refuse_several_views(tower.spec, "a classifier")
         width = tower.pooled_dim if config.pool == "pooled" else tower.spec.dim
@@ -60,21 +57,34 @@ class ImageClassifier(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Towers and head are made as they begin: a head of zeros finds all classes equally likely."""
+        """Nothing: the constructors initialise towers and head. A zero head makes all classes equally likely."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(pixel_values))
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the head reads: float[B, D]."""
+        """The input of the head: float[B, 3, H, W] -> float[B, D]."""
         return pooled_features(self.towers[0], pixel_values, self.config.pool)
 
 
+DIRECTORY = ModelDirectory(
+    ImageClassifier, "a classifier", "make one around any tower with `mmchat vision init`", tolerance=1e-4
+)
+
+
 def pooled_features(tower: VisionTower, pixel_values: torch.Tensor, pool: str) -> torch.Tensor:
-    """float[B, 3, H, W] -> float[B, D]; `pool` as in `ImageClassifierConfig`.
+    """One feature vector per image.
+
+    Args:
+        tower: The tower.
+        pixel_values: float[B, 3, H, W].
+        pool: See `ImageClassifierConfig`.
+
+    Returns:
+        float[B, D].
 
     Raises:
-        UserError: the family has no pooled output.
+        UserError: `pool` is "pooled" and the family has no pooled output.
     """
     if pool == "pooled":
         return tower(pixel_values, pooled=True).pooled
@@ -83,45 +93,44 @@ def pooled_features(tower: VisionTower, pixel_values: torch.Tensor, pool: str) -
 
 
 def init_classifier(tower: VisionTower, classes: Sequence[str], pool: str, out: Path) -> ImageClassifier:
-    """Write the directory of a classifier around `tower`, with a new head: where a supervised run starts.
+    """Write the directory of a classifier with a new head around `tower`: the start of a supervised run.
+
+    Args:
+        tower: The tower; random or pretrained.
+        classes: Class names, two or more.
+        pool: See `ImageClassifierConfig`.
+        out: The directory.
 
     Raises:
-        UserError: there are fewer than two classes, or the tower has no such pooled output.
+        UserError: There are fewer than two classes, or the tower has no pooled output.
     """
     if len(classes) < 2:
         raise UserError(f"a classifier needs two classes or more, found {len(classes)}: {', '.join(classes)}")
-    model = ImageClassifier(ImageClassifierConfig([tower.config.to_dict()], classes, pool))
-    model.towers[0] = tower
+    model = ImageClassifier.around(tower, classes, pool)
     save_classifier(model, out)
     return model
 
 
 def load_classifier(source: str | Path, dtype: str = "auto") -> ImageClassifier:
-    """Open a classifier that mmchat saved; `dtype` as in `load_strictly`.
-
-    Raises:
-        UserError: the directory holds something else, or weights are missing or left over.
-    """
-    return load_strictly(ImageClassifier, _directory(source), dtype=dtype)
+    """Open a classifier that mmchat wrote; see `ModelDirectory.load`."""
+    return DIRECTORY.load(source, dtype)
 
 
 def classifier_from_config(source: str | Path) -> ImageClassifier:
-    """As `load_classifier`, but no weight is read: they are made anew, where torch makes tensors at the moment."""
-    return ImageClassifier(ImageClassifierConfig.from_pretrained(_directory(source)))
+    """Build a classifier without reading weights; see `ModelDirectory.from_config`."""
+    return DIRECTORY.from_config(source)
 
 
 def save_classifier(model: ImageClassifier, directory: Path) -> None:
-    """Raises RuntimeError where the written model, read back, computes something else."""
-    size = model.towers[0].spec.image_size
-    pixels = torch.linspace(-2, 2, 3 * size * size, device=model.device).view(1, 3, size, size)
+    """Write a classifier as a model directory.
+
+    Raises:
+        RuntimeError: The written model, reloaded, computes something else.
+    """
 
     @torch.no_grad()
-    def outputs(one: ImageClassifier) -> tuple[torch.Tensor, ...]:
-        return one.features(pixels), one(pixels)  # a new head hides all differences
+    def outputs(classifier: ImageClassifier) -> tuple[torch.Tensor, ...]:
+        pixels = classifier.comparison_pixels()
+        return classifier.features(pixels), classifier(pixels)  # logits of a new head are 0 whatever the features are
 
-    save_verified(model, [], directory, load_classifier, outputs, OUTPUT_TOLERANCE)
-
-
-def _directory(source: str | Path) -> Path:
-    remedy = "make one around any tower with `mmchat vision init`"
-    return check_model_type(source, ImageClassifierConfig.model_type, "a classifier", remedy)
+    DIRECTORY.save(model, [], directory, outputs)

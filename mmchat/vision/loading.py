@@ -1,16 +1,15 @@
-"""`load_tower`: a tower from a directory, a file or the hub, whatever its layout, strictly."""
+"""Open a tower strictly from a directory, a file or the hub, in any known format."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.pretrained import fill_module
 from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
-from mmchat.vision.checkpoint_formats.base import CheckpointFormat, refuse_misfits
-from mmchat.vision.checkpoint_formats.hugging_face import KINDS
+from mmchat.vision.checkpoint_formats.base import CheckpointFormat
+from mmchat.vision.checkpoint_formats.hugging_face import MODEL_TYPES
 from mmchat.vision.checkpoint_formats.weight_files import PICKLED, WeightFiles
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
@@ -21,16 +20,16 @@ SHOWN_KEYS = 5
 
 
 def build_tower(config: TowerConfig) -> VisionTower:
-    """A tower with random weights.
+    """Build a tower with random weights.
 
     Raises:
-        UserError: the family is unknown, or its configuration contradicts itself.
+        UserError: The family is unknown, or the config is invalid.
     """
     return _family(config)(config)
 
 
 def tower_spec(config: TowerConfig) -> TowerSpec:
-    """What such a tower promises; raises as `build_tower`, and makes no weight."""
+    """The spec of a tower of this config. Allocates no weights. Raises like `build_tower`."""
     return _family(config).spec_of(config)
 
 
@@ -50,90 +49,99 @@ def load_tower(
     max_patches: int | None = None,
     **settings: Any,
 ) -> VisionTower:
-    """Open a pretrained tower, strictly: every weight it needs is there, and nothing else of it is left over.
+    """Open a pretrained tower strictly: every weight that it needs exists and none is left over.
+
+    `load_tower(source)(pixel_values).patches` are patch features float[B, N, D]; `.spec` describes the tower.
 
     Args:
-        source: a directory or a file with weights in one of `mmchat.vision.checkpoint_formats`, told apart by what
-            they hold; or a `.json` file holding a `TowerConfig`, which gives random weights. A name that is no local
-            path is looked up on the Hugging Face hub.
-        weights: False reads none and makes them anew, where torch makes tensors at the moment: for shapes only.
-        image_size: side of the images in pixels, where it is to be another than the source's; learned positions are
-            interpolated.
-        trust_torchscript: open a TorchScript archive that is none of OpenAI's. It is a program.
-        fit, tiling, max_patches: how images come to it, where not as the source says (`with_fit`).
-        settings: fields of `TowerConfig` to set otherwise than the source does (`layer=-2`, ...).
+        source: A directory or file in one of `mmchat.vision.checkpoint_formats`, recognised by content; or a `.json`
+            file with a `TowerConfig`, which gives random weights. A name that is no local path is looked up on the
+            Hugging Face hub.
+        weights: False leaves the weights random and reads none. On the meta device none are allocated.
+        image_size: Side of the images in pixels; None: the source's. Learned positions are interpolated.
+        trust_torchscript: Open a TorchScript archive that OpenAI did not publish. Such an archive is a program.
+        fit: How images are fitted to the input; None: as the source states. See `Preprocessing`.
+        tiling: See `with_fit`.
+        max_patches: See `with_fit`.
+        settings: Fields of `TowerConfig` that differ from the source's (`layer=-2`, ...).
+
+    Returns:
+        The tower, with weights in the dtype on disk.
 
     Raises:
-        UserError: the source is not recognised, its weights do not fit, or the size does not suit it.
+        UserError: The format is unknown, the weights do not fit, or the tower does not support the size or the fit.
     """
 
-    def built(config: TowerConfig) -> VisionTower:
-        wanted = replace(config, **settings)
-        return build_tower(with_fit(wanted, fit or wanted.preprocessing.fit, tiling, max_patches))
+    def build(config: TowerConfig) -> VisionTower:
+        config = replace(config, **settings)
+        return build_tower(with_fit(config, fit or config.preprocessing.fit, tiling, max_patches))
 
     source = str(source)
     if source.endswith(".json"):
-        tower = built(TowerConfig.from_dict(read_json(Path(source))))
+        tower = build(TowerConfig.from_dict(read_json(Path(source))))
     else:
-        opened = open_weight_files(source, weights, trust_torchscript)
-        found = recognise_format(opened).open(opened, weights)
-        tower = built(found.config)
-        if found.state is not None:
-            _fill(tower, found.state, opened.path)
+        files = open_weight_files(source, weights, trust_torchscript)
+        checkpoint = recognise_format(files).open(files, weights)
+        tower = build(checkpoint.config)
+        if checkpoint.state is not None:
+            fill_module(tower, checkpoint.state, files.path)
         if image_size is None:
-            image_size = processed_size(tower, found.image_size, opened.path)
+            image_size = _processor_size(tower, checkpoint.image_size, files.path)
     return tower if image_size is None else tower.resized(image_size)
 
 
 def open_weight_files(
     source: str, weights: bool = True, trust_torchscript: bool = False, what: str = "vision tower"
 ) -> WeightFiles:
-    """Where a tower comes from; arguments as of `load_tower`, but no `.json`. what: how messages call it.
+    """Find the files of a model, downloading them from the hub if needed.
+
+    Args:
+        source: Directory, file or hub name.
+        weights: Whether to download weights.
+        trust_torchscript: See `load_tower`.
+        what: What messages call the model.
 
     Raises:
-        UserError: it is not there, and the hub does not give it.
+        UserError: It does not exist, here or on the hub.
     """
     return WeightFiles(_local_or_hub(source, weights, what), trust_torchscript)
 
 
-def recognise_format(source: WeightFiles) -> CheckpointFormat:
-    """Raises UserError where the source is in no layout that is known."""
-    for layout in CHECKPOINT_FORMATS:
-        if layout.recognises(source):
-            return layout
-    if source.config:
-        found = f"config.json of model_type {source.config.get('model_type')!r}"
+def recognise_format(files: WeightFiles) -> CheckpointFormat:
+    """The format of these files.
+
+    Raises:
+        UserError: The format is unknown.
+    """
+    for checkpoint_format in CHECKPOINT_FORMATS:
+        if checkpoint_format.recognises(files):
+            return checkpoint_format
+    if files.config:
+        found = f"config.json of model_type {files.config.get('model_type')!r}"
     else:
-        names = list(source.shapes)
+        names = list(files.shapes)
         found = f"{len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}{', ...' if len(names) > SHOWN_KEYS else ''})"
-    known = "; ".join(layout.name for layout in CHECKPOINT_FORMATS)
+    known = "; ".join(checkpoint_format.name for checkpoint_format in CHECKPOINT_FORMATS)
     raise UserError(
-        f"{source.path} holds no vision tower known here: it has {found}; expected one of: {known}. "
-        f"Hugging Face's may be of model_type {', '.join(KINDS)}"
+        f"{files.path} holds no vision tower of a known format: it has {found}; expected one of: {known}. "
+        f"A Hugging Face directory may have model_type {', '.join(MODEL_TYPES)}"
     )
 
 
-def processed_size(tower: VisionTower, image_size: int | None, path: Path) -> int | None:
-    """Side of the images that an image processor makes, where it is not the one that the network was made for.
+def _processor_size(tower: VisionTower, image_size: int | None, path: Path) -> int | None:
+    """Side of the images that the image processor makes, if it differs from the tower's.
 
     Raises:
-        UserError: it does, and the family is not one that is used at any size.
+        UserError: It differs and the family is not used at any size.
     """
     if image_size in (None, tower.spec.image_size):
         return None
     if tower.any_size:
         return image_size
     raise UserError(
-        f"the tower in {path} is made for images of {tower.spec.image_size} pixels and its image processor makes "
-        f"{image_size}; say which it is to be (--image-size), or mend the files"
+        f"the tower in {path} takes images of {tower.spec.image_size} pixels, but its image processor makes "
+        f"{image_size}; choose one (--image-size), or fix the files"
     )
-
-
-def _fill(tower: VisionTower, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Take the tensors as they are, in their own precision."""
-    wanted = {key: tuple(tensor.shape) for key, tensor in tower.state_dict().items()}
-    refuse_misfits(wanted, {key: tuple(tensor.shape) for key, tensor in state.items()}, str(path))
-    tower.load_state_dict(state, assign=True)
 
 
 def _local_or_hub(source: str, weights: bool, what: str) -> Path:

@@ -160,7 +160,7 @@ def test_open_clip(tmp_path, prefix, quick_gelu):
 
     model["text_cfg"]["no_causal_mask"] = True
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
-    with pytest.raises(UserError, match=r"asks for a text half with \{'no_causal_mask': True\}"):
+    with pytest.raises(UserError, match=r"text_cfg \{'no_causal_mask': True\}, which no text encoder here supports"):
         load_clip(tmp_path)
 
 

@@ -80,7 +80,9 @@ def test_opened_strictly(saved, tmp_path):
         with pytest.raises(UserError, match=f"do not fit its config.*{text}"):
             load_clip(directory)
     (directory / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(UserError, match=r"holds a 'clip', expected a dual encoder \(mmchat_clip\); `mmchat clip conv"):
+    with pytest.raises(
+        UserError, match=r"holds a model of type 'clip', expected a dual encoder \(mmchat_clip\); `mmchat clip conv"
+    ):
         load_clip_directory(directory)
 
 
@@ -170,11 +172,15 @@ def test_text_pools(make_tower, text_pool):
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        (BERT, {"text_pool": "padded"}, r"'padded' is for SigLIP's text encoder and its head, found 'bert'"),
+        (BERT, {"text_pool": "padded"}, r"'padded' needs SigLIP's text encoder and its head, found 'bert'"),
         (BERT, {"text_pool": "end"}, r"text_pool 'end' is unknown; expected one of last, first, mean, padded"),
-        (BERT, {"text_projection": False}, r"without a projection 16 must be as wide as what is pooled, which is 32"),
-        ({"model_type": "t5"}, {}, r"a t5 has a decoder; a dual encoder takes text encoders alone"),
-        ({"model_type": "none such"}, {}, r"transformers 'none such' is no text encoder"),
+        (
+            BERT,
+            {"text_projection": False},
+            r"without a projection, projection_dim 16 must equal the pooled width, which is 32",
+        ),
+        ({"model_type": "t5"}, {}, r"a t5 has a decoder; a dual encoder takes text encoders only"),
+        ({"model_type": "none such"}, {}, r"transformers knows no model_type 'none such'; expected a text encoder"),
     ],
 )
 def test_what_makes_no_dual_encoder(make_tower, text, settings, message):

@@ -69,14 +69,14 @@ def test_transformers_alone_computes_the_same(ours, tmp_path, make_image, capsys
 
 
 def test_what_computes_something_else_is_never_called_written(ours, tmp_path, monkeypatch):
-    honest = export._of_transformers
+    honest = export._to_transformers
 
     def changed(model):
         written = honest(model)
         written.text_model.final_layer_norm.bias.data += torch.linspace(-1, 1, 24)
         return written
 
-    monkeypatch.setattr(export, "_of_transformers", changed)
+    monkeypatch.setattr(export, "_to_transformers", changed)
     with pytest.raises(RuntimeError, match="a text has another vector"):
         main(["clip", "export", str(ours), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -95,7 +95,7 @@ def test_every_reason_is_told(tmp_path, data_dir, capsys):
         "its pool of patches is 'max', expected 'pooled'",
         "its pool of tokens is 'mean', expected 'last'",
         "its tower's fit is 'pad', expected squash or shortest-edge-crop",
-        "its tokenizer begins and ends no text by itself",
+        "its tokenizer does not add the special tokens itself",
     ):
         assert reason in message
     assert not (tmp_path / "out").exists()

@@ -257,7 +257,7 @@ def test_an_image_processor_that_contradicts_the_network(original, tmp_path, fam
     for file in original(family)[0].iterdir():
         (tmp_path / file.name).symlink_to(file)
     process(tmp_path, {"do_center_crop": False, "size": {"height": 56, "width": 56}})
-    with pytest.raises(UserError, match="made for images of 28 pixels and its image processor makes 56"):
+    with pytest.raises(UserError, match="takes images of 28 pixels, but its image processor makes 56"):
         load_tower(tmp_path)
     assert load_tower(tmp_path, image_size=28).spec.image_size == 28
 
@@ -274,7 +274,7 @@ def test_an_image_processor_that_contradicts_the_network(original, tmp_path, fam
 def test_an_image_processor_that_makes_no_squares(original, tmp_path, said):
     (tmp_path / "config.json").symlink_to(original("clip_vit")[0] / "config.json")
     process(tmp_path, said)
-    with pytest.raises(UserError, match=r"preprocessor_config.json does not make squares of images"):
+    with pytest.raises(UserError, match=r"preprocessor_config.json does not make square images"):
         load_tower(tmp_path, weights=False)
 
 

@@ -112,12 +112,12 @@ def test_half_precision_becomes_single(oracle, io, tmp_path):
         ({"visual.ln_post.bias": None}, r"missing: backbone\.post_layernorm\.bias$"),
         ({"visual.transformer.resblocks.0.ln_1.bias": None}, r"missing: .*\.encoder\.layers\.0\.layer_norm1\.bias$"),
         ({"visual.class_embedding": None}, r"missing: backbone\.embeddings\.class_embedding$"),
-        ({"visual.conv1.weight": None}, r"holds no vision tower known here: it has 64 tensors"),
+        ({"visual.conv1.weight": None}, r"holds no vision tower of a known format: it has 64 tensors"),
         ({"visual.ln_mid.bias": torch.zeros(2)}, r"left over: backbone\.ln_mid\.bias$"),
         ({"stray": torch.zeros(2)}, r"left over: backbone\.stray$"),
         ({"visual.transformer.resblocks.1.attn.in_proj_bias": torch.zeros(2)}, r"of another shape: .*bias \(1,\) for"),
         ({"visual.positional_embedding": torch.zeros(18, 128)}, r"of another shape: .*position_embedding"),
-        ({"visual.positional_embedding": None}, r"do not tell the tower's size: missing: positional_embedding$"),
+        ({"visual.positional_embedding": None}, r"do not give the size of the model: missing: positional_embedding$"),
     ],
 )  # fmt: skip
 def test_openai_strictness(oracle, tmp_path, change, message):
@@ -130,7 +130,7 @@ def test_openai_strictness(oracle, tmp_path, change, message):
 def test_a_wide_vit_without_open_clips_config(tmp_path):
     some = {"conv1.weight": torch.zeros(1280, 3, 14, 14), "transformer.resblocks.0.ln_1.bias": torch.zeros(1280)}
     torch.save({f"visual.{key}": tensor for key, tensor in some.items()}, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match=r"1280 wide and none of OpenAI's.* put its open_clip_config\.json"):
+    with pytest.raises(UserError, match=r"width 1280; OpenAI's have .* put its open_clip_config\.json"):
         load_tower(tmp_path / "weights.pt")
 
 
@@ -150,7 +150,7 @@ def test_torchscript_from_the_command_line(oracle, data_dir, tmp_path, capsys):
     words = [str(word) for word in words]
     with pytest.raises(SystemExit, match="2"):
         main(words)
-    assert "say so with --trust-torchscript" in capsys.readouterr().err
+    assert "if you trust its origin, add --trust-torchscript" in capsys.readouterr().err
     main([*words, "--trust-torchscript"])
     assert "16 slots per image" in capsys.readouterr().out
 
@@ -190,9 +190,9 @@ def test_released_variants_key_by_key(variants, name, tmp_path):
     # Shapes alone make the tower, and the same tensors fill it, none missing and none left over.
     with torch.device("meta"):
         tensors = {key: torch.empty(shape, dtype=torch.half) for key, shape in shapes.items()}
-        config = openai.clip_config(openai.of_tower(shapes), tmp_path)
+        config = openai.clip_config(openai.tower_part(shapes), tmp_path)
         tower = build_tower(config)
-    filled = openai.clip_state(openai.of_tower(tensors))
+    filled = openai.clip_state(openai.tower_part(tensors))
     own = {key: tensor.shape for key, tensor in tower.state_dict().items()}
     assert {key: tensor.shape for key, tensor in filled.items()} == own
     assert tower.spec.image_size == expected["config"]["image_resolution"]
@@ -294,9 +294,9 @@ def test_open_clip_preprocessing(vit_state, tmp_path):
 @pytest.mark.parametrize(
     ("vision", "preprocess", "message"),
     [
-        ({"pool_type": "avg"}, {}, r"asks for \{'pool_type': 'avg'\}, which no tower here has"),
-        ({"norm_kwargs": {"eps": 1e-6}}, {}, r"asks for \{'norm_kwargs'"),
-        ({}, {"resize_mode": "longest"}, "resize_mode 'longest' is not known here; known: shortest, squash"),
+        ({"pool_type": "avg"}, {}, r"has \{'pool_type': 'avg'\}, which no tower here supports"),
+        ({"norm_kwargs": {"eps": 1e-6}}, {}, r"has \{'norm_kwargs'"),
+        ({}, {"resize_mode": "longest"}, "resize_mode 'longest' is unknown; expected one of shortest, squash"),
         ({"layers": 3}, {}, r"missing: backbone\.encoder\.layers\.2\."),
         ({"image_size": 64}, {}, r"of another shape: .*position_embedding"),
     ],
@@ -316,7 +316,7 @@ def test_usual_settings_may_be_spelt_out(vit_state, tmp_path):
 def test_open_clip_with_another_tower_of_timms(tmp_path):
     model = {"vision_cfg": {"timm_model_name": "convnext_base", "image_size": 224}}
     folder = write_open_clip(tmp_path, {"trunk.stem.0.weight": torch.zeros(2)}, model)
-    with pytest.raises(UserError, match=r"neither a ViT or ResNet of CLIP's nor timm's SigLIP; .*convnext_base"):
+    with pytest.raises(UserError, match=r"none with a CLIP ViT, a CLIP ResNet or timm's SigLIP; .*convnext_base"):
         load_tower(folder)
 
 
@@ -345,7 +345,7 @@ def test_open_clip_siglip(siglip_state, tmp_path):
         ({"visual.trunk.attn_pool.kv.bias": None}, r"missing: .*\.in_proj_bias; left over: .*\.q\.bias$"),
         ({"visual.trunk.blocks.1.norm1.bias": None}, r"missing: backbone\.encoder\.layers\.1\.layer_norm1\.bias$"),
         ({"visual.head.proj.weight": torch.zeros(2, 2)}, r"left over: backbone\.head\.proj\.weight$"),
-        ({"visual.trunk.pos_embed": None}, r"do not tell the tower's size: missing: trunk\.pos_embed$"),
+        ({"visual.trunk.pos_embed": None}, r"do not give the size of the model: missing: trunk\.pos_embed$"),
     ],
 )  # fmt: skip
 def test_open_clip_siglip_strictness(siglip_state, tmp_path, change, message):

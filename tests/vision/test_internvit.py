@@ -205,7 +205,7 @@ def test_weights_of_older_releases(tmp_path):
         expected = reference_6b(state, pixels)[-1][:, 1:]
         torch.testing.assert_close(load_tower(directory).eval()(pixels).patches, expected, **TOLERANCE)
     torch.save(state, directory / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"several files in .* hold embeddings\.class_embedding: name the one"):
+    with pytest.raises(UserError, match=r"several files in .* hold embeddings\.class_embedding; name one of the files"):
         load_tower(directory)
 
 

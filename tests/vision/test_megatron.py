@@ -160,7 +160,9 @@ def test_heads_of_zeros(tmp_path, ranks):
 def test_heads_that_ought_to_be_zeros(tmp_path):
     shards = to_megatron(original("internvit")[0], "internvit", 2)
     shards[1]["decoder.layers.1.self_attention.linear_proj.weight"][3, -1] = 1.0
-    with pytest.raises(UserError, match=r"layers\.1\..*linear_proj\.weight has 128 channels more .* and not zeros"):
+    with pytest.raises(
+        UserError, match=r"layers\.1\..*linear_proj\.weight has 128 channels more .* and they are not zeros"
+    ):
         load_tower(write(tmp_path, shards))
 
 
@@ -199,7 +201,7 @@ def test_the_checkpoints_of_a_run(tmp_path):
     write(tmp_path / "iter_0000007", to_megatron(model, "internvit300M", 2))
     agrees(load_tower(tmp_path), features)
     shutil.copytree(tmp_path / "iter_0000007", tmp_path / "iter_0000010")
-    with pytest.raises(UserError, match=r"holds 2 checkpoints and no latest_checkpointed_iteration\.txt: name one"):
+    with pytest.raises(UserError, match=r"holds 2 checkpoints and no latest_checkpointed_iteration\.txt; name one"):
         load_tower(tmp_path)
     (tmp_path / "iter_0000010" / "mp_rank_00" / "model_optim_rng.pt").write_bytes(b"")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7\n")
@@ -214,7 +216,9 @@ def test_heads_of_another_width_are_told_by_the_arguments(tmp_path):
     torch.manual_seed(0)
     model = InternVLVisionModel(InternVLVisionModel.config_class(**sizes)).eval()
     shards = to_megatron(model, "internvit300M")
-    with pytest.raises(UserError, match=r"does not tell its heads, .* 64 channels, do not make a width of 96; save"):
+    with pytest.raises(
+        UserError, match=r"does not give the number of heads, and width 96 is no multiple of .* 64; save"
+    ):
         load_tower(write(tmp_path / "without", shards))
     arguments = argparse.Namespace(hidden_size=96, num_layers=2, kv_channels=48, num_attention_heads=2)
     tower = load_tower(write(tmp_path / "with", shards, args=arguments))
@@ -237,7 +241,9 @@ def test_ranks_that_do_not_make_a_model(tmp_path):
     with pytest.raises(UserError, match=r"holds 64 of the 128 channels of .*: it is one rank of several; name the"):
         load_tower(second / "model_optim_rng.pt")
     second.rename(tmp_path / "mp_rank_02")
-    with pytest.raises(UserError, match=r"holds mp_rank_00, mp_rank_02, expected mp_rank_00, mp_rank_01: all ranks"):
+    with pytest.raises(
+        UserError, match=r"holds mp_rank_00, mp_rank_02, expected mp_rank_00, mp_rank_01: all tensor-parallel ranks"
+    ):
         load_tower(tmp_path)
     (tmp_path / "mp_rank_02").rename(tmp_path / "mp_rank_00_001")
     with pytest.raises(UserError, match=r"holds mp_rank_00, mp_rank_00_001, expected .* no parts of a pipeline"):
@@ -261,7 +267,7 @@ def test_a_rank_that_only_mlps_miss(tmp_path):
         "decoder.layers.0.mlp.linear_fc1.bias": torch.zeros(3584),
     }
     torch.save(tower, tmp_path / "tower.pt")
-    with pytest.raises(UserError, match="holds 3584 of the 4096 channels of MLPs: a rank is missing"):
+    with pytest.raises(UserError, match="holds 3584 of the 4096 MLP channels: a rank is missing"):
         load_tower(tmp_path / "tower.pt")
 
 
@@ -273,7 +279,7 @@ def test_a_rank_that_only_mlps_miss(tmp_path):
         ({"ls2": torch.ones(3)}, r"of another shape: backbone\.encoder\.layer\.0\.lambda_2 \(3,\) for \(128,\)$"),
         (
             {"self_attention.linear_qkv.bias": torch.ones(385)},
-            r"qkv\.bias has 385 rows, which are no whole heads",
+            r"qkv\.bias has 385 rows, which is not a multiple of a head's 3 x 64",
         ),
     ],
     ids=["missing", "left over", "another shape", "no heads"],
@@ -293,5 +299,7 @@ def test_arguments_are_data(tmp_path):
 
     (whole,) = to_megatron(original("internvit300M")[0], "internvit300M")
     torch.save({"model": whole, "args": argparse.Namespace(level=Program())}, tmp_path / "tower.pt")
-    with pytest.raises(UserError, match=r"cannot be opened as plain tensors: .*If it is whole .* save those alone"):
+    with pytest.raises(
+        UserError, match=r"cannot be opened as plain tensors: .*If it is complete .* save only the tensors"
+    ):
         load_tower(tmp_path / "tower.pt")

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_named(oracle, tmp_path):
     with pytest.raises(UserError, match=r"left over: backbone\.vision_encoder\.head\.weight$"):
         load_tower(path)
     save_file({key: tensor for key, tensor in state.items() if key != "pos_embed"}, path)
-    with pytest.raises(UserError, match=r"do not fit a SAM encoder: missing: pos_embed$"):
+    with pytest.raises(UserError, match=r"do not give the size of the model: missing: pos_embed$"):
         load_tower(path)
 
 

@@ -176,12 +176,12 @@ def test_bad_geometry_and_layer(make_tower):
 def test_unknown_sources(tmp_path):
     with pytest.raises(UserError, match="'no/such/dir': no such directory"):
         load_tower("no/such/dir")
-    with pytest.raises(UserError, match=r"no vision tower known here: it has 0 tensors"):
+    with pytest.raises(UserError, match=r"no vision tower of a known format: it has 0 tensors"):
         load_tower(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(
         UserError,
-        match=r"no vision tower known here: it has config\.json of model_type 'bert'; expected one of: mmchat",
+        match=r"no vision tower of a known format: it has config\.json of model_type 'bert'; expected one of: mmchat",
     ):
         load_tower(tmp_path)
     with pytest.raises(UserError, match="family 'vit' is unknown; known: clip_resnet, clip_vit, "):

@@ -18,8 +18,8 @@ from mmchat.conversion.formats.base import (
 )
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_config
-from mmchat.vision.checkpoint_formats import openai
-from mmchat.vision.checkpoint_formats.vary import Vary, place_of
+from mmchat.vision.checkpoint_formats.base import rename_key
+from mmchat.vision.checkpoint_formats.vary import Vary, encoder_prefix
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 QWEN_TOWER = "transformer.vision_tower_high."
@@ -44,14 +44,14 @@ class VaryOPT:
     name = "Vary's OPT (the vocabulary's encoder beside model.decoder.* or opt_model.*)"
 
     def recognises(self, source: WeightFiles) -> bool:
-        return place_of(source) not in (None, "", QWEN_TOWER)
+        return encoder_prefix(source) not in (None, "", QWEN_TOWER)
 
     def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         values = require_config(source, "num_attention_heads", "ffn_dim")
         language = OPTConfig(**_select_keys(values, OPTConfig))
-        prefix, tower = place_of(source), Vary().open(source, weights=True)
+        prefix, tower = encoder_prefix(source), Vary().open(source, weights=True)
         others = {key: tensor for key, tensor in source.tensors().items() if not key.startswith(prefix)}
-        state = {openai.renamed(key, _PREFIXES, {}): tensor for key, tensor in others.items()}
+        state = {rename_key(key, _PREFIXES, {}): tensor for key, tensor in others.items()}
         _refuse_untied(state, language, source)
         opened = open_tokenizer(source, tokenizer)
         opened.add_tokens(list(SLOT_ID_KEYS), special_tokens=True)

@@ -17,8 +17,8 @@ from mmchat.conversion.formats.vary_opt import QWEN_TOWER, slot_ids
 from mmchat.model.assembly import build_config
 from mmchat.vision import TowerConfig
 from mmchat.vision.checkpoint_formats import openai
-from mmchat.vision.checkpoint_formats.base import with_backbone_prefix
-from mmchat.vision.checkpoint_formats.vary import Vary, place_of
+from mmchat.vision.checkpoint_formats.base import count_blocks, rename_key, require_keys, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.vary import Vary, encoder_prefix
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 CLIP_TOWER = "transformer.vision_tower.vision_model."
@@ -29,7 +29,7 @@ class VaryQwen:
     name = "Vary's Qwen (transformer.vision_tower and transformer.vision_tower_high beside transformer.h.*)"
 
     def recognises(self, source: WeightFiles) -> bool:
-        return place_of(source) == QWEN_TOWER
+        return encoder_prefix(source) == QWEN_TOWER
 
     def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         values = require_config(source, *qwen1.NEEDED)
@@ -38,7 +38,7 @@ class VaryQwen:
         # Older versions of transformers also saved position_ids, which is a buffer and not a weight.
         clip_state = {key: t for key, t in source.tensors(CLIP_TOWER).items() if key != "embeddings.position_ids"}
         others = {
-            openai.renamed(key, _PROJECTORS, {}): tensor
+            rename_key(key, _PROJECTORS, {}): tensor
             for key, tensor in source.tensors().items()
             if not key.startswith((QWEN_TOWER, CLIP_TOWER))
         }
@@ -60,12 +60,12 @@ def clip_config(source: WeightFiles, layer: int) -> TowerConfig:
     shapes = {key.removeprefix(CLIP_TOWER): shape for key, shape in source.shapes.items() if key.startswith(CLIP_TOWER)}
     needed = [f"embeddings.{name}.weight" for name in ("patch_embedding", "position_embedding")]
     needed.append("encoder.layers.0.mlp.fc1.weight")
-    openai.need(shapes, needed, source.path)
+    require_keys(shapes, needed, source.path)
     width, *_, patch = shapes[needed[0]]
     backbone = {
         "hidden_size": width,
         "intermediate_size": shapes[needed[2]][0],
-        "num_hidden_layers": openai.depth(shapes, "encoder.layers."),
+        "num_hidden_layers": count_blocks(shapes, "encoder.layers."),
         "num_attention_heads": width // openai.HEAD_WIDTH,
         "image_size": isqrt(shapes[needed[1]][0] - 1) * patch,
         "patch_size": patch,

@@ -1,4 +1,7 @@
-"""The layouts in which towers are published, told apart by content. A new one is a file here and a line below."""
+"""Published formats of vision towers, recognised by content. A new one is a file here and a line below.
+
+The first format that recognises the files opens them.
+"""
 
 from mmchat.vision.checkpoint_formats.base import CheckpointFormat
 from mmchat.vision.checkpoint_formats.hugging_face import HuggingFace

@@ -1,20 +1,25 @@
-"""What every layout answers."""
+"""The interface of checkpoint formats, and what several of them share."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
 from mmchat.errors import UserError
+from mmchat.pretrained import Shapes, refuse_misfit
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import TowerConfig
 
 
 class TowerCheckpoint(NamedTuple):
-    """A tower as its layout has it.
+    """A tower read from a checkpoint.
 
-    state: keys as in `VisionTower.state_dict()`; None: weights were not wanted. image_size: side of the images that
-    its image processor makes, where the source says that apart from the config.
+    Attributes:
+        config: Its config.
+        state: Keys as in `VisionTower.state_dict()`; None if weights were not requested.
+        image_size: Side in pixels of the images that its image processor makes; None if no file states it.
     """
 
     config: TowerConfig
@@ -23,54 +28,86 @@ class TowerCheckpoint(NamedTuple):
 
 
 class CheckpointFormat(Protocol):
+    """One published format of vision towers."""
+
     name: str
-    """How messages call it."""
+    """For messages."""
 
-    def recognises(self, source: WeightFiles) -> bool:
-        """By what it holds, never by what it is called."""
+    def recognises(self, files: WeightFiles) -> bool:
+        """Whether `files` have this format, judged by their contents, never by their names."""
 
-    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
-        """Raises UserError where it is of this layout and yet cannot be used. Strictness is the caller's: what `state`
-        has too many or too few is found when it is loaded, so a layout leaves out of it other parts' keys only."""
+    def open(self, files: WeightFiles, weights: bool) -> TowerCheckpoint:
+        """Read a tower of this format.
+
+        The caller finds missing and unexpected keys when it fills the tower, so `state` leaves out only keys that
+        belong to other parts of the model.
+
+        Args:
+            files: Files that `recognises` accepted.
+            weights: Whether to read weights.
+
+        Raises:
+            UserError: The files have this format, but cannot be used.
+        """
 
 
-def with_backbone_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_backbone_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keys of a backbone -> keys of a `VisionTower`."""
     return {f"backbone.{key}": tensor for key, tensor in state.items()}
 
 
-def part_of(source: WeightFiles, prefix: str, others: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """A tower's tensors out of a whole model, by what follows `prefix`.
+def tensors_below(files: WeightFiles, prefix: str, other_parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """A tower's tensors out of a whole model, without `prefix`.
 
     Args:
-        others: beginnings of the names of its other parts.
+        files: The whole model.
+        prefix: Prefix of the tower's keys.
+        other_parts: Prefixes of the other parts' keys.
 
     Raises:
-        UserError: a tensor belongs to no part; lists them.
+        UserError: A key belongs to no part; lists all such keys.
     """
-    refuse_strangers(source, (prefix, *others))
-    return source.tensors(prefix)
+    refuse_unknown_keys(files, (prefix, *other_parts))
+    return files.tensors(prefix)
 
 
-def refuse_strangers(source: WeightFiles, known: tuple[str, ...]) -> None:
-    """Raises UserError that lists the tensors whose names begin with nothing that is known."""
-    strangers = {key: shape for key, shape in source.shapes.items() if not key.startswith(known)}
-    refuse_misfits({}, strangers, str(source.path))
+def refuse_unknown_keys(files: WeightFiles, known: tuple[str, ...]) -> None:
+    """Raise UserError that lists the keys that start with none of the known prefixes."""
+    refuse_misfit(files.path, left_over=[key for key in files.shapes if not key.startswith(known)])
 
 
-def listed(keys: Iterable[str]) -> str:
-    return ", ".join(sorted(keys))
+def require_keys(shapes: Shapes, keys: Iterable[str], where: Path) -> None:
+    """Raise UserError that lists which of the tensors that give a model's size are missing."""
+    if missing := [key for key in keys if key not in shapes]:
+        raise UserError(
+            f"the weights in {where} do not give the size of the model: missing: {', '.join(sorted(missing))}"
+        )
 
 
-def refuse_misfits(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], where: str) -> None:
-    """Both are name -> shape. Raises UserError that lists what is missing, left over or of another shape."""
-    both = wanted.keys() & found.keys()
-    problems = {
-        "missing": listed(wanted.keys() - found.keys()),
-        "left over": listed(found.keys() - wanted.keys()),
-        "of another shape": listed(
-            f"{key} {tuple(found[key])} for {tuple(wanted[key])}" for key in both if found[key] != wanted[key]
-        ),
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{name}: {keys}" for name, keys in problems.items() if keys)
-        raise UserError(f"the weights in {where} do not fit its config: {told}")
+def count_blocks(shapes: Iterable[str], prefix: str) -> int:
+    """Number of blocks: one more than the largest number that follows `prefix`."""
+    numbers = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+
+
+def rename_key(key: str, prefixes: Mapping[str, str], infixes: Mapping[str, str]) -> str:
+    """Replace the first prefix that matches, then every infix; both map old -> new."""
+    for old, new in prefixes.items():
+        if key.startswith(old):
+            key = new + key.removeprefix(old)
+            break
+    for old, new in infixes.items():
+        key = key.replace(old, new)
+    return key
+
+
+def split_qkv(prefix: str, kind: str, fused: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Split a fused tensor into query, key and value under transformers' names.
+
+    Args:
+        prefix: Key of the attention module, with its dot.
+        kind: "weight" or "bias".
+        fused: [3 * width, ...].
+    """
+    thirds = zip("qkv", fused.tensor_split(3), strict=True)
+    return {f"{prefix}{name}_proj.{kind}": third.clone() for name, third in thirds}

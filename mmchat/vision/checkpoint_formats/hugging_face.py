@@ -1,4 +1,4 @@
-"""Hugging Face directories of transformers 4 and 5: a tower alone, or a model of which it is a part."""
+"""Hugging Face directories of transformers 4 and 5: a tower alone, or a model with a tower."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,60 +17,67 @@ from mmchat.vision.tower import config_keys
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A `model_type`. others: beginnings of other parts' keys. settings: fields of `TowerConfig`."""
+class ModelType:
+    """How a `model_type` of transformers is opened.
+
+    Attributes:
+        family: Key of `FAMILIES`.
+        other_parts: Prefixes of the keys of other parts.
+        preprocessing: Values for what the image processor file does not state.
+        settings: Fields of `TowerConfig`.
+    """
 
     family: str
-    others: tuple[str, ...] = ()
+    other_parts: tuple[str, ...] = ()
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-INTERNVIT = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, fit="squash")
-"""OpenGVLab/InternVL, internvl/train/dataset.py `build_transform`."""
-_OTHER_HALF = ("text_", "visual_projection", "logit_")
-_CLASSIFIER = ("classifier.",)
+INTERNVIT_PREPROCESSING = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, fit="squash")
+"""`build_transform` in OpenGVLab/InternVL, internvl/train/dataset.py."""
+_CLIP_OTHERS = ("text_", "visual_projection", "logit_")
+_DINO_OTHERS = ("classifier.",)
 _SIGLIP = Preprocessing(HALF, HALF, fit="squash")
 _SIGLIP2 = Preprocessing(HALF, HALF, "bilinear", "native")
 _DINOV2 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop_fraction=224 / 256)
 _DINOV3 = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "bilinear", "squash")
 _NORMED = {"final_norm": True}
-KINDS = {
-    "clip": Kind("clip_vit", _OTHER_HALF),
-    "clip_vision_model": Kind("clip_vit", _OTHER_HALF),
-    "dinov2": Kind("dinov2", _CLASSIFIER, _DINOV2, _NORMED),
-    "dinov2_with_registers": Kind("dinov2_with_registers", _CLASSIFIER, _DINOV2, {**_NORMED, "antialias": True}),
-    "dinov3_vit": Kind("dinov3_vit", preprocessing=_DINOV3, settings=_NORMED),
-    "siglip": Kind("siglip", _OTHER_HALF, _SIGLIP),
-    "siglip_vision_model": Kind("siglip", _OTHER_HALF, _SIGLIP),
-    "internvl_vision": Kind("internvit", preprocessing=INTERNVIT, settings=_NORMED),
-    "siglip2": Kind("siglip2", _OTHER_HALF, _SIGLIP2, {"antialias": True}),
-    "siglip2_vision_model": Kind("siglip2", _OTHER_HALF, _SIGLIP2, {"antialias": True}),
-    "sam": Kind("sam", (*sam.OTHERS, "shared_image_embedding."), sam.PREPROCESSING),
-    "sam_vision_model": Kind("sam", preprocessing=sam.PREPROCESSING),
+MODEL_TYPES = {
+    "clip": ModelType("clip_vit", _CLIP_OTHERS),
+    "clip_vision_model": ModelType("clip_vit", _CLIP_OTHERS),
+    "dinov2": ModelType("dinov2", _DINO_OTHERS, _DINOV2, _NORMED),
+    "dinov2_with_registers": ModelType("dinov2_with_registers", _DINO_OTHERS, _DINOV2, {**_NORMED, "antialias": True}),
+    "dinov3_vit": ModelType("dinov3_vit", preprocessing=_DINOV3, settings=_NORMED),
+    "siglip": ModelType("siglip", _CLIP_OTHERS, _SIGLIP),
+    "siglip_vision_model": ModelType("siglip", _CLIP_OTHERS, _SIGLIP),
+    "internvl_vision": ModelType("internvit", preprocessing=INTERNVIT_PREPROCESSING, settings=_NORMED),
+    "siglip2": ModelType("siglip2", _CLIP_OTHERS, _SIGLIP2, {"antialias": True}),
+    "siglip2_vision_model": ModelType("siglip2", _CLIP_OTHERS, _SIGLIP2, {"antialias": True}),
+    "sam": ModelType("sam", (*sam.OTHERS, "shared_image_embedding."), sam.PREPROCESSING),
+    "sam_vision_model": ModelType("sam", preprocessing=sam.PREPROCESSING),
 }
 
 
 class HuggingFace:
     name = "Hugging Face directory"
 
-    def recognises(self, source: WeightFiles) -> bool:
-        return source.config.get("model_type") in KINDS
+    def recognises(self, files: WeightFiles) -> bool:
+        return files.config.get("model_type") in MODEL_TYPES
 
-    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
-        kind = KINDS[source.config["model_type"]]
-        family = FAMILIES[kind.family]
-        preprocessing, side = read_preprocessing(source.path, kind.preprocessing)
-        backbone = config_values(family.config_class, source.path)
-        config = TowerConfig(kind.family, backbone, preprocessing=preprocessing, **kind.settings)
+    def open(self, files: WeightFiles, weights: bool) -> TowerCheckpoint:
+        model_type = MODEL_TYPES[files.config["model_type"]]
+        family = FAMILIES[model_type.family]
+        preprocessing, side = read_preprocessing(files.path, model_type.preprocessing)
+        backbone = config_values(family.config_class, files.path)
+        config = TowerConfig(model_type.family, backbone, preprocessing=preprocessing, **model_type.settings)
         if not weights:
             return TowerCheckpoint(config, None, side)
-        # transformers knows how keys were called in its older versions.
-        loaded = load_strictly(family.backbone_class, source.path, others=kind.others)
+        # transformers renames the keys of its older versions.
+        loaded = load_strictly(family.backbone_class, files.path, others=model_type.other_parts)
         return TowerCheckpoint(config, with_backbone_prefix(loaded.state_dict()), side)
 
 
 def config_values(config_class: type[PreTrainedConfig], directory: Path) -> dict[str, Any]:
-    """What a directory's config says of a backbone, without what every config of transformers holds."""
-    said = config_class.from_pretrained(directory).to_diff_dict()
-    return {key: value for key, value in said.items() if key in config_keys(config_class)}
+    """Backbone values that a directory's config states, without the fields that all configs of transformers have."""
+    stated = config_class.from_pretrained(directory).to_diff_dict()
+    return {key: value for key, value in stated.items() if key in config_keys(config_class)}

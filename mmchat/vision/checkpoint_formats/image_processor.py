@@ -1,4 +1,4 @@
-"""What transformers' file of an image processor says about the squares that a tower sees, or the patches."""
+"""Read a tower's preprocessing from transformers' image processor files."""
 
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,28 @@ from mmchat.vision.spec import Preprocessing
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
-def read_preprocessing(directory: Path, usual: Preprocessing) -> tuple[Preprocessing, int | None]:
-    """What the image processor of a directory does, and the side of its squares in pixels; `usual` and None where it
-    says nothing, or there is none.
+def read_preprocessing(directory: Path, default: Preprocessing) -> tuple[Preprocessing, int | None]:
+    """Read the preprocessing of a directory.
+
+    Args:
+        directory: Directory that may hold an image processor.
+        default: Values for what the file does not state.
+
+    Returns:
+        The preprocessing, and the side of its squares in pixels; None if the file does not state it.
 
     Raises:
-        UserError: it resamples as no tower here does, or makes no squares.
+        UserError: The resampling filter is unknown, or the image processor does not make squares.
     """
     path, values = find_processor(directory)
     resample = values.get("resample")
     if resample is not None and resample not in _PIL_RESAMPLING:
-        raise UserError(f"{path} resamples by Pillow's filter {resample}; known here: {_PIL_RESAMPLING}")
-    fit, fraction, side = read_geometry(values, usual, path)
+        raise UserError(f"{path} uses Pillow's resampling filter {resample}; known are {_PIL_RESAMPLING}")
+    fit, fraction, side = read_geometry(values, default, path)
     preprocessing = Preprocessing(
-        mean=values.get("image_mean", usual.mean),
-        std=values.get("image_std", usual.std),
-        resample=usual.resample if resample is None else _PIL_RESAMPLING[resample],
+        mean=values.get("image_mean", default.mean),
+        std=values.get("image_std", default.std),
+        resample=default.resample if resample is None else _PIL_RESAMPLING[resample],
         fit=fit,
         crop_fraction=fraction,
         max_patches=values.get("max_num_patches") if fit == "native" else None,
@@ -34,44 +40,46 @@ def read_preprocessing(directory: Path, usual: Preprocessing) -> tuple[Preproces
 
 
 def find_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """(file, values). transformers 5 writes an image processor into the file of the whole processor, and reads it there
-    first. Null stands for what is left to transformers."""
-    whole, alone = directory / "processor_config.json", directory / "preprocessor_config.json"
-    nested = read_json(whole).get("image_processor") if whole.exists() else None
-    path = alone if nested is None else whole
-    values = nested or (read_json(alone) if alone.exists() else {})
+    """The file with the image processor, and its values without nulls, which mean transformers' defaults.
+
+    transformers 5 writes the image processor into the file of the processor, and reads it there first.
+    """
+    processor, image_processor = directory / "processor_config.json", directory / "preprocessor_config.json"
+    nested = read_json(processor).get("image_processor") if processor.exists() else None
+    path = image_processor if nested is None else processor
+    values = nested or (read_json(image_processor) if image_processor.exists() else {})
     return path, {key: value for key, value in values.items() if value is not None}
 
 
-def read_geometry(values: dict[str, Any], usual: Preprocessing, path: Path) -> tuple[str, float, int | None]:
-    """(`Preprocessing.fit`, `.crop_fraction`, side of the square or None) of an image processor's values."""
+def read_geometry(values: dict[str, Any], default: Preprocessing, path: Path) -> tuple[str, float, int | None]:
+    """`Preprocessing.fit`, `Preprocessing.crop_fraction`, and the side of the square or None."""
     if "max_num_patches" in values:  # SigLIP 2
-        return "native", usual.crop_fraction, None
+        return "native", default.crop_fraction, None
     if not values.keys() & {"size", "do_center_crop"}:
-        return usual.fit, usual.crop_fraction, None
-    if longest := longest_edge_of(values):  # SAM
-        return "longest-edge-pad", usual.crop_fraction, longest
-    crops = values.get("do_center_crop", usual.fit == "shortest-edge-crop")
+        return default.fit, default.crop_fraction, None
+    if longest := padded_side(values):  # SAM
+        return "longest-edge-pad", default.crop_fraction, longest
+    crops = values.get("do_center_crop", default.fit == "shortest-edge-crop")
     size, crop = values.get("size"), values.get("crop_size") if crops else None
-    keeps_proportions = "shortest_edge" in size if isinstance(size, dict) else crops  # before 4.21 sizes were numbers
-    resized, cropped = numbers_of(size), numbers_of(crop)
+    keeps_proportions = "shortest_edge" in size if isinstance(size, dict) else crops  # numbers before 4.21
+    resized, cropped = distinct_numbers(size), distinct_numbers(crop)
     if len(resized) < 2 and len(cropped) < 2:
         if keeps_proportions and crops:
-            fraction = cropped[0] / resized[0] if cropped and resized else usual.crop_fraction
+            fraction = cropped[0] / resized[0] if cropped and resized else default.crop_fraction
             return "shortest-edge-crop", fraction, cropped[0] if cropped else None
         if not keeps_proportions and (not crops or resized == cropped):
-            return "squash", usual.crop_fraction, resized[0] if resized else None
-    raise UserError(f"{path} does not make squares of images, which a tower takes: size {size}, crop_size {crop}")
+            return "squash", default.crop_fraction, resized[0] if resized else None
+    raise UserError(f"{path} does not make square images, which towers need: size {size}, crop_size {crop}")
 
 
-def numbers_of(size: int | dict[str, int | None] | None) -> list[int]:
-    """Those in which an image processor gives a size, each once."""
+def distinct_numbers(size: int | dict[str, int | None] | None) -> list[int]:
+    """The distinct numbers in an image processor's size."""
     values = size.values() if isinstance(size, dict) else [size]
     return sorted({value for value in values if value is not None})
 
 
-def longest_edge_of(values: dict[str, Any]) -> int | None:
-    """Side of the square that images are padded to, their long side resized to it; None where they are not."""
-    size, padded = values.get("size"), numbers_of(values.get("pad_size"))
+def padded_side(values: dict[str, Any]) -> int | None:
+    """Side of the square if the long side is resized to it and the rest padded (SAM); else None."""
+    size, padded = values.get("size"), distinct_numbers(values.get("pad_size"))
     longest = size.get("longest_edge") if isinstance(size, dict) else None
     return longest if padded == [longest] else None

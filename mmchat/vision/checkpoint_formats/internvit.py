@@ -1,6 +1,6 @@
-"""InternViT and whole InternVL-Chat assistants as OpenGVLab publishes them: beside code of their own, which is not run.
+"""InternViT and InternVL-Chat assistants as OpenGVLab publishes them, with remote code, which is not run.
 
-Source of names and defaults: OpenGVLab/InternVL, in internvl/model/internvl_chat configuration_intern_vit.py,
+Source of names and defaults: OpenGVLab/InternVL, internvl/model/internvl_chat/ configuration_intern_vit.py,
 modeling_intern_vit.py and modeling_internvl_chat.py.
 """
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, part_of, with_backbone_prefix
-from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, tensors_below, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT_PREPROCESSING
 from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import TowerConfig
 
 MODEL_TYPE = "intern_vit_6b"
-"""Of all sizes, 300M included."""
+"""The `model_type` of all sizes, also of 300M."""
 
 DEFAULTS = {
     "attention_dropout": 0.0,
@@ -37,7 +37,7 @@ DEFAULTS = {
     "qk_normalization": True,
     "qkv_bias": False,
 }
-"""`InternVisionConfig`, for what a config.json leaves out. Stochastic depth is left out: it is for training only."""
+"""Defaults of `InternVisionConfig`, without stochastic depth, which only training uses."""
 
 CONFIG_NAMES = {
     "dropout": "projection_dropout",
@@ -45,7 +45,7 @@ CONFIG_NAMES = {
     "qk_normalization": "use_qk_norm",
     "qkv_bias": "attention_bias",
 }
-"""Fields that transformers' `InternVLVisionConfig` calls otherwise."""
+"""Fields with another name in transformers' `InternVLVisionConfig`: OpenGVLab's name -> transformers'."""
 
 TOWER_NAMES = {
     "embeddings.class_embedding": "embeddings.cls_token",
@@ -64,38 +64,38 @@ BLOCK_NAMES = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-"""Inside encoder.layers.N here, encoder.layer.N in transformers; `attn.qkv` besides, of which three are made."""
+"""Below encoder.layers.N here and encoder.layer.N in transformers. `attn.qkv` is split into three."""
 
 
 class OpenGVLab:
     name = "OpenGVLab's directory of InternViT or InternVL-Chat"
 
-    def recognises(self, source: WeightFiles) -> bool:
-        return MODEL_TYPE in (source.config.get("model_type"), _vision_of(source.config).get("model_type"))
+    def recognises(self, files: WeightFiles) -> bool:
+        return MODEL_TYPE in (files.config.get("model_type"), _vision_config(files.config).get("model_type"))
 
-    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
-        whole = source.config
-        alone = whole.get("model_type") == MODEL_TYPE
-        vision = DEFAULTS | (whole if alone else _vision_of(whole))
+    def open(self, files: WeightFiles, weights: bool) -> TowerCheckpoint:
+        stated = files.config
+        tower_only = stated.get("model_type") == MODEL_TYPE
+        vision = DEFAULTS | (stated if tower_only else _vision_config(stated))
         backbone = {CONFIG_NAMES.get(name, name): vision[name] for name in DEFAULTS}
         side = None
-        if alone:
-            processing, side = read_preprocessing(source.path, INTERNVIT)
+        if tower_only:
+            processing, side = read_preprocessing(files.path, INTERNVIT_PREPROCESSING)
             config = TowerConfig("internvit", backbone, preprocessing=processing)
         else:
-            # An assistant's file for image processors is not what it is trained with, or asked with.
-            fit = "pad" if whole.get("pad2square") else "squash"
-            _refuse_other_size(whole.get("force_image_size"), vision["image_size"])
-            layer = whole.get("select_layer", -1)
-            config = TowerConfig("internvit", backbone, layer, preprocessing=replace(INTERNVIT, fit=fit))
+            # The image processor file of an assistant is used neither in its training nor in its inference code.
+            fit = "pad" if stated.get("pad2square") else "squash"
+            _refuse_other_size(stated.get("force_image_size"), vision["image_size"])
+            layer = stated.get("select_layer", -1)
+            config = TowerConfig("internvit", backbone, layer, preprocessing=replace(INTERNVIT_PREPROCESSING, fit=fit))
         if not weights:
             return TowerCheckpoint(config, None, side)
-        state = part_of(source, "", ()) if alone else part_of(source, "vision_model.", ("language_model.", "mlp1."))
+        state = files.tensors() if tower_only else tensors_below(files, "vision_model.", ("language_model.", "mlp1."))
         return TowerCheckpoint(config, with_backbone_prefix(to_transformers(state)), side)
 
 
 def to_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the names of `InternVLVisionModel`; what it does not have keeps its name."""
+    """Rename OpenGVLab's keys to those of `InternVLVisionModel`. Unknown keys keep their name, to be refused later."""
     renamed: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
         if not key.startswith("encoder.layers."):
@@ -116,14 +116,14 @@ def to_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def _vision_of(config: dict[str, Any]) -> dict[str, Any]:
+def _vision_config(config: dict[str, Any]) -> dict[str, Any]:
     return config.get("vision_config") or {}
 
 
-def _refuse_other_size(asked: int | None, positions: int) -> None:
-    """Published assistants keep the positions of the size that they ask for."""
-    if asked not in (None, positions):
+def _refuse_other_size(forced: int | None, image_size: int) -> None:
+    """Published assistants have positions for the size that they force."""
+    if forced not in (None, image_size):
         raise UserError(
-            f"config.json has force_image_size {asked}, but its tower has positions for {positions} pixels; "
-            "take that field out, and choose the size where the tower is opened"
+            f"config.json has force_image_size {forced}, but its tower has positions for {image_size} pixels; "
+            "remove that field and choose the size when the tower is opened"
         )

@@ -1,6 +1,6 @@
-"""Files of weights that are programs (TorchScript), and are opened because it is known who made them."""
+"""SHA-256 of TorchScript archives that are opened without `trust_torchscript`: such archives are programs."""
 
-TORCHSCRIPT = {
+TORCHSCRIPT_SHA256 = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
     "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599": "RN101",
     "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd": "RN50x4",
@@ -11,4 +11,4 @@ TORCHSCRIPT = {
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
-"""sha256 -> which CLIP it is (openai/CLIP, clip/clip.py, where the addresses of the files hold them)."""
+"""SHA-256 -> name of the CLIP (openai/CLIP, clip/clip.py, as part of the download addresses)."""

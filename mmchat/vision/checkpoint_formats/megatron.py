@@ -1,7 +1,7 @@
-"""Megatron's `CLIPViTModel`, alone or in an assistant, whole or as the ranks of tensor parallelism.
+"""Megatron's `CLIPViTModel`, alone or in an assistant, whole or as tensor-parallel ranks.
 
-Source of names and shapes: NVIDIA/Megatron-LM, in megatron/core/models/vision clip_vit_model.py, in examples/multimodal
-config.py (`get_vision_model_config`), model_converter/ and image_processing.py.
+Source of names and shapes: NVIDIA/Megatron-LM, megatron/core/models/vision/clip_vit_model.py; and in
+examples/multimodal/: config.py (`get_vision_model_config`), model_converter/, image_processing.py.
 """
 
 from collections.abc import Iterable
@@ -10,33 +10,41 @@ from math import isqrt
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, refuse_strangers, with_backbone_prefix
-from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT
-from mmchat.vision.checkpoint_formats.tensor_parallel import BLOCK, Tensors, merge_ranks, unpadded
+from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, refuse_unknown_keys, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.hugging_face import INTERNVIT_PREPROCESSING
+from mmchat.vision.checkpoint_formats.tensor_parallel import BLOCK, Tensors, merge_ranks, remove_padding
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import HALF, Preprocessing, TowerConfig
 
 FIRST_BLOCK = "decoder.layers.0.self_attention.linear_qkv.weight"
 AROUND_BLOCKS = {"conv1.weight": 4, "position_embeddings.weight": 2}
-"""Names -> dimensions."""
+"""Key -> number of dimensions."""
 OTHER_PARTS = ("language_model.", "vision_projection.")
-EXTRA = "_extra_state"
-"""Transformer Engine's scales for fp8, beside its weights and none of them."""
+EXTRA_STATE = "_extra_state"
+"""Suffix of Transformer Engine's fp8 scales, which are not weights."""
 
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
-"""Transformer Engine keeps a norm with the matrix after it."""
+"""Transformer Engine stores a norm with the matrix after it: its infix -> that without Transformer Engine."""
 
 
 @dataclass(frozen=True)
 class Subtype:
-    """One of `CLIPViTModel`'s.
+    """A subtype of `CLIPViTModel` and its counterpart in transformers.
 
-    width, mlp_width, head_width: of its released size. backbone: what weights do not tell.
-    blocks, attention: what stands before a block's number, and before `q_proj`, in transformers' model.
-    names: of modules and parameters there, those of blocks by what follows the number.
+    Attributes:
+        family: Key of `FAMILIES`.
+        width: Hidden size of the released model.
+        mlp_width: Hidden size of its MLPs.
+        head_width: Size of its attention heads.
+        blocks: Prefix of a block's number in transformers' keys.
+        attention: Prefix of `q_proj` within a block.
+        names: Megatron's modules and parameters -> transformers'; for blocks, what follows the number.
+        backbone: Backbone values that do not follow from shapes.
+        preprocessing: Of the released model.
+        settings: Fields of `TowerConfig`.
     """
 
     family: str
@@ -113,7 +121,7 @@ SUBTYPES = {
             "attention_bias": False,
             "use_qk_norm": True,
         },
-        INTERNVIT,
+        INTERNVIT_PREPROCESSING,
     ),
     "internvit300M": Subtype(
         "internvit",
@@ -122,7 +130,7 @@ SUBTYPES = {
         64,
         *_IN_INTERNVIT,
         {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "norm_type": "layer_norm", "attention_bias": True},
-        INTERNVIT,
+        INTERNVIT_PREPROCESSING,
     ),
 }
 
@@ -130,24 +138,24 @@ SUBTYPES = {
 class Megatron:
     name = "Megatron's CLIPViTModel"
 
-    def recognises(self, source: WeightFiles) -> bool:
-        return bool(_prefixes(source.shapes))
+    def recognises(self, files: WeightFiles) -> bool:
+        return bool(_prefixes(files.shapes))
 
-    def open(self, source: WeightFiles, weights: bool) -> TowerCheckpoint:
-        prefix = _prefixes(source.shapes)[0]
+    def open(self, files: WeightFiles, weights: bool) -> TowerCheckpoint:
+        prefix = _prefixes(files.shapes)[0]
         if prefix:
-            refuse_strangers(source, (prefix, *OTHER_PARTS))
-        shards = [_tower_of(tensors, prefix) for tensors in source.shards]
-        where = str(source.path)
+            refuse_unknown_keys(files, (prefix, *OTHER_PARTS))
+        shards = [_tower_part(tensors, prefix) for tensors in files.shards]
+        where = str(files.path)
         whole = merge_ranks(shards, where)
         subtype = SUBTYPES[subtype_of(whole, where)]
         width, _, _, patch = whole["conv1.weight"].shape
         layers = 1 + max(int(match[1]) for match in map(BLOCK.fullmatch, whole) if match)
         mlp_width = next((len(whole[key]) for key in whole if key.endswith("mlp.linear_fc1.bias")), 0)
         if width == subtype.width and mlp_width != subtype.mlp_width:
-            # The last rank may hold nothing of the attention but zeros, so that nothing else misses it.
-            raise UserError(f"{where} holds {mlp_width} of the {subtype.mlp_width} channels of MLPs: a rank is missing")
-        head_width = _head_width(subtype, width, layers, source.arguments, where)
+            # Attention may not show it: the last rank may hold only zero heads.
+            raise UserError(f"{where} holds {mlp_width} of the {subtype.mlp_width} MLP channels: a rank is missing")
+        head_width = _head_width(subtype, width, layers, files.arguments, where)
         classes = whole["class_token"].numel() // width if "class_token" in whole else 0
         backbone = {
             "hidden_size": width,
@@ -165,7 +173,7 @@ class Megatron:
 
 
 def subtype_of(state: Iterable[str], where: str) -> str:
-    """Which of `CLIPViTModel`'s it is, by the parts that only one of them has."""
+    """The key in `SUBTYPES`, by parts that only one subtype has."""
     names = set(state)
     if "ln_pre.weight" in names:
         return "clip"
@@ -175,28 +183,30 @@ def subtype_of(state: Iterable[str], where: str) -> str:
         return "internvit"
     if "decoder.layers.0.ls1" in names:
         return "internvit300M"
-    raise UserError(f"{where} holds a Megatron vision model of none of the kinds {', '.join(SUBTYPES)}")
+    raise UserError(f"{where} holds a Megatron vision model of an unknown subtype; known: {', '.join(SUBTYPES)}")
 
 
 def to_transformers(whole: Tensors, subtype: Subtype, head_width: int, where: str) -> Tensors:
-    """Tensors by the names and in the shapes of transformers' model; what it does not have keeps its name."""
+    """Convert to the keys and shapes of transformers' model. Unknown keys keep their name, to be refused later."""
     width = len(whole["conv1.weight"])
     state: Tensors = {}
     for key, tensor in whole.items():
-        block, inside = _place(key, subtype)
+        block, inside = _split_key(key, subtype)
         module, _, leaf = inside.rpartition(".")
         if module == "self_attention.linear_qkv":
             if len(tensor) % (3 * head_width):
-                raise UserError(f"{where}: {key} has {len(tensor)} rows, which are no whole heads of 3 x {head_width}")
+                raise UserError(
+                    f"{where}: {key} has {len(tensor)} rows, which is not a multiple of a head's 3 x {head_width}"
+                )
             heads = tensor.reshape(-1, 3, head_width, *tensor.shape[1:])
             for index, name in enumerate("qkv"):
-                part = unpadded(heads[:, index].flatten(0, 1), 0, width, key, where)
+                part = remove_padding(heads[:, index].flatten(0, 1), 0, width, key, where)
                 state[f"{block}{subtype.attention}{name}_proj.{leaf}"] = part
             continue
         if inside == "self_attention.linear_proj.weight":
-            tensor = unpadded(tensor, 1, width, key, where)
+            tensor = remove_padding(tensor, 1, width, key, where)
         elif module in ("self_attention.q_layernorm", "self_attention.k_layernorm"):
-            tensor = unpadded(tensor, 0, width, key, where)
+            tensor = remove_padding(tensor, 0, width, key, where)
         if inside in subtype.names:
             state[block + subtype.names[inside]] = tensor
         elif module in subtype.names:
@@ -211,7 +221,7 @@ def to_transformers(whole: Tensors, subtype: Subtype, head_width: int, where: st
 
 
 def _prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """What the names of a `CLIPViTModel` begin with: nothing, where it is alone."""
+    """Prefixes of the `CLIPViTModel`s in a file; empty for a model that is alone."""
     found = sorted(name.removesuffix(FIRST_BLOCK) for name in shapes if name.endswith(FIRST_BLOCK))
     return [
         prefix
@@ -220,11 +230,11 @@ def _prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     ]
 
 
-def _tower_of(tensors: Tensors, prefix: str) -> Tensors:
-    """One rank's tensors of the tower, with norms where they are without Transformer Engine."""
+def _tower_part(tensors: Tensors, prefix: str) -> Tensors:
+    """One rank's tensors of the tower, with norms named as without Transformer Engine."""
     tower = {}
     for key, tensor in tensors.items():
-        if key.startswith(prefix) and not key.endswith(EXTRA):
+        if key.startswith(prefix) and not key.endswith(EXTRA_STATE):
             key = key.removeprefix(prefix)
             for fused, plain in FUSED_NORMS.items():
                 key = key.replace(fused, plain)
@@ -232,24 +242,24 @@ def _tower_of(tensors: Tensors, prefix: str) -> Tensors:
     return tower
 
 
-def _place(key: str, subtype: Subtype) -> tuple[str, str]:
-    """What goes before a name, and the name within its block."""
+def _split_key(key: str, subtype: Subtype) -> tuple[str, str]:
+    """Prefix in transformers' keys, and the key within its block."""
     block = BLOCK.fullmatch(key)
     return (f"{subtype.blocks}{block[1]}.", block[2]) if block else ("", key)
 
 
 def _head_width(subtype: Subtype, width: int, layers: int, arguments: dict[str, Any], where: str) -> int:
-    """As the run's arguments say, where they describe this tower and not a language model beside it; else as released.
+    """Head width from the run's arguments if they describe this tower, not a language model; else the released one.
 
     Raises:
-        UserError: heads of the released width do not make the tower's.
+        UserError: The width is not a multiple of it.
     """
     head_width = subtype.head_width
     if (arguments.get("hidden_size"), arguments.get("num_layers")) == (width, layers):
         head_width = arguments.get("kv_channels") or width // arguments["num_attention_heads"]
     if width % head_width:
         raise UserError(
-            f"{where} does not tell its heads, and those of the released sizes, {head_width} channels, do not make a "
-            f"width of {width}; save the run's `args` (hidden_size, num_layers, kv_channels) beside the model"
+            f"{where} does not give the number of heads, and width {width} is no multiple of the released head width "
+            f"{head_width}; save the run's `args` (hidden_size, num_layers, kv_channels) in the checkpoint"
         )
     return head_width

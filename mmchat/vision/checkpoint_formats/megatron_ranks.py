@@ -1,4 +1,4 @@
-"""Directories of Megatron's checkpoints: which file each rank of tensor parallelism wrote.
+"""Directories of Megatron checkpoints: the file of each tensor-parallel rank.
 
 Source: NVIDIA/Megatron-LM, megatron/training/checkpointing.py (`get_checkpoint_name`).
 """
@@ -9,18 +9,18 @@ from pathlib import Path
 from mmchat.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
-"""Beside the checkpoints of a run: the iteration of the newest, or "release"."""
+"""File beside the checkpoints of a run with the newest iteration, or "release"."""
 FILE = "model_optim_rng.pt"
 
 
 def rank_files(directory: Path) -> list[Path]:
-    """In the order of the ranks; none where it is no such directory.
+    """The files of all tensor-parallel ranks, in order of rank; empty if it is no directory of Megatron.
 
     Args:
-        directory: one checkpoint (`mp_rank_00/`, `mp_rank_01/`, ...), or those of a run, of which the newest is taken.
+        directory: One checkpoint (`mp_rank_00/`, `mp_rank_01/`, ...), or the checkpoints of a run: the newest is used.
 
     Raises:
-        UserError: parts of a pipeline, a rank that is missing, or no telling which checkpoint is meant.
+        UserError: The checkpoint is split over a pipeline, a rank is missing, or several checkpoints are candidates.
     """
     checkpoint = _checkpoint(directory)
     files = sorted(checkpoint.glob(f"mp_rank_*/{FILE}"), key=lambda file: (numbers_in(file), file))
@@ -28,14 +28,14 @@ def rank_files(directory: Path) -> list[Path]:
     expected = [f"mp_rank_{number:02d}" for number in range(len(files))]
     if ranks != expected:
         raise UserError(
-            f"{checkpoint} holds {', '.join(ranks)}, expected {', '.join(expected)}: all ranks of tensor parallelism, "
-            "and no parts of a pipeline or of experts, which Megatron's own tools join"
+            f"{checkpoint} holds {', '.join(ranks)}, expected {', '.join(expected)}: all tensor-parallel ranks. Merge "
+            "pipeline and expert parallel checkpoints with Megatron's own tools first"
         )
     return files
 
 
 def numbers_in(file: Path) -> list[int]:
-    """Of the file and its directory, which is where ranks are told: 2 comes before 10."""
+    """Numbers in the names of a file and its directory, as a sort key: rank 2 comes before rank 10."""
     return [int(number) for number in re.findall(r"\d+", f"{file.parent.name}/{file.name}")]
 
 
@@ -46,5 +46,7 @@ def _checkpoint(directory: Path) -> Path:
         return directory / (f"iter_{int(newest):07d}" if newest.isdecimal() else newest)
     found = sorted(directory.glob("iter_*"))
     if len(found) > 1:
-        raise UserError(f"{directory} holds {len(found)} checkpoints and no {TRACKER}: name one, such as {found[-1]}")
+        raise UserError(
+            f"{directory} holds {len(found)} checkpoints and no {TRACKER}; name one of them, such as {found[-1]}"
+        )
     return found[0] if found else directory

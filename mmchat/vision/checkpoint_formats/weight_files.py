@@ -1,4 +1,4 @@
-"""Where a tower comes from: a directory or a file, looked into without running anything that it holds."""
+"""The weights in a directory or a file, read without running code that they may hold."""
 
 import argparse
 import hashlib
@@ -13,20 +13,22 @@ from safetensors import SafetensorError, safe_open
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.vision.checkpoint_formats.known_hashes import TORCHSCRIPT
+from mmchat.vision.checkpoint_formats.known_hashes import TORCHSCRIPT_SHA256
 from mmchat.vision.checkpoint_formats.megatron_ranks import numbers_in, rank_files
 
 PICKLED = (".bin", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model")
-"""Keys under which training programs keep the tensors of a file that holds more (open_clip; Megatron, SAM)."""
+"""Keys of the state dict in files that hold more (open_clip; Megatron, SAM)."""
 ARGUMENTS = "args"
-"""Key under which Megatron keeps those of the run beside the model."""
+"""Key of the run's arguments in Megatron's files."""
 
 
 class WeightFiles:
-    """One place with weights; nothing is read before it is asked for.
+    """The weights in a directory or a file. They are read on first use.
 
-    path: a directory or a file. trusted: a TorchScript archive of unknown origin may be opened.
+    Args:
+        path: Directory or file.
+        trusted: Whether TorchScript archives of unknown origin may be opened. Such an archive is a program.
     """
 
     def __init__(self, path: Path, trusted: bool = False) -> None:
@@ -34,46 +36,46 @@ class WeightFiles:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`config.json` of a directory; empty where there is none."""
+        """`config.json` of a directory, or empty."""
         path = self.path / "config.json"
         return read_json(path) if path.exists() else {}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor: what a layout is recognised by."""
+        """Key -> shape of every tensor. Formats are recognised by it."""
         shapes: dict[str, tuple[int, ...]] = {}
         for file in self._safetensors:
-            with self._opened(file) as tensors:
-                for key in tensors.keys():  # noqa: SIM118  (no dict)
+            with self._open_safetensors(file) as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (not a dict)
                     shapes[key] = tuple(tensors.get_slice(key).get_shape())
         for tensors in self._pickled:
             shapes |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         return shapes
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with `prefix`, by what follows it.
+        """The tensors whose keys start with `prefix`, without it.
 
         Raises:
-            UserError: several files hold the same ones, so they are parts that must be joined.
+            UserError: Several files hold the same key, so they are ranks that must be merged.
         """
-        times = Counter(key for tensors in self._pickled for key in tensors if key.startswith(prefix))
-        if twice := [key for key, count in times.items() if count > 1]:
-            raise UserError(f"several files in {self.path} hold {twice[0]}: name the one that is meant")
-        found = {key: tensor for tensors in self._pickled for key, tensor in tensors.items() if key in times}
+        counts = Counter(key for tensors in self._pickled for key in tensors if key.startswith(prefix))
+        if repeated := [key for key, count in counts.items() if count > 1]:
+            raise UserError(f"several files in {self.path} hold {repeated[0]}; name one of the files")
+        found = {key: tensor for tensors in self._pickled for key, tensor in tensors.items() if key in counts}
         for file in self._safetensors:
-            with self._opened(file) as tensors:
-                own = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
-                found |= {key: tensors.get_tensor(key) for key in own}
+            with self._open_safetensors(file) as tensors:
+                keys = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
+                found |= {key: tensors.get_tensor(key) for key in keys}
         return {key.removeprefix(prefix): tensor for key, tensor in found.items()}
 
     @property
     def shards(self) -> list[dict[str, torch.Tensor]]:
-        """All tensors, file by file where torch wrote them: in order, the ranks of a model that was split."""
+        """All tensors: one dict for each pickled file, in order of rank, or one for all safetensors."""
         return self._pickled or [self.tensors()]
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of the run that wrote the first file; empty where it does not hold any."""
+        """Arguments of the run that wrote the first file, or empty."""
         values = self._loaded[0] if self._loaded else {}
         arguments = values.get(ARGUMENTS) if isinstance(values, dict) else None
         return vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
@@ -90,7 +92,7 @@ class WeightFiles:
 
     @cached_property
     def _loaded(self) -> list[Any]:
-        """Of each file that torch wrote, where there are no safetensors."""
+        """Contents of each pickled file; empty if there are safetensors."""
         if self._safetensors:
             return []
         if not self.path.is_dir():
@@ -102,26 +104,26 @@ class WeightFiles:
         if is_torchscript(file):
             return self._read_torchscript(file)
         try:
-            # A Namespace has no code of its own: unpickling one sets its attributes.
+            # Unpickling a Namespace sets attributes and runs no code.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        except Exception as error:  # torch raises a dozen kinds for files that are cut off, no archives, or hold code
+        except Exception as error:  # many types: truncated files, other formats, pickled code
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{file} cannot be opened as plain tensors: {reason}. If it is whole and holds more than tensors, save "
-                'those alone with the program that wrote it: torch.save({"model": model.state_dict()}, path)'
+                f"{file} cannot be opened as plain tensors: {reason}. If it is complete and holds other objects, save "
+                'only the tensors with the program that wrote it: torch.save({"model": model.state_dict()}, path)'
             ) from None
 
     def _read_torchscript(self, file: Path) -> dict[str, torch.Tensor]:
         digest = sha256(file)
-        if digest not in TORCHSCRIPT and not self.trusted:
+        if digest not in TORCHSCRIPT_SHA256 and not self.trusted:
             raise UserError(
-                f"{file} is a TorchScript archive, which is a program, and none that OpenAI published (its sha256 is "
-                f"{digest}); if you know where it is from, say so with --trust-torchscript"
+                f"{file} is a TorchScript archive, which is a program, and OpenAI did not publish it (its sha256 is "
+                f"{digest}); if you trust its origin, add --trust-torchscript"
             )
         return dict(torch.jit.load(file, map_location="cpu").state_dict())
 
-    def _opened(self, file: Path) -> Any:
+    def _open_safetensors(self, file: Path) -> Any:
         try:
             return safe_open(file, framework="pt")
         except SafetensorError as error:
@@ -129,7 +131,7 @@ class WeightFiles:
 
 
 def flat_tensors(values: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by their names, out of the wrapper that it may be in. What is no tensor is left."""
+    """The tensors of a checkpoint, unwrapped if they are below a key of `WRAPPERS`. Other values are dropped."""
     while isinstance(values, dict) and (inner := next((values[k] for k in WRAPPERS if k in values), None)) is not None:
         values = inner
     if not isinstance(values, dict):
@@ -138,7 +140,7 @@ def flat_tensors(values: Any) -> dict[str, torch.Tensor]:
 
 
 def is_torchscript(file: Path) -> bool:
-    """TorchScript's archives hold their program beside the tensors."""
+    """Whether a file is a TorchScript archive: these hold code beside tensors."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -146,5 +148,6 @@ def is_torchscript(file: Path) -> bool:
 
 
 def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
