@@ -177,7 +177,7 @@ def test_text_pools(make_tower, text_pool):
         (
             BERT,
             {"text_projection": False},
-            r"without a projection, projection_dim 16 must equal the pooled width, which is 32",
+            r"projection_dim 16 must equal the pooled width, which is 32",
         ),
         ({"model_type": "t5"}, {}, r"a t5 has a decoder; a dual encoder takes text encoders only"),
         ({"model_type": "none such"}, {}, r"transformers knows no model_type 'none such'; expected a text encoder"),

@@ -77,7 +77,7 @@ def test_what_computes_something_else_is_never_called_written(ours, tmp_path, mo
         return written
 
     monkeypatch.setattr(export, "_to_transformers", changed)
-    with pytest.raises(RuntimeError, match="a text has another vector"):
+    with pytest.raises(RuntimeError, match="gives a text another vector"):
         main(["clip", "export", str(ours), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -161,7 +161,7 @@ def test_heads_that_ought_to_be_zeros(tmp_path):
     shards = to_megatron(original("internvit")[0], "internvit", 2)
     shards[1]["decoder.layers.1.self_attention.linear_proj.weight"][3, -1] = 1.0
     with pytest.raises(
-        UserError, match=r"layers\.1\..*linear_proj\.weight has 128 channels more .* and they are not zeros"
+        UserError, match=r"layers\.1\..*linear_proj\.weight has 128 channels more .* they are not zeros"
     ):
         load_tower(write(tmp_path, shards))
 
@@ -216,9 +216,7 @@ def test_heads_of_another_width_are_told_by_the_arguments(tmp_path):
     torch.manual_seed(0)
     model = InternVLVisionModel(InternVLVisionModel.config_class(**sizes)).eval()
     shards = to_megatron(model, "internvit300M")
-    with pytest.raises(
-        UserError, match=r"does not give the number of heads, and width 96 is no multiple of .* 64; save"
-    ):
+    with pytest.raises(UserError, match=r"does not give the number of heads, .* 96 is no multiple of .* 64; save"):
         load_tower(write(tmp_path / "without", shards))
     arguments = argparse.Namespace(hidden_size=96, num_layers=2, kv_channels=48, num_attention_heads=2)
     tower = load_tower(write(tmp_path / "with", shards, args=arguments))
@@ -241,16 +239,14 @@ def test_ranks_that_do_not_make_a_model(tmp_path):
     with pytest.raises(UserError, match=r"holds 64 of the 128 channels of .*: it is one rank of several; name the"):
         load_tower(second / "model_optim_rng.pt")
     second.rename(tmp_path / "mp_rank_02")
-    with pytest.raises(
-        UserError, match=r"holds mp_rank_00, mp_rank_02, expected mp_rank_00, mp_rank_01: all tensor-parallel ranks"
-    ):
+    with pytest.raises(UserError, match=r"holds mp_rank_00, mp_rank_02, expected mp_rank_00, mp_rank_01: all tensor-"):
         load_tower(tmp_path)
     (tmp_path / "mp_rank_02").rename(tmp_path / "mp_rank_00_001")
-    with pytest.raises(UserError, match=r"holds mp_rank_00, mp_rank_00_001, expected .* no parts of a pipeline"):
+    with pytest.raises(UserError, match=r"holds mp_rank_00, mp_rank_00_001, expected .* Merge pipeline"):
         load_tower(tmp_path)
     other = to_megatron(original("internvit300M")[0], "internvit300M", 2)[1]
     other["conv1.bias"] += 1
-    with pytest.raises(UserError, match=r"not of one model: conv1\.bias is the same in all of them, but here"):
+    with pytest.raises(UserError, match=r"not of one model: conv1\.bias is replicated, but its values differ"):
         load_tower(write(tmp_path / "mixed", [shards[0], other]))
     del other["conv1.bias"]
     with pytest.raises(UserError, match=r"parts 0 and 1 do not both hold conv1\.bias"):
@@ -299,7 +295,5 @@ def test_arguments_are_data(tmp_path):
 
     (whole,) = to_megatron(original("internvit300M")[0], "internvit300M")
     torch.save({"model": whole, "args": argparse.Namespace(level=Program())}, tmp_path / "tower.pt")
-    with pytest.raises(
-        UserError, match=r"cannot be opened as plain tensors: .*If it is complete .* save only the tensors"
-    ):
+    with pytest.raises(UserError, match=r"cannot be opened as plain tensors: .*If it is complete .* save only the ten"):
         load_tower(tmp_path / "tower.pt")
