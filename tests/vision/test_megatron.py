@@ -249,7 +249,7 @@ def test_ranks_that_do_not_make_a_model(tmp_path):
     with pytest.raises(UserError, match=r"not of one model: conv1\.bias is replicated, but its values differ"):
         load_tower(write(tmp_path / "mixed", [shards[0], other]))
     del other["conv1.bias"]
-    with pytest.raises(UserError, match=r"parts 0 and 1 do not both hold conv1\.bias"):
+    with pytest.raises(UserError, match=r"rank 0 and rank 1 do not both hold conv1\.bias"):
         load_tower(write(tmp_path / "half", [shards[0], other]))
 
 
