@@ -127,11 +127,11 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def _parser() -> OneLineParser:
+def _parser(prog: str) -> OneLineParser:
     kinds = "\n".join(f"  {name:15} {kind.wants}\n{'':18}e.g. {name} {kind.example}" for name, kind in KINDS.items())
     epilog = f"kinds (KIND --help for its options):\n{kinds}"
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog=Path(sys.argv[0]).name, description=__doc__, epilog=epilog, formatter_class=raw)
+    parser = OneLineParser(prog=prog, description=__doc__, epilog=epilog, formatter_class=raw)
     commands = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for name, kind in KINDS.items():
         about = f"{kind.wants}\n\n  python data_tools/convert.py {name} {kind.example} --out OUT.jsonl"
@@ -145,11 +145,11 @@ def _parser() -> OneLineParser:
     return parser
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
+def _arguments(argv: list[str], prog: str) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in KINDS:
         near = difflib.get_close_matches(argv[0].lower(), KINDS, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no kind {argv[0]!r}; the nearest is {near!r} (see `convert.py --help`)")
-    args = _parser().parse_args(argv)
+        raise UserError(f"there is no kind {argv[0]!r}; the nearest is {near!r} (see `{prog} --help`)")
+    args = _parser(prog).parse_args(argv)
     if args.out.suffix != ".jsonl":
         raise UserError(f"--out {args.out}: give a name that ends in .jsonl, one record a line")
     if args.image_root and args.kind != "hf" and not args.image_root.is_dir():
@@ -177,8 +177,8 @@ def _progress(name: str, inputs: list[Path], passes: int) -> Iterator[tuple[Call
         yield advance, lambda note: bar.advance(0, note)
 
 
-def main(argv: list[str] | None = None) -> None:
-    given = vars(_arguments(sys.argv[1:] if argv is None else argv))
+def main(argv: list[str] | None = None, prog: str = "convert.py") -> None:
+    given = vars(_arguments(sys.argv[1:] if argv is None else argv, prog))
     name, inputs, strict = given.pop("kind"), given.pop("input"), given.pop("strict")
     kind = KINDS[name]
     if name == "hf":

@@ -139,9 +139,9 @@ def serve(model: Path, host: str, port: int) -> None:
     page.block_thread()
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "app.py") -> None:
     example = "example:\n  python demo/app.py --model runs/quickstart/model --port 7860"
-    parser = OneLineParser(description="Chat about images.", epilog=example, formatter_class=HelpFormatter)
+    parser = OneLineParser(prog=prog, description="Chat about images.", epilog=example, formatter_class=HelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "runs/quickstart/model", metavar="DIR", help="folder")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="port of the page")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")

@@ -45,20 +45,22 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mmchat.evaluation.questions import evaluate, read_questions
     from mmchat.evaluation.report import score_table
-    from mmchat.evaluation.scores import check, flat, measure, metric_table
+    from mmchat.evaluation.scores import check_metrics, flatten_scores, metric_table, score_answers
     from mmchat.inference.generator import Generator
 
     questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
-    check(arguments.metric, questions)
+    check_metrics(arguments.metric, questions)
     result = evaluate(
         Generator(arguments.checkpoint), questions, arguments.batch_size, arguments.max_new_tokens, arguments.blind
     )
-    scores = measure(arguments.metric, questions, result.predictions, result.blind)
+    scores = score_answers(arguments.metric, questions, result.predictions, result.blind)
     Console().print(score_table(result, arguments.blind))
     if scores:
         Console().print(metric_table(scores, arguments.blind))
     if arguments.out:
-        write_json(arguments.out / "scores.json", {"blind_by": arguments.blind} | result.flat() | flat(scores))
+        write_json(
+            arguments.out / "scores.json", {"blind_by": arguments.blind} | result.flat() | flatten_scores(scores)
+        )
         lines = [
             {"image": q.image.name, "kind": q.kind, "question": q.text, "answer": answer, "truth": q.answer}
             for q, answer in zip(questions, result.predictions, strict=True)

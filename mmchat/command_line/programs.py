@@ -1,4 +1,4 @@
-"""Runs a Python file that is a program with `main(argv)`, as `python FILE ARGUMENTS` does, in this process."""
+"""Runs a program that is a Python file of its own with `main(argv, prog)`, in this process."""
 
 import sys
 from importlib import import_module
@@ -16,12 +16,9 @@ def run_program(path: Path, name: str, argv: list[str]) -> int:
     Returns:
         0. A program that fails raises.
     """
-    saved_argv = sys.argv
     sys.path.insert(0, str(path.parent))
-    sys.argv = [name, *argv]
     try:
-        import_module(path.stem).main(argv)
+        import_module(path.stem).main(argv, name)
     finally:
         sys.path.remove(str(path.parent))
-        sys.argv = saved_argv
     return 0

@@ -1,1 +1,1 @@
-"""Scores: pure metrics, tasks that run a model over records, reports."""
+"""Evaluation: metrics as pure functions, tasks that run a model on records, reports."""

@@ -1,4 +1,4 @@
-"""What each class is taken for, as an image."""
+"""The confusion matrix of a classifier, as an image."""
 
 from pathlib import Path
 
@@ -11,17 +11,23 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 NAMED_CLASSES, NUMBERED_CLASSES = 60, 25
-"""With more classes their names, or the numbers in the cells, could not be read."""
+"""With more classes, their names or the numbers in the cells would be unreadable and are left out."""
 
 
 def draw_confusion(counts: np.ndarray, classes: list[str], path: Path) -> None:
-    """Write a PNG of int[C, C], classes by rows, what they were taken for by columns; colours are shares of a row."""
+    """Write a confusion matrix as PNG.
+
+    Args:
+        counts: int[C, C]; rows are the right classes, columns the predicted ones. Colours show the share of the row.
+        classes: names, C.
+        path: the file; its folder is made.
+    """
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     size = float(np.clip(0.42 * len(classes) + 2.5, 5, 18))
     figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="taken for", ylabel="class")
+    axes.set(xlabel="predicted", ylabel="class")
     if len(classes) <= NAMED_CLASSES:
         names = [name if len(name) <= 24 else f"{name[:23]}…" for name in classes]
         plain = {"parse_math": False, "fontsize": 9}  # a name may hold dollars

@@ -9,32 +9,37 @@ import numpy as np
 from mmchat.extras import require
 
 Interval = tuple[float, float]
+"""Lower and upper end."""
 QUERIES_AT_A_TIME = 1024
+"""Queries whose similarities to the whole gallery are in memory at once."""
 
 
 def exact_match(prediction: str, reference: str) -> bool:
-    """Equal but for white space around and between words."""
+    """Whether both have the same words; the white space between and around them does not count."""
     return prediction.split() == reference.split()
 
 
 def commonest_answer_scores(
     kinds: Sequence[Hashable], questions: Sequence[str], references: Sequence[str]
 ) -> dict[Hashable, float]:
-    """Per kind, the exact-match score of always giving that kind's commonest answer without looking.
+    """Exact match of a guesser that always gives the commonest answer of a kind, without looking at the image.
 
-    Words of the question are free: "the 7 is blue" counts as "the _ is blue" where the question names the 7, because
-    whoever repeats the question needs to guess only the rest.
+    It may repeat words of the question. "the 7 is blue" counts as "the _ is blue" if the question names the 7, because
+    only the rest must be guessed.
+
+    Returns:
+        kind -> share of right answers.
     """
     by_kind: dict[Hashable, Counter[str]] = {}
     for kind, question, reference in zip(kinds, questions, references, strict=True):
-        asked = set(re.findall(r"\w+", question))
-        rest = " ".join("_" if word in asked else word for word in reference.split())
+        in_question = set(re.findall(r"\w+", question))
+        rest = " ".join("_" if word in in_question else word for word in reference.split())
         by_kind.setdefault(kind, Counter())[rest] += 1
     return {kind: answers.most_common(1)[0][1] / answers.total() for kind, answers in by_kind.items()}
 
 
 def mean_by_kind(kinds: Sequence[Hashable], scores: Sequence[float]) -> dict[Hashable, float]:
-    """The mean score per kind; of hits, their share."""
+    """The mean score of each kind; for hits (bool) their share."""
     grouped: dict[Hashable, list[float]] = {}
     for kind, score in zip(kinds, scores, strict=True):
         grouped.setdefault(kind, []).append(score)
@@ -42,24 +47,34 @@ def mean_by_kind(kinds: Sequence[Hashable], scores: Sequence[float]) -> dict[Has
 
 
 def ranks_of_targets(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """How many classes come before the right one: int[N] from float[N, C] and int[N]. Equal scores keep their order,
-    as in argmax, so that rank 0 is what argmax says."""
+    """The number of classes ranked before the right one.
+
+    Equal scores keep their order, as in argmax, so rank 0 is what argmax predicts.
+
+    Args:
+        scores: float[N, C].
+        targets: int[N].
+
+    Returns:
+        int[N].
+    """
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.argmax(order == targets[:, None], axis=1)
 
 
 def mean_per_class(targets: np.ndarray, hits: np.ndarray) -> float:
-    """The mean of every class's share of hits, over the classes that occur; int[N], bool[N]."""
+    """Mean over classes of the share of hits, for the classes that occur; from int[N] and bool[N]."""
     counts = np.bincount(targets)
     return float((np.bincount(targets, weights=hits)[counts > 0] / counts[counts > 0]).mean())
 
 
 def calibration_error(confidences: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al., arXiv:1706.04599, equation 3): how far confidence and accuracy are apart.
+    """Expected calibration error (Guo et al., arXiv:1706.04599, equation 3): the gap of confidence and accuracy.
 
     Args:
-        confidences: float[N], the probability of what was predicted. hits: bool[N], whether that was right.
-        bins: of equal width, each open below and closed above.
+        confidences: float[N], the probability of the predicted class.
+        hits: bool[N], whether it was right.
+        bins: number of bins of equal width, each open below and closed above.
     """
     places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(places, weights=confidences - hits, minlength=bins)
@@ -76,7 +91,7 @@ def share_interval(hits: int, total: int) -> Interval:
 
 
 def share_with_interval(hits: np.ndarray) -> tuple[float, Interval]:
-    """The share of hits in bool[N] and its 95 % interval."""
+    """The share of hits in bool[N], and its 95 % interval."""
     return float(hits.mean()), share_interval(int(hits.sum()), len(hits))
 
 
@@ -89,7 +104,13 @@ def flatten_intervals(figures: dict[str, tuple[float, Interval]]) -> dict[str, f
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], total: int, draws: int = 1000) -> Interval:
-    """The middle 95 % of `statistic(int[total])` over samples drawn with replacement; the same ones every time."""
+    """95 % interval by bootstrap. The draws are seeded, so the interval is reproducible.
+
+    Args:
+        statistic: indices int[total], drawn with replacement -> value.
+        total: sample size.
+        draws: number of resamples.
+    """
     rng = np.random.default_rng(0)
     values = [statistic(rng.integers(total, size=total)) for _ in range(draws)]
     low, high = np.percentile(values, (2.5, 97.5))
@@ -97,9 +118,15 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], total: int, dra
 
 
 def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray, right: Sequence[Sequence[int]]) -> np.ndarray:
-    """How many wrong items come before the first right one: int[Q] from float[Q, P] and float[G, P], by dot product.
+    """The number of wrong items ranked before the first right one, by dot product. Ties count against the model.
 
-    right: which of the gallery each query looks for, one or more. A tie counts against the model.
+    Args:
+        queries: float[Q, P].
+        gallery: float[G, P].
+        right: for each query, the indices of its right items, at least one.
+
+    Returns:
+        int[Q].
     """
     ranks = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), QUERIES_AT_A_TIME):

@@ -1,9 +1,8 @@
-"""Linear probes: how far apart a tower's frozen features keep the classes, by CLIP's protocol.
+"""Linear probes of a tower's frozen features, by CLIP's protocol (Radford et al. 2021, arXiv:2103.00020, appendix A.3).
 
-Logistic regression on features as they are, scikit-learn's L-BFGS with at most 1,000 iterations. How strongly it is
-regularised is searched between 1e-6 and 1e6 on a validation split: every second decade first, then around the best in
-halved steps, down to eighths of a decade. The last fit takes training and validation together (Radford et al. 2021,
-arXiv:2103.00020, appendix A.3).
+Logistic regression on unscaled features, with scikit-learn's L-BFGS and at most 1,000 iterations. The regularisation is
+chosen between 1e-6 and 1e6 on a validation split: first every second decade, then around the best in halved steps, down
+to 1/8 of a decade. The final fit uses training and validation images.
 """
 
 import warnings
@@ -32,7 +31,11 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """hits of total test images were told right. regularisation: lambda, 1 / C of scikit-learn's."""
+    """The score of one set of features.
+
+    hits: right predictions among `total` test images.
+    regularisation: lambda, scikit-learn's 1 / C.
+    """
 
     name: str
     hits: int
@@ -49,28 +52,36 @@ class ProbeResult:
 
 
 Features = tuple[np.ndarray, np.ndarray]
-"""float[n, D] and the class of each, int[n]."""
+"""Features float[n, D] and their classes int[n]."""
 
 
 def probe(name: str, train: Features, test: Features, seed: int = 0) -> ProbeResult:
-    """Fit on `train`, a seeded part of which first serves to choose the regularisation; score on `test`.
+    """Choose the regularisation on a part of `train`, fit on all of it, score on `test`.
+
+    Args:
+        name: what the features are called in the table.
+        train: features and classes for fitting and validation.
+        test: features and classes for the score.
+        seed: of the validation split.
 
     Raises:
-        UserError: there are too few images to hold some of each class back.
+        UserError: a class has too few images for a validation split.
     """
     require("sklearn")
     from sklearn.model_selection import train_test_split
 
     features, classes = train
     if np.bincount(classes)[np.unique(classes)].min() < 2:
-        raise UserError("a probe needs two or more images of each class to learn from, one is held back to choose by")
+        raise UserError(
+            "a probe needs two or more training images of each class, because one is held back for validation"
+        )
     held_back = max(round(VALIDATION_SHARE * len(classes)), len(np.unique(classes)))
-    fit_on, choose_by, fit_classes, choose_classes = train_test_split(
+    fit_features, val_features, fit_classes, val_classes = train_test_split(
         features, classes, test_size=held_back, stratify=classes, random_state=seed
     )
 
     def validated(regularisation: float) -> float:
-        return _fitted(fit_on, fit_classes, regularisation).score(choose_by, choose_classes)
+        return _fitted(fit_features, fit_classes, regularisation).score(val_features, val_classes)
 
     best = search(validated)
     hits = int((_fitted(features, classes, best).predict(test[0]) == test[1]).sum())
@@ -78,9 +89,10 @@ def probe(name: str, train: Features, test: Features, seed: int = 0) -> ProbeRes
 
 
 def search(score: Callable[[float], float]) -> float:
-    """The regularisation with the best score, in steps of an eighth of a decade; of equals the one nearest to 1.
+    """The regularisation with the best score, in steps of 1/8 decade; of equal ones the nearest to 1.
 
-    Each is scored once.
+    Args:
+        score: regularisation -> validation score. It is called once per value.
     """
     scores: dict[int, float] = {}
 
@@ -108,13 +120,22 @@ def _fitted(features: np.ndarray, classes: np.ndarray, regularisation: float) ->
 
     regression = LogisticRegression(C=1 / regularisation, max_iter=MAX_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops there
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at the limit
         return regression.fit(features, classes)
 
 
 @torch.no_grad()
 def tower_features(tower: VisionTower, pixels: np.ndarray, pool: str, batch_size: int = 64) -> np.ndarray:
-    """uint8[n, 3, H, W] -> float32[n, D]; `pool` and UserError as `pooled_features`."""
+    """One feature per image.
+
+    Args:
+        tower: the tower, on any device.
+        pixels: uint8[n, 3, H, W].
+        pool: as in `pooled_features`, whose UserError it also raises.
+
+    Returns:
+        float32[n, D].
+    """
     tower.eval()
     device = next(tower.parameters()).device
     found = []
@@ -125,24 +146,25 @@ def tower_features(tower: VisionTower, pixels: np.ndarray, pool: str, batch_size
 
 
 def tower_pixels(images: list[Image.Image], spec: TowerSpec) -> np.ndarray:
-    """What the tower sees of each: uint8[n, 3, H, W].
+    """The images after preprocessing: uint8[n, 3, H, W].
 
     Raises:
-        UserError: it sees several squares of an image, or less than a square.
+        UserError: the tower sees several views of an image, or images of different sizes.
     """
     refuse_several_views(spec, "a probe")
     if spec.preprocessing.fit == "longest-edge-pad":
-        raise UserError("a probe takes images that are all as large, but the tower's fit is 'longest-edge-pad'")
+        raise UserError("a probe needs images of one size, but the tower's fit is 'longest-edge-pad'")
     return np.concatenate([preprocess(image, spec) for image in images])
 
 
 def raw_pixels(pixels: np.ndarray) -> np.ndarray:
-    """uint8[n, 3, H, W] -> float32[n, D] from 0 to 1; grey images give one channel, as the others say the same."""
-    grey = (pixels == pixels[:, :1]).all()
-    return (pixels[:, :1] if grey else pixels).reshape(len(pixels), -1).astype(np.float32) / 255
+    """uint8[n, 3, H, W] -> float32[n, D] from 0 to 1. If all images are gray, one channel is enough."""
+    gray = (pixels == pixels[:, :1]).all()
+    return (pixels[:, :1] if gray else pixels).reshape(len(pixels), -1).astype(np.float32) / 255
 
 
 def probe_table(results: list[ProbeResult]) -> Table:
+    """A row per set of features."""
     table = Table(title="linear probes", title_justify="left")
     table.add_column("features", overflow="fold")
     for column in ("accuracy", "95 % interval", "right", "regularisation"):

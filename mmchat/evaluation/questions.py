@@ -1,7 +1,7 @@
-"""The question task: every question of a file asked by itself, scored by exact match per kind.
+"""The question task: each question of a file is asked by itself and scored by exact match, per kind of question.
 
-Beside the score stand two that keep it honest: always giving a kind's commonest answer, and the blind
-score, the same questions with the images swapped among them, or about blank ones.
+Two baselines show how much can be guessed: always giving the commonest answer of a kind, and the blind score, the same
+questions about swapped or blank images.
 """
 
 from collections import Counter
@@ -14,22 +14,22 @@ from typing import Literal
 from PIL import Image
 
 from mmchat.data.image_refs import ImageRef
-from mmchat.data.records import Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
+from mmchat.evaluation.one_image_records import one_image_records
 from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
 
 Blind = Literal["swapped", "blank"]
 BLINDS: dict[Blind, str] = {"swapped": "another image", "blank": "a blank image"}
-"""What is looked at for the blind score."""
-Look = Callable[[], Image.Image]
+"""The images of the blind score: name -> description."""
+ImageOpener = Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image; `kind` groups the scores."""
+    """One question about one image. Scores are grouped by `kind`."""
 
     image: ImageRef
     text: str
@@ -39,7 +39,11 @@ class Question:
 
 @dataclass(frozen=True)
 class KindScore:
-    """Shares of 1."""
+    """Shares from 0 to 1.
+
+    questions: their number.
+    score: exact match. blind: the same about other images. commonest: that of always the commonest answer.
+    """
 
     kind: str
     questions: int
@@ -49,14 +53,16 @@ class KindScore:
 
 
 @dataclass(frozen=True)
-class Result:
+class EvalResult:
+    """kinds: sorted by name. overall: over all questions. predictions, blind: one answer per question, in order."""
+
     kinds: list[KindScore]
     overall: KindScore
     predictions: list[str]
     blind: list[str]
 
     def flat(self) -> dict[str, float]:
-        """Metric name -> number, as `scores.json` holds them."""
+        """Metric name -> number, as in scores.json."""
         named = {"overall": self.overall} | {f"kind/{score.kind}": score for score in self.kinds}
         flat = {name: score.score for name, score in named.items()}
         flat |= {f"{name}/blind": score.blind for name, score in named.items()}
@@ -65,17 +71,17 @@ class Result:
 
 
 def read_questions(path: Path, image_root: Path) -> list[Question]:
-    """Every human turn of a LLaVA file with its answer; `kinds` (one per question) is optional in a record.
+    """The questions of a data file: every user turn with the answer that follows.
+
+    Args:
+        path: LLaVA .json or .jsonl. A record may have `kinds`, one per question; without it the kind is "question".
+        image_root: folder of the images.
 
     Raises:
-        UserError: a record is unusable (an evaluation leaves nothing out), or holds other than one image.
+        UserError: a record is unusable, or does not have exactly one image and an answer and a kind per question.
     """
     questions: list[Question] = []
-    for record in open_source(path, image_root):
-        if isinstance(record, Rejected):
-            raise UserError(f"{record.where}: {record.reason}")
-        if len(record.images) != 1:
-            raise UserError(f"{record.where}: {len(record.images)} images; the question task needs exactly one")
+    for record in one_image_records(open_source(path, image_root), "the question task"):
         texts = ["".join(part or "" for part in turn.parts) for turn in record.turns if turn.role == "user"]
         answers = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
         kinds = record.extra.get("kinds", ["question"] * len(texts))
@@ -91,7 +97,7 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
 
 
 def swap_images(questions: Sequence[Question]) -> list[ImageRef]:
-    """For each question the image of another: the list of distinct images turned by half its length.
+    """For each question another image: the list of distinct images, rotated by half its length.
 
     Raises:
         UserError: fewer than two images.
@@ -99,35 +105,40 @@ def swap_images(questions: Sequence[Question]) -> list[ImageRef]:
     images = list(dict.fromkeys(question.image for question in questions))
     if len(images) < 2:
         raise UserError("the blind score swaps images, so it needs at least two")
-    turned = images[len(images) // 2 :] + images[: len(images) // 2]
-    other = dict(zip(images, turned, strict=True))
+    rotated = images[len(images) // 2 :] + images[: len(images) // 2]
+    other = dict(zip(images, rotated, strict=True))
     return [other[question.image] for question in questions]
 
 
-def blank(image: ImageRef) -> Image.Image:
-    """White paper of the same size."""
+def blank_image(image: ImageRef) -> Image.Image:
+    """A white image of the same size."""
     return Image.new("RGB", image.open().size, "white")
 
 
 def answer_all(
     generator: Generator,
     questions: Sequence[Question],
-    looks: Sequence[Look],
+    images: Sequence[ImageOpener],
     title: str,
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy answers, batches sorted by question length so that little is padded."""
+    """Greedy answers, one per question. Batches are sorted by question length, which saves padding.
+
+    Args:
+        images: opens the image of each question.
+        title: of the progress bar.
+    """
     order = sorted(range(len(questions)), key=lambda i: (questions[i].kind, len(questions[i].text)))
     answers = [""] * len(questions)
     with progress_bar(title, len(questions)) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            images = [looks[i]() for i in batch]
+            opened = [images[i]() for i in batch]
             conversations = [
-                generator.conversation(questions[i].text, image, ())[0] for i, image in zip(batch, images, strict=True)
+                generator.conversation(questions[i].text, image, ())[0] for i, image in zip(batch, opened, strict=True)
             ]
-            texts = generator.generate(conversations, [[p] for p in images], max_new_tokens=max_new_tokens)
+            texts = generator.generate(conversations, [[image] for image in opened], max_new_tokens=max_new_tokens)
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
             bar.advance(len(batch))
@@ -140,20 +151,22 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 64,
     blind: Blind = "swapped",
-) -> Result:
-    """Ask everything twice: about the right images, and about others."""
+) -> EvalResult:
+    """Ask every question twice: about its own image, and for the blind score about another."""
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    own: list[Look] = [question.image.open for question in questions]
-    other: list[Look]
+    other_images: list[ImageOpener]
     if blind == "blank":
-        other = [partial(blank, question.image) for question in questions]
+        other_images = [partial(blank_image, question.image) for question in questions]
     else:
-        other = [image.open for image in swap_images(questions)]
-    predictions = answer_all(generator, questions, own, "answering", **options)
-    return score(questions, predictions, answer_all(generator, questions, other, "answering blind", **options))
+        other_images = [image.open for image in swap_images(questions)]
+    own_images = [question.image.open for question in questions]
+    predictions = answer_all(generator, questions, own_images, "answering", **options)
+    blind_predictions = answer_all(generator, questions, other_images, "answering blind", **options)
+    return score(questions, predictions, blind_predictions)
 
 
-def score(questions: Sequence[Question], predictions: Sequence[str], blind: Sequence[str]) -> Result:
+def score(questions: Sequence[Question], predictions: Sequence[str], blind: Sequence[str]) -> EvalResult:
+    """Exact match of answers and of blind answers, per kind and overall."""
     kinds = [question.kind for question in questions]
     references = [question.answer for question in questions]
     hits = [exact_match(p, r) for p, r in zip(predictions, references, strict=True)]
@@ -172,4 +185,4 @@ def score(questions: Sequence[Question], predictions: Sequence[str], blind: Sequ
         sum(blind_hits) / total,
         sum(row.commonest * row.questions for row in rows) / total,
     )
-    return Result(rows, overall, list(predictions), list(blind))
+    return EvalResult(rows, overall, list(predictions), list(blind))

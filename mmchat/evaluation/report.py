@@ -1,4 +1,4 @@
-"""How a run is shown: the score table in the terminal, and one self-contained HTML page."""
+"""The report of a run: the score table in the terminal, and one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from math import nan
@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from mmchat.errors import UserError
-from mmchat.evaluation.questions import BLINDS, Blind, Result
+from mmchat.evaluation.questions import BLINDS, Blind, EvalResult
 from mmchat.evaluation.scores import METRICS
 from mmchat.evaluation.summary import read_lines_of, summarise
 from mmchat.files import read_json, read_json_lines, write_text
@@ -16,13 +16,13 @@ from mmchat.html import render
 from mmchat.images import data_uri, load_image
 
 IMAGE_SIDE = 256
-"""Side of an image in the report's grid, in pixels, if it has as many."""
+"""Largest side of an image in the grid, in pixels."""
 SHOWN_LINES = 20
-"""Most incidents, and most samples left out, that the report lists by name."""
+"""Most incidents, and most left-out samples, that are listed."""
 
 
-def score_table(result: Result, blind: Blind = "swapped") -> Table:
-    """Per kind: exact match, the blind score, and what the commonest answer would get."""
+def score_table(result: EvalResult, blind: Blind = "swapped") -> Table:
+    """Per kind of question: exact match, blind score, and the score of always the commonest answer."""
     table = Table(title="exact match, %", title_justify="left")
     table.add_column("kind of question")
     for column in ("questions", "model", f"blind ({BLINDS[blind]})", "commonest answer"):
@@ -38,15 +38,19 @@ def score_table(result: Result, blind: Blind = "swapped") -> Table:
 def write_report(
     run: Path, earlier: Sequence[Path] = (), beside: Mapping[str, Path] | None = None, images: int = 24
 ) -> Path:
-    """Write `run/report.html`: what the run and the earlier stages did, and its scores and answers if it has any.
+    """Write `run/report.html`: training of the run and earlier stages, and scores and answers if there are any.
 
     Args:
-        earlier: run directories of the stages before.
+        run: run directory.
+        earlier: run directories of earlier stages, in order.
         beside: name -> directory of another run that was scored on the same questions.
-        images: how many held-out images are shown with their answers.
+        images: number of held-out images to show with their answers.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: a directory holds no run, or one beside has no scores of the same questions.
+        UserError: a directory is not a run, or one of `beside` has no scores of the same questions.
     """
     scored = (run / "scores.json").exists() and (run / "predictions.jsonl").exists()
     scores = read_json(run / "scores.json") if scored else {}
@@ -84,13 +88,16 @@ def _scores_beside(directory: Path, scores: dict[str, float]) -> dict[str, float
     if not (directory / "scores.json").exists():
         raise UserError(f"{directory} has no scores.json; `mmchat eval MODEL DATA --out {directory}` writes it")
     theirs = read_json(directory / "scores.json")
-    questions = lambda of: {name: number for name, number in of.items() if name.endswith("/questions")}  # noqa: E731
-    if questions(theirs) != questions(scores):
+    if _question_counts(theirs) != _question_counts(scores):
         raise UserError(
             f"{directory} was scored on other questions ({theirs.get('overall/questions', 0):,} of them, expected "
             f"{scores.get('overall/questions', 0):,} of the same kinds); evaluate both on one file"
         )
     return theirs
+
+
+def _question_counts(scores: dict[str, float]) -> dict[str, float]:
+    return {name: number for name, number in scores.items() if name.endswith("/questions")}
 
 
 def _kinds(scores: dict[str, Any]) -> list[str]:
@@ -107,14 +114,14 @@ def _kind(name: str, scores: dict[str, float], others: dict[str, dict[str, float
 
 
 def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A table of one of the scores that were asked for beside exact match; nan where a file has it not."""
+    """The table of one metric of `mmchat eval --metric`; NaN if a file does not have a value."""
 
     def row(key: str) -> list[float]:
         return [scores[key], *(theirs.get(key, nan) for theirs in others.values()), scores.get(f"{key}/blind", nan)]
 
     return {
         "name": name,
-        "says": METRICS[name].says,
+        "description": METRICS[name].description,
         "kinds": {kind.removeprefix("kind/"): row(f"{kind}/{name}") for kind in _kinds(scores)},
         "overall": row(name),
         "interval": (scores[f"{name}/low"], scores[f"{name}/high"]),
@@ -122,7 +129,7 @@ def _metric(name: str, scores: dict[str, Any], others: dict[str, dict[str, Any]]
 
 
 def _grid(predictions: list[dict[str, str]], images: int) -> list[dict[str, Any]]:
-    """Images with all their questions, taken evenly from the whole file, so that nobody chose them."""
+    """Images with all their questions, evenly spaced over the file, so that they are not hand-picked."""
     by_image: dict[str, list[dict[str, str]]] = {}
     for line in predictions:
         by_image.setdefault(line["image"], []).append(line)

@@ -1,4 +1,4 @@
-"""A run in a dozen figures, from the files that it leaves; for the terminal and for the report."""
+"""A run in a dozen figures, read from its files, for the terminal and the report."""
 
 from itertools import zip_longest
 from pathlib import Path
@@ -12,21 +12,24 @@ from mmchat.progress import format_duration
 
 
 def summarise(run_dir: Path) -> dict[str, str]:
-    """Name -> figure, as people read it; a dash where the run does not know.
+    """The figures of a run.
 
-    Tokens and images are divided by the time of the steps, without validations and checkpoints. MFU and data wait are
-    logged over the last 20 steps each; their means are weighted by time, so in a very short run early steps weigh more.
+    Rates are per second of step time, without validation and checkpoints. MFU and data wait are logged over the last 20
+    steps; their means are weighted by time, so in a very short run early steps weigh more.
+
+    Returns:
+        Name -> figure as text; "-" if the run did not log it.
 
     Raises:
-        UserError: the directory holds no metrics of a run.
+        UserError: the directory has no metrics.jsonl.
     """
     if not (run_dir / "metrics.jsonl").exists():
-        raise UserError(f"{run_dir / 'metrics.jsonl'} does not exist: no run has begun there")
+        raise UserError(f"{run_dir / 'metrics.jsonl'} does not exist: no run has started there")
     rows = read_json_lines(run_dir / "metrics.jsonl")
     steps = [row for row in rows if "seconds" in row]
     losses = [row["loss"] for row in steps if "loss" in row]
     held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    told_right = [row["validation_top1"] for row in rows if "validation_top1" in row]
+    validation_top1 = [row["validation_top1"] for row in rows if "validation_top1" in row]
     zero_shot = [row["zero_shot_top1"] for row in rows if "zero_shot_top1" in row]
     skipped = len(steps) - len(losses)
     seconds = sum(row["seconds"] for row in steps)
@@ -42,24 +45,24 @@ def summarise(run_dir: Path) -> dict[str, str]:
     return {
         "steps": f"{len(losses):,}" + (f" and {skipped:,} skipped" if skipped else ""),
         "time": format_duration(seconds),
-        "last loss": _shown(losses[-1] if losses else None, "{:.4f}"),
-        "validation loss": _shown(held_out[-1] if held_out else None, "{:.4f}"),
-        "validation top-1": _shown(told_right[-1] if told_right else None, "{:.1%}"),
-        "zero-shot top-1": _shown(zero_shot[-1] if zero_shot else None, "{:.1%}"),
-        "supervised tokens/s": _shown(rate("terms"), "{:,.0f}"),
-        "tokens/s": _shown(rate("tokens"), "{:,.0f}"),
-        "images/s": _shown(rate("images"), "{:,.1f}"),
-        "MFU": _shown(mean("mfu"), "{:.1%}"),
-        "batch fill": _shown(mean("fill"), "{:.1%}"),
-        "data wait": _shown(mean("data_wait"), "{:.1%}"),
-        "peak memory": _shown(memory, "{:,.2f} GiB", 1 / 2**30),
+        "last loss": _formatted(losses[-1] if losses else None, "{:.4f}"),
+        "validation loss": _formatted(held_out[-1] if held_out else None, "{:.4f}"),
+        "validation top-1": _formatted(validation_top1[-1] if validation_top1 else None, "{:.1%}"),
+        "zero-shot top-1": _formatted(zero_shot[-1] if zero_shot else None, "{:.1%}"),
+        "supervised tokens/s": _formatted(rate("terms"), "{:,.0f}"),
+        "tokens/s": _formatted(rate("tokens"), "{:,.0f}"),
+        "images/s": _formatted(rate("images"), "{:,.1f}"),
+        "MFU": _formatted(mean("mfu"), "{:.1%}"),
+        "batch fill": _formatted(mean("fill"), "{:.1%}"),
+        "data wait": _formatted(mean("data_wait"), "{:.1%}"),
+        "peak memory": _formatted(memory, "{:,.2f} GiB", 1 / 2**30),
         "tokens cut": f"{sum(row.get('cut', 0) for row in steps):,}",
         "samples left out": f"{len(read_lines_of(run_dir / 'quarantine.jsonl')):,}",
     }
 
 
 def summary_table(figures: dict[str, str]) -> Table:
-    """Two columns of names and figures, read downwards."""
+    """Two columns of names and figures."""
     table = Table(show_header=False, box=None, padding=(0, 4, 0, 0))
     for justify in ("left", "right") * 2:
         table.add_column(justify=justify)
@@ -71,9 +74,9 @@ def summary_table(figures: dict[str, str]) -> Table:
 
 
 def read_lines_of(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that exists only where there was something to write."""
+    """The lines of a file; none if it does not exist, because there was nothing to write."""
     return read_json_lines(path) if path.exists() else []
 
 
-def _shown(value: float | None, form: str, scale: float = 1) -> str:
+def _formatted(value: float | None, form: str, scale: float = 1) -> str:
     return "-" if value is None else form.format(value * scale)

@@ -1,11 +1,11 @@
-"""The table behind a chart: a score after StructChart's SCRM (arXiv:2309.11268). No torch here.
+"""Score of the table behind a chart: StructChart's SCRM (arXiv:2309.11268). No torch here.
 
-A table is a set of triplets (entity, entity, value). One that was read matches one of the reference if the names are at
-most `letters` edits apart and the values at most `share` of the right one. The similarity of two tables is matches /
-size of the union; a table counts as right at a threshold if its similarity reaches it.
+A table is a set of triplets (entity, entity, value). A predicted triplet matches one of the reference if the names are
+at most `letters` edits apart and the values differ by at most the share `share` of the right one. The similarity of two
+tables is matches / size of the union. A table is right at a threshold if its similarity reaches it.
 
-Unlike StructChart's program, a triplet matches at most one other (there two readings of one cell count twice), and a
-tolerance is of the value without its sign (there any reading of a negative value is right).
+Two differences to StructChart's code: a triplet matches at most one other (there two predictions of one cell count
+twice), and tolerance is relative to the absolute value (there any prediction of a negative value is right).
 """
 
 import ast
@@ -27,25 +27,25 @@ Triplet = tuple[str, str, str | float]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How many edits of the names, and which share of the value, are forgiven."""
+    """Tolerated edits of the names, and tolerated deviation of the value as a share of it."""
 
     letters: int
     share: float
 
 
 STRICT, SLIGHT, HIGH = Tolerance(0, 0.0), Tolerance(2, 0.05), Tolerance(5, 0.1)
-"""StructChart's three."""
+"""The three tolerances of StructChart."""
 THRESHOLDS = range(10, 20)
-"""Of similarity, in twentieths: 0.50, 0.55, ..., 0.95."""
+"""Of similarity, in units of 1/20: 0.50, 0.55, ..., 0.95."""
 _RULE = re.compile(r"[\s|:-]*")
-"""An empty line, and what Markdown draws below a header."""
+"""An empty line, or the rule below the header of a Markdown table."""
 
 
 def scrm(prediction: str, reference: str, tolerance: Tolerance) -> float:
-    """Share of the thresholds that one table reaches; the mean over tables is StructChart's mPrecision.
+    """Share of the thresholds that a table reaches. Its mean over tables is StructChart's mPrecision.
 
     Raises:
-        UserError: the reference is no table.
+        UserError: the reference is not a table.
     """
     wanted = triplets(reference)
     if not wanted:
@@ -57,11 +57,11 @@ def scrm(prediction: str, reference: str, tolerance: Tolerance) -> float:
 
 
 def triplets(text: str) -> set[Triplet]:
-    """The cells of a table; none where the text is no table.
+    """The triplets of a table; an empty set if the text is not a table.
 
-    A dictionary, as JSON or as Python writes it: the innermost key, the keys around it and the value; lists count by
-    position. Else lines of cells, between tabs, bars (Markdown) or commas: name of the row, name of the column and the
-    cell. The two names are sorted, so that a table and its transpose are alike; case does not count.
+    A dictionary in JSON or Python syntax gives (innermost key, joined outer keys, value); the keys of a list are its
+    indices. Lines of cells separated by tabs, bars (Markdown) or commas give (row name, column name, cell). The two
+    names are sorted, so a table equals its transpose. Case does not count.
     """
     tree = _dictionary(text)
     cells = _leaves(tree, ()) if tree is not None else _cells(text)
@@ -73,7 +73,7 @@ def _dictionary(text: str) -> dict | None:
         try:
             tree = parse(text.strip())
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue  # whatever a model may have written
+            continue  # models write anything
         if isinstance(tree, dict):
             return tree
     return None
@@ -95,7 +95,7 @@ def _cells(text: str) -> Iterator[tuple[str, str, str]]:
     try:
         header, *rows = list(csv.reader(lines, delimiter=separator, skipinitialspace=True)) or [[]]
     except csv.Error:
-        return  # whatever a model may have written
+        return  # models write anything
     for row in rows:
         for column, cell in zip(header[1:], row[1:], strict=False):
             yield row[0], column, cell
@@ -106,25 +106,25 @@ def _name(text: str) -> str:
 
 
 def _value(value: Any) -> str | float:
-    """A number, without percent, dollar and thousands marks, or text."""
+    """A number, ignoring percent signs, dollar signs and thousands separators; else text."""
     text = _name(str(value))
     digits = re.sub(r"[%$,]", "", text)
     return float(digits) if NUMBER.fullmatch(digits) else text
 
 
 def _matches(found: set[Triplet], wanted: set[Triplet], tolerance: Tolerance) -> int:
-    """How many pairs there are at most, each triplet in one."""
+    """Size of the largest matching: pairs of similar triplets, each triplet in at most one."""
     require("scipy")
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    pairs = np.array([[_alike(one, other, tolerance) for other in wanted] for one in found]).reshape(
+    pairs = np.array([[_similar(one, other, tolerance) for other in wanted] for one in found]).reshape(
         len(found), len(wanted)
     )
     return int((maximum_bipartite_matching(csr_matrix(pairs)) >= 0).sum())
 
 
-def _alike(found: Triplet, wanted: Triplet, tolerance: Tolerance) -> bool:
+def _similar(found: Triplet, wanted: Triplet, tolerance: Tolerance) -> bool:
     *names, value = found
     *right_names, right = wanted
     if isinstance(value, float) and isinstance(right, float):

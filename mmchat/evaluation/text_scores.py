@@ -1,8 +1,8 @@
-"""How well a page was read: scores of a text against the one that stands there, as Vary and GOT report them.
+"""OCR scores: a predicted text against the reference, as Vary and GOT report them.
 
-The set of scores is that of Nougat (arXiv:2308.13418), which Vary (arXiv:2312.06109) and GOT
-(arXiv:2409.01704, `eval/pyevaltools/eval_ocr.py`) took over. Each is of one text; a report takes their mean.
-Nothing read where nothing stands is a perfect reading. No torch here.
+The set of scores is that of Nougat (arXiv:2308.13418), also used by Vary (arXiv:2312.06109) and GOT (arXiv:2409.01704,
+`eval/pyevaltools/eval_ocr.py`). Each scores one text; reports take the mean. An empty prediction of an empty reference
+is perfect. No torch here.
 """
 
 import re
@@ -19,18 +19,18 @@ CHINESE_MARKS = "\u3001-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff
 _WORD = re.compile(f"[{HAN}{CHINESE_MARKS}]|[^{HAN}{CHINESE_MARKS}\\s]+")
 
 
-def words(text: str) -> list[str]:
-    """What stands between white space; Chinese has none, so each ideograph and each of its marks is a word.
+def split_words(text: str) -> list[str]:
+    """Split at white space. Chinese has none, so each ideograph and each Chinese punctuation mark is a word.
 
-    GOT cuts Chinese by jieba's dictionary instead: its figures of words are lower where a reading is not perfect.
+    GOT splits Chinese by jieba's dictionary instead, so its word scores of imperfect readings are lower.
     """
     return _WORD.findall(text)
 
 
 def edit_distance(prediction: Sequence[str], reference: Sequence[str]) -> float:
-    """Levenshtein's distance / length of the longer one: 0 equal, 1 nothing in common. Of characters, or of words.
+    """Levenshtein distance / length of the longer sequence: 0 is equal, 1 is nothing in common.
 
-    Vary and GOT give it over characters, white space included.
+    For characters (str) or words (list). Vary and GOT report it over characters, including white space.
     """
     require("rapidfuzz")
     from rapidfuzz.distance import Levenshtein
@@ -39,53 +39,53 @@ def edit_distance(prediction: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def bleu(prediction: str, reference: str) -> float:
-    """BLEU of one text, 1 to 4 words, no smoothing (Papineni et al. 2002, doi:10.3115/1073083.1073135), as in nltk.
+    """BLEU-4 of one text, without smoothing (Papineni et al. 2002, doi:10.3115/1073083.1073135), as in nltk.
 
-    Without four words in a row that are right it is 0, so it says nothing of short texts.
+    It is 0 unless four consecutive words are right, so it is meaningless for short texts.
     """
     require("nltk")
     from nltk.translate.bleu_score import sentence_bleu
 
-    if not words(reference):
-        return float(not words(prediction))
+    if not split_words(reference):
+        return float(not split_words(prediction))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="\nThe hypothesis contains 0 counts")
-        return float(sentence_bleu([words(reference)], words(prediction)))
+        return float(sentence_bleu([split_words(reference)], split_words(prediction)))
 
 
 def meteor(prediction: str, reference: str) -> float:
-    """METEOR (Lavie and Agarwal 2007) of one text, by words that are equal or share their stem, as in nltk.
+    """METEOR (Lavie and Agarwal 2007) of one text, as in nltk. Words match if they are equal or share their stem.
 
-    Synonyms are left out: they need WordNet's files, and a page that is read has the word that stands there or not. A
-    perfect reading of n words has 1 - 1 / (2 n^3), because METEOR counts even one chunk as broken off.
+    Synonyms do not match: they need the WordNet files, and in OCR a synonym is an error. A perfect reading of n words
+    scores 1 - 1 / (2 n^3), because METEOR's fragmentation penalty also applies to a single chunk.
     """
     require("nltk")
     from nltk.translate.meteor_score import meteor_score
 
-    if not words(reference):
-        return float(not words(prediction))
-    return float(meteor_score([words(reference)], words(prediction), wordnet=_NoSynonyms()))
+    if not split_words(reference):
+        return float(not split_words(prediction))
+    return float(meteor_score([split_words(reference)], split_words(prediction), wordnet=_NoSynonyms()))
 
 
 class _NoSynonyms:
-    """Stands where nltk asks WordNet."""
+    """Replaces WordNet in nltk."""
 
     def synsets(self, word: str) -> list:
         return []
 
 
 def word_precision(prediction: str, reference: str) -> float:
-    """Share of the different words read that stand there."""
-    read, there = set(words(prediction)), set(words(reference))
-    return len(read & there) / len(read) if read else float(not there)
+    """Share of the distinct predicted words that occur in the reference."""
+    predicted, expected = set(split_words(prediction)), set(split_words(reference))
+    return len(predicted & expected) / len(predicted) if predicted else float(not expected)
 
 
 def word_recall(prediction: str, reference: str) -> float:
-    """Share of the different words standing there that were read."""
+    """Share of the distinct words of the reference that were predicted."""
     return word_precision(reference, prediction)
 
 
 def word_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of both."""
+    """Harmonic mean of `word_precision` and `word_recall`."""
     precision, recall = word_precision(prediction, reference), word_recall(prediction, reference)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -28,21 +28,45 @@ from mmchat.progress import progress_bar
 
 
 def class_embeddings(embedder: Embedder, classes: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-    """float32[C, P], unit length. Raises UserError for a text that is too long."""
+    """The embedding of each class: the normalised mean over its prompts.
+
+    Args:
+        classes: what the classes are called.
+        prompts: each holds `{}` once, where the class name goes.
+
+    Returns:
+        float32[C, P] of unit length.
+
+    Raises:
+        UserError: a text is too long for the model.
+    """
     means = embedder.texts(prompted(classes, prompts)).reshape(len(classes), len(prompts), -1).mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 def probabilities(images: np.ndarray, classes: np.ndarray, scale: float) -> np.ndarray:
-    """Softmax over classes: float32[N, C] from unit vectors float32[N, P] and float32[C, P]."""
+    """Class probabilities: the softmax of scaled similarities.
+
+    Args:
+        images: float32[N, P] of unit length.
+        classes: float32[C, P] of unit length.
+        scale: the model's logit scale.
+
+    Returns:
+        float32[N, C].
+    """
     logits = scale * images @ classes.T
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def embed_images(embedder: Embedder, images: Sequence[ImageRef], batch_size: int) -> np.ndarray:
-    """float32[N, P]. Raises UserError for an image that cannot be read: an evaluation leaves nothing out."""
-    with progress_bar("looking", len(images)) as bar:
+    """The embeddings of images, float32[N, P].
+
+    Raises:
+        UserError: an image cannot be read. An evaluation leaves nothing out.
+    """
+    with progress_bar("embedding images", len(images)) as bar:
         parts = []
         for batch in batched((image.open() for image in images), batch_size):
             parts.append(embedder.images(batch))
@@ -51,6 +75,7 @@ def embed_images(embedder: Embedder, images: Sequence[ImageRef], batch_size: int
 
 
 def batched(images: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:
+    """Lists of at most `size` images."""
     images = iter(images)
     while batch := list(islice(images, size)):
         yield batch
@@ -58,8 +83,14 @@ def batched(images: Iterable[Image.Image], size: int) -> Iterator[list[Image.Ima
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """classes: their words. targets, predicted: int[N]. ranks: int[N], classes before the right one. confidences:
-    float[N], of what was predicted."""
+    """Predictions for N labelled images.
+
+    classes: their names, C.
+    targets: int[N], the right class.
+    predicted: int[N].
+    ranks: int[N], number of classes ranked before the right one.
+    confidences: float[N], probability of the predicted class.
+    """
 
     classes: list[str]
     targets: np.ndarray
@@ -72,34 +103,37 @@ class ZeroShotResult:
         return self.ranks == 0
 
     def figures(self) -> dict[str, tuple[float, Interval]]:
-        """Figure -> value and 95 % interval: Wilson's of a share, else by bootstrap. Top-5 from 6 classes on."""
+        """Metric name -> (value, 95 % interval): Wilson's for shares, bootstrap for the others.
+
+        top5 is there if there are more than 5 classes.
+        """
         total, hits = len(self.targets), self.hits
         found = {f"top{k}": share_with_interval(self.ranks < k) for k in (1, 5) if k < len(self.classes)}
         found["mean_per_class"] = (
             mean_per_class(self.targets, hits),
-            bootstrap_interval(lambda drawn: mean_per_class(self.targets[drawn], hits[drawn]), total),
+            bootstrap_interval(lambda sample: mean_per_class(self.targets[sample], hits[sample]), total),
         )
         found["calibration_error"] = (
             calibration_error(self.confidences, hits),
-            bootstrap_interval(lambda drawn: calibration_error(self.confidences[drawn], hits[drawn]), total),
+            bootstrap_interval(lambda sample: calibration_error(self.confidences[sample], hits[sample]), total),
         )
         return found
 
     def per_class(self) -> list[tuple[str, int, float | None]]:
-        """(class, images, share of hits, None where there is no image), in the order of the classes."""
+        """(class, number of images, share of hits or None without images), in the order of the classes."""
         counts = np.bincount(self.targets, minlength=len(self.classes))
         right = np.bincount(self.targets, weights=self.hits, minlength=len(self.classes))
         pairs = zip(self.classes, counts.tolist(), right.tolist(), strict=True)
         return [(name, count, hits / count if count else None) for name, count, hits in pairs]
 
     def confusion(self) -> np.ndarray:
-        """int[C, C]: images by their class (rows) and by what they were taken for (columns)."""
+        """The confusion matrix, int[C, C]: rows are the right classes, columns the predicted ones."""
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         np.add.at(counts, (self.targets, self.predicted), 1)
         return counts
 
     def flat(self) -> dict[str, float | None]:
-        """Metric name -> number, as `scores.json` holds them."""
+        """Metric name -> number, as in scores.json."""
         flat = {"images": len(self.targets), "classes": len(self.classes)} | flatten_intervals(self.figures())
         return flat | {f"class/{name}": share for name, _, share in self.per_class()}
 
@@ -107,14 +141,21 @@ class ZeroShotResult:
 def classify_labelled(
     embedder: Embedder, data: LabelledImages, prompts: Sequence[str] = PROMPTS, batch_size: int = 64
 ) -> ZeroShotResult:
+    """Classify labelled images by the names of their classes.
+
+    Raises:
+        UserError: an image cannot be read, or a text is too long for the model.
+    """
     classes = class_embeddings(embedder, data.classes, prompts)
-    return scored(embedder, data, classes, embed_images(embedder, data.images, batch_size))
+    return score_embeddings(embedder, data, classes, embed_images(embedder, data.images, batch_size))
 
 
-def scored(embedder: Embedder, data: LabelledImages, classes: np.ndarray, images: np.ndarray) -> ZeroShotResult:
-    """From the vectors of classes, float32[C, P], and of images, float32[N, P]."""
+def score_embeddings(
+    embedder: Embedder, data: LabelledImages, classes: np.ndarray, images: np.ndarray
+) -> ZeroShotResult:
+    """The result from embeddings of classes, float32[C, P], and of images, float32[N, P]."""
     targets = np.array(data.targets)
-    similarities = images @ classes.T  # at a high scale far probabilities are rounded to one and the same 0
+    similarities = images @ classes.T  # not probabilities: at a high scale many round to 0, and their order is lost
     confidences = probabilities(images, classes, embedder.scale).max(axis=1)
     ranks = ranks_of_targets(similarities, targets)
     return ZeroShotResult(data.classes, targets, similarities.argmax(axis=1), ranks, confidences)

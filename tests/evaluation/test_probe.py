@@ -63,7 +63,7 @@ def test_last_fit_takes_all_of_training_and_choosing_none_of_the_test(blobs):
 
 
 def test_one_image_of_a_class_is_too_few():
-    with pytest.raises(UserError, match="two or more images of each class"):
+    with pytest.raises(UserError, match="two or more training images of each class"):
         probe("few", (np.eye(3), np.array([0, 0, 1])), (np.eye(3), np.array([0, 0, 1])))
 
 

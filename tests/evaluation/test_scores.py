@@ -13,16 +13,16 @@ from mmchat.errors import UserError
 from mmchat.evaluation.answer_scores import anls, relaxed_accuracy
 from mmchat.evaluation.metrics import share_interval
 from mmchat.evaluation.questions import Question
-from mmchat.evaluation.scores import METRICS, flat, measure
+from mmchat.evaluation.scores import METRICS, flatten_scores, score_answers
 from mmchat.evaluation.table_scores import HIGH, SLIGHT, STRICT, scrm, triplets
 from mmchat.evaluation.text_scores import (
     bleu,
     edit_distance,
     meteor,
+    split_words,
     word_f1,
     word_precision,
     word_recall,
-    words,
 )
 
 TEXTS = st.text("ab 读书\n", max_size=12)
@@ -38,7 +38,7 @@ TEXTS = st.text("ab 读书\n", max_size=12)
     ],
 )
 def test_words(text, expected):
-    assert words(text) == expected
+    assert split_words(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_words(text, expected):
     ],
 )
 def test_edit_distance_by_hand(read, there, characters, of_words):
-    assert METRICS["ned"].of(read, there) == pytest.approx(characters)
-    assert METRICS["word_ned"].of(read, there) == pytest.approx(of_words)
+    assert METRICS["ned"].compute(read, there) == pytest.approx(characters)
+    assert METRICS["word_ned"].compute(read, there) == pytest.approx(of_words)
 
 
 def slow_distance(one, other):
@@ -104,7 +104,7 @@ def test_meteor_by_hand():
 
 @given(TEXTS, TEXTS)
 def test_overlap_of_words_is_nltks(read, there):
-    found, wanted = set(words(read)), set(words(there))
+    found, wanted = set(split_words(read)), set(split_words(there))
     if found and wanted:
         assert word_precision(read, there) == precision(wanted, found)
         assert word_recall(read, there) == recall(wanted, found)
@@ -207,7 +207,7 @@ def test_a_reference_that_is_no_table_is_refused():
 
 @given(st.sampled_from(sorted(set(METRICS) - {"scrm_strict", "scrm_slight", "scrm_high"})), TEXTS, TEXTS)
 def test_every_score_lies_between_0_and_1(name, read, there):
-    assert 0 <= METRICS[name].of(read, there) <= 1
+    assert 0 <= METRICS[name].compute(read, there) <= 1
 
 
 def test_means_and_intervals():
@@ -216,7 +216,7 @@ def test_means_and_intervals():
 
     questions = [asked("100", "number"), asked("yes", "word"), asked("no", "word"), asked("7", "number")]
     answers, blind = ["104", "yes", "yes", "8"], ["7", "no", "no", "7"]
-    relaxed, distance = measure(["relaxed_accuracy", "ned"], questions, answers, blind)
+    relaxed, distance = score_answers(["relaxed_accuracy", "ned"], questions, answers, blind)
     assert (relaxed.mean, relaxed.interval, relaxed.blind) == (0.5, share_interval(2, 4), 0.5)
     assert relaxed.per_kind == {"number": (0.5, 0.5), "word": (0.5, 0.5)}
     # Distances 1/3, 0, 1, 1; blind 1, 1, 0, 0.
@@ -225,7 +225,7 @@ def test_means_and_intervals():
     assert distance.per_kind["number"] == pytest.approx((2 / 3, 0.5))
     assert distance.per_kind["word"] == pytest.approx((0.5, 0.5))
     assert 0 <= distance.interval[0] < distance.mean < distance.interval[1] <= 1
-    figures = flat([relaxed, distance])
+    figures = flatten_scores([relaxed, distance])
     assert figures["ned"] == distance.mean
     assert (figures["ned/low"], figures["ned/high"]) == distance.interval
     assert figures["kind/word/relaxed_accuracy"] == figures["relaxed_accuracy/blind"] == 0.5
