@@ -171,11 +171,11 @@ def _about(index: sqlite3.Connection) -> tuple[str, Path, np.ndarray]:
     return checkpoint, Path(os.fsdecode(folder)), np.frombuffer(made_by, np.float32)
 
 
-def write_sheet(path: Path, asked: str | Path, hits: Sequence[Hit]) -> None:
+def write_sheet(path: Path, query: str | Path, hits: Sequence[Hit]) -> None:
     """The hits as one HTML page that needs nothing beside it; names are strangers' text, and Jinja escapes them."""
-    asked_image = _thumbnail(asked) if isinstance(asked, Path) else None
+    query_image = _thumbnail(query) if isinstance(query, Path) else None
     cells = [{"path": shown(hit.path), "similarity": hit.similarity, **_thumbnail(hit.path)} for hit in hits]
-    write_text(path, render("search_results.html", asked=shown(asked), asked_image=asked_image, cells=cells))
+    write_text(path, render("search_results.html", query=shown(query), query_image=query_image, cells=cells))
 
 
 def _thumbnail(path: Path) -> dict[str, str | None]:
