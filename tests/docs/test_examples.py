@@ -23,6 +23,7 @@ from mmchat.training.config import RunConfig, load_run_config
 from tests.clip_kinds import write_clip
 from tests.docs.fences import commands_of, fences, fences_of, name_of, pages
 from tests.launching import ROOT
+from tests.test_layers import L0, MAY_IMPORT
 
 ALL = fences()
 LANGUAGES = {"bash", "yaml", "python", "json", "text", ""}
@@ -315,6 +316,15 @@ def test_modules_that_architecture_names_exist():
     assert len(named) > 5
     missing = [name for name in sorted(named) if not resolves(name.split("."))]
     assert not missing
+
+
+def test_architecture_has_the_table_of_layers():
+    """ "Who may import whom" names every package of tests/test_layers.py, and those of L0 in its first entry."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## Who may import whom\n```text\n")[1].split("```")[0]
+    lowest = set(re.findall(r"\w+", table.split("<-")[0])) - {"L0"}
+    assert lowest == set(L0)
+    assert set(MAY_IMPORT) - {"__init__"} <= set(re.findall(r"\w+", table))
 
 
 def resolves(parts: list[str]) -> bool:
