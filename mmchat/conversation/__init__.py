@@ -8,7 +8,7 @@
 
 `to_jinja` (jinja.py) writes the chat template that is saved with a model. `encode_prompt` (prompt.py) parses the text
 that it writes back to the same segments, so to the same ids. special_tokens.py marks typed control tokens in between.
-The template `auto` is the tokenizer's own Jinja (tokenizer_template.py).
+The template `auto` is the tokenizer's own Jinja (tokenizer_template.py, tokenizer_jinja.py).
 
 docs/guides/templates.md lists the templates and how each order of turns is handled.
 """

@@ -13,7 +13,7 @@ from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
 from mmchat.conversation.special_tokens import mark_tokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
-from mmchat.conversation.tokenizer_template import extend_tokenizer_jinja, quote
+from mmchat.conversation.tokenizer_jinja import extend_tokenizer_jinja, quote
 from mmchat.conversation.turn_order import FOLLOWS
 
 _TEXT_MACRO = """\

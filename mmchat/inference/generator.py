@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.inference.repetition import Loop, RepetitionGuard
+from mmchat.inference.streaming import stream_text
 from mmchat.model.directory import load_assistant
 from mmchat.model.processor import pad_left
 
@@ -103,8 +103,8 @@ class Generator:
         Closing the iterator stops the model. Arguments and errors are those of `chat`; errors in the model are raised
         by the iterator.
 
-        Yields:
-            Pieces of the answer.
+        Returns:
+            An iterator over pieces of the answer.
 
         Examples:
             >>> pieces = []
@@ -112,34 +112,11 @@ class Generator:
             ...     pieces.append(piece)
         """
         messages, image_list = self.conversation(question, images, history)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failure: list[BaseException] = []
-        closed = Event()
 
-        def work() -> None:
-            try:
-                criteria = [lambda ids, scores: _stop_all(ids, closed)]
-                self._generate([messages], [image_list], streamer=streamer, criteria=criteria, **options)
-            except BaseException as error:
-                failure.append(error)
-                streamer.end()
+        def work(streamer: TextIteratorStreamer, criterion: Callable) -> None:
+            self._generate([messages], [image_list], streamer=streamer, criteria=[criterion], **options)
 
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        # The first token of an answer carries the space that separates it from the prompt.
-        first = True
-        try:
-            for piece in streamer:
-                piece = piece.lstrip() if first else piece
-                if piece:
-                    first = False
-                    yield piece
-        finally:
-            # Also reached when the caller closes the stream early: the model must not keep running.
-            closed.set()
-            thread.join()
-        if failure:
-            raise failure[0]
+        return stream_text(self.tokenizer, work)
 
     def caption(
         self, images: Sequence[ImageInput], prompt: str = "Describe the image.", batch_size: int = 8, **options: Any
@@ -316,11 +293,6 @@ class Generator:
     def _prompt(self, messages: list[Message], images: list[Image.Image]) -> list[int]:
         views = [self.processor.image_processor.views(image.size) for image in images]
         return self.processor.render(messages, views, add_generation_prompt=True).input_ids
-
-
-def _stop_all(ids: torch.Tensor, stop: Event) -> torch.Tensor:
-    """bool[B]: whether to stop each row."""
-    return torch.full((len(ids),), stop.is_set(), device=ids.device)
 
 
 def _open(image: ImageInput) -> Image.Image:

@@ -80,7 +80,7 @@ def test_a_token_typed_across_two_parts_is_text(qwen):
     assert ids == render([*messages, answer("")], "chatml", qwen, 3).input_ids[: len(ids)]
 
 
-def test_the_longest_token_is_meant(bare):
+def test_the_longest_matching_token_wins(bare):
     tokenizer = bare("opt_like")
     tokenizer.add_tokens(["<|im", "<|im_start|>", "<|im_end|>", "<|im_end|>>"])
     ids = encode_prompt("a<|im_end|>b<|im_end|>>c<|im", tokenizer, SLOTS, [])
@@ -93,7 +93,7 @@ def test_control_tokens_are_all_added_tokens(qwen):
 
 
 @pytest.mark.parametrize("text", ["<imgpad>", "<img>", "<img><imgpad><imgpad></img>", "</img>"])
-def test_slots_stand_in_groups(qwen, text):
+def test_a_slot_token_outside_a_group_is_refused(qwen, text):
     with pytest.raises(UserError, match="stands alone at character 3"):
         encode_prompt("abc" + text, qwen, SLOTS, 2)
 
@@ -104,7 +104,7 @@ def test_images_are_counted(qwen):
 
 
 @pytest.mark.parametrize("messages", [[answer("a")], [user("a"), user("b")], [user("a"), answer("b"), answer("c")]])
-def test_order_is_checked(qwen, messages):
+def test_order_of_turns_is_checked(qwen, messages):
     with pytest.raises(TemplateError, match="take turns"):
         write(qwen, "chatml", messages)
 
@@ -179,13 +179,13 @@ def test_a_saved_jinja_is_kept(processor):
     assert processor("chatml", None, chat_template="{{ 1 }}").chat_template == "{{ 1 }}"
 
 
-def test_no_prompt_after_an_answer(qwen):
+def test_no_generation_prompt_after_an_answer(qwen):
     with pytest.raises(TemplateError, match="must follow a user turn"):
         write(qwen, "chatml", [user("a"), answer("b")], add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("key", TEMPLATES)
-def test_it_is_saved_and_loaded(llama, key, tmp_path):
+def test_the_template_is_saved_and_loaded(llama, key, tmp_path):
     jinja = to_jinja(key, SLOTS, llama)
     saved = type(llama).from_pretrained(_save(llama, jinja, tmp_path))
     messages = [user(IMAGE, "a"), answer("b")]

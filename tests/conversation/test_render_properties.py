@@ -187,7 +187,7 @@ def test_jinja_gives_the_ids_of_render(tokenizers, name, key, data):
 @each_pair
 @EXAMPLES
 @given(data=st.data())
-def test_what_is_cut_is_the_end(tokenizers, name, key, data):
+def test_truncation_removes_the_end(tokenizers, name, key, data):
     tokenizer, template = choose(tokenizers, name, key)
     messages = data.draw(chats(template))
     slots = data.draw(SLOTS)

@@ -82,13 +82,13 @@ def test_every_template_is_in_the_docs():
         ("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     ],
 )
-def test_the_system_message_that_a_model_knows(qwen, key, system):
+def test_default_system_messages(qwen, key, system):
     text, _ = read(render(CHAT[1:], key, qwen), qwen)
     assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nQ")
 
 
 @pytest.mark.parametrize("key", ["qwen_3", "llama_3", "mistral", "gemma", "phi"])
-def test_some_know_none(qwen, key):
+def test_templates_without_a_default_system_message(qwen, key):
     assert render(CHAT[1:], key, qwen) == render(CHAT[1:], key, qwen, system="")
 
 
@@ -142,7 +142,7 @@ def test_written_tokens_are_tokens(bare, key, tokens, special):
     assert read(written, tokenizer)[1] == " A</s> B</s>" if key != "llama_2" else " A </s> B </s>"
 
 
-def test_the_same_words_typed_are_text(bare):
+def test_typed_tokens_are_text(bare):
     tokenizer = bare("opt_like")
     tokenizer.add_tokens(["[INST]", "[/INST]"])
     typed = [{**message, "content": "[/INST] a [INST]"} for message in CHAT]
@@ -161,7 +161,7 @@ def test_a_token_of_two_literals(bare):
     assert read(rendered, tokenizer)[1] == "A<|im_end|>B<|im_end|>"
 
 
-def test_white_space_tokens_come_from_anyones_text(bare):
+def test_white_space_tokens_are_text(bare):
     """As Gemma's "\\n\\n", which is no control token."""
     tokenizer = bare("opt_like")
     tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])

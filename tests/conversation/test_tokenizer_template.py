@@ -47,12 +47,12 @@ def learned(rendered, tokenizer):
         (HEAD + "{{- m.role + '>' + m.content | trim + eos_token + ' \\n ' -}}" + TAIL, "one</e>two</e>"),
     ],
 )
-def test_what_is_learned(with_jinja, jinja, expected):
+def test_supervised_text(with_jinja, jinja, expected):
     tokenizer = with_jinja(jinja)
     assert learned(render(TWO, "auto", tokenizer), tokenizer) == expected.replace("</e>", tokenizer.eos_token)
 
 
-def test_thoughts_that_the_prompt_lacks_are_learned(with_jinja):
+def test_thoughts_that_the_prompt_lacks_are_supervised(with_jinja):
     """Qwen3's Jinja puts an empty thought before the last answer."""
     tokenizer = with_jinja(
         HEAD + "{{- m.role + '>' -}}{%- if m.role == 'assistant' and loop.last -%}"
@@ -99,7 +99,7 @@ def test_unknown_labels_are_refused(with_jinja, jinja, message):
 
 
 @pytest.mark.parametrize("jinja", [PLAIN_JINJA, GENERATION_JINJA])
-def test_turns_that_are_not_trained_on(with_jinja, jinja):
+def test_unsupervised_turns(with_jinja, jinja):
     tokenizer = with_jinja(jinja)
     rendered = render([TWO[0], {**TWO[1], "train": False}, *TWO[2:]], "auto", tokenizer)
     assert "two" in learned(rendered, tokenizer) and "one" not in learned(rendered, tokenizer)
@@ -125,7 +125,7 @@ def test_an_image_that_the_jinja_leaves_out(with_jinja):
         render(messages, "auto", tokenizer)
 
 
-def test_words_that_the_jinja_leaves_out(with_jinja):
+def test_text_that_the_jinja_leaves_out(with_jinja):
     """As Jinjas do that read only content parts."""
     tokenizer = with_jinja(HEAD + "{{- m.role + '>' -}}{%- if loop.index0 > 1 -%}{{- m.content -}}{%- endif -%}" + TAIL)
     with pytest.raises(UserError, match="changes the text of message 0"):

@@ -111,7 +111,7 @@ def test_messages_are_parsed_without_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_turns_are_parsed_alike():
+def test_both_dialects_give_the_same_turns():
     messages = [S, IMAGE, A, T, T, {**B, "train": False}, {**U, "train": None}]
     turns = parse_messages(messages)
     assert turns[1].parts == (None,)

@@ -62,13 +62,13 @@ QWEN = {
 
 @pytest.fixture(scope="module")
 def original(data_dir, tmp_path_factory):
-    """The oracle's directory with a tokenizer of as many words as its vocabulary had before the slots."""
+    """The oracle's directory with a tokenizer of as many tokens as its vocabulary had before the slots."""
     folder = tmp_path_factory.mktemp("original")
     for name in ("config.json", "pytorch_model.bin"):
         shutil.copy(data_dir / "vary_opt_tiny" / name, folder)
-    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())][:117]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())][:117]
     special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
-    GPT2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], **special).save_pretrained(
+    GPT2Tokenizer(vocab={word: number for number, word in enumerate(tokens)}, merges=[], **special).save_pretrained(
         folder
     )
     return folder
@@ -89,7 +89,7 @@ def run(model, expected):
     return model(**inputs, pixel_values=expected["images_high"][:, 0])
 
 
-def test_opt_computes_what_the_original_computed(original, expected):
+def test_opt_gives_the_logits_of_the_original(original, expected):
     model, processor = import_model(original)
     output = run(model, expected)
     torch.testing.assert_close(output.logits, expected["logits"], **TOLERANCE)
@@ -128,7 +128,7 @@ def theirs(name):
 
 
 @pytest.mark.parametrize("release", ["model.vision_tower.", "visual_encoder."])
-def test_other_releases_name_the_parts_otherwise(original, expected, tmp_path, release):
+def test_key_prefixes_of_other_releases(original, expected, tmp_path, release):
     shutil.copytree(original, tmp_path / "model")
     state = {key.replace(OPT_PLACE, release): tensor for key, tensor in weights(original).items()}
     if release == "visual_encoder.":
@@ -145,7 +145,7 @@ def test_other_releases_name_the_parts_otherwise(original, expected, tmp_path, r
         torch.testing.assert_close(run(model, expected).logits, expected["logits"], **TOLERANCE)
 
 
-def test_what_is_written_opens_by_transformers_alone(original, expected, tmp_path):
+def test_the_imported_model_opens_with_transformers_alone(original, expected, tmp_path):
     assert main(["import", str(original), str(tmp_path / "out")]) == 0
     assert AutoConfig.from_pretrained(tmp_path / "out").template == "vary_opt"
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
@@ -155,7 +155,7 @@ def test_what_is_written_opens_by_transformers_alone(original, expected, tmp_pat
     assert processor.image_tokens == 16
 
 
-def test_rounded_weights_stay_rounded(original, expected, tmp_path):
+def test_half_precision_weights_keep_their_dtype(original, expected, tmp_path):
     """Releases are in half precision, which is what is written and what answers."""
 
     def round_all(state):
@@ -178,7 +178,7 @@ def changed(original, folder, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda state: state.pop("model.mm_projector.bias"), r"missing: projectors\.0\.bias$"),
         (lambda state: state.pop(f"{OPT_PLACE}net_3.weight"), r"missing: towers\.0\.compressor\.1\.weight$"),
@@ -191,16 +191,20 @@ def changed(original, folder, change):
     ],
     ids=["missing", "missing of the tower", "left over", "misshapen", "untied"],
 )
-def test_what_does_not_fit_is_told(original, tmp_path, change, told):
-    with pytest.raises(UserError, match=told):
+def test_weights_that_do_not_fit_are_named(original, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
         import_model(changed(original, tmp_path / "model", change))
 
 
-def test_what_is_no_assistant_is_told(original, data_dir, tmp_path, capsys):
+def test_unknown_or_incomplete_sources_are_refused(original, data_dir, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["import", str(data_dir / "clip_vit_tiny_hf4"), str(tmp_path / "out")])
-    told = capsys.readouterr().err
-    assert "does not hold an assistant of a known format" in told and "Vary's OPT" in told and "Vary's Qwen" in told
+    message = capsys.readouterr().err
+    assert (
+        "does not hold an assistant of a known format" in message
+        and "Vary's OPT" in message
+        and "Vary's Qwen" in message
+    )
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="is not a directory"):
         import_model(original / "pytorch_model.bin")
@@ -270,7 +274,7 @@ def slot_ids(folder):
     return {"im_start_token": first, "im_end_token": first + 1, "im_patch_token": first + 2}
 
 
-def test_qwen_computes_what_its_formulas_say(qwen):
+def test_qwen_gives_the_logits_of_a_slow_reference(qwen):
     folder, state = qwen
     model, processor = import_model(folder)
     generator = torch.Generator().manual_seed(2)
@@ -333,15 +337,15 @@ def rotated(vectors):
     return turned
 
 
-def test_qwen_is_strict_too(qwen, tmp_path):
+def test_qwen_is_loaded_strictly(qwen, tmp_path):
     folder, state = qwen
-    for kept, told in (("w2", r"missing: .*layers\.1\.mlp\.gate_proj"), ("c_attn.b", r"missing: .*q_proj\.bias")):
+    for kept, message in (("w2", r"missing: .*layers\.1\.mlp\.gate_proj"), ("c_attn.b", r"missing: .*q_proj\.bias")):
         shutil.copytree(folder, tmp_path / kept)
         short = {
             key: tensor for key, tensor in state.items() if f"h.1.{'mlp' if kept == 'w2' else 'attn'}.{kept}" not in key
         }
         save_file(short, tmp_path / kept / "model.safetensors")
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             import_model(tmp_path / kept)
     config = read_json(folder / "config.json")
     (tmp_path / "w2" / "config.json").write_text(json.dumps(config | {"kv_channels": 128}))
@@ -356,19 +360,23 @@ def test_qwens_own_tokenizer(data_dir, tmp_path):
     ranks = {bytes(letters[letter] for letter in token): rank for token, rank in vocabulary.items()}
     lines = (f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items())
     (tmp_path / "qwen.tiktoken").write_text("\n".join(lines))
-    words = tokenizer_from_ranks(tmp_path / "qwen.tiktoken")
+    tokenizer = tokenizer_from_ranks(tmp_path / "qwen.tiktoken")
     pattern = (  # tokenization_qwen.py PAT_STR
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
     )
     for text in ("The weather isn't there; 1234 in  these  pages.\n\n  And more!", "Größe 页面 über\tthe"):
-        assert words(text).input_ids == [
+        assert tokenizer(text).input_ids == [
             number for piece in regex.findall(pattern, text) for number in slow_bpe(piece, ranks)
         ]
     first = len(ranks)
-    assert words.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>", "<|extra_0|>"]) == [first, first + 2, first + 3]
-    # 151,643 words in the released file, so its <img> is 151857.
-    assert words.convert_tokens_to_ids(["<img>", "</img>", "<imgpad>"]) == [first + n for n in (214, 215, 216)]
+    assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>", "<|extra_0|>"]) == [
+        first,
+        first + 2,
+        first + 3,
+    ]
+    # 151,643 tokens in the released file, so its <img> is 151857.
+    assert tokenizer.convert_tokens_to_ids(["<img>", "</img>", "<imgpad>"]) == [first + n for n in (214, 215, 216)]
     assert 151_643 + 214 == 151_857
     (tmp_path / "qwen.tiktoken").write_text("no base64\n")
     with pytest.raises(UserError, match="is not a list of base64 tokens"):

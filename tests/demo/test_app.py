@@ -146,7 +146,7 @@ def image(root: Path) -> Path:
     return root / "data/quickstart/heldout/000000.png"
 
 
-def test_a_question_about_a_image_is_answered_as_it_is_generated(page, site):
+def test_an_answer_about_an_image_is_streamed(page, site):
     root, reply = site
     question = "<b>How</b> many? <script>document.title='broken'</script> <imgpad> & &lt; **x**"
     ask(page, question, image(root))
@@ -183,7 +183,7 @@ def test_an_example_is_asked_with_its_image(page, site):
     assert calls(site[0])[0]["images"] == 1
 
 
-def test_stop_keeps_what_was_said_and_the_chat_goes_on(page, site):
+def test_stop_keeps_the_partial_answer_and_the_chat_continues(page, site):
     root, reply = site
     ask(page, "Go on")
     until(page, lambda: "".join(bubbles(page, "bot")))
@@ -198,7 +198,7 @@ def test_stop_keeps_what_was_said_and_the_chat_goes_on(page, site):
     assert calls(root)[1]["history"][1]["content"] == part
 
 
-def test_a_new_chat_ends_the_answer_and_forgets(page, site):
+def test_a_new_chat_stops_the_answer_and_clears_the_history(page, site):
     root, reply = site
     ask(page, "Go on", image(root))
     until(page, lambda: "".join(bubbles(page, "bot")))

@@ -106,13 +106,13 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_family_has_an_eye_here():
+def test_every_tower_family_is_tested_here():
     assert {tower["family"] for eye in EYES.values() for tower in eye["towers"]} == FAMILIES.keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eye", sorted(EYES))
-def test_sixteen_images_are_told_apart(data, data_dir, tmp_path, eye):
+def test_a_trained_assistant_tells_sixteen_images_apart(data, data_dir, tmp_path, eye):
     words: list[object] = [*EYES[eye].get("words", ())]
     for number, tower in enumerate(EYES[eye]["towers"]):
         path = tmp_path / f"tower{number}.json"

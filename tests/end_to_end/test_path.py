@@ -88,12 +88,12 @@ def test_every_stage_leaves_a_whole_run_directory(path, stage):
     assert (rows[0]["images_per_second"] > 0) == (rows[0]["images"] > 0)
 
 
-def test_the_tower_is_asked_in_words(path):
+def test_zero_shot_scores_of_the_tower(path):
     assert [row["step"] for row in metrics(path / "tower") if "zero_shot_top1" in row] == [3]
     assert "zero-shot top-1" in (path / "sft" / "report.html").read_text()
 
 
-def test_a_run_beside_must_have_answered_the_same_questions(path):
+def test_compared_runs_must_have_answered_the_same_questions(path):
     from mmchat.errors import UserError
     from mmchat.evaluation.report import write_report
 
@@ -111,7 +111,7 @@ def test_sft_validates(path):
     assert [row["step"] for row in metrics(path / "sft") if "validation_loss" in row] == [3]
 
 
-def test_the_grown_tower_is_what_the_assistant_starts_from(path):
+def test_the_assistant_starts_from_the_pretrained_tower(path):
     from safetensors.torch import load_file
 
     grown = load_file(path / "tower" / "model" / "model.safetensors")

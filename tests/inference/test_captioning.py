@@ -73,7 +73,7 @@ def test_a_batch_of_broken_images_only(files, tmp_path):
     assert caption(files, tmp_path / "captions.jsonl")[0] == JobSummary(failed=5)
 
 
-def test_an_interrupted_run_goes_on(files, tmp_path):
+def test_an_interrupted_run_resumes(files, tmp_path):
     out = tmp_path / "captions.jsonl"
     with pytest.raises(KeyboardInterrupt):
         caption(files, out, FakeGenerator(fail_after=1))
@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on(files, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [1, 5, 15, -4, -3, -1])
-def test_a_line_that_was_cut_off_is_done_again(files, tmp_path, kept):
+def test_an_incomplete_line_is_redone(files, tmp_path, kept):
     out = tmp_path / "captions.jsonl"
     caption(files, out)
     whole = out.read_bytes()

@@ -19,7 +19,7 @@ def asked(generator, question, images):
     return generator.conversation(question, images, ())[0]
 
 
-def test_a_batch_answers_as_each_alone(generator, make_image):
+def test_a_batch_gives_the_answers_of_single_conversations(generator, make_image):
     cases = [
         ("What is this?", [make_image(0)]),
         ("Two and two?", []),
@@ -49,7 +49,7 @@ def test_chat_caption_and_stream_agree(generator, make_image):
     assert captions == [generator.chat(prompt, one, max_new_tokens=6) for one in images]
 
 
-def test_images_are_taken_in_every_form(generator, make_image, tmp_path):
+def test_images_in_every_form(generator, make_image, tmp_path):
     path = tmp_path / "image.png"
     make_image(6).save(path)
     answers = {generator.chat("What?", one, max_new_tokens=6) for one in (path, str(path), path.read_bytes(), [path])}
@@ -69,7 +69,7 @@ def test_without_a_cache_the_answer_is_the_same(generator, make_image):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3, "top_k": 1}])
-def test_copies_of_a_row_keep_its_images(generator, make_image, monkeypatch, options):
+def test_copied_rows_keep_their_images(generator, make_image, monkeypatch, options):
     """Beams: each copy of a row sees that row's images in order, whatever the other rows hold."""
     cases = [[make_image(0), make_image(1)], [], [make_image(2)]]
     rows = [asked(generator, "What?", images) for images in cases]

@@ -68,7 +68,7 @@ def form_pdf():
     )
 
 
-def test_pages_of_a_pdf_are_drawn(tmp_path):
+def test_pages_of_a_pdf_are_rasterized(tmp_path):
     pages = list_pages(write_pdf(tmp_path / "two.pdf", [2, 3]), dpi=50)
     assert [page.key for page in pages] == [{"path": str(tmp_path / "two.pdf"), "page": n} for n in (1, 2)]
     for page, width in zip(pages, (100, 150), strict=True):
@@ -78,12 +78,12 @@ def test_pages_of_a_pdf_are_drawn(tmp_path):
         assert drawn.getpixel((width - 5, 25)) == (255, 255, 255)
 
 
-def test_what_was_filled_into_a_form_is_drawn(tmp_path):
+def test_filled_form_fields_are_rasterized(tmp_path):
     (tmp_path / "form.pdf").write_bytes(form_pdf())
     assert rasterize_page(tmp_path / "form.pdf", 1, dpi=72).getpixel((36, 36)) == (0, 0, 255)
 
 
-def test_a_pdf_is_known_by_what_it_holds(tmp_path, make_image):
+def test_a_pdf_is_recognised_by_its_content(tmp_path, make_image):
     write_pdf(tmp_path / "a.png", [1, 1])
     make_image().save(tmp_path / "b.pdf", format="PNG")
     assert len(list_pages(tmp_path / "a.png", dpi=20)) == 2
@@ -119,7 +119,7 @@ def blank_pdf(pages):
     ],
     ids=["encrypted", "junk", "cut", "no page", "huge"],
 )
-def test_what_cannot_be_read_says_why(tmp_path, content, message):
+def test_unreadable_files_say_why(tmp_path, content, message):
     path = tmp_path / "a.pdf"
     path.write_bytes(content)
     (page,) = list_pages(path, dpi=144)
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_says_why(tmp_path, content, message):
         page.open()
 
 
-def test_a_page_that_is_not_there(tmp_path):
+def test_a_page_number_out_of_range(tmp_path):
     with pytest.raises(UserError, match="has 1 pages, no page 2"):
         rasterize_page(write_pdf(tmp_path / "a.pdf", [1]), 2, dpi=20)
 
@@ -157,7 +157,7 @@ def pages(tmp_path, make_image):
 OPTIONS = OcrOptions(batch_size=2)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_file(generator, pages, tmp_path):
+def test_an_interrupted_run_resumes_and_gives_the_same_file(generator, pages, tmp_path):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "lines.jsonl"
     assert read_pages(FakeGenerator(generator), pages, whole, OPTIONS) == JobSummary(done=4, failed=1)
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(generator, pages, tmp_path)
     }
 
 
-def test_texts(generator, pages, tmp_path):
+def test_text_and_markdown_documents(generator, pages, tmp_path):
     lines = path_of_lines(tmp_path / "all.md")
     assert lines == tmp_path / "all.md.jsonl"
     read_pages(FakeGenerator(generator), pages, lines, OPTIONS)
@@ -195,7 +195,7 @@ def test_texts(generator, pages, tmp_path):
     assert path_of_lines(tmp_path / "all.md") == lines
 
 
-def test_an_end_that_says_no_format_and_a_text_that_is_not_ours(tmp_path):
+def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.doc must end in one of \.jsonl, \.txt, \.md"):
         path_of_lines(Path("a.doc"))
     (tmp_path / "README.md").write_text("mine")
@@ -206,7 +206,7 @@ def test_an_end_that_says_no_format_and_a_text_that_is_not_ours(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a\nb.png", "<script>.png", "-->.png", os.fsdecode(b"\xff\xfe.png"), '"quoted".png', "\u2028.png"]
 )
-def test_names_of_files_may_be_anything(generator, tmp_path, make_image, name):
+def test_any_file_name_works(generator, tmp_path, make_image, name):
     with (tmp_path / name).open("wb") as file:
         make_image().save(file, format="PNG")
     (page,) = list_pages(tmp_path / name, dpi=100)
@@ -229,7 +229,7 @@ def tall(tmp_path, make_image):
     return list_pages(tmp_path / "tall.png", dpi=100)
 
 
-def test_bands_are_read_in_order_and_told(generator, tmp_path, tall):
+def test_bands_are_read_in_order_and_counted(generator, tmp_path, tall):
     fake = FakeGenerator(generator)
     read_pages(fake, tall, tmp_path / "a.jsonl", OcrOptions(tile=True))
     (line,) = lines_in_order(tmp_path / "a.jsonl", tall)
@@ -237,7 +237,7 @@ def test_bands_are_read_in_order_and_told(generator, tmp_path, tall):
     assert line["text"] == "\n".join(["40 wide"] * line["bands"])
 
 
-def test_a_page_says_the_worst_of_its_bands(generator, tmp_path, tall):
+def test_a_page_reports_its_worst_band(generator, tmp_path, tall):
     class Uneven(FakeGenerator):
         def read(self, images, *args, **kwargs):
             stops = ["length", "repetition", "end", "end"]
@@ -270,7 +270,7 @@ def test_a_reading_is_the_same_alone_and_in_a_batch(looping, make_image, monkeyp
     assert {reading.stopped for reading in together} == {"end", "length", "repetition"}
 
 
-def test_what_a_row_says_of_its_end(generator, make_image, monkeypatch):
+def test_why_a_row_stopped(generator, make_image, monkeypatch):
     caption = generator.caption([make_image()], "What?", max_new_tokens=5)[0]
     assert generator.read([make_image()], "What?", max_new_tokens=5) == [Reading(caption, "length")]
     words = generator.tokenizer(" one two", add_special_tokens=False).input_ids

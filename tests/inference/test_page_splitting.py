@@ -44,7 +44,7 @@ def test_the_widest_gap_of_the_lower_half_is_taken():
     assert lines_in(first) == [(0, 10), (1, 10)]
 
 
-def test_what_has_no_gap_makes_a_tall_band():
+def test_text_without_a_gap_gives_a_tall_band():
     bands = split_into_bands(page_of([(2, 10), (3, 90), (3, 10)]), tower_size=20)
     assert [lines_in(band) for band in bands] == [[(0, 10)], [(1, 90)], [(2, 10)]]
     assert bands[1].height > 90
@@ -53,7 +53,7 @@ def test_what_has_no_gap_makes_a_tall_band():
 
 
 @pytest.mark.parametrize(("size", "tower"), [((60, 40), 20), ((40, 40), 20), ((40, 60), 64)])
-def test_what_the_tower_sees_is_left_whole(size, tower):
+def test_a_page_within_the_tower_size_is_not_split(size, tower):
     page = Image.new("RGB", size, "white")
     assert split_into_bands(page, tower) == [page]
 
@@ -63,7 +63,7 @@ def test_a_blank_page_stays_a_page():
     assert split_into_bands(page, tower_size=20) == [page]
 
 
-def test_a_low_band_is_filled_up_with_paper():
+def test_a_low_band_is_padded_with_paper():
     page = page_of([(2, 30), (8, 6)])
     last = np.asarray(split_into_bands(page, tower_size=20)[-1])
     assert last.shape == (WIDTH, WIDTH, 3)

@@ -29,7 +29,7 @@ def slow_period(tokens):
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=24, max_size=24), min_size=1, max_size=4))
-def test_it_fires_exactly_on_loops(rows):
+def test_it_stops_exactly_on_loops(rows):
     fired, loops = guarded(rows)
     for row, said, loop in zip(rows, fired, loops, strict=True):
         periods = [slow_period(row[: n + 1]) for n in range(len(row))]
@@ -60,17 +60,17 @@ def test_every_period_within_limits_is_found(period):
         (list(range(20)) * 7 + [99]) * 3,  # seven copies
     ],
 )
-def test_it_does_not_fire_below_its_limits(row):
+def test_it_does_not_stop_below_its_limits(row):
     fired, loops = guarded([row], repeats=8, max_period=64, min_tokens=64)
     assert not any(fired[0])
     assert loops == [None]
 
 
-def test_a_prompt_that_loops_is_none_of_its_business():
+def test_a_looping_prompt_is_ignored():
     fired, _ = guarded([[7, 7, 7, 1, 7, 7]], prompt=50)
     assert not any(fired[0])
 
 
-def test_one_copy_is_no_loop():
+def test_repeats_must_be_at_least_two():
     with pytest.raises(UserError, match="repeats must be at least 2, found 1"):
         RepetitionGuard(repeats=1)

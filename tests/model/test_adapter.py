@@ -77,7 +77,7 @@ def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
         torch.testing.assert_close(after[f"{name}.weight"], expected)
 
 
-def test_it_fits_images_as_it_was_trained_and_not_as_its_base(assistant_dir, tmp_path):
+def test_images_are_fitted_as_in_training_and_not_as_in_the_base(assistant_dir, tmp_path):
     model, processor = load_assistant(assistant_dir, fit="squash")
     adapter = add_adapter(model, LAYERS, dropout=0.0)
     save_adapter(adapter, processor, tmp_path / "adapter", assistant_dir, "squash")
@@ -86,7 +86,7 @@ def test_it_fits_images_as_it_was_trained_and_not_as_its_base(assistant_dir, tmp
     assert adapter.get_base_model().towers[0].spec == processor.image_processor.specs[0]
 
 
-def test_it_finds_its_base_from_where_it_is(copy):
+def test_the_base_path_is_relative(copy):
     base, directory = copy
     stated = json.loads((directory / "base.json").read_text())
     assert stated["model"] == "../../base"
@@ -162,7 +162,7 @@ def test_saving_notices_a_corrupted_adapter(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_many_layers_that_peft_names_by_their_endings(make_assistant):
+def test_many_layers_that_peft_names_by_suffixes(make_assistant):
     """From 20 names on PEFT keeps endings where no other layer has them; ours are still the ones adapted."""
     model, _ = make_assistant(num_hidden_layers=7)
     parts = ("gate_proj", "up_proj", "down_proj")

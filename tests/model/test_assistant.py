@@ -130,13 +130,13 @@ def test_embeddings_resize(make_assistant, make_image, tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_new_rows_are_the_mean_of_the_old(make_assistant, make_tower, tmp_path, data_dir, kind):
     grown, processor = make_assistant(kind)
-    words = type(processor.tokenizer).from_pretrained(
+    tokenizer = type(processor.tokenizer).from_pretrained(
         data_dir / "tokenizers" / {"llama": "llama_like_legacy_false", "opt": "opt_like"}[kind]
     )
-    old = len(words)
+    old = len(tokenizer)
     grown.language_model.resize_token_embeddings(old)
     grown.language_model.save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     model, processor = assemble(str(tmp_path), [make_tower()], "linear", "vicuna_v1")
     assert len(processor.tokenizer) == old + 3
     original = grown.language_model
@@ -149,14 +149,14 @@ def test_new_rows_are_the_mean_of_the_old(make_assistant, make_tower, tmp_path, 
     assert model.config.image_token_id == processor.tokenizer.convert_tokens_to_ids("<imgpad>") >= old
 
 
-def test_languages_that_cannot_be_opened(make_tower, data_dir, tmp_path, monkeypatch):
+def test_language_models_that_cannot_be_opened(make_tower, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for language in ("no/such-model", str(tmp_path)):
         with pytest.raises(UserError, match=f"^tokenizer '{language}' is neither a directory .*[^\n]*$"):
             assemble(language, [make_tower()], "linear", "vicuna_v1")
-    words = str(data_dir / "tokenizers" / "opt_like")
+    no_model = str(data_dir / "tokenizers" / "opt_like")
     with pytest.raises(UserError, match=r"^language model '.*opt_like' is neither a directory"):
-        assemble(words, [make_tower()], "linear", "vicuna_v1")
+        assemble(no_model, [make_tower()], "linear", "vicuna_v1")
 
 
 def test_lora(make_assistant, make_image):
@@ -192,7 +192,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_assistant, make_im
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_images_are_images_arrays_or_local_paths(make_assistant, make_image, tmp_path):
+def test_images_are_pil_images_arrays_or_local_paths(make_assistant, make_image, tmp_path):
     _, processor = make_assistant("llama")
     make_image().save(tmp_path / "a.png")
     expected = processor.image_processor([make_image()] * 2)["pixel_values"]

@@ -29,7 +29,7 @@ def language_model(request):
     return model
 
 
-def test_every_kind_keeps_samples_apart(language_model):
+def test_packed_samples_do_not_attend_to_each_other(language_model):
     """Windows of eight tokens included. Alone is how transformers computes it, before we touch the model."""
     rows = [torch.randint(2, 100, (1, length)) for length in LENGTHS]
     row = torch.cat(rows, dim=1)
@@ -64,8 +64,8 @@ def test_other_kinds_are_refused():
 
 
 def loss_of(model, batch):
-    told = packed_inputs(batch.packed, CPU) if batch.packed else {"attention_mask": batch.attention_mask}
-    logits = model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False, **told).logits
+    inputs = packed_inputs(batch.packed, CPU) if batch.packed else {"attention_mask": batch.attention_mask}
+    logits = model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False, **inputs).logits
     return logits, F.cross_entropy(logits[0, :-1], batch.labels[0, 1:], reduction="sum", ignore_index=IGNORE_INDEX)
 
 

@@ -10,24 +10,24 @@ CLIP_SIZE, VARY_SIZE, SLOTS = 28, 256, 16
 
 
 @pytest.fixture(scope="module")
-def words(language_json, data_dir):
+def argv(language_json, data_dir):
     """`mmchat init` of both towers, without what is theirs each."""
     towers = ["--vision", data_dir / "clip_vit_tiny_hf4", "--vision", data_dir / "vary_sam_tiny" / "state.safetensors"]
     tokenizer = data_dir / "tokenizers" / "qwen_like"
-    words = ["init", "--language", language_json("qwen2"), "--tokenizer", tokenizer, *towers, "--template", "chatml"]
-    return [str(word) for word in words]
+    argv = ["init", "--language", language_json("qwen2"), "--tokenizer", tokenizer, *towers, "--template", "chatml"]
+    return [str(argument) for argument in argv]
 
 
 @pytest.fixture(scope="module")
-def dual(words, tmp_path_factory):
+def dual(argv, tmp_path_factory):
     out = tmp_path_factory.mktemp("dual") / "model"
     settings = ["--layer", "-2", "--layer", "-1", "--image-size", str(CLIP_SIZE), "--image-size", str(VARY_SIZE)]
     settings += ["--projector", "linear", "--projector", "mlp2x_gelu", "--out", str(out)]
-    assert main(words + settings) == 0
+    assert main(argv + settings) == 0
     return load_assistant(out)
 
 
-def test_each_tower_has_its_own(dual, make_image):
+def test_each_tower_has_its_own_preprocessing_and_projector(dual, make_image):
     model, processor = dual
     clip, vary = (tower.spec for tower in model.towers)
     assert (clip.image_size, clip.preprocessing.fit, clip.tokens) == (CLIP_SIZE, "shortest-edge-crop", SLOTS)
@@ -39,7 +39,7 @@ def test_each_tower_has_its_own(dual, make_image):
     assert [seen.shape for seen in pixels] == [(2, 3, CLIP_SIZE, CLIP_SIZE), (2, 3, VARY_SIZE, VARY_SIZE)]
 
 
-def test_features_stand_side_by_side_and_both_learn(dual, make_image):
+def test_features_are_concatenated_and_both_towers_learn(dual, make_image):
     model, processor = dual
     messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "Noise."}]
     rendered = processor.render(messages)
@@ -67,7 +67,7 @@ def test_saved_and_opened_again(dual, make_image, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (
             ["--projector", "linear"] * 3,
@@ -77,7 +77,7 @@ def test_saved_and_opened_again(dual, make_image, tmp_path):
         ([], "must give equally many tokens, found [16, 4]"),  # of 28 and 128 pixels, as they come
     ],
 )
-def test_towers_that_cannot_be_joined(words, tmp_path, capsys, settings, told):
+def test_towers_that_cannot_be_joined(argv, tmp_path, capsys, settings, message):
     with pytest.raises(SystemExit, match="2"):
-        main([*words, *settings, "--out", str(tmp_path / "model")])
-    assert told in capsys.readouterr().err
+        main([*argv, *settings, "--out", str(tmp_path / "model")])
+    assert message in capsys.readouterr().err

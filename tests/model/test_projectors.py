@@ -43,7 +43,7 @@ def test_every_kind_is_tested():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shapes_agree_with_the_promise_and_all_weights_learn(name):
+def test_shapes_agree_with_slots_and_all_weights_get_gradients(name):
     projector = build(name)
     features = torch.randn(3, SPEC.tokens, SPEC.dim, requires_grad=True)
     out = projector(features)
@@ -56,13 +56,13 @@ def test_shapes_agree_with_the_promise_and_all_weights_learn(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_images_do_not_see_each_other(name):
+def test_images_are_independent(name):
     projector, features = build(name), torch.randn(3, SPEC.tokens, SPEC.dim)
     alone = torch.cat([projector(one[None]) for one in features])
     torch.testing.assert_close(projector(features), alone)
 
 
-def test_mlp_is_llavas():
+def test_mlp_matches_llava():
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", "hidden_size": 12, "num_attention_heads": 2},
         text_config={"model_type": "llama", "hidden_size": 20, "num_attention_heads": 2},
@@ -74,7 +74,7 @@ def test_mlp_is_llavas():
     assert torch.equal(ours(features), theirs(features))
 
 
-def test_pixel_shuffle_is_internvls():
+def test_pixel_shuffle_matches_internvl():
     config = InternVLConfig(
         vision_config={"hidden_size": 12, "num_attention_heads": 2},
         text_config={"model_type": "qwen2", "hidden_size": 20, "num_attention_heads": 2},
@@ -126,7 +126,7 @@ def test_resampler_is_attention_from_queries_to_patches():
     torch.testing.assert_close(ours(features), expected, atol=1e-5, rtol=0)
 
 
-def test_positions_tell_column_and_row_and_are_learned():
+def test_positions_encode_column_and_row_and_are_learned():
     side, dim = 4, 16
     positions = Positions2D(side, dim)
     places = positions(torch.zeros(2, side * side, dim))[1].detach().view(side, side, dim)
@@ -156,17 +156,17 @@ def test_positions_tell_column_and_row_and_are_learned():
         ("mlp2x_gelu3", 16, "is unknown"),
     ],
 )
-def test_what_cannot_be_is_refused(name, tokens, message):
+def test_towers_that_do_not_fit_are_refused(name, tokens, message):
     with pytest.raises(UserError, match=message):
         slots_per_tower([TowerSpec(32, 8, tokens, 12)], [name])
 
 
-def test_a_width_that_positions_cannot_have():
+def test_a_hidden_size_that_positions_cannot_have():
     with pytest.raises(UserError, match="multiple of 4, found 18"):
         build("resampler4", out_dim=18)
 
 
-def test_towers_share_slots_or_follow_each_other():
+def test_slots_of_several_towers():
     specs = [TowerSpec(32, 8, 16, 12), TowerSpec(64, 8, 64, 5)]
     assert slots_per_image(specs, ["linear", "pixel_shuffle"], "channels") == 16
     assert slots_per_image(specs, ["linear", "resampler16"], "channels") == 16
@@ -176,7 +176,7 @@ def test_towers_share_slots_or_follow_each_other():
 
 
 @pytest.mark.parametrize("name", ["mlp3x_gelu", "avg_pool2_mlp2x_gelu", "resampler9"])
-def test_a_model_with_it_is_written_and_read_back(make_assistant, tmp_path, name):
+def test_a_model_with_each_projector_is_saved_and_loaded(make_assistant, tmp_path, name):
     model, processor = make_assistant(projector=name)
     save_assistant(model, processor, tmp_path / "model")  # which compares logits
     read, _ = load_assistant(tmp_path / "model")

@@ -8,8 +8,8 @@ from mmchat.model.directory import load_assistant, save_assistant
 
 
 def resize(source, out, *sizes, options=()):
-    words = [word for size in sizes for word in ("--image-size", str(size))]
-    main(["resize", str(source), "--out", str(out), *words, *options])
+    argv = [argument for size in sizes for argument in ("--image-size", str(size))]
+    main(["resize", str(source), "--out", str(out), *argv, *options])
     return load_assistant(out)
 
 
@@ -38,7 +38,7 @@ def test_the_same_size_is_the_same_model(assistant_dir, tmp_path):
 
 
 @torch.no_grad()
-def test_images_that_show_more(assistant_dir, tmp_path):
+def test_kept_positions(assistant_dir, tmp_path):
     """Row by row and column by column the positions are the old ones; below and at the right of them, the nearest."""
     before = load_assistant(assistant_dir)[0].towers[0]
     after = resize(assistant_dir, tmp_path / "out", 42, options=["--keep-positions"])[0].towers[0]
@@ -59,7 +59,7 @@ def test_images_that_show_more(assistant_dir, tmp_path):
         ("linear", [28, 28], "--image-size is given 2 times for 1 vision towers"),
     ],
 )
-def test_what_cannot_be_resized(make_assistant, tmp_path, projector, sizes, message, capsys):
+def test_models_that_cannot_be_resized(make_assistant, tmp_path, projector, sizes, message, capsys):
     save_assistant(*make_assistant(projector=projector), tmp_path / "in")
     with pytest.raises(SystemExit, match="2"):
         resize(tmp_path / "in", tmp_path / "out", *sizes)

@@ -37,11 +37,11 @@ def reference(query, key, value, lengths, scale, causal, window):
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def results(function, drawn, *told):
+def results(function, drawn, *options):
     """Output and the gradients of queries, keys and values, in fp32."""
     *states, gradient = drawn
     states = [one.detach().requires_grad_() for one in states]
-    output = function(*states, *told)
+    output = function(*states, *options)
     output.backward(gradient.transpose(1, 2))
     return [one.float() for one in (output.detach(), *(state.grad for state in states))]
 
@@ -58,18 +58,18 @@ def error(found, true):
     window=st.sampled_from([None, 1, 5, 100]),
     seed=st.integers(0, 99),
 )
-def test_it_is_attention(lengths, shape, causal, window, seed):
+def test_it_equals_attention(lengths, shape, causal, window, seed):
     torch.manual_seed(seed)
-    drawn, told = draw(lengths, *shape), (lengths, WIDTH**-0.5, causal, window if causal else None)
-    true = results(reference, [one.float() for one in drawn], *told)
-    found = results(short_attention, drawn, *told)
+    drawn, options = draw(lengths, *shape), (lengths, WIDTH**-0.5, causal, window if causal else None)
+    true = results(reference, [one.float() for one in drawn], *options)
+    found = results(short_attention, drawn, *options)
     for name, mine, exact in zip(("output", "query", "key", "value"), found, true, strict=True):
         # Of a sample of one token queries and keys have no gradient at all, but for rounding.
         assert (mine - exact).norm() <= 4 * BF16 * exact.norm() + BF16 * len(lengths), name
 
 
 @pytest.mark.parametrize("spread", [0.05, 1.0, 2.0])
-def test_it_errs_hardly_more_than_torch_does(spread):
+def test_its_error_is_about_that_of_torch(spread):
     """Against fp32 throughout, from even attention (small scores) to attention to a few tokens; several parts of heads.
 
     Rounding scores adds about what rounding queries and keys has cost already."""
@@ -91,19 +91,19 @@ def test_it_errs_hardly_more_than_torch_does(spread):
         assert error(mine, exact) < 2.2 * error(other, exact)
 
 
-def test_values_that_have_much_in_common_do_not_drown_the_gradient_of_the_scores():
+def test_a_large_mean_of_the_values_does_not_hide_the_gradient_of_the_scores():
     """As in new models, whose tokens are alike. What weights in bf16 lack to a sum of one would weigh all of it."""
     torch.manual_seed(0)
     query, key, value, gradient = draw([300], 4, 4, 0.3)
     value = (3 * torch.randn(1, 4, 1, WIDTH) + 0.1 * value).bfloat16()
-    drawn, told = [query, key, value, gradient], ([300], WIDTH**-0.5, True)
-    true = results(reference, [one.float() for one in drawn], *told, None)
-    assert [error(*pair) < 0.006 for pair in zip(results(short_attention, drawn, *told), true, strict=True)] == [
+    drawn, options = [query, key, value, gradient], ([300], WIDTH**-0.5, True)
+    true = results(reference, [one.float() for one in drawn], *options, None)
+    assert [error(*pair) < 0.006 for pair in zip(results(short_attention, drawn, *options), true, strict=True)] == [
         True
     ] * 4
 
 
-def test_no_sample_sees_another():
+def test_samples_do_not_attend_to_each_other():
     torch.manual_seed(0)
     lengths = [9, 30, 4]
     query, key, value, _ = draw(lengths, 4, 2)

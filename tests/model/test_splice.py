@@ -41,7 +41,7 @@ def batches(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(batch=batches(), seed=st.integers(0, 1000))
-def test_equals_the_slow_way(batch, seed):
+def test_equals_a_slow_reference(batch, seed):
     input_ids, images, tokens = batch
     check_slots(input_ids, SLOT, images, tokens)
     torch.manual_seed(seed)

@@ -27,13 +27,13 @@ def sam_file(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def init(sam_file, data_dir, language_json, tmp_path_factory):
-    """init(out, *words): `mmchat init` with the words of configs/vary/tiny.yaml and small parts."""
+    """init(out, *argv): `mmchat init` with the arguments of configs/vary/tiny.yaml and small parts."""
     parts = ["--language", language_json("opt", max_position_embeddings=OLD), "--vision", sam_file]
     parts += ["--tokenizer", data_dir / "tokenizers" / TOKENIZER_OF["opt"]]
     parts += ["--compressor", "--projector", "linear", "--template", "vary_opt"]
 
-    def run(out, *words):
-        main([str(word) for word in ("init", *parts, *words, "--out", out)])
+    def run(out, *argv):
+        main([str(argument) for argument in ("init", *parts, *argv, "--out", out)])
         return out
 
     run.folder = tmp_path_factory.mktemp("tiny")
@@ -66,10 +66,10 @@ def test_another_seed_is_another_compressor_and_another_fit_is_kept(init, tiny):
 
 
 def test_a_compressor_without_a_sam_is_refused(tiny, data_dir, language_json, capsys, tmp_path):
-    words = ["init", "--language", language_json("opt"), "--tokenizer", data_dir / "tokenizers" / "opt_like"]
-    words += ["--vision", data_dir / "clip_vit_tiny_hf4", "--compressor", "--out", tmp_path / "out"]
+    argv = ["init", "--language", language_json("opt"), "--tokenizer", data_dir / "tokenizers" / "opt_like"]
+    argv += ["--vision", data_dir / "clip_vit_tiny_hf4", "--compressor", "--out", tmp_path / "out"]
     with pytest.raises(SystemExit, match="2"):
-        main([str(word) for word in words])
+        main([str(argument) for argument in argv])
     assert "--compressor needs a SAM tower; the towers are of families clip_vit" in capsys.readouterr().err
 
 
@@ -80,7 +80,7 @@ def opt(positions=OLD):
     return OPTForCausalLM(OPTConfig(**config)).eval()
 
 
-def test_positions_lie_between_the_old_ones():
+def test_positions_are_interpolated():
     model = opt()
     old = model.model.decoder.embed_positions.weight.detach().clone()
     extend_positions(model, NEW)
@@ -92,7 +92,7 @@ def test_positions_lie_between_the_old_ones():
     assert model.config.max_position_embeddings == NEW
 
 
-def test_every_third_place_sees_what_the_old_place_saw():
+def test_every_third_position_gives_the_old_hidden_states():
     short, long = opt(), opt()
     extend_positions(long, NEW)
     ids = torch.arange(5, 5 + OLD)[None]
@@ -114,25 +114,25 @@ def test_texts_may_be_longer_than_the_model_had_learned(tiny, init):
 
 
 @pytest.mark.parametrize(
-    ("kind", "positions", "told"),
+    ("kind", "positions", "message"),
     [
         ("opt", OLD - 1, "--max-positions is 31, but the model has 32 already"),
         ("llama", NEW, "found a llama; rotary"),
     ],
 )
-def test_positions_that_cannot_be_lengthened(make_assistant, kind, positions, told):
+def test_positions_that_cannot_be_extended(make_assistant, kind, positions, message):
     model = opt() if kind == "opt" else make_assistant("llama")[0].language_model
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         extend_positions(model, positions)
 
 
-def test_the_trained_tower_goes_on_beside_clip(tiny, data_dir, language_json, tmp_path):
+def test_the_trained_tower_is_reused_beside_clip(tiny, data_dir, language_json, tmp_path):
     """The graft: no command of its own, for a model directory is a source of towers."""
     parts = ["--language", language_json("qwen2"), "--tokenizer", data_dir / "tokenizers" / TOKENIZER_OF["qwen2"]]
     parts += ["--vision", data_dir / "clip_vit_tiny_hf4", "--layer", "-2", "--image-size", "28"]
     parts += ["--vision", tiny, "--layer", "-1", "--image-size", "256"]
-    words = [*parts, "--projector", "linear", "--template", "vary_qwen", "--out", tmp_path / "dual"]
-    main([str(word) for word in ("init", *words)])
+    argv = [*parts, "--projector", "linear", "--template", "vary_qwen", "--out", tmp_path / "dual"]
+    main([str(argument) for argument in ("init", *argv)])
     dual, processor = load_assistant(tmp_path / "dual")
     trained = load_assistant(tiny)[0].towers[0].resized(256)
     for mine, same in zip(dual.towers[1].parameters(), trained.parameters(), strict=True):

@@ -1,0 +1,114 @@
+"""Run and extend the Jinja chat template of a tokenizer, for the template `auto`."""
+
+import json
+import re
+
+from jinja2 import TemplateError
+
+from mmchat.conversation.codec import codec_for
+from mmchat.conversation.segments import SlotTokens, Spans
+from mmchat.conversation.special_tokens import mark_tokens
+from mmchat.errors import UserError
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+REMEDY = (
+    "choose a named template that fits the model, or put {% generation %} ... {% endgeneration %} around the "
+    "answers in the tokenizer's chat template"
+)
+
+# Put before the tokenizer's own Jinja: it replaces images by slot groups and joins content parts to one string, which
+# every Jinja can read. It ends with a line break, which trim_blocks removes, so that the tokenizer's Jinja still starts
+# at the beginning of a line.
+_PRELUDE_END = "{#- The tokenizer's own chat template. #}\n"
+_PRELUDE = """\
+{%- set flat = namespace(messages=[], text='') -%}
+{%- if SYSTEM and messages and messages[0]['role'] != 'system' -%}
+  {%- set flat.messages = [{'role': 'system', 'content': SYSTEM}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['tool_calls'] -%}
+    {{- raise_exception('tool_calls is not written: put the call into the content as text') -}}
+  {%- endif -%}
+  {%- set flat.text = '' -%}
+  {%- set content = message['content'] -%}
+  {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+    {%- if part['type'] == 'text' -%}
+      {%- set flat.text = flat.text + part['text'] -%}
+    {%- elif part['type'] == 'image' and message['role'] == 'user' -%}
+      {%- set flat.text = flat.text + SLOTS -%}
+    {%- else -%}
+      {{- raise_exception('content part ' ~ part['type'] ~ ' in a message of the ' ~ message['role']) -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': flat.text}] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+
+
+def extend_tokenizer_jinja(tokenizer, slots: SlotTokens, system: str | None) -> str:
+    """The tokenizer's own chat template, extended to read content parts and `system`. Idempotent.
+
+    Raises:
+        UserError: The tokenizer has no chat template.
+    """
+    values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", codec_for(tokenizer)))}
+    prelude = re.sub("SLOTS|SYSTEM", lambda match: values[match[0]], _PRELUDE)
+    return prelude + _PRELUDE_END + _own_jinja(tokenizer)
+
+
+def quote(string: str) -> str:
+    """A Jinja string constant. Jinja reads the escapes of Python, which include those of JSON."""
+    return json.dumps(string, ensure_ascii=False)
+
+
+def _own_jinja(tokenizer) -> str:
+    try:
+        jinja = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(
+            "template 'auto' is the tokenizer's own chat template, but this tokenizer has none (or several, none of "
+            "them the default); choose a named template, or set tokenizer.chat_template"
+        ) from error
+    return jinja.rpartition(_PRELUDE_END)[2]  # the tokenizer of an assistant starts with our prelude
+
+
+class JinjaRunner:
+    """Runs the tokenizer's Jinja on the first messages of one conversation."""
+
+    def __init__(self, tokenizer, chat: list[dict[str, str]], added: int):
+        """added: number of messages that were inserted at the beginning."""
+        self.jinja = _own_jinja(tokenizer)
+        self.tokens = tokenizer.special_tokens_map
+        self.chat = chat
+        self.added = added
+        self.has_generation_blocks = bool(_GENERATION.search(self.jinja))
+
+    def name(self, number: int) -> str:
+        """A message as errors name it: by its number in the caller's list."""
+        return f"message {number - self.added}"
+
+    def write(self, count: int, add_generation_prompt: bool = False) -> str:
+        """The text of the first `count` messages."""
+        return self._write(count, add_generation_prompt, False)[0]
+
+    def write_with_blocks(self) -> tuple[str, Spans]:
+        """The text of the conversation and the spans of its generation blocks."""
+        return self._write(len(self.chat), False, True)
+
+    def _write(self, count: int, add_generation_prompt: bool, track: bool) -> tuple[str, Spans]:
+        # Imported here because it loads torch. transformers caches the compiled template.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            (text,), spans = render_jinja_template(
+                [self.chat[:count]],
+                chat_template=self.jinja,
+                return_assistant_tokens_mask=track,
+                add_generation_prompt=add_generation_prompt,
+                **self.tokens,
+            )
+        except TemplateError as error:
+            where = f"the first {count} of {len(self.chat)} messages" if count < len(self.chat) else "the conversation"
+            raise UserError(f"the tokenizer's chat template refuses {where}: {error}; {REMEDY}") from error
+        return text, spans[0] if track else ()
