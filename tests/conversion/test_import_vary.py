@@ -22,12 +22,13 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mmchat.cli.main import main
-from mmchat.conversion import import_model
+from mmchat.conversion import import_model, importing
 from mmchat.conversion.qwen1 import tokenizer_from_ranks
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.vision import load_tower
 from mmchat.vision.checkpoint_formats.vary import PREPROCESSING
+from tests.docstring_examples import run_examples
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 OPT_PLACE = "model.vision_tower_2."
@@ -153,6 +154,13 @@ def test_the_imported_model_opens_with_transformers_alone(original, expected, tm
     with torch.no_grad():
         torch.testing.assert_close(run(model, expected).logits, expected["logits"], **TOLERANCE)
     assert processor.image_tokens == 16
+
+
+def test_the_example_in_the_docstring(original, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "vary").symlink_to(original)
+    monkeypatch.chdir(tmp_path)
+    run_examples(importing, "import_model")
 
 
 def test_half_precision_weights_keep_their_dtype(original, expected, tmp_path):
