@@ -1,4 +1,4 @@
-"""The four tokenizers, with the slot tokens and with added tokens of every sort that text may imitate."""
+"""Four tokenizers with slot tokens and with every kind of added token that text may spell."""
 
 from pathlib import Path
 
@@ -76,5 +76,5 @@ def neox(tokenizers):
 
 @pytest.fixture
 def bare():
-    """A fresh tokenizer by name, as it comes, free to be changed."""
+    """An unmodified tokenizer by name. Tests may change it."""
     return lambda name: AutoTokenizer.from_pretrained(TOKENIZERS / name)

@@ -1,4 +1,4 @@
-"""The saved Jinja and `encode_prompt`: the cases that random conversations do not show."""
+"""The saved Jinja and `encode_prompt`: cases that random conversations do not cover."""
 
 import pytest
 from jinja2 import TemplateError
@@ -56,7 +56,7 @@ def test_vary_writes_no_white_space_beside_an_image(opt):
 
 @pytest.mark.parametrize("sanitized", [False, True])
 def test_only_marked_text_is_text(qwen, sanitized):
-    """What a user types is text when transformers marked it, and a token in a prompt written by hand."""
+    """A typed token is text if transformers marked it, and a token in a hand-written prompt."""
     messages = [user("<|im_end|> <plain-added>" + " <imgpad>" * sanitized)]
     if sanitized:
         jinja = to_jinja("chatml", SLOTS, qwen)

@@ -1,4 +1,4 @@
-"""What `render` promises beside the parity with the originals: labels, order, truncation, errors, caching."""
+"""`render`: labels, order of turns, truncation, errors and caching. Parity is tested in tests/parity."""
 
 import gc
 import multiprocessing

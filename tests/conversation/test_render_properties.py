@@ -1,7 +1,7 @@
-"""Whatever people type, it stays text: slots, labels and the saved Jinja hold for random conversations.
+"""Typed text stays text: slots, labels and the saved Jinja are correct for random conversations.
 
-The text is drawn from everything that is dangerous to a tokenizer: every added token of the four, what the
-templates write, parts of both, white space, characters of several bytes, the placeholder, transformers' marks.
+The text is drawn from what could confuse a tokenizer: every added token of the four tokenizers, what the templates
+write, parts of both, white space, multi-byte characters, the image placeholder and transformers' marks.
 """
 
 import json
@@ -60,7 +60,7 @@ _copies = {}
 
 @st.composite
 def chats(draw, template):
-    """A chat that the template can write, ending with an answer, one of them to be learned."""
+    """A chat that the template supports. It ends with an answer, and at least one answer is supervised."""
     messages = []
     if (template.system or template.from_tokenizer) and draw(st.booleans()):
         messages.append({"role": "system", "content": draw(TEXT)})
@@ -101,23 +101,23 @@ def count_images(messages):
 
 
 def harmless(message):
-    """The same message with nothing in it that could be a token; an empty one stays empty."""
+    """The same message with text that spells no token. An empty message stays empty."""
     parts = [{**part, "text": unmarked(part["text"]) and "x"} if "text" in part else part for part in parts_of(message)]
     return {**message, "content": parts}
 
 
 def unmarked(text):
-    """Without transformers' marks, which nobody may type."""
+    """The text without transformers' marks, which are dropped from input."""
     return re.sub("[\U000f0000\U000f0001]", "", text)
 
 
 def visible(text):
-    """Without white space, and without "▁", which is white space to a Llama tokenizer."""
+    """The text without white space, and without "▁", which is white space for a Llama tokenizer."""
     return re.sub(r"[\s\u2581\x1c]", "", unmarked(text))
 
 
 def expected_labels(messages, key, template, eos):
-    """What is to be learned, as text, independently of how it is written: the answers and their ends."""
+    """The supervised text, computed from the messages: the answers and their ends."""
     before, after = {"auto": ("", "<|im_end|>"), "auto with generation blocks": ("", eos)}.get(key, template.answer)
     said = "".join(before + text_of(message) + after for message in messages if is_trained(message))
     return (said + template.end * bool(is_trained(messages[-1]))).replace("{eos}", eos)
@@ -209,8 +209,10 @@ def test_truncation_removes_the_end(tokenizers, name, key, data):
 
 
 def render_or_discard(messages, template, tokenizer, *args, **kwargs):
-    """Rendered; an example in which nothing is left to learn is none (an answer of nothing but marks or white
-    space can lose its only token to the template's side)."""
+    """`render`, but discard examples with nothing to learn.
+
+    An answer of marks or white space can share its only token with the template's text.
+    """
     try:
         return render(messages, template, tokenizer, *args, **kwargs)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How each template reads, what of it is learned, and which of it are tokens."""
+"""The text, the supervised text and the control tokens of each template."""
 
 import re
 from pathlib import Path
@@ -151,7 +151,7 @@ def test_typed_tokens_are_text(bare):
 
 
 def test_a_token_of_two_literals(bare):
-    """`after_answer` and `user` of ChatML, read as one string by a tokenizer; it begins outside the answer."""
+    """A token that `after_answer` and `user` of ChatML spell together. It begins outside the answer."""
     tokenizer = bare("neox_like")
     tokenizer.add_tokens([AddedToken("\n<|im_start|>user\n", normalized=False, special=True)])
     rendered = render(CHAT[1:], "chatml", tokenizer)
@@ -162,7 +162,7 @@ def test_a_token_of_two_literals(bare):
 
 
 def test_white_space_tokens_are_text(bare):
-    """As Gemma's "\\n\\n", which is no control token."""
+    """For example Gemma's "\\n\\n", which is not a control token."""
     tokenizer = bare("opt_like")
     tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
     typed = [{**message, "content": "a\n\nb"} for message in CHAT]

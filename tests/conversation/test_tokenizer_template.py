@@ -1,4 +1,4 @@
-"""The template `auto`: labels from the tokenizer's own chat template, or a refusal where it has none to give."""
+"""The template `auto`: labels from the tokenizer's own chat template, or an error if they are unknown."""
 
 import pytest
 
@@ -126,7 +126,7 @@ def test_an_image_that_the_jinja_leaves_out(with_jinja):
 
 
 def test_text_that_the_jinja_leaves_out(with_jinja):
-    """As Jinjas do that read only content parts."""
+    """Like a Jinja that reads only content parts."""
     tokenizer = with_jinja(HEAD + "{{- m.role + '>' -}}{%- if loop.index0 > 1 -%}{{- m.content -}}{%- endif -%}" + TAIL)
     with pytest.raises(UserError, match="changes the text of message 0"):
         render(TWO[:3], "auto", tokenizer, add_generation_prompt=True)

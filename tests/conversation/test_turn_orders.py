@@ -31,9 +31,9 @@ class Refused(NamedTuple):
 class Case(NamedTuple):
     messages: list
     chat: str | Refused
-    """What is learned, as text, or the error; `#` is the end of an answer."""
+    """The supervised text, or the error. `#` is the end of an answer."""
     data: str | Refused | None = None
-    """The same in the data dialect, where it differs."""
+    """The expectation for the data dialect, if it differs."""
     template: str = "qwen_2_5"
     how: dict = {}
 

@@ -1,4 +1,4 @@
-"""Vary's assistants as their programs wrote them: the same logits, losses and gradients, or a message why not."""
+"""Import of Vary's assistants: the logits of the originals, strict loading and error messages."""
 
 import base64
 import json
@@ -111,7 +111,7 @@ def test_opt_gives_the_logits_of_the_original(original, expected):
 
 
 def theirs(name):
-    """Our name of a weight -> the original's."""
+    """The original's name of one of our weights."""
     renamed = {"layers": "blocks", "patch_embed.projection": "patch_embed.proj"}
     renamed |= {"layer_norm1": "norm1", "layer_norm2": "norm2"}
     if name.startswith("towers.0."):
@@ -164,7 +164,7 @@ def test_the_example_in_the_docstring(original, tmp_path, monkeypatch):
 
 
 def test_half_precision_weights_keep_their_dtype(original, expected, tmp_path):
-    """Releases are in half precision, which is what is written and what answers."""
+    """Releases are in half precision. The imported model keeps it."""
 
     def round_all(state):
         state.update({key: tensor.to(torch.bfloat16) for key, tensor in state.items()})
@@ -233,7 +233,7 @@ def test_unknown_or_incomplete_sources_are_refused(original, data_dir, tmp_path,
 
 @pytest.fixture(scope="module")
 def qwen(data_dir, tmp_path_factory):
-    """(directory, the weights in it): a varyQwen of random weights, with the oracle's vocabulary as its second eye."""
+    """(directory, the weights in it): a varyQwen of random weights, with the oracle's vision vocabulary as its second tower."""
     folder = tmp_path_factory.mktemp("qwen")
     generator = torch.Generator().manual_seed(0)
 
@@ -264,7 +264,7 @@ def qwen(data_dir, tmp_path_factory):
 
 
 def enlarged(vary):
-    """The oracle sees 128 pixels and gives 4 tokens; CLIP's grid here is 4 x 4, so tables are made for 256 pixels."""
+    """Position tables for 256 pixels. The oracle takes 128 and gives 4 tokens, but CLIP's grid here is 4 x 4."""
     generator = torch.Generator().manual_seed(1)
     tables = {"pos_embed": (1, 16, 16, vary["pos_embed"].shape[-1])}
     for block in (1, 3):
@@ -274,7 +274,7 @@ def enlarged(vary):
 
 
 def slot_ids(folder):
-    """Writes the tokenizer: bytes and one pair, their ranks as `qwen.tiktoken` has them."""
+    """Write `qwen.tiktoken` with all bytes and some merges; returns the config's slot ids."""
     tokens = [bytes([value]) for value in range(256)] + [b"th", b"he", b"the", b" t", b" the", b"in"]
     lines = (f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
     (folder / "qwen.tiktoken").write_text("\n".join(lines))
@@ -301,7 +301,7 @@ def test_qwen_gives_the_logits_of_a_slow_reference(qwen):
 
 
 def slow_vary_qwen(state, folder, ids, pixels):
-    """vary_qwen_vary.py and modeling_qwen.py for one row with one image, a head and a position at a time."""
+    """vary_qwen_vary.py and modeling_qwen.py for one row with one image, computed per head and position."""
     part = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
     clip = CLIPVisionModel(CLIPVisionConfig(**CLIP)).eval()
     place = "vision_tower.vision_model."
@@ -362,7 +362,7 @@ def test_qwen_is_loaded_strictly(qwen, tmp_path):
 
 
 def test_qwens_own_tokenizer(data_dir, tmp_path):
-    """A vocabulary as its training left it, split and merged as the original does it: the pair of lowest rank first."""
+    """A trained vocabulary. Text is split and merged as in the original: the pair of lowest rank first."""
     letters = {letter: value for value, letter in bytes_to_unicode().items()}
     vocabulary = read_json(data_dir / "tokenizers" / "qwen_like" / "tokenizer.json")["model"]["vocab"]
     ranks = {bytes(letters[letter] for letter in token): rank for token, rank in vocabulary.items()}

@@ -1,4 +1,4 @@
-"""A real browser on the demo: what the test and `screenshot.py` do in it."""
+"""Helpers that drive the demo in a real browser, for the tests and `screenshot.py`."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ LOCAL_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 def browsing(
     url: str, profile: Path, width: int, height: int, dark: bool = False, ready: str = "textarea"
 ) -> Iterator[WebDriver]:
-    """`url` in a fresh Chromium, once it has an element `ready`; under 500 px wide it pretends to be a phone."""
+    """Open `url` in a fresh Chromium and wait for an element `ready`. Below a width of 500 px it emulates a phone."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
@@ -50,7 +50,7 @@ def until(driver: WebDriver, condition, seconds: float = 20):
 
 
 def ask(driver: WebDriver, question: str, *images: Path) -> None:
-    """Put images and a question into the box, send it, and see it in the chat."""
+    """Put images and a question into the box, send it, and wait until it is in the chat."""
     asked = len(bubbles(driver, "user"))
     for image in images:
         shown = len(thumbnails(driver))
@@ -69,14 +69,14 @@ def thumbnails(driver: WebDriver) -> list:
 
 
 def bubbles(driver: WebDriver, role: str) -> list[str]:
-    """What is to be read in the bubbles of `user` or `bot`; Gradio's three dots are a status, no message."""
+    """The texts in the bubbles of `user` or `bot`, without Gradio's status (three dots)."""
     chosen = "`.${arguments[0]}.message:not([role=status])`"
     script = f"return [...document.querySelectorAll({chosen})].map(b => b.innerText.trim())"
     return driver.execute_script(script, role)
 
 
 def answered(driver: WebDriver, seconds: float = 60) -> list[str]:
-    """Wait for the answer to the question just sent; returns the texts that its bubble held on the way."""
+    """Wait for the answer to the last question; returns the texts that its bubble showed while streaming."""
     seen: list[str] = []
 
     def over() -> bool:
@@ -94,6 +94,6 @@ def press(driver: WebDriver, label: str) -> None:
 
 
 def requested(driver: WebDriver) -> list[str]:
-    """Every address the page asked for since the last call."""
+    """Every URL that the page requested since the last call."""
     events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]

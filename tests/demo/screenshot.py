@@ -1,4 +1,4 @@
-"""Ask the running demo about an image and save what is seen; the size under 500 px wide is a phone's.
+"""Ask the running demo about an image and save a screenshot. Below a width of 500 px it emulates a phone.
 
 python demo/app.py &
 python tests/demo/screenshot.py --out docs/images/demo.png

@@ -1,4 +1,4 @@
-"""The demo in a real browser: a subprocess serves it with a tiny model, Chromium uploads, asks and reads."""
+"""The demo in a real browser: a subprocess serves it with a tiny model, Chromium uploads images and asks."""
 
 import json
 import os
@@ -46,7 +46,7 @@ LANGUAGE = {
 MARKUP = ["▁<", "b", ">"]
 FAILURE = "the accelerator <i>caught</i> fire"
 
-# The app as it is, but its generator tells what it was asked, takes its time, and fails when asked to.
+# The app, with a generator that logs its calls, is slow, and fails when asked to.
 SERVE = f"""
 import json, runpy, sys, time
 from mmchat.inference import Generator
@@ -66,7 +66,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def recite(model, tokenizer) -> str:
-    """Set the head so that every token names the next one of a fixed text; returns the text."""
+    """Set the head so that every token predicts the next one of a fixed text; returns the text."""
     words = [word for word in sorted(tokenizer.get_vocab()) if word[0] == "▁" and len(word) > 3 and word[1:].isalpha()]
     chain = [":", *words[:8], *MARKUP, *words[8:24], "</s>"]
     ids = tokenizer.convert_tokens_to_ids(chain)
@@ -80,7 +80,7 @@ def recite(model, tokenizer) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A copy of the repository as the demo sees it: itself, a model, held-out images. And what the model says."""
+    """A folder with the demo, a model and held-out images; and the text that the model generates."""
     root = tmp_path_factory.mktemp("site")
     shutil.copytree(REPOSITORY / "demo", root / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "tower.json").write_text(json.dumps(TOWER))
@@ -130,7 +130,7 @@ def opened(served, tmp_path_factory):
 
 @pytest.fixture
 def page(opened, site):
-    """An empty chat, and no calls yet."""
+    """An empty chat and an empty log of calls."""
     if bubbles(opened, "user"):
         press(opened, "New chat")
         until(opened, lambda: not bubbles(opened, "user"))

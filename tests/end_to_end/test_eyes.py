@@ -1,5 +1,5 @@
-"""Every kind of eye sees: an assistant around a tiny one, assembled, trained and asked as a user would, learns to tell
-sixteen images apart, and answers for the image that it is shown."""
+"""Every tower family works end to end: an assistant with a tiny tower is assembled, trained and queried by the commands,
+and learns to tell sixteen images apart."""
 
 import json
 import sys
@@ -92,7 +92,7 @@ EYES: dict[str, dict] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Sixteen mosaics, of which each is an answer, in four shapes."""
+    """Sixteen mosaics in four shapes, each with its own answer."""
     folder = tmp_path_factory.mktemp("eyes")
     records = []
     for number, answer in enumerate(ANSWERS):

@@ -1,4 +1,4 @@
-"""Captioning a folder can be stopped anywhere and started again; no image is lost, none done twice."""
+"""A captioning job resumes after any interruption: no image is lost or captioned twice."""
 
 import json
 
@@ -10,7 +10,7 @@ from mmchat.inference.captioning import caption_files
 
 
 class FakeGenerator:
-    """Captions an image by its size, and remembers what it was asked."""
+    """Captions an image by its size and records its calls."""
 
     def __init__(self, fail_after=None):
         self.batches, self.fail_after = [], fail_after

@@ -70,7 +70,7 @@ def test_without_a_cache_the_answer_is_the_same(generator, make_image):
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3, "top_k": 1}])
 def test_copied_rows_keep_their_images(generator, make_image, monkeypatch, options):
-    """Beams: each copy of a row sees that row's images in order, whatever the other rows hold."""
+    """Beam search: each copy of a row gets the images of that row, in order."""
     cases = [[make_image(0), make_image(1)], [], [make_image(2)]]
     rows = [asked(generator, "What?", images) for images in cases]
     render, model = generator.processor.render, generator.model
@@ -121,7 +121,7 @@ def test_temperature_samples(generator, make_image):
 
 
 def test_closing_a_stream_ends_the_generation(generator, make_image, monkeypatch):
-    """A caller that walks away must not leave the model at work beside the next answer."""
+    """A closed stream must not leave the model running."""
     steps = []
     forward = generator.model.forward
 

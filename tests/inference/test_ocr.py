@@ -1,4 +1,4 @@
-"""Reading pages of images and PDFs: every page once, resumable, and what went wrong is said."""
+"""OCR of images and PDFs: every page once, resumable, with errors reported."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def generator(assistant_dir):
 
 
 def write_pdf(path, widths):
-    """Pages so many inches wide and 1 high, red to the left and white to the right."""
+    """A PDF whose pages have these widths and a height of 1, in inches; red on the left, white on the right."""
     with PdfPages(path) as pdf:
         for width in widths:
             figure = Figure(figsize=(width, 1))
@@ -36,7 +36,7 @@ def write_pdf(path, widths):
 
 
 def handmade_pdf(*objects, trailer=b""):
-    """A PDF of these objects, numbered from 1; the first is its catalogue."""
+    """A PDF with these objects, numbered from 1. The first is the catalogue."""
     data, places = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):
         places.append(len(data))
@@ -48,7 +48,7 @@ def handmade_pdf(*objects, trailer=b""):
 
 
 def encrypted_pdf():
-    """With the standard security handler, and keys that no password opens."""
+    """A PDF with the standard security handler and keys that no password opens."""
     return handmade_pdf(
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"<</Type/Pages/Kids[]/Count 0>>",
@@ -58,7 +58,7 @@ def encrypted_pdf():
 
 
 def form_pdf():
-    """A page whose only field has been filled, with blue."""
+    """A page with one form field, filled with blue."""
     return handmade_pdf(
         b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]>>>>",
         b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
@@ -133,7 +133,7 @@ def test_a_page_number_out_of_range(tmp_path):
 
 
 class FakeGenerator:
-    """Reads the width of an image; wide ones loop. `fail_after`: batches until somebody presses Ctrl-C."""
+    """Reads the width of an image. Wide images loop. `fail_after`: batches before a KeyboardInterrupt."""
 
     def __init__(self, real, fail_after=None):
         self.processor, self.batches, self.fail_after = real.processor, [], fail_after
@@ -147,7 +147,7 @@ class FakeGenerator:
 
 @pytest.fixture
 def pages(tmp_path, make_image):
-    """Three pages of a PDF, one of a broken image, one of a whole one."""
+    """Three pages of a PDF, one of a broken image and one of an intact image."""
     make_image().save(tmp_path / "z.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     files = [write_pdf(tmp_path / "book.pdf", [1, 2, 1.5]), tmp_path / "broken.png", tmp_path / "z.png"]
@@ -249,7 +249,7 @@ def test_a_page_reports_its_worst_band(generator, tmp_path, tall):
 
 @pytest.fixture(scope="module")
 def looping(assistant_dir):
-    """A model of random weights that looks little at what came before its last token: sooner or later it loops."""
+    """A random model that depends mostly on the last token, so that it loops sooner or later."""
     generator = Generator(assistant_dir, device="cpu")
     with torch.no_grad():
         for layer in generator.model.language_model.model.layers:
@@ -258,7 +258,7 @@ def looping(assistant_dir):
 
 
 def test_a_reading_is_the_same_alone_and_in_a_batch(looping, make_image, monkeypatch):
-    """Rows that end by themselves, by their loop and by their budget, side by side."""
+    """One batch with rows that stop at their end, at a loop and at the length limit."""
     images = [make_image(seed, 30 + seed) for seed in (1, 5, 0, 2)]
     asked = [looping.conversation("What?", one, ())[0] for one in images]
     tokens = looping._generate(asked, [[one] for one in images], max_new_tokens=140).tolist()

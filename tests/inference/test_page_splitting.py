@@ -1,4 +1,4 @@
-"""Bands hold every line of a page whole, in order and once."""
+"""Bands contain every line of a page uncut, in order and once."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ PAPER, WIDTH = 230, 40
 
 
 def page_of(lines, width=WIDTH, paper=PAPER):
-    """A page of (gap, height) lines; the ink of each has a shade of its own."""
+    """A page of (gap, height) lines. The ink of each line has its own gray value."""
     rows = []
     for number, (gap, height) in enumerate(lines):
         rows += [np.full((gap, width), paper), np.full((height, width), paper)]
@@ -22,7 +22,7 @@ def page_of(lines, width=WIDTH, paper=PAPER):
 
 
 def lines_in(band):
-    """(shade, rows) of the lines in an image, from top to bottom."""
+    """(gray value, rows) of the lines in an image, from top to bottom."""
     column = np.asarray(band.convert("L"))[:, 10]
     shades = [shade for shade in dict.fromkeys(column.tolist()) if shade != PAPER]
     return [(shade, int((column == shade).sum())) for shade in shades]

@@ -1,4 +1,4 @@
-"""The guard fires exactly where a text has begun to loop, for every period, each row by itself."""
+"""The guard stops exactly when a text loops, for every period and each row independently."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ PERIODS, REPEATS, LEAST = 5, 3, 8
 
 
 def guarded(rows, prompt=3, **limits):
-    """What the guard says after every token of rows of one length, and the loops that it names."""
+    """The guard's result after every token, for rows of equal length, and the loops that it found."""
     guard = RepetitionGuard(**(limits or {"repeats": REPEATS, "max_period": PERIODS, "min_tokens": LEAST}))
     ids = torch.tensor([[7] * prompt + row for row in rows])
     fired = [guard(ids[:, : prompt + n + 1], None).tolist() for n in range(len(rows[0]))]
@@ -20,7 +20,7 @@ def guarded(rows, prompt=3, **limits):
 
 
 def slow_period(tokens):
-    """The shortest period with which the end of a text repeats often and long enough, or None."""
+    """A slow reference: the shortest period that repeats often and long enough at the end of a text, or None."""
     for period in range(1, PERIODS + 1):
         tail = tokens[-max(period * REPEATS, LEAST) :]
         if len(tail) == max(period * REPEATS, LEAST) and tail[period:] == tail[:-period]:

@@ -1,4 +1,4 @@
-"""A LoRA adapter's directory: PEFT's own format, opened strictly upon the model it was trained on, merged exactly."""
+"""LoRA adapter directories: PEFT's format, strict loading onto the base model, exact merging."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ LAYERS = {
 
 @pytest.fixture(scope="module")
 def trained(assistant_dir, tmp_path_factory):
-    """(base, adapter directory, logits of the adapted model) after something like training."""
+    """(base, adapter directory, logits of the adapted model), with random updates instead of training."""
     folder = tmp_path_factory.mktemp("adapter")
     base = shutil.copytree(assistant_dir, folder / "base")
     model, processor = load_assistant(base)
@@ -39,7 +39,7 @@ def trained(assistant_dir, tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A copy of base and adapter, in the same places to each other."""
+    """A copy of base and adapter, with the same relative path."""
     shutil.copytree(trained[0].parent, tmp_path / "copy")
     return tmp_path / "copy" / "base", tmp_path / "copy" / "run" / "adapter"
 
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_are_refused(copy, name):
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "full.safetensors"])
 def test_a_weight_that_is_missing_is_noticed(copy, name):
-    """PEFT alone would go on with an update of zero, and torch with the base's projector."""
+    """PEFT alone would continue with an update of zero, and torch with the base's projector."""
     _, directory = copy
     path = directory / name
     weights = load_file(path)
@@ -163,7 +163,7 @@ def test_saving_notices_a_corrupted_adapter(trained, tmp_path, monkeypatch):
 
 
 def test_many_layers_that_peft_names_by_suffixes(make_assistant):
-    """From 20 names on PEFT keeps endings where no other layer has them; ours are still the ones adapted."""
+    """From 20 names on, PEFT shortens them to unique suffixes. The same layers must be adapted."""
     model, _ = make_assistant(num_hidden_layers=7)
     parts = ("gate_proj", "up_proj", "down_proj")
     names = [f"language_model.model.layers.{layer}.mlp.{part}" for layer in range(7) for part in parts]

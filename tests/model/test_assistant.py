@@ -213,7 +213,7 @@ def test_images_are_pil_images_arrays_or_local_paths(make_assistant, make_image,
 
 
 def test_generation_stops_where_the_template_ends_an_answer(make_assistant):
-    """A ChatML model on a tokenizer with another EOS would otherwise go on and play the user."""
+    """Otherwise a ChatML model with another EOS in its tokenizer would continue with the user's turn."""
     model, processor = make_assistant("qwen2")
     stops = model.generation_config.eos_token_id
     tokens = processor.tokenizer

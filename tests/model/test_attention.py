@@ -1,4 +1,4 @@
-"""A sample in a packed row computes what it computes alone, and learns from it what it learns alone."""
+"""A sample in a packed row gives the outputs and gradients that it gives alone."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def language_model(request):
 
 
 def test_packed_samples_do_not_attend_to_each_other(language_model):
-    """Windows of eight tokens included. Alone is how transformers computes it, before we touch the model."""
+    """Also with sliding windows of eight tokens. The reference is transformers' unmodified model, one sample at a time."""
     rows = [torch.randint(2, 100, (1, length)) for length in LENGTHS]
     row = torch.cat(rows, dim=1)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def loss_of(model, batch):
 @pytest.mark.parametrize("kind", ["llama", "opt", "qwen2"])
 @pytest.mark.parametrize("images", [(0, 0, 0), (1, 0, 2), (0, 3, 1)], ids=str)
 def test_gradients_of_an_assistant_are_the_sum_of_its_samples(make_assistant, kind, images):
-    """Of every parameter, towers and projector included; samples of 70 and 5 tokens, with several images or none."""
+    """For every parameter, including towers and projector; samples of 70 and 5 tokens, with several images or none."""
     model, processor = make_assistant(kind)
     specs, slot = processor.image_processor.specs, model.config.image_token_id
     generator = torch.Generator().manual_seed(3)

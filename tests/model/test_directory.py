@@ -1,4 +1,4 @@
-"""A model directory stands alone, is opened strictly, and is called written only after it was read back."""
+"""Model directories are self-contained, loaded strictly, and verified when saved."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def test_config_holds_no_path_of_this_machine(assistant_dir):
 
 
 def test_saving_notices_a_corrupted_copy(make_assistant, tmp_path, monkeypatch):
-    """Weights that do not arrive on the disk as they are in memory: the old directory stays as it was."""
+    """If the written weights differ from those in memory, the old directory is kept."""
     model, processor = make_assistant()
     target = tmp_path / "model"
     save_assistant(model, processor, target)
@@ -107,7 +107,7 @@ def test_saving_notices_a_corrupted_copy(make_assistant, tmp_path, monkeypatch):
 
 
 def test_another_fit_is_saved_and_used_wherever_the_model_goes(assistant_dir, make_image, tmp_path):
-    """A wide image: padded it keeps its sides, cropped it does not; a tower taken from the model pads, too."""
+    """Padding keeps the sides of a wide image, cropping does not. A tower taken from the model pads too."""
     wide = make_image(width=60, height=20)
     model, processor = load_assistant(assistant_dir, fit="pad")
     save_assistant(model, processor, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Vary's two eyes, CLIP and its own vocabulary, each with its preprocessing and projector, joined by `mmchat init`."""
+"""Vary's two towers, CLIP and the vision vocabulary, joined by `mmchat init`."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CLIP_SIZE, VARY_SIZE, SLOTS = 28, 256, 16
 
 @pytest.fixture(scope="module")
 def argv(language_json, data_dir):
-    """`mmchat init` of both towers, without what is theirs each."""
+    """Arguments of `mmchat init` for both towers, without the settings of each."""
     towers = ["--vision", data_dir / "clip_vit_tiny_hf4", "--vision", data_dir / "vary_sam_tiny" / "state.safetensors"]
     tokenizer = data_dir / "tokenizers" / "qwen_like"
     argv = ["init", "--language", language_json("qwen2"), "--tokenizer", tokenizer, *towers, "--template", "chatml"]

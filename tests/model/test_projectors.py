@@ -1,4 +1,4 @@
-"""Projectors: equal to transformers' own, their widths, and slots that are known before any weight is."""
+"""Projectors: parity with other implementations, shapes, and slots counted without weights."""
 
 import math
 from types import SimpleNamespace
@@ -102,7 +102,7 @@ def test_average_pooling_by_hand():
 
 
 def test_resampler_is_attention_from_queries_to_patches():
-    """Against torch's own multi-head attention, with the weights of ours."""
+    """Compared with torch's multi-head attention with the same weights."""
     spec, out_dim = TowerSpec(32, 8, 16, 12), 192  # heads of gcd(192, 128) = 64
     ours = build("resampler9", spec, out_dim)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`mmchat resize`: the same weights for larger or smaller images, and a processor that knows."""
+"""`mmchat resize`: the same weights and an updated processor for another image size."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_the_same_size_is_the_same_model(assistant_dir, tmp_path):
 
 @torch.no_grad()
 def test_kept_positions(assistant_dir, tmp_path):
-    """Row by row and column by column the positions are the old ones; below and at the right of them, the nearest."""
+    """Positions inside the old grid are the old ones. Below and to the right, the nearest is repeated."""
     before = load_assistant(assistant_dir)[0].towers[0]
     after = resize(assistant_dir, tmp_path / "out", 42, options=["--keep-positions"])[0].towers[0]
     old, new = (tower.backbone.state_dict()[tower.position_table] for tower in (before, after))

@@ -1,4 +1,4 @@
-"""Attention of short samples on the CPU, against torch's own in full precision."""
+"""Attention of short samples on a CPU, compared with torch's in full precision."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ BF16 = 2**-8
 
 
 def draw(lengths, heads, groups, spread=1.0, precision=torch.bfloat16):
-    """Queries, keys, values and the gradient of the output, as a language model's projections lie in memory."""
+    """Queries, keys, values and the gradient of the output, with the memory layout of a language model."""
     sizes = ((heads, spread), (groups, spread), (groups, 1.0), (heads, 1.0))
     rows = [torch.randn(1, sum(lengths), h, WIDTH) * size + 0.3 for h, size in sizes]
     return [row.to(precision).transpose(1, 2) for row in rows]
 
 
 def reference(query, key, value, lengths, scale, causal, window):
-    """Every sample alone, with all its scores: float[1, L, heads, D]."""
+    """A reference that attends per sample with all scores: float[1, L, heads, D]."""
     share = query.shape[1] // key.shape[1]
     outputs = []
     for q, k, v in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
@@ -70,9 +70,10 @@ def test_it_equals_attention(lengths, shape, causal, window, seed):
 
 @pytest.mark.parametrize("spread", [0.05, 1.0, 2.0])
 def test_its_error_is_about_that_of_torch(spread):
-    """Against fp32 throughout, from even attention (small scores) to attention to a few tokens; several parts of heads.
+    """Compared with fp32, from uniform attention (small scores) to peaked attention, with several groups of heads.
 
-    Rounding scores adds about what rounding queries and keys has cost already."""
+    Rounding the scores adds about the error of rounding queries and keys.
+    """
     torch.manual_seed(0)
     lengths = [400, 130, 7]
     assert 12 * max(lengths) ** 2 > BLOCK_SCORES
@@ -92,7 +93,7 @@ def test_its_error_is_about_that_of_torch(spread):
 
 
 def test_a_large_mean_of_the_values_does_not_hide_the_gradient_of_the_scores():
-    """As in new models, whose tokens are alike. What weights in bf16 lack to a sum of one would weigh all of it."""
+    """As in untrained models, whose values are similar. Without centring, the rounding of weights would dominate."""
     torch.manual_seed(0)
     query, key, value, gradient = draw([300], 4, 4, 0.3)
     value = (3 * torch.randn(1, 4, 1, WIDTH) + 0.1 * value).bfloat16()

@@ -1,4 +1,4 @@
-"""The masked write equals a slow loop over samples, in values and in gradients."""
+"""The masked write equals a slow loop over samples, in values and gradients."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SLOT, PAD, DIM = 7, 0, 3
 
 
 def slow_splice(embeddings, input_ids, features):
-    """Row by row, position by position, the next feature of the next image."""
+    """A slow reference: loops over rows and positions."""
     waiting = list(features.reshape(-1, DIM))
     rows = []
     for row, ids in zip(embeddings, input_ids.tolist(), strict=True):
@@ -22,7 +22,7 @@ def slow_splice(embeddings, input_ids, features):
 
 @st.composite
 def batches(draw):
-    """Rows of words and images (each a run of slots), padded on one side."""
+    """Rows of text tokens and images (each a run of slots), padded on one side."""
     tokens_per_image = draw(st.integers(1, 4))
     words = st.lists(st.integers(8, 20), max_size=3)
     rows, images = [], 0

@@ -1,4 +1,4 @@
-"""How Vary-tiny begins (a SAM, a new compressor, an OPT for longer texts), and how its tower goes on beside CLIP."""
+"""Set-up of Vary-tiny (SAM with a new compressor, OPT with a longer context), and reuse of its tower beside CLIP."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ OLD, NEW = 32, 94
 
 @pytest.fixture(scope="module")
 def sam_file(data_dir, tmp_path_factory):
-    """Meta's file, made of the oracle's encoder."""
+    """A file in Meta's format with the oracle's encoder."""
     state = load_file(data_dir / "vary_sam_tiny" / "state.safetensors")
     path = tmp_path_factory.mktemp("sam") / "sam_vit_b.pth"
     torch.save({f"image_encoder.{key}": tensor for key, tensor in state.items() if not key.startswith("net_")}, path)
@@ -127,7 +127,7 @@ def test_positions_that_cannot_be_extended(make_assistant, kind, positions, mess
 
 
 def test_the_trained_tower_is_reused_beside_clip(tiny, data_dir, language_json, tmp_path):
-    """The graft: no command of its own, for a model directory is a source of towers."""
+    """The tower is taken from a model directory with `mmchat init --vision`."""
     parts = ["--language", language_json("qwen2"), "--tokenizer", data_dir / "tokenizers" / TOKENIZER_OF["qwen2"]]
     parts += ["--vision", data_dir / "clip_vit_tiny_hf4", "--layer", "-2", "--image-size", "28"]
     parts += ["--vision", tiny, "--layer", "-1", "--image-size", "256"]

@@ -1,4 +1,4 @@
-"""An assistant with LLaVA's parts computes what transformers' LLaVA computes: logits, loss and every gradient."""
+"""An assistant with LLaVA's parts gives the logits, loss and gradients of transformers' LLaVA."""
 
 import pytest
 import torch
