@@ -233,7 +233,7 @@ def test_unknown_or_incomplete_sources_are_refused(original, data_dir, tmp_path,
 
 @pytest.fixture(scope="module")
 def qwen(data_dir, tmp_path_factory):
-    """(directory, the weights in it): a varyQwen of random weights, with the oracle's vision vocabulary as its second tower."""
+    """(directory, weights): a random varyQwen with the oracle's vision vocabulary as its second tower."""
     folder = tmp_path_factory.mktemp("qwen")
     generator = torch.Generator().manual_seed(0)
 

@@ -1,5 +1,7 @@
-"""The quickstart's own stages and configs, shrunk to a few steps: data -> tokenizer -> tower -> projector -> SFT ->
-evaluation -> captions -> report, each launched as a user would."""
+"""The stages and configs of the quickstart with a few steps each, launched by their commands.
+
+data -> tokenizer -> tower -> projector -> SFT -> evaluation -> captions -> report
+"""
 
 import json
 import subprocess
@@ -30,7 +32,7 @@ def run(*words: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """The whole path, run once."""
+    """All stages, run once."""
     folder = tmp_path_factory.mktemp("path")
     configs, data = ROOT / "configs" / "quickstart", folder / "data"
     mmchat, python = BIN / "mmchat", sys.executable

@@ -30,7 +30,7 @@ def language_model(request):
 
 
 def test_packed_samples_do_not_attend_to_each_other(language_model):
-    """Also with sliding windows of eight tokens. The reference is transformers' unmodified model, one sample at a time."""
+    """Also with sliding windows of eight tokens. The reference is the unmodified model, one sample at a time."""
     rows = [torch.randint(2, 100, (1, length)) for length in LENGTHS]
     row = torch.cat(rows, dim=1)
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""`render` gives the ids and labels of the original programs, exactly.
+"""`render` gives exactly the ids and labels of the original programs.
 
-tests/fixtures/labels holds what LLaVA's preprocess_* and Vary's CaptionDataset and ConversationDataset made of
+tests/fixtures/labels holds the outputs of LLaVA's preprocess_* and Vary's CaptionDataset and ConversationDataset for
 our conversations, with the tokenizers of tests/fixtures/tokenizers.
 """
 

@@ -1,5 +1,4 @@
-"""Every tower family works end to end: an assistant with a tiny tower is assembled, trained and queried by the commands,
-and learns to tell sixteen images apart."""
+"""Every tower family end to end: an assistant with a tiny tower learns to tell sixteen images apart."""
 
 import json
 import sys
@@ -45,7 +44,7 @@ SAM = {
 }
 PADDED, SQUASHED = ({"fit": fit, "resample": "bilinear"} for fit in ("longest-edge-pad", "squash"))
 VARY = {"family": "vary_sam", "backbone": {**SAM, "patch_size": 4}, "preprocessing": SQUASHED}
-EYES: dict[str, dict] = {
+SETUPS: dict[str, dict] = {
     "clip_resnet": {
         "towers": [
             {"family": "clip_resnet", "backbone": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}, "layer": 3}
@@ -93,7 +92,7 @@ EYES: dict[str, dict] = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Sixteen mosaics in four shapes, each with its own answer."""
-    folder = tmp_path_factory.mktemp("eyes")
+    folder = tmp_path_factory.mktemp("mosaics")
     records = []
     for number, answer in enumerate(ANSWERS):
         colours = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -107,14 +106,14 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_every_tower_family_is_tested_here():
-    assert {tower["family"] for eye in EYES.values() for tower in eye["towers"]} == FAMILIES.keys()
+    assert {tower["family"] for setup in SETUPS.values() for tower in setup["towers"]} == FAMILIES.keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("eye", sorted(EYES))
-def test_a_trained_assistant_tells_sixteen_images_apart(data, data_dir, tmp_path, eye):
-    words: list[object] = [*EYES[eye].get("words", ())]
-    for number, tower in enumerate(EYES[eye]["towers"]):
+@pytest.mark.parametrize("setup", sorted(SETUPS))
+def test_a_trained_assistant_tells_sixteen_images_apart(data, data_dir, tmp_path, setup):
+    words: list[object] = [*SETUPS[setup].get("words", ())]
+    for number, tower in enumerate(SETUPS[setup]["towers"]):
         path = tmp_path / f"tower{number}.json"
         path.write_text(json.dumps(tower))
         words += ["--vision", path]
@@ -126,9 +125,14 @@ def test_a_trained_assistant_tells_sixteen_images_apart(data, data_dir, tmp_path
         run_dir=str(tmp_path / "run"),
         model=str(tmp_path / "init"),
         data={"path": str(data / "records.json")},
-        trainable={"towers": "full", "projectors": "full", "language_model": "full", **EYES[eye].get("trainable", {})},
-        optimizer={"lr": EYES[eye].get("lr", 3e-3), "warmup": 10},
-        steps=EYES[eye].get("steps", 200),
+        trainable={
+            "towers": "full",
+            "projectors": "full",
+            "language_model": "full",
+            **SETUPS[setup].get("trainable", {}),
+        },
+        optimizer={"lr": SETUPS[setup].get("lr", 3e-3), "warmup": 10},
+        steps=SETUPS[setup].get("steps", 200),
         batch_size=16,
         precision="fp32",
         workers=0,
