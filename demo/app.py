@@ -18,8 +18,8 @@ from mmchat.command_line.errors import reporting
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE_IMAGES = ROOT / "data/quickstart/heldout"
+STYLE = Path(__file__).with_name("style.css")
+EXAMPLE_IMAGES = Path("data/quickstart/heldout")
 DESCRIBE, COUNT = "Describe the image.", "How many digits are there?"
 EXAMPLE_QUESTIONS = (COUNT, DESCRIBE, "Which digit is drawn largest?", "Which digit is farthest to the left?")
 FAILED = {"id": "failed"}  # metadata of an error bubble; it and its question are not part of the history
@@ -151,7 +151,7 @@ def serve(model: Path, host: str, port: int) -> None:
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts)
     options = {"share": False, "ssr_mode": False, "footer_links": [], "quiet": True, "prevent_thread_lock": True}
-    page.launch(server_name=host, server_port=port, theme=theme, css_paths=ROOT / "demo/style.css", **options)
+    page.launch(server_name=host, server_port=port, theme=theme, css_paths=STYLE, **options)
     print(f"mmchat demo: http://{host}:{port} (stop with Ctrl-C)", flush=True)
     page.block_thread()
 
