@@ -159,7 +159,7 @@ def serve(model: Path, host: str, port: int) -> None:
 def main(argv: list[str] | None = None, prog: str = "app.py") -> None:
     example = "example:\n  python demo/app.py --model runs/quickstart/model --port 7860"
     parser = OneLineParser(prog=prog, description="Chat about images.", epilog=example, formatter_class=HelpFormatter)
-    default = ROOT / "runs/quickstart/model"
+    default = Path("runs/quickstart/model")
     parser.add_argument("--model", type=Path, default=default, metavar="DIR", help="model directory")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts other machines")
