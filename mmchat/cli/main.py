@@ -20,8 +20,8 @@ class Command:
     module: below mmchat.cli. It has EXAMPLE, add_arguments(parser) and run(arguments); or, if `entry` is set, a
         function of that name, arguments -> exit status, which parses its own arguments.
     summary: one line of `mmchat --help`.
-    libraries: whether to silence the messages of torch and transformers, which imports them. `plan` does so itself,
-        after it has validated the config.
+    libraries: whether to silence the messages of torch and transformers, which imports them. `plan` and `data`
+        do so themselves, after they have validated a config.
     """
 
     module: str
@@ -54,9 +54,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "report": Command("report", "write one HTML page about a run: curves, scores, answers"),
     },
     "Data": {
-        "data check": Command("data.check", "find the errors in a data set, and list the records that are sound"),
-        "data show": Command("data.show", "show samples as training sees them"),
-        "data index": Command("data.index", "measure the length of every sample"),
+        "data check": Command(
+            "data.check", "find the errors in a data set, and list the records that are sound", libraries=False
+        ),
+        "data show": Command("data.show", "show samples as training sees them", libraries=False),
+        "data index": Command("data.index", "measure the length of every sample", libraries=False),
         "convert": Command("convert", "convert published data sets to LLaVA's JSONL", entry="main"),
     },
     "CLIP models": {

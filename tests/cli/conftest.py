@@ -7,12 +7,12 @@ from mmchat.cli.main import main
 
 @pytest.fixture
 def run(capsys):
-    """run(*words) -> (exit status, stdout, stderr)"""
+    """run(*arguments) -> (exit status, stdout, stderr)"""
 
-    def run(*words):
+    def run(*arguments):
         capsys.readouterr()
         try:
-            status = main([str(word) for word in words])
+            status = main([str(word) for word in arguments])
         except SystemExit as stop:
             status = stop.code
         return (status, *capsys.readouterr())

@@ -16,8 +16,8 @@ from tests.clip_kinds import write_classes, write_clip
 
 @pytest.fixture(scope="module")
 def ckpt(make_tower, data_dir, tmp_path_factory):
-    words = data_dir / "tokenizers" / "llama_like_legacy_false"
-    return write_clip(make_tower(), words, tmp_path_factory.mktemp("clip") / "model")
+    tokenizer = data_dir / "tokenizers" / "llama_like_legacy_false"
+    return write_clip(make_tower(), tokenizer, tmp_path_factory.mktemp("clip") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def slow_probabilities(ckpt, files, labels, prompts):
 
 def test_classify(run, ckpt, classes, tmp_path):
     files = sorted(classes.glob("*/*.png"))
-    words = ["clip", "classify", ckpt, *files, "--labels", "cat, a dog,house", "--batch-size", 3]
+    arguments = ["clip", "classify", ckpt, *files, "--labels", "cat, a dog,house", "--batch-size", 3]
     prompts = ["a photo of a {}.", "one {} in the rain"]
-    status, out, err = run(*words, "--prompts", prompts[0], "--prompts", prompts[1], "--json")
+    status, out, err = run(*arguments, "--prompts", prompts[0], "--prompts", prompts[1], "--json")
     assert (status, err) == (0, "")
     lines = [json.loads(line) for line in out.splitlines()]
     expected = slow_probabilities(ckpt, files, ["cat", "a dog", "house"], prompts)
@@ -50,7 +50,7 @@ def test_classify(run, ckpt, classes, tmp_path):
         assert list(line["labels"].values()) == pytest.approx(sorted(likely, reverse=True), abs=1e-4)
         assert line["labels"]["a dog"] == pytest.approx(likely[1], abs=1e-4)
     expected = slow_probabilities(ckpt, files[:1], ["cat", "a dog", "house"], GENERAL_PROMPTS)[0]
-    status, out, _ = run(*words[:3], files[0], *words[-4:-2], "--ensemble", "--top", 2)
+    status, out, _ = run(*arguments[:3], files[0], *arguments[-4:-2], "--ensemble", "--top", 2)
     assert status == 0 and out.splitlines()[0] == str(files[0]) and len(out.splitlines()) == 3
     assert [line.split()[-2 if "█" in line else -1] for line in out.splitlines()[1:]] == [
         f"{share:.1%}" for share in sorted(expected, reverse=True)[:2]
@@ -59,11 +59,11 @@ def test_classify(run, ckpt, classes, tmp_path):
 
 def test_classify_tells_what_it_could_not_read(run, ckpt, classes, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    words = ["clip", "classify", ckpt, tmp_path / "broken.jpg", "--labels", "cat,dog", "--json"]
-    status, out, err = run(*words, classes / "cat")
+    arguments = ["clip", "classify", ckpt, tmp_path / "broken.jpg", "--labels", "cat,dog", "--json"]
+    status, out, err = run(*arguments, classes / "cat")
     assert status == 0 and "error" in json.loads(out.splitlines()[0]) and len(out.splitlines()) == 4
     assert err == "1 of 4 images could not be read\n"
-    status, _, err = run(*words)
+    status, _, err = run(*arguments)
     assert status == 2 and err.endswith("error: none of the images could be read\n")
 
 
@@ -113,8 +113,8 @@ def test_eval_retrieval(run, ckpt, classes, tmp_path):
     ]
     rows.append({"image": rows[2]["image"], "caption": "another caption of the third"})
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = ["clip", "eval", ckpt, tmp_path / "c.jsonl", "--image-root", classes, "--retrieval"]
-    assert run(*words, "--out", tmp_path)[0] == 0
+    arguments = ["clip", "eval", ckpt, tmp_path / "c.jsonl", "--image-root", classes, "--retrieval"]
+    assert run(*arguments, "--out", tmp_path)[0] == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     embedder = Embedder.open(ckpt)
     texts = list(dict.fromkeys(row["caption"] for row in rows))
@@ -128,7 +128,7 @@ def test_eval_retrieval(run, ckpt, classes, tmp_path):
         found = np.argsort(-similar.T, axis=1)[:, :k]
         expected = np.take_along_axis(right.T, found, 1).any(axis=1).mean()
         assert scores[f"image_to_text/recall@{k}"] == pytest.approx(expected)
-    assert run(*words, "--labels", "a,b")[2].startswith("error: --labels is for classes; --retrieval compares")
+    assert run(*arguments, "--labels", "a,b")[2].startswith("error: --labels is for classes; --retrieval compares")
 
 
 def test_search(run, ckpt, classes, tmp_path):
@@ -149,7 +149,7 @@ LONG = "word " * 40
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["classify", "CKPT", "CLASSES"], "which labels? name them with --labels a,b,c or --labels-file FILE"),
         (["classify", "CKPT", "CLASSES", "--labels", "a,b,a"], "--labels names 'a' more than once"),
@@ -165,13 +165,13 @@ LONG = "word " * 40
         (["search", "index", "EMPTY", "--ckpt", "CKPT", "--out", "i"], "no image found in"),
     ],
 )
-def test_mistakes(run, ckpt, classes, tmp_path, monkeypatch, words, message):
+def test_mistakes(run, ckpt, classes, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "CKPT").symlink_to(ckpt)
     (tmp_path / "CLASSES").symlink_to(classes)
     monkeypatch.chdir(tmp_path)
-    status, out, err = run("clip", *words)
+    status, out, err = run("clip", *arguments)
     assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     assert message in err
-    if LONG in words:
-        assert run("clip", *words, "--truncate")[0] == 0
+    if LONG in arguments:
+        assert run("clip", *arguments, "--truncate")[0] == 0

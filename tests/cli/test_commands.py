@@ -43,10 +43,10 @@ def test_every_option_says_what_it_does_and_its_default(run, name):
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_examples_are_accepted(name):
-    """The words of each example fit its own parser."""
+    """The arguments of each example fit its own parser."""
     example = PARSERS[name].epilog.rpartition("example:\n  ")[2].removeprefix(f"mmchat {name}")
-    words = [quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', example)]
-    parse(PARSERS[name], words)
+    arguments = [quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', example)]
+    parse(PARSERS[name], arguments)
 
 
 def test_help_of_all(run):
@@ -60,7 +60,7 @@ def test_help_of_all(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ("chatt x", "there is no command 'chatt'; the nearest is 'chat'"),
         ("trian x", "the nearest is 'train'"),
@@ -80,9 +80,9 @@ def test_help_of_all(run):
         ("train --ranks", "--ranks needs a number"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_two(run, monkeypatch, tmp_path, words, message):
+def test_a_mistake_is_one_line_and_status_two(run, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(*words.split())
+    status, out, err = run(*arguments.split())
     assert status == 2
     assert out == ""
     assert err.startswith("error: ")
@@ -129,8 +129,8 @@ def test_ctrl_c(run, monkeypatch):
 )
 def test_chat_answers_one_question(run, assistant_dir, image, order):
     line = order.format(ckpt=assistant_dir, q="QUESTION", i=image, n="--max-new-tokens 6")
-    words = ["chat", *("What is this?" if word == "QUESTION" else word for word in line.split())]
-    status, out, err = run(*words)
+    arguments = ["chat", *("What is this?" if word == "QUESTION" else word for word in line.split())]
+    status, out, err = run(*arguments)
     expected = Generator(assistant_dir).chat("What is this?", image, max_new_tokens=6)
     assert (status, err) == (0, "")
     assert out.strip() == expected
@@ -159,57 +159,72 @@ def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path,
     for number in range(2):
         make_image(number).save(folder / f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    words = ["caption", assistant_dir, folder, "--out", out_file, "--max-new-tokens", 4, "--batch-size", 2]
-    status, out, _ = run(*words)
+    arguments = ["caption", assistant_dir, folder, "--out", out_file, "--max-new-tokens", 4, "--batch-size", 2]
+    status, out, _ = run(*arguments)
     assert status == 0
     assert out == f"2 captioned, 1 could not be read, 0 were done before: {out_file}\n"
     lines = {line["path"]: line for line in map(json.loads, out_file.read_text().split("\n")[:-1])}
     expected = Generator(assistant_dir).caption([folder / "0.png", folder / "1.png"], max_new_tokens=4)
     assert [lines[str(folder / f"{n}.png")]["caption"] for n in range(2)] == expected
     assert "error" in lines[str(folder / "broken.jpg")]
-    assert run(*words)[1] == f"0 captioned, 1 could not be read, 2 were done before: {out_file}\n"
+    assert run(*arguments)[1] == f"0 captioned, 1 could not be read, 2 were done before: {out_file}\n"
 
 
 def test_init_writes_a_directory_that_chats(run, language_json, data_dir, tmp_path, image):
-    words = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4", "--layer", "-2"]
-    words += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
-    status, out, err = run(*words)
+    arguments = [
+        "init",
+        "--language",
+        language_json("llama"),
+        "--vision",
+        data_dir / "clip_vit_tiny_hf4",
+        "--layer",
+        "-2",
+    ]
+    arguments += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
+    status, out, err = run(*arguments)
     assert (status, err) == (0, "")
     assert re.match(rf"{tmp_path}/model: [\d,]+ parameters, 16 slots per image, vicuna_v1\n", out)
     assert run("chat", tmp_path / "model", "What?", "--image", image, "--max-new-tokens", 2)[0] == 0
     assert json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["layer"] == -2
-    # An existing directory is not overwritten; a language model from nothing needs words.
-    status, _, err = run(*words)
+    # An existing directory is not overwritten; a language model without weights needs a tokenizer.
+    status, _, err = run(*arguments)
     assert (status, err) == (2, f"error: {tmp_path}/model exists and is not empty; remove it or name another --out\n")
-    status, _, err = run(*words[:7], "--out", tmp_path / "other")
+    status, _, err = run(*arguments[:7], "--out", tmp_path / "other")
     assert status == 2
     assert "is a config without a tokenizer; name one with --tokenizer" in err
 
 
 def test_init_with_tiles(run, language_json, data_dir, tmp_path, make_image):
-    words = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4"]
-    words += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
-    status, _, err = run(*words, "--max-tiles", 3)
+    arguments = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4"]
+    arguments += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
+    status, _, err = run(*arguments, "--max-tiles", 3)
     assert (status, err) == (2, "error: --max-tiles belongs to --fit tiles\n")
-    status, _, err = run(*words, "--fit", "tiles", "--max-tiles", 0)
+    status, _, err = run(*arguments, "--fit", "tiles", "--max-tiles", 0)
     assert status == 2 and "expected 1 <= min_tiles <= max_tiles" in err
-    status, out, err = run(*words, "--fit", "tiles", "--max-tiles", 3)
+    status, out, err = run(*arguments, "--fit", "tiles", "--max-tiles", 3)
     assert (status, err) == (0, "")
     assert re.match(rf"{tmp_path}/model: [\d,]+ parameters, 16 slots per tile, vicuna_v1\n", out)
     preprocessing = json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["preprocessing"]
     assert preprocessing["fit"] == "tiles"
     assert preprocessing["tiling"] == {"min_tiles": 1, "max_tiles": 3, "thumbnail": True}
     make_image(width=90, height=30).save(tmp_path / "wide.png")
-    words = ["chat", tmp_path / "model", "What?", "--image", tmp_path / "wide.png", "--max-new-tokens", 2]
-    assert run(*words)[0] == 0
+    arguments = ["chat", tmp_path / "model", "What?", "--image", tmp_path / "wide.png", "--max-new-tokens", 2]
+    assert run(*arguments)[0] == 0
 
 
 def test_clip_init(run, make_tower, data_dir, tmp_path):
     (tmp_path / "tower.json").write_text(json.dumps(make_tower().config.to_dict()))
     (tmp_path / "text.json").write_text('{"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}')
-    words = ["clip", "init", "--vision", tmp_path / "tower.json", "--text", tmp_path / "text.json", "--pool", "max"]
-    words += ["--tokenizer", data_dir / "tokenizers" / "opt_like", "--projection-dim", 8, "--out", tmp_path / "clip"]
-    status, out, err = run(*words)
+    arguments = ["clip", "init", "--vision", tmp_path / "tower.json", "--text", tmp_path / "text.json", "--pool", "max"]
+    arguments += [
+        "--tokenizer",
+        data_dir / "tokenizers" / "opt_like",
+        "--projection-dim",
+        8,
+        "--out",
+        tmp_path / "clip",
+    ]
+    status, out, err = run(*arguments)
     assert (status, err) == (0, "")
     assert out.endswith("parameters, pool max\n")
     from mmchat.contrastive import load_clip

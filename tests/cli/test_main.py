@@ -65,8 +65,8 @@ def test_convert(run, tmp_path, make_image):
     make_image().save(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("image,caption\na.png,a red seven\n")
     out = tmp_path / "out.jsonl"
-    words = ["convert", "csv", "--input", tmp_path / "captions.csv", "--image-root", tmp_path, "--out", out]
-    assert run(*words)[0] == 0
+    arguments = ["convert", "csv", "--input", tmp_path / "captions.csv", "--image-root", tmp_path, "--out", out]
+    assert run(*arguments)[0] == 0
     assert json.loads(out.read_text())["image"] == "a.png"
     assert run("convert", "--help")[1].startswith("usage: mmchat convert ")
 

@@ -22,10 +22,10 @@ def scans(tmp_path, make_image):
 
 def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans, tmp_path):
     out = tmp_path / "all.md"
-    words = ["ocr", assistant_dir, scans, "--out", out, "--max-new-tokens", 4, "--tile", "--dpi", 72]
+    arguments = ["ocr", assistant_dir, scans, "--out", out, "--max-new-tokens", 4, "--tile", "--dpi", 72]
     looped = "0 repeated themselves and were cut, 3 reached --max-new-tokens"
     for counts in ("3 pages read, 1 could not be read, 0", "0 pages read, 1 could not be read, 3"):
-        status, printed, _ = run(*words)
+        status, printed, _ = run(*arguments)
         assert (status, printed) == (0, f"{counts} were done before; {looped}: {out}\n")
     expected = Generator(assistant_dir).caption([scans / "0.png"], OCR_PROMPT, 1)
     text = out.read_text()
@@ -36,7 +36,7 @@ def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ("nowhere --out a.md", "nowhere does not exist; expected an image file or a folder"),
         ("{scans} --out a.doc", "--out a.doc must end in one of .jsonl, .txt, .md"),
@@ -44,9 +44,9 @@ def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans
         ("{scans} --out a.md --max-repeats 1", "repeats must be at least 2, found 1"),
     ],
 )
-def test_mistakes(run, assistant_dir, scans, tmp_path, monkeypatch, words, message):
+def test_mistakes(run, assistant_dir, scans, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run("ocr", assistant_dir, *words.format(scans=scans).split())
+    status, out, err = run("ocr", assistant_dir, *arguments.format(scans=scans).split())
     assert (status, out) == (2, "")
     assert message in err
 
@@ -55,8 +55,8 @@ def test_eval_with_other_scores(run, assistant_dir, scans, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a red 7"}]
     records = [{"image": f"{number}.png", "conversations": turns} for number in range(2)]
     (scans / "questions.json").write_text(json.dumps(records))
-    words = ["eval", assistant_dir, scans / "questions.json", "--out", tmp_path / "run", "--max-new-tokens", 4]
-    status, printed, _ = run(*words, "--metric", "ned", "--metric", "f1")
+    arguments = ["eval", assistant_dir, scans / "questions.json", "--out", tmp_path / "run", "--max-new-tokens", 4]
+    status, printed, _ = run(*arguments, "--metric", "ned", "--metric", "f1")
     assert status == 0
     assert "exact match, %" in printed and "other scores, %" in printed
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())

@@ -110,10 +110,17 @@ def folders(tmp_path, make_image):
 def test_the_command_scores_towers_beside_what_needs_no_training(folders, make_tower, capsys):
     config = folders / "tower.json"
     config.write_text(json.dumps(make_tower().config.to_dict()))
-    words = ["--train", str(folders / "train"), "--test", str(folders / "test"), "--json", str(folders / "scores.json")]
+    arguments = [
+        "--train",
+        str(folders / "train"),
+        "--test",
+        str(folders / "test"),
+        "--json",
+        str(folders / "scores.json"),
+    ]
     other = folders / "other.json"
     other.write_text(json.dumps(make_tower(backbone={"intermediate_size": 48}).config.to_dict()))
-    assert main(["clip", "probe", str(config), str(config), str(other), *words]) == 0
+    assert main(["clip", "probe", str(config), str(config), str(other), *arguments]) == 0
     assert "95 % interval" in capsys.readouterr().out
     rows = json.loads((folders / "scores.json").read_text())
     raw = "raw pixels, 28 x 28, shortest-edge-crop"
@@ -123,6 +130,6 @@ def test_the_command_scores_towers_beside_what_needs_no_training(folders, make_t
     assert rows[0]["total"] == 8 and rows[2]["accuracy"] == 1.0
     (folders / "test" / "dark").rename(folders / "test" / "night")
     with pytest.raises(SystemExit) as stop:
-        main(["clip", "probe", str(config), *words])
+        main(["clip", "probe", str(config), *arguments])
     assert stop.value.code == 2
     assert "have not the same classes: dark, night" in capsys.readouterr().err

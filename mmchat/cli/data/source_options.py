@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.data.config import DataConfig
 from mmchat.errors import UserError
 from mmchat.vision import Fit
@@ -56,6 +57,7 @@ def open_processor(model: str | None, fit: Fit | None) -> Any:
     """
     if model is None:
         raise UserError("name the model whose tokenizer and template to use: --model DIR (`mmchat init` makes one)")
+    quiet_libraries()
     from mmchat.model.directory import load_processor
 
     return load_processor(model, fit)
