@@ -185,10 +185,19 @@ def resize_positions(
     antialias: bool = False,
     keep_positions: bool = False,
 ) -> torch.Tensor:
-    """Positions float[.., class_tokens + n * n, width] -> float[.., class_tokens + rows * columns, width].
+    """Adapt learned position embeddings to another grid of patches.
 
-    grid: rows and columns of patches. mode, antialias: how positions are stretched over them. keep_positions: they are
-    not; row 3, column 5 of any grid has the same one, and places that the table does not know have the nearest's.
+    Args:
+        table: float[.., class_tokens + n * n, width].
+        class_tokens: Number of leading positions that are not on the grid.
+        grid: Rows and columns of patches.
+        mode: "bilinear" or "bicubic".
+        antialias: Whether the interpolation is antialiased.
+        keep_positions: Do not interpolate: row 3, column 5 keeps its embedding in any grid. Positions beyond the table
+            get the nearest one.
+
+    Returns:
+        float[.., class_tokens + rows * columns, width].
     """
     positions = table.reshape(-1, table.shape[-1])
     first, learned = positions[:class_tokens], positions[class_tokens:]
@@ -198,9 +207,20 @@ def resize_positions(
         rows, columns = (torch.arange(count, device=table.device).clamp(max=side - 1) for count in grid)
         other = square[:, :, rows][..., columns]
     else:
-        other = nn.functional.interpolate(square, grid, mode=mode, antialias=antialias)
+        other = _interpolate(square, grid, mode, antialias)
     resized = torch.cat([first, other.flatten(2)[0].T.to(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)
+
+
+def _interpolate(square: torch.Tensor, grid: tuple[int, int], mode: str, antialias: bool) -> torch.Tensor:
+    """`F.interpolate`: float[1, C, n, n] -> float[1, C, rows, columns].
+
+    With antialiasing and one column, torch's CPU kernel gives all rows the weights of the first (torch 2.13,
+    aten/src/ATen/native/cpu/UpSampleKernel.cpp `basic_loop_aa_vertical`). The transposed problem is computed correctly.
+    """
+    if antialias and grid[1] == 1:
+        return nn.functional.interpolate(square.mT, grid[::-1], mode=mode, antialias=True).mT
+    return nn.functional.interpolate(square, grid, mode=mode, antialias=antialias)
 
 
 def refuse_indivisible_size(size: int, patch: int, merged: int = 1) -> None:
