@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,14 @@ def wait_until_gone(word: str | Path, seconds: float = 30) -> None:
     while left := processes_of(word):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def random_choice(options: Sequence[int]) -> int:
+    """A step to kill a run at: another one every day, unless MMCHAT_TEST_SEED is set. A failing test prints both."""
+    seed = int(os.environ.get("MMCHAT_TEST_SEED", date.today().toordinal()))
+    chosen = random.Random(f"{seed} {os.environ.get('PYTEST_CURRENT_TEST')} {list(options)}").choice(options)
+    print(f"killed at step {chosen}; repeat with MMCHAT_TEST_SEED={seed}")
+    return chosen
 
 
 def kill_group(process: subprocess.Popen) -> None:

@@ -18,7 +18,7 @@ from mmchat.model.directory import load_processor
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
-from mmchat.training.engine import accumulation
+from mmchat.training.micro_batches import split_batch
 from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig
@@ -78,7 +78,7 @@ def test_at_full_size_it_trains_what_the_original_trains(name):
     assert {g["name"]: g["lr"] for g in optimizer_groups(groups, optimizer.lr, optimizer.weight_decay)} == rates
     mixture = SimpleNamespace(plan=EpochPlan((records,), (records,)))
     assert batch_order(config, mixture).steps_in_total == steps
-    assert accumulation(config, ranks=8) == (micro, 1)
+    assert split_batch(config.batch_size, config.micro_batch_size, ranks=8) == (micro, 1)
     assert f"{steps:,} steps" in (RECIPES / f"{name}.yaml").read_text()
 
 

@@ -11,7 +11,7 @@ from mmchat.cli.main import main
 from mmchat.files import read_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.engine import accumulation
+from mmchat.training.micro_batches import split_batch
 from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig
 from tests.conftest import DATA, TOKENIZER_OF
@@ -71,7 +71,7 @@ def test_at_full_size_it_trains_what_the_original_trains(name):
     )
     optimizer = config.optimizer
     assert {g["lr"] for g in optimizer_groups(groups, optimizer.lr, optimizer.weight_decay)} == {rate}
-    assert accumulation(config, ranks=8)[0] == micro
+    assert split_batch(config.batch_size, config.micro_batch_size, ranks=8)[0] == micro
     assert config.batch_size == (512 if name == "tiny" else 256) and config.epochs == (3 if name == "tiny" else 1)
     assert config.objective.augment_towers == [len(towers) - 1]
 

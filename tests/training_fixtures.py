@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mmchat.data.quarantine import Quarantine
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.dataloader import Feed
 from tests.data import storing
 
@@ -77,7 +77,7 @@ def run_values(folder: Path, model: Path, data: Path | dict, **changes) -> dict:
 
 def opened(config):
     """(objective, feed) of a run config."""
-    objective = open_model(config).objective
+    objective = build_model(config).objective
     return objective, Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
 
 
@@ -86,7 +86,7 @@ def gradients(objective, batches):
     model = objective.model
     model.zero_grad()
     terms = sum(map(objective.terms, batches))
-    losses = [objective.loss_sum(model, batch, images_anywhere=True) / terms for batch in batches]
+    losses = [objective.loss_sum(model, batch, images_on_any_rank=True) / terms for batch in batches]
     sum(losses).backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return sum(losses).item(), found

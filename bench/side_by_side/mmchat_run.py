@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
@@ -18,7 +18,7 @@ from side_by_side.recorder import Recorder
 
 
 def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
-    opened = open_model(config)
+    opened = build_model(config)
     objective, groups = opened.objective, opened.groups
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
     feed = Feed(config, objective, quarantine)
@@ -39,8 +39,8 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
             loss=result.loss,
             grad_norm=result.grad_norm,
             grad_norms=result.grad_norms,
-            tokens=result.tokens,
-            positions=result.positions,
+            tokens=result.counts.tokens,
+            positions=result.counts.positions,
             operations=result.operations,
         )
         if step == steps:

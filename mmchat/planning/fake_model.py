@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmchat.model.short_attention import fused_kernels_only
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import Objective
 from mmchat.training.optim.frozen_weights import keeps_rounded, rounded_anyway
@@ -26,7 +26,7 @@ from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 
 @dataclass
 class Shapes:
-    """What `open_model` gives, with fake weights. They compute within `running`."""
+    """What `build_model` gives, with fake weights. They compute within `running`."""
 
     objective: Objective
     groups: list[ModuleGroup]
@@ -39,9 +39,9 @@ class Shapes:
 
 
 def open_shapes(config: RunConfig) -> Shapes:
-    """Raises UserError as `open_model`, but for weights that are missing or damaged."""
+    """Raises UserError as `build_model`, but for weights that are missing or damaged."""
     with torch.device("meta"):  # PEFT and others move parameters about, which only real and meta ones allow
-        objective = open_model(config, weights=False).objective
+        objective = build_model(config, weights=False).objective
     if keeps_rounded(config):
         for parameter in rounded_anyway(objective.model).values():
             parameter.data = parameter.data.to(torch.bfloat16)

@@ -21,7 +21,7 @@ from torch import nn
 from mmchat.planning.activations import Activations
 from mmchat.training.config import RunConfig
 from mmchat.training.deepspeed_internals import LOWER_PRECISION_SAFE_MODULES, DeepSpeedZeroConfig
-from mmchat.training.engine import deepspeed_config
+from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.optim.optimizer import hidden_matrices
 from mmchat.training.optim.param_groups import ModuleGroup
 

@@ -32,7 +32,7 @@ from mmchat.planning.steps import (
 )
 from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.dataloader import batch_order
-from mmchat.training.micro_batches import sharing
+from mmchat.training.micro_batches import step_splitter
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.peak_flops import Gpu
 from mmchat.training.objectives.assistant import AssistantObjective
@@ -126,7 +126,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     batches = None
     for way in _ways(config, objective):
         try:
-            share = sharing(way, way.data, mixture, objective, hardware.ranks)
+            share = step_splitter(way, way.data, mixture, objective, hardware.ranks)
         except SharedError as error:
             problems += [Problem("fits_no_row", str(error))] if way is config else []
             continue

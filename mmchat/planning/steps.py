@@ -7,7 +7,7 @@ import numpy as np
 
 from mmchat.data.lengths import LengthIndex
 from mmchat.data.order import BatchOrder
-from mmchat.training.micro_batches import Sharing
+from mmchat.training.micro_batches import StepSplitter
 
 MOST_STEPS = 2_000
 """Of a longer run so many steps are looked at, evenly spread."""
@@ -77,7 +77,7 @@ def steps_to_look_at(total: int, repeats: bool) -> list[int]:
 
 
 def micro_batches(
-    sharing: Sharing, packed: bool, order: BatchOrder, steps: Sequence[int], lengths: LengthIndex
+    sharing: StepSplitter, packed: bool, order: BatchOrder, steps: Sequence[int], lengths: LengthIndex
 ) -> list[MicroBatch]:
     """Of these steps, on every rank. Samples that cannot be used are missing, as they will be."""
     found = []

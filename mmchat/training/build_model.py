@@ -1,4 +1,4 @@
-"""The model that a run trains: read from its directory, with adapters beside it where the table wants them."""
+"""The model that a run trains: read from its directory, with adapters if the trainability table asks for them."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
-from mmchat.training.config import RunConfig
+from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
-from mmchat.training.engine import deepspeed_config
+from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.objectives.base import Objective
 from mmchat.training.objectives.registry import objective_class
 from mmchat.training.optim.lora import add_adapters
@@ -22,56 +22,71 @@ from mmchat.vision.block_tower import BlockTower
 
 
 @dataclass
-class Opened:
-    """adapter: PEFT's handle on the objective's model, where a rule says lora. groups: the trainability table."""
+class BuiltModel:
+    """An objective with its model, ready to be trained.
+
+    Args:
+        adapter: PEFT's handle on the model; None without LoRA.
+        groups: the trainability table.
+    """
 
     objective: Objective
     adapter: PeftModel | None
     groups: list[ModuleGroup]
 
 
-def open_model(config: RunConfig, in_parts: bool = False, weights: bool = True) -> Opened:
-    """The model in full precision, ready to be trained as the table says.
+def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) -> BuiltModel:
+    """Open the run's model in full precision and prepare it for training.
 
-    in_parts: as ZeRO 3 needs it. Rank 0 alone reads the files, one parameter at a time, and no rank ever holds more
-    than its part and the parameter at hand. All ranks call this then.
+    Args:
+        sharded: shard it as ZeRO 3 needs it. Only rank 0 reads the files, one parameter at a time, and no rank ever
+            holds more than its shard and one parameter. All ranks must call this together.
+        weights: False reads none and makes the same shapes (`planning`).
 
-    weights: False reads none: the shapes are the run's (`planning`).
+    Raises:
+        UserError: the model does not exist, or does not go with the config.
     """
-    if in_parts:
-        # transformers looks whether such an object is alive, and builds and fills models by DeepSpeed's zero.Init then.
+    kind = objective_class(config.objective.kind)
+    if sharded:
+        # While this object is alive, transformers builds and fills models under DeepSpeed's zero.Init.
         zero_init = HfDeepSpeedConfig(deepspeed_config(config, collectives.ranks()))
-        objective = objective_class(config.objective.kind)(config)
+        objective = kind(config)
         del zero_init
     else:
-        objective = objective_class(config.objective.kind)(config, weights)
+        objective = kind(config, weights)
         if not torch.cuda.is_available():
-            _let_go_of_files(objective.model)
-    torch.manual_seed(config.seed)  # adapters begin alike on every rank
+            _copy_out_of_files(objective.model)
+    torch.manual_seed(config.seed)  # adapters start with the same values on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + collectives.rank())
     towers = objective.model.towers
     for tower in towers:
         if tower.takes_attention:
             use_fast_attention(tower.backbone)
-    for part, recomputed in config.distributed.activation_checkpointing.items():
-        whole = [tower.backbone for tower in towers] if part == "towers" else [objective.model.get_submodule(part)]
-        for module in whole:
-            module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
+    _enable_checkpointing(objective.model, config.distributed.activation_checkpointing)
     if config.objective.patch_dropout:
         for tower in towers:
             _drop_patches(tower, config.objective.patch_dropout)
-    return Opened(objective, adapter, apply_rules(objective.model, config.trainable))
+    return BuiltModel(objective, adapter, apply_rules(objective.model, config.trainable))
+
+
+def _enable_checkpointing(model: nn.Module, parts: dict[str, Recomputed]) -> None:
+    for part, recomputed in parts.items():
+        modules = [tower.backbone for tower in model.towers] if part == "towers" else [model.get_submodule(part)]
+        for module in modules:
+            module.activation_checkpointing_enable(CHECKPOINTING[recomputed])
 
 
 def _drop_patches(tower: VisionTower, share: float) -> None:
-    """Raises UserError where positions are no part of what enters the first block, and so would not go with it."""
+    """Raises UserError if positions are not added before the first block: they could not be dropped, too."""
     if not isinstance(tower, BlockTower) or tower.position_table is None:
-        raise UserError(f"patch_dropout is for towers of blocks with learned positions, found a {tower.config.family}")
+        raise UserError(
+            f"objective.patch_dropout needs a tower of blocks with learned positions, found a {tower.config.family}"
+        )
     tower.patch_dropout = share
 
 
-def _let_go_of_files(model: nn.Module) -> None:
-    """Weights lie in pages of their file at first, all of which stay in memory as long as one weight is used."""
+def _copy_out_of_files(model: nn.Module) -> None:
+    """Weights are memory-mapped at first, and a whole file stays in memory as long as one of its weights is used."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

@@ -1,4 +1,4 @@
-"""What a run feeds on: its mixture, cut into optimizer steps, micro-batches and this rank's share of them."""
+"""The data of a run: its mixture, split into optimizer steps and into the micro-batches of this rank."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,61 +17,71 @@ from mmchat.data.records import Rejected
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import ignore_stop_signals
-from mmchat.training.micro_batches import sharing
+from mmchat.training.micro_batches import step_splitter
 from mmchat.training.objectives.base import Objective
 
 
 class Feed:
-    """total: optimizer steps of the whole run. share: says how a step's samples become this rank's micro-batches.
+    """Training and held-out batches.
+
+    Attributes:
+        mixture: the training records.
+        order: which samples a step takes.
+        total: optimizer steps of the whole run.
+        splitter: how a step's samples become micro-batches of this rank.
 
     Raises:
-        UserError: data that cannot be used, or samples that cannot be shared out as the config says.
+        UserError: data that cannot be used, or samples that cannot be split as the config says.
     """
 
     def __init__(self, config: RunConfig, objective: Objective, quarantine: Quarantine) -> None:
         self.config, self.objective = config, objective
-        shows = collectives.rank() == 0
-        self.mixture = open_mixture(config.data, quarantine, show_progress=shows)
+        show_progress = collectives.rank() == 0
+        self.mixture = open_mixture(config.data, quarantine, show_progress)
         self.order = batch_order(config, self.mixture)
         self.total = config.steps or self.order.steps_in_total
-        self.share = sharing(config, config.data, self.mixture, objective)
+        self.splitter = step_splitter(config, config.data, self.mixture, objective)
         if config.validation:
-            self._held_out = open_mixture(config.validation, quarantine, show_progress=shows)
-            self._share_held_out = sharing(config, config.validation, self._held_out, objective)
+            self._held_out = open_mixture(config.validation, quarantine, show_progress)
+            self._held_out_splitter = step_splitter(config, config.validation, self._held_out, objective)
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number (from 1) and micro-batches of every step after the first `done`."""
         steps = range(1) if self._repeats else range(done, self.total)
-        planned = ((step, self.share(self.order.step(step))) for step in steps)
-        groups = self._groups(self.mixture, planned)
-        return enumerate(repeat(next(groups), self.total - done) if self._repeats else groups, done + 1)
+        planned = ((step, self.splitter(self.order.step(step))) for step in steps)
+        micro_batches = self._load(self.mixture, planned)
+        if self._repeats:
+            micro_batches = repeat(next(micro_batches), self.total - done)
+        return enumerate(micro_batches, done + 1)
 
     def samples(self) -> list[tuple[Mixture, Sequence[int]]]:
-        """Numbers of all samples that this run ever takes, by mixture: of the training's, and of the validation's."""
-        taken = [(self.mixture, self.order.taken(1 if self._repeats else self.total))]
-        return taken + ([(self._held_out, range(len(self._held_out)))] if self.config.validation else [])
+        """Numbers of all samples that this run ever uses, by mixture: the training's and the validation's."""
+        training = [(self.mixture, self.order.taken(1 if self._repeats else self.total))]
+        return training + ([(self._held_out, range(len(self._held_out)))] if self.config.validation else [])
 
     def held_out(self) -> Iterator[list[Batch]]:
-        """One pass over the validation records, in file order, in stretches of as many as a step has; equally many
-        micro-batches on every rank, the last perhaps empty."""
-        stretches = chunk_ranges(len(self._held_out), self.config.batch_size)
-        return self._groups(self._held_out, ((None, self._share_held_out(stretch)) for stretch in stretches))
+        """One pass over the validation records, in file order, in chunks of `batch_size` samples.
 
-    def _groups(self, mixture: Mixture, planned: Iterable[tuple[int | None, list[list[int]]]]) -> Iterator[list[Batch]]:
-        """Micro-batches of each (step, sample numbers by micro-batch), as many as there are; no step is held out."""
-        counts: deque[int] = deque()  # of the groups that the loader has begun: workers are ahead
+        Every rank gets the same number of micro-batches per chunk; the last may be empty.
+        """
+        chunks = chunk_ranges(len(self._held_out), self.config.batch_size)
+        return self._load(self._held_out, ((None, self._held_out_splitter(chunk)) for chunk in chunks))
 
-        def drawn() -> Iterator[list[tuple[int, int | None]]]:
+    def _load(self, mixture: Mixture, planned: Iterable[tuple[int | None, list[list[int]]]]) -> Iterator[list[Batch]]:
+        """Micro-batches of each (step, sample numbers by micro-batch); the step is None for held-out samples."""
+        counts: deque[int] = deque()  # of the steps that the loader has begun: workers run ahead
+
+        def sampler() -> Iterator[list[tuple[int, int | None]]]:
             for step, micro_batches in planned:
                 counts.append(len(micro_batches))
                 yield from ([(number, step) for number in numbers] for numbers in micro_batches)
 
-        batches = load_batches(mixture, self.objective, drawn(), self.config.workers)
+        batches = load_batches(mixture, self.objective, sampler(), self.config.workers)
         for first in batches:
             yield [first, *islice(batches, counts.popleft() - 1)]
 
     def ids(self, step: int, rejected: list[Rejected]) -> list[str]:
-        """Ids of the step's samples in global order, without those that could not be used."""
+        """Ids of a step's samples in global order, without those that could not be used."""
         left_out = {item.where for item in rejected}
         numbers = self.order.step(0 if self._repeats else step - 1)
         records = (self.mixture.find(number)[1] for number in numbers)
@@ -83,6 +93,7 @@ class Feed:
 
 
 def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
+    """Which samples of the mixture each step takes: a function of the seed, the batch size and the number of epochs."""
     total = None if config.epochs is None else round(mixture.plan.samples * config.epochs)
     return BatchOrder(mixture.plan, config.seed, config.batch_size, total)
 
@@ -90,9 +101,10 @@ def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
 def load_batches(
     mixture: Mixture, objective: Objective, sampler: Iterable[Sequence[int | tuple[int, int | None]]], workers: int
 ) -> Iterator[Batch]:
-    """Decoded, encoded and collated in `workers` processes, ahead of whoever iterates.
+    """Batches that are decoded, encoded and collated ahead of time in `workers` processes.
 
-    sampler: micro-batches of sample numbers, or of those and the step that draws them.
+    Args:
+        sampler: micro-batches of sample numbers, or of (sample number, step).
     """
     loader = DataLoader(
         MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features, objective.augment),
@@ -101,7 +113,7 @@ def load_batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        # A generator of its own: without it every pass draws a seed from the global one, on which dropout hangs.
+        # Its own generator: otherwise every pass draws a seed from the global one, which dropout depends on.
         generator=torch.Generator(),
         worker_init_fn=ignore_stop_signals,
     )

@@ -1,4 +1,4 @@
-"""How the samples of a step, or of a stretch of the held-out records, are shared out over ranks and forwards."""
+"""How the samples of a step, or of a part of the held-out records, are split into micro-batches of the ranks."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,33 +10,51 @@ from mmchat.data.config import DataConfig
 from mmchat.data.lengths import mixture_sizes
 from mmchat.data.mixture import Mixture
 from mmchat.data.order import split_micro_batches
-from mmchat.data.packing import group, pack
-from mmchat.errors import SharedError
+from mmchat.data.packing import PackingConfig, group, pack
+from mmchat.errors import SharedError, UserError
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives
-from mmchat.training.engine import accumulation
 from mmchat.training.objectives.base import Objective
 
 
-class Sharing(ABC):
-    """Called with sample numbers, gives this rank's micro-batches; `rounds` those of all ranks, by [round][rank]."""
+def split_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> tuple[int, int]:
+    """Micro-batch size and gradient accumulation steps of each rank.
+
+    Args:
+        micro_batch_size: None puts all samples of a rank into one micro-batch.
+
+    Raises:
+        UserError: the batch cannot be split into equal micro-batches.
+    """
+    micro = micro_batch_size or batch_size // ranks
+    if not micro or batch_size % (micro * ranks):
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} x {ranks} ranks; "
+            "every rank needs the same number of micro-batches"
+        )
+    return micro, batch_size // (micro * ranks)
+
+
+class StepSplitter(ABC):
+    """Splits the samples of a step; calling it with sample numbers gives the micro-batches of this rank."""
 
     @abstractmethod
-    def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]: ...
+    def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
+        """Sample numbers of all micro-batches, by [round][rank]."""
 
     def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
         return [by_rank[collectives.rank()] for by_rank in self.rounds(numbers)]
 
 
-class Padded(Sharing):
-    """Equally many samples in every forward, as they come.
+class PaddedSplitter(StepSplitter):
+    """The same number of samples in every micro-batch, in the order of the step.
 
     Raises:
-        UserError: the batch cannot be shared out evenly.
+        UserError: the batch cannot be split evenly.
     """
 
-    def __init__(self, config: RunConfig, ranks: int) -> None:
-        self._size, self._rounds = accumulation(config, ranks)
+    def __init__(self, batch_size: int, micro_batch_size: int | None, ranks: int) -> None:
+        self._size, self._rounds = split_batch(batch_size, micro_batch_size, ranks)
         self._ranks = ranks
 
     def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
@@ -47,18 +65,20 @@ class Padded(Sharing):
         return f"{self._rounds} x {self._size}"
 
 
-class Packed(Sharing):
-    """Forwards within a budget and of like size.
+class PackedSplitter(StepSplitter):
+    """Micro-batches of similar size within a budget of tokens and images.
 
     Raises:
-        SharedError: a sample is larger than a forward may be, or lengths could not be measured.
+        SharedError: a sample exceeds the budget, or lengths could not be measured.
     """
 
-    def __init__(self, config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int) -> None:
-        self._ranks, self._plan = ranks, group if config.objective.packing.padded else pack
-        self._tokens = config.objective.packing.tokens or data.max_length
-        self._budget = np.array([self._tokens, config.objective.packing.images or math.inf])
-        # From rank 0, because all ranks must plan alike, even if a file appears while they look.
+    def __init__(
+        self, packing: PackingConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int
+    ) -> None:
+        self._ranks, self._plan = ranks, group if packing.padded else pack
+        self._tokens = packing.tokens or data.max_length
+        self._budget = np.array([self._tokens, packing.images or math.inf])
+        # From rank 0, because all ranks must plan alike, even if a file appears while lengths are measured.
         self._sizes = collectives.from_rank_0(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
         if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
             record = mixture.find(int(too_large[0]))[1]
@@ -66,7 +86,7 @@ class Packed(Sharing):
             raise SharedError(
                 f"{len(too_large)} sample(s) fit into no forward: {record.where} (id {record.id}) has {tokens} tokens "
                 f"and {views} view(s) of images, but packing.tokens is {self._tokens} and packing.images "
-                f"{config.objective.packing.images}; allow more, or cut samples with max_length"
+                f"{packing.images}; allow more, or cut samples with max_length"
             )
 
     def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:
@@ -74,13 +94,20 @@ class Packed(Sharing):
         return [[[numbers[place] for place in row] for row in rows] for rows in planned]
 
     def __str__(self) -> str:
-        what = "samples of like length, padded to" if self._plan is group else "rows of"
-        return f"{what} at most {self._tokens:,} tokens"
+        rows = "samples of like length, padded to" if self._plan is group else "rows of"
+        return f"{rows} at most {self._tokens:,} tokens"
 
 
-def sharing(
+def step_splitter(
     config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int | None = None
-) -> Sharing:
-    """ranks: None takes as many as there are."""
+) -> StepSplitter:
+    """The splitter that the run config asks for.
+
+    Args:
+        data: the training or the held-out records, of which `mixture` was opened.
+        ranks: None: the ranks of this run.
+    """
     ranks = ranks or collectives.ranks()
-    return Packed(config, data, mixture, objective, ranks) if config.objective.packing else Padded(config, ranks)
+    if config.objective.packing:
+        return PackedSplitter(config.objective.packing, data, mixture, objective, ranks)
+    return PaddedSplitter(config.batch_size, config.micro_batch_size, ranks)

@@ -102,5 +102,5 @@ def _one(objective: AssistantObjective, dataset: MixtureDataset, number: int, st
         return ReplayedSample(str(sample.id), where, left_out=sample.reason)
     batch = objective.collator([sample])
     terms = objective.terms(batch)
-    loss = objective.loss_sum(objective.model, batch, images_anywhere=batch.images > 0).item()
+    loss = objective.loss_sum(objective.model, batch, images_on_any_rank=batch.images > 0).item()
     return ReplayedSample(sample.id, where, batch.tokens, terms, batch.images, loss / max(1, terms))

@@ -1,4 +1,4 @@
-"""The directory of a run: who may begin or go on there."""
+"""The directory of a run: a new run may start in an empty one, and a run may resume in its own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,14 @@ from mmchat.training.config import RunConfig, as_dict, changed_keys, load_writte
 from mmchat.training.distributed import collectives
 
 
-def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
-    """The checkpoint to resume from, "finished", or None for a fresh start. All ranks call this.
+def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | str | None:
+    """Write the resolved config into the run directory. All ranks call this.
 
-    `tell` is given a line for each damaged checkpoint.
+    Args:
+        report: called with a line for each damaged checkpoint.
+
+    Returns:
+        The checkpoint to resume from, "finished", or None for a fresh start.
 
     Raises:
         UserError: the directory holds another run, or this one with other settings.
@@ -23,14 +27,14 @@ def claim(config: RunConfig, tell: Callable[[str], None]) -> Path | str | None:
     directory, resolved = config.run_dir, config.run_dir / "config.yaml"
     if resolved.exists():
         if not config.resume:
-            raise UserError(f"{directory} already holds a run; add --resume to go on with it, or name another run_dir")
+            raise UserError(f"{directory} already holds a run; add --resume to resume it, or name another run_dir")
         if changed := changed_keys(load_written_config(resolved), config):
             raise UserError(
                 f"{directory} was started with other settings ({'; '.join(changed)}); a resumed run must keep them"
             )
-    collectives.barrier()  # every rank has looked before rank 0 writes
+    collectives.barrier()  # every rank has read the config before rank 0 writes
     if (directory / "model" / "config.json").exists():
         return "finished"
     if collectives.rank() == 0:
         write_text(resolved, yaml.safe_dump(as_dict(config), sort_keys=False))
-    return newest_checkpoint(directory / "checkpoints", tell) if config.resume else None
+    return newest_checkpoint(directory / "checkpoints", report) if config.resume else None

@@ -1,12 +1,15 @@
 """One training run from its config to its finished model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import deepspeed
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.progress import progress_bar
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.checkpoints.reshard import needs_resharding
 from mmchat.training.checkpoints.saver import CheckpointSaver, load_checkpoint
 from mmchat.training.config import RunConfig
@@ -15,117 +18,166 @@ from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
 from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
-from mmchat.training.loop import train_step, validate
+from mmchat.training.loop import train_step
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
-from mmchat.training.monitoring.gradient_watch import GradientWatch
+from mmchat.training.monitoring.gradient_watch import WATCHED_STEPS, GradientWatch, report_missing_gradients
 from mmchat.training.monitoring.logger import RunLogger
 from mmchat.training.monitoring.metrics import write_environment
 from mmchat.training.monitoring.nan_guard import NanGuard
-from mmchat.training.monitoring.peak_flops import find_peak_flops
+from mmchat.training.monitoring.peak_flops import Peak, find_peak_flops
 from mmchat.training.monitoring.trackers import check_installed
 from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.trainable_table import render_table
-from mmchat.training.run_dir import claim
-from mmchat.training.save_model import finish
+from mmchat.training.run_dir import claim_run_dir
+from mmchat.training.save_model import save_model
+from mmchat.training.validation.held_out_loss import held_out_loss
 from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 
-WATCHED_STEPS = 3
-"""After so many steps the run says which trained tensors have received no gradient."""
+Evaluation = Callable[[], None]
 
 
 def run(config: RunConfig) -> int:
     """Train as `config` says; every rank of the launcher calls this.
 
-    Returns the exit status: 0, or 130 or 143 where a signal stopped the run (`training.distributed.signals`).
+    Returns:
+        The exit status: 0, or 130 or 143 if a signal stopped the run (`training.distributed.signals`).
 
     Raises:
-        UserError: anything about the config, data or run directory that the user can mend.
+        UserError: a mistake in the config, the data or the run directory.
     """
     check_installed(config.monitoring.trackers)
     console = Console(stderr=True, quiet=collectives.rank() > 0, highlight=False, soft_wrap=True)
-    resume_from = claim(config, console.print)
-    if resume_from == "finished":
+    checkpoint = claim_run_dir(config, console.print)
+    if checkpoint == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
-    if collectives.rank() == 0:
-        write_environment(config.run_dir / "environment.json", peak)
-    opened = open_model(config, in_parts=config.distributed.zero_stage == 3)
-    objective, groups = opened.objective, opened.groups
-    console.print(render_table(groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
+    trainer = Trainer(config, console)
+    status = trainer.fill_feature_cache()
+    if not status:
+        trainer.build(checkpoint)
+        status = trainer.loop()
+    if not status:
+        trainer.finish()
+    return status
 
-    quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, collectives.rank() == 0)
-    feed = Feed(config, objective, quarantine)
-    zero_shot = ZeroShotAccuracy(config.objective.zero_shot, objective) if config.objective.zero_shot else None
-    signals = StopSignals()
-    if config.objective.feature_cache and (
-        status := fill_feature_cache(config, objective, feed, quarantine, signals, console)
-    ):
-        return status
-    cost = model_flops(objective.model, towers_run=objective.features is None)
-    guard = NanGuard(config.monitoring.stability)
-    norms = ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0)
-    convert = resume_from is not None and needs_resharding(resume_from)
-    engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms, convert)
-    move_unused_towers(config, objective, "cpu")
-    average = WeightAverage(groups, config.ema) if config.ema else None
-    done, owes_validation = 0, False
-    if resume_from is not None:
-        state = load_checkpoint(engine, resume_from, config.seed, console.print)
-        if average:
-            average.restore(resume_from)
-        done, owes_validation = state["step"], state["owes_validation"]
-        guard.restore(state["guard"])
-        console.print(f"resumed after step {done} from {resume_from}")
-    elif config.resume:
-        console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
-    journal = RunLogger(config, feed, quarantine, console, peak, done)
-    watch = GradientWatch(groups) if done == 0 else None
 
-    def validation(step: int) -> None:
-        journal.log_evaluation(step, *validate(engine, objective, feed.held_out()))
+@dataclass
+class Progress:
+    """Steps done, and whether the evaluations of the last of them are still to be made."""
 
-    def due(step: int) -> list[Callable[[int], None]]:
-        """What is to be evaluated after a step."""
+    step: int = 0
+    owes_evaluations: bool = False
+
+
+class Trainer:
+    """A run's parts, in the order in which they are made: model, data, evaluations; then engine, logger and guard."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.peak: Peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
+        if collectives.rank() == 0:
+            write_environment(config.run_dir / "environment.json", self.peak)
+        self.built: BuiltModel = build_model(config, sharded=config.distributed.zero_stage == 3)
+        self.objective = self.built.objective
+        optimizer = config.optimizer
+        console.print(render_table(self.built.groups, optimizer.lr, optimizer.weight_decay, config.model))
+        path = config.run_dir / "quarantine.jsonl"
+        self.quarantine = Quarantine(path, config.on_bad_sample, collectives.rank() == 0)
+        self.feed = Feed(config, self.objective, self.quarantine)
+        zero_shot = config.objective.zero_shot
+        self.zero_shot = ZeroShotAccuracy(zero_shot, self.objective) if zero_shot else None
+        self.signals = StopSignals()
+
+    def fill_feature_cache(self) -> int:
+        """Compute the features that are missing, if the run has a cache; returns the exit status of a signal, or 0."""
+        if not self.config.objective.feature_cache:
+            return 0
+        return fill_feature_cache(self.config, self.objective, self.feed, self.quarantine, self.signals, self.console)
+
+    def build(self, checkpoint: Path | None) -> None:
+        """Make the engine and all that watches it, in the state of a checkpoint or of the first step."""
+        config, groups = self.config, self.built.groups
+        self.flops = model_flops(self.objective.model, towers_run=self.objective.features is None)
+        self.guard = NanGuard(config.monitoring.stability)
+        self.norms = ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0)
+        self.engine: deepspeed.DeepSpeedEngine = build_engine(
+            self.objective.model,
+            groups,
+            config,
+            self.feed.total,
+            collectives.ranks(),
+            self.guard,
+            self.norms,
+            load_universal=checkpoint is not None and needs_resharding(checkpoint),
+        )
+        move_unused_towers(config, self.objective, "cpu")
+        self.average = WeightAverage(groups, config.ema) if config.ema else None
+        self.progress = self._resume(checkpoint) if checkpoint else Progress()
+        if checkpoint is None and config.resume:
+            self.console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
+        self.logger = RunLogger(config, self.feed, self.quarantine, self.console, self.peak, self.progress.step)
+        self.watch = GradientWatch(groups) if self.progress.step == 0 else None
+
+    def _resume(self, checkpoint: Path) -> Progress:
+        state = load_checkpoint(self.engine, checkpoint, self.config.seed, self.console.print)
+        if self.average:
+            self.average.restore(checkpoint)
+        self.guard.restore(state["guard"])
+        self.console.print(f"resumed after step {state['step']} from {checkpoint}")
+        return Progress(state["step"], state["owes_validation"])
+
+    def evaluations(self, step: int) -> Iterator[Evaluation]:
+        """The evaluations that are due after a step."""
         known = [
-            (config.validation, validation),
-            (config.objective.zero_shot, lambda step: journal.log_evaluation(step, *zero_shot(engine))),
+            (self.config.validation, lambda: held_out_loss(self.engine, self.objective, self.feed.held_out())),
+            (self.config.objective.zero_shot, lambda: self.zero_shot(self.engine)),
         ]
-        return [how for part, how in known if part and (step == feed.total or step % part.every == 0)]
+        for schedule, evaluate in known:
+            if schedule and (step == self.feed.total or step % schedule.every == 0):
+                yield lambda evaluate=evaluate: self.logger.log_evaluation(step, *evaluate())
 
-    bar_of_steps = progress_bar(config.run_dir.name, feed.total, done, enabled=collectives.rank() == 0)
-    folder = config.run_dir / "checkpoints"
-    saver = CheckpointSaver(engine, folder, config.checkpoint, console.print, average)
-    with journal, signals, bar_of_steps as bar, saver:
-        for evaluate in due(done) if owes_validation else []:
-            evaluate(done)
-        journal.meter.resume()
-        for step, batches in feed.steps(done):
-            journal.meter.data_ready()
-            result = train_step(engine, objective, batches, guard, norms, signals.flags, cost)
-            if average and result.taken:
-                average.update(step)
-            bar.advance(note=journal.log_step(step, result))
-            last = step == feed.total
-            if watch and step == min(WATCHED_STEPS, feed.total):
-                _tell_missing_gradients(watch.finish(), console)
-                watch = None
-            if result.stop:  # whoever sent the signal may not wait for long: validation can be made up for
-                saved = saver.save(step, at_once=True, guard=guard.state(), owes_validation=bool(due(step)))
-                journal.log_stop(result.stop, step, saved)
-                return result.stop
-            for evaluate in due(step):
-                evaluate(step)
-            if last or step % config.checkpoint.every == 0:
-                saver.save(step, guard=guard.state(), owes_validation=False)
-            journal.meter.resume()
-    move_unused_towers(config, objective, engine.device)
-    finish(config, opened, average, quarantine, console)
-    return 0
+    def loop(self) -> int:
+        """Take the steps that are left; returns the exit status of a signal, or 0."""
+        config, done = self.config, self.progress.step
+        bar_of_steps = progress_bar(config.run_dir.name, self.feed.total, done, enabled=collectives.rank() == 0)
+        directory = config.run_dir / "checkpoints"
+        saver = CheckpointSaver(self.engine, directory, config.checkpoint, self.console.print, self.average)
+        with self.logger, self.signals, bar_of_steps as bar, saver:
+            if self.progress.owes_evaluations:
+                self._evaluate(done)
+            self.logger.meter.resume()
+            for step, batches in self.feed.steps(done):
+                self.logger.meter.data_ready()
+                result = train_step(
+                    self.engine, self.objective, batches, self.guard, self.norms, self.signals.flags, self.flops
+                )
+                if self.average and result.taken:
+                    self.average.update(step)
+                bar.advance(note=self.logger.log_step(step, result))
+                self._watch_gradients(step)
+                if result.stop:  # whoever sent the signal may not wait long: evaluations are made up for on resume
+                    owed = any(True for _ in self.evaluations(step))
+                    saved = saver.save(step, at_once=True, guard=self.guard.state(), owes_validation=owed)
+                    self.logger.log_stop(result.stop, step, saved)
+                    return result.stop
+                self._evaluate(step)
+                if step == self.feed.total or step % config.checkpoint.every == 0:
+                    saver.save(step, guard=self.guard.state(), owes_validation=False)
+                self.logger.meter.resume()
+        return 0
 
+    def _evaluate(self, step: int) -> None:
+        for evaluate in self.evaluations(step):
+            evaluate()
 
-def _tell_missing_gradients(names: list[str], console: Console) -> None:
-    if names:
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        console.print(f"[yellow]no gradient in the first {WATCHED_STEPS} steps for {shown}")
+    def _watch_gradients(self, step: int) -> None:
+        """After the first steps of a run, name trained tensors without a gradient."""
+        if self.watch and step == min(WATCHED_STEPS, self.feed.total):
+            report_missing_gradients(self.watch.finish(), self.console)
+            self.watch = None
+
+    def finish(self) -> None:
+        """Write the model, curves and report."""
+        move_unused_towers(self.config, self.objective, self.engine.device)
+        save_model(self.config, self.built, self.average, self.quarantine, self.console)

@@ -11,7 +11,7 @@ from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
 from mmchat.contrastive.directory import init_clip, load_clip_directory, open_text_encoder, save_clip
 from mmchat.errors import UserError
 from mmchat.settings import validate
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.optim.param_groups import apply_rules
 from mmchat.training.optim.trainable import Rule
@@ -293,7 +293,7 @@ def test_patch_dropout_and_checkpointing_of_a_run(saved, tmp_path):
     values = run_values(tmp_path, saved[1], tmp_path, distributed={"activation_checkpointing": ["text_encoder"]})
     parts = ("towers", "text_encoder", "image_norm", "image_projection", "text_projection", "logit_scale")
     values |= {"objective": {"kind": "contrastive", "patch_dropout": 0.5}, "trainable": dict.fromkeys(parts, "full")}
-    model = open_model(validate(RunConfig, values, "run.yaml")).objective.model
+    model = build_model(validate(RunConfig, values, "run.yaml")).objective.model
     assert model.towers[0].patch_dropout == 0.5
     assert model.text_encoder.is_gradient_checkpointing and not model.towers[0].backbone.is_gradient_checkpointing
     with pytest.raises(UserError, match="objective assistant has no text_encoder"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
@@ -45,7 +45,7 @@ class Recorder(NanGuard):
 
 
 def record(config: RunConfig, out: Path) -> None:
-    opened = open_model(config, in_parts=config.distributed.zero_stage == 3)
+    opened = build_model(config, sharded=config.distributed.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
     feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
     norms, recorder = (

@@ -11,7 +11,7 @@ from mmchat.contrastive import DualEncoder, DualEncoderConfig, load_clip
 from mmchat.contrastive.directory import save_clip
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.vision.directory import save_tower
@@ -66,7 +66,7 @@ def reference(setup):
     """Gradients of whole batches by plain PyTorch, pair by pair."""
     folder, path, loss = setup
     config = load_settings(RunConfig, path, [])
-    objective = open_model(config).objective
+    objective = build_model(config).objective
     feed = Feed(config, objective, Quarantine(folder / "none.jsonl", "skip", writes=False))
     model = objective.model.train()
     found = {}

@@ -1,6 +1,5 @@
 """A run that was killed goes on as if nothing had happened."""
 
-import random
 import re
 import signal
 
@@ -14,11 +13,12 @@ from mmchat.model.directory import comparison_logits, load_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.replay import replay
-from mmchat.training.run_dir import claim
+from mmchat.training.run_dir import claim_run_dir
 from tests.launching import (
     kill_group,
     launch,
     metrics,
+    random_choice,
     start,
     steps,
     wait_for_step,
@@ -63,7 +63,7 @@ adamw = pytest.mark.parametrize("setup", ["adamw"], indirect=True, scope="module
 def test_sigkill_and_a_damaged_checkpoint_then_resume_equals_the_uninterrupted_run(setup):
     """As after a power cut; there is a checkpoint before the damaged one."""
     folder, config = setup
-    killed, kill_at = folder / "killed", random.randint(7, STEPS - 2)
+    killed, kill_at = folder / "killed", random_choice(range(7, STEPS - 1))
     process = start(config, "--run_dir", str(killed))
     wait_for_step(process, killed, kill_at)
     kill_group(process)
@@ -105,7 +105,7 @@ def assert_same(run, whole, when):
 def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(setup):
     """It kills the runner alone: launch, ranks and data workers must find out by themselves. Saves are asynchronous."""
     folder, config = setup
-    told, at = folder / "told", random.choice([4, 7, 9, STEPS - 5])  # after step 4 and 9 a validation is due
+    told, at = folder / "told", random_choice([4, 7, 9, STEPS - 5])  # after step 4 and 9 a validation is due
     options = ["--run_dir", str(told), "--checkpoint.asynchronous", "true"]
     process = start(config, *options, log=folder / "told.log")
     wait_for_step(process, told, at)
@@ -143,7 +143,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_refused(setup):
     folder, config = setup
 
     def opened(*words):
-        return claim(load_settings(RunConfig, config, ["--run_dir", str(folder / "whole"), *words]), print)
+        return claim_run_dir(load_settings(RunConfig, config, ["--run_dir", str(folder / "whole"), *words]), print)
 
     assert opened("--resume") == "finished"
     with pytest.raises(UserError, match="already holds a run; add --resume"):

@@ -1,13 +1,12 @@
 """A run that is killed and goes on with another number of ranks stays the same run."""
 
-import random
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.launching import kill_group, launch, metrics, start, steps, wait_for_step, write_config
+from tests.launching import kill_group, launch, metrics, random_choice, start, steps, wait_for_step, write_config
 from tests.training_fixtures import run_values, write_mixture
 
 STEPS = 14
@@ -69,7 +68,7 @@ def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(
     folder, config = setup
     run = folder / f"zero{zero_stage}-{offload}-{'-'.join(map(str, [*ranks, *packed]))}"
     options = ["--run_dir", str(run), "--distributed.zero_stage", str(zero_stage), "--distributed.offload", offload]
-    kills = [random.randint(5, 7), random.randint(11, 12)][: len(ranks) - 1]
+    kills = [random_choice(range(5, 8)), random_choice([11, 12])][: len(ranks) - 1]
     starts = [[*options, "--resume", *(["--objective.packing.tokens", str(row)] if row else PAIRS)] for row in packed]
     for count, words, kill_at in zip(ranks, starts, kills, strict=False):
         log = folder / f"{run.name}-{count}.log"

@@ -18,7 +18,7 @@ from mmchat.planning.memory import CUDA_CONTEXT
 from mmchat.planning.plan import Hardware, instead, make_plan
 from mmchat.planning.problems import does_not_fit, unusable
 from mmchat.settings import validate
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig, as_dict
 from mmchat.training.dataloader import Feed
 from mmchat.training.monitoring.flops import model_flops
@@ -49,7 +49,7 @@ def config(tmp_path, model, monkeypatch):
 
 def real_run(config):
     """The objective with real weights, and the micro-batches of each step."""
-    objective = open_model(config).objective
+    objective = build_model(config).objective
     feed = Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
     return objective, [batches for _, batches in feed.steps(0)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from mmchat.settings import load_settings
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives
 
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     config = load_settings(RunConfig, path, [])
     before, watcher = own_bytes(), Thread(target=watch)
     watcher.start()
-    kept = open_model(config, in_parts=True)
+    kept = build_model(config, sharded=True)
     stop.set()
     watcher.join()
     (out / str(collectives.rank())).write_text(f"{max(samples) - before} {own_bytes() - before}")

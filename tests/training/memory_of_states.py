@@ -15,7 +15,7 @@ import torch
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import collectives
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
     collectives.start()
     config = load_settings(RunConfig, path, [])
-    opened = open_model(config, in_parts=config.distributed.zero_stage == 3)
+    opened = build_model(config, sharded=config.distributed.zero_stage == 3)
     feed = Feed(config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
     guard, norms = (
         NanGuard(config.monitoring.stability),

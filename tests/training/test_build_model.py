@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from mmchat.model.directory import comparison_logits, load_assistant, save_assistant
 from mmchat.settings import load_settings
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from tests.launching import ROOT, launch, run_ranks, steps, write_config
 from tests.training_fixtures import run_values, write_records
@@ -28,7 +28,7 @@ def bf16_run(tmp_path_factory, make_assistant):
 
 def test_bf16_weights_are_trained_in_full_precision(bf16_run):
     folder, config = bf16_run
-    model = open_model(load_settings(RunConfig, config, [])).objective.model
+    model = build_model(load_settings(RunConfig, config, [])).objective.model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     written = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}

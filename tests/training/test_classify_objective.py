@@ -13,7 +13,7 @@ from mmchat.data.samples import Sample
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.distillation import soft_cross_entropy_sum
 from mmchat.vision import load_tower
@@ -69,7 +69,7 @@ def values(tmp_path, start, images, objective=(), **changes):
 
 def opened(tmp_path, start, images, **objective):
     path = write_config(tmp_path / "run.yaml", **values(tmp_path, start, images, objective))
-    return open_model(load_settings(RunConfig, path, [])).objective
+    return build_model(load_settings(RunConfig, path, [])).objective
 
 
 def batch_of(objective, images):
@@ -135,9 +135,12 @@ def test_a_teacher_needs_no_labels(tmp_path, start, images, teacher_dir):
         answers = load_classifier(teacher_dir).eval()(batch.pixel_values[1])
     logits = taught.model(batch.pixel_values[0])
     torch.testing.assert_close(taught.loss_sum(taught.model, batch, True), soft_cross_entropy_sum(logits, answers, 2.0))
-    assert taught.right(taught.model, batch, torch.device("cpu")) == (0, 0)
+    assert taught.count_correct(taught.model, batch, torch.device("cpu")) == (0, 0)
     labelled = batch_of(taught, images)
-    assert taught.right(taught.model, labelled, torch.device("cpu")) == (8, 24)  # a new head says "bright" of all
+    assert taught.count_correct(taught.model, labelled, torch.device("cpu")) == (
+        8,
+        24,
+    )  # a new head says "bright" of all
     with pytest.raises(UserError, match="label 'unlabelled' is none of the model's"):
         batch_of(opened(tmp_path, start, images, distillation=distillation | {"weight": 0.9}), tmp_path / "folder")
 
@@ -233,7 +236,7 @@ def test_a_step_of_nothing_has_a_gradient_of_zero(tmp_path, start, images):
     loss = objective.loss_sum(objective.model, batch, True)
     loss.backward()
     assert objective.terms(batch) == 0 and loss == 0
-    assert objective.right(objective.model, batch, torch.device("cpu")) == (0, 0)
+    assert objective.count_correct(objective.model, batch, torch.device("cpu")) == (0, 0)
     assert all(not p.grad.any() for p in objective.model.parameters() if p.requires_grad)
 
 

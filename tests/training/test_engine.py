@@ -7,7 +7,7 @@ import pytest
 from mmchat.errors import UserError
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.engine import deepspeed_config
+from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from tests.launching import write_config
 from tests.training_fixtures import run_values
 

@@ -17,13 +17,13 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
-from mmchat.training import loop
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_cache import cache
 from mmchat.training.feature_cache.cache import fill_feature_cache, identity
+from mmchat.training.validation.held_out_loss import held_out_loss
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
 from tests.training_fixtures import run_values, write_records
@@ -39,7 +39,7 @@ class Run:
     def __init__(self, folder, model, data, **changes):
         values = run_values(folder, model, data, trainable=FROZEN_TOWERS, steps=3) | changes
         self.config = validate(RunConfig, values, "test")
-        self.objective = open_model(self.config).objective
+        self.objective = build_model(self.config).objective
         self.quarantine = Quarantine(folder / "quarantine.jsonl", self.config.on_bad_sample)
         self.feed = Feed(self.config, self.objective, self.quarantine)
         self.said = ""
@@ -52,12 +52,12 @@ class Run:
         finally:
             self.said = console.file.getvalue()
 
-    def gradients(self, batch, images_anywhere=True):
+    def gradients(self, batch, images_on_any_rank=True):
         """Loss, and every parameter's gradient."""
         model = self.objective.model
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self.objective.loss_sum(model, batch, images_anywhere)
+            loss = self.objective.loss_sum(model, batch, images_on_any_rank)
         loss.backward()
         named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
         return loss.item(), {name: grad.clone() for name, grad in named.items()}
@@ -361,8 +361,8 @@ def test_a_validation_tells_what_it_could_not_use(tmp_path, make_run):
     run = make_run(validation=held_out, on_bad_sample="skip")
     run.fill()
     (tmp_path / "heldout" / "2-0.png").write_bytes((tmp_path / "heldout" / "3-0.png").read_bytes()[:100])
-    run.objective.loss_sum = lambda module, batch, images_anywhere: torch.zeros(())
-    _, rejected = loop.validate(FakeEngine(), run.objective, run.feed.held_out())
+    run.objective.loss_sum = lambda module, batch, images_on_any_rank: torch.zeros(())
+    _, rejected = held_out_loss(FakeEngine(), run.objective, run.feed.held_out())
     assert [item.id for item in rejected] == ["r2"]
 
 

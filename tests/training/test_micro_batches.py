@@ -9,7 +9,7 @@ from mmchat.errors import SharedError, UserError
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.engine import deepspeed_config
+from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.objectives.assistant import AssistantObjective
 from tests.training_fixtures import run_values, write_mixture, write_records
 
@@ -41,7 +41,7 @@ def test_a_step_holds_the_same_samples_packed_or_not(feed):
 
 def test_padded_forwards_hold_samples_of_like_length(feed):
     padded, grouped = feed(), feed(objective={"packing": {"tokens": 300, "padded": True}})
-    assert str(grouped.share) == "samples of like length, padded to at most 300 tokens"
+    assert str(grouped.splitter) == "samples of like length, padded to at most 300 tokens"
     for (_, [batch]), (_, forwards) in zip(padded.steps(0), grouped.steps(0), strict=True):
         assert sorted(batch.ids) == sorted(name for one in forwards for name in one.ids)
         assert batch.supervised == sum(one.supervised for one in forwards)
@@ -52,7 +52,7 @@ def test_padded_forwards_hold_samples_of_like_length(feed):
 def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
     validation = {"path": str(write_records(tmp_path / "heldout", 9)), "max_length": 300, "every": 2}
     packed = feed(objective={"packing": {}}, validation=validation, batch_size=4)
-    assert str(packed.share) == "rows of at most 400 tokens"
+    assert str(packed.splitter) == "rows of at most 400 tokens"
     rows = [row for stretch in packed.held_out() for row in stretch]
     assert sorted(name for row in rows for name in row.ids) == [f"r{number}" for number in range(9)]
     assert 200 < max(row.positions for row in rows) <= 300

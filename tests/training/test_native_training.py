@@ -17,7 +17,7 @@ from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
 from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.monitoring.flops import model_flops
 from tests.invariants.test_gradients import assert_equal
@@ -125,12 +125,13 @@ def test_what_is_shown_is_what_is_seen(config, make_image, tmp_path):
 def test_what_cannot_be_combined(config, tmp_path):
     data = str(write_records(tmp_path / "more", 3))
     with pytest.raises(UserError, match=r"hangs on its size, which a draft has not: leave out data\.draft$"):
-        open_model(config(data={"path": data, "draft": True}))
+        build_model(config(data={"path": data, "draft": True}))
     frozen = {"towers": "frozen", "projectors": "full", "language_model": "full"}
     cached = {"objective": {"feature_cache": str(tmp_path / "features")}, "trainable": frozen}
     with pytest.raises(UserError, match="feature_cache keeps a record for each view, and with fit native"):
-        open_model(config(**cached))
-    open_model(config(**cached, fit="squash"))
+        build_model(config(**cached))
+    cached["objective"]["fit"] = "squash"
+    build_model(config(**cached))
 
 
 def test_a_dual_encoder_sees_squares(native_tower, data_dir, tmp_path, capsys):
@@ -150,7 +151,7 @@ def test_a_dummy_image_is_one_patch(config):
     """Where another rank has images; towers and projectors get a gradient of zero."""
     objective, feed = opened(config(micro_batch_size=1))
     batch = next(batch for _, batches in feed.steps(0) for batch in batches if not batch.images)
-    objective.loss_sum(objective.model, batch, images_anywhere=True).backward()
+    objective.loss_sum(objective.model, batch, images_on_any_rank=True).backward()
     idle = {id(parameter) for parameter in objective.model.towers[0].idle_parameters()}
     seeing = [p for part in (objective.model.towers, objective.model.projectors) for p in part.parameters()]
     assert all(not p.grad.any() for p in seeing if id(p) not in idle)
@@ -162,10 +163,10 @@ def test_init_and_a_runs_own_fit(config, native_tower, language_json, data_dir, 
     words += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false"]
     main(["init", *map(str, [*words, "--max-patches", 30, "--out", tmp_path / "a"])])
     assert re.search(r"1 slot per patch, vicuna_v1\n$", capsys.readouterr().out)
-    assert open_model(config(model=str(tmp_path / "a"))).objective.collator.specs[0].preprocessing.max_patches == 30
+    assert build_model(config(model=str(tmp_path / "a"))).objective.collator.specs[0].preprocessing.max_patches == 30
     main(["init", *map(str, [*words, "--fit", "squash", "--image-size", 35, "--out", tmp_path / "b"])])
     assert "25 slots per image" in capsys.readouterr().out
-    objective = open_model(config(model=str(tmp_path / "b"), fit="native")).objective
+    objective = build_model(config(model=str(tmp_path / "b"), objective={"fit": "native"})).objective
     assert objective.collator.specs[0].native and objective.collator.tokens_per_view == 1
     with pytest.raises(SystemExit) as stop:
         main(["init", *map(str, [*words, "--fit", "squash", "--max-patches", 9, "--out", tmp_path / "c"])])

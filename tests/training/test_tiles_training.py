@@ -22,7 +22,7 @@ from mmchat.errors import SharedError, UserError
 from mmchat.model.directory import save_assistant
 from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
-from mmchat.training.build_model import open_model
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.vision import Tiling
@@ -154,8 +154,8 @@ def test_drafts_would_be_cut_otherwise(config, tmp_path):
     validation = {"path": data, "draft": True}
     sources = {"a": {"path": data, "draft": True}, "b": {"path": data}}
     with pytest.raises(UserError, match=r"leave out data\.sources\.a\.draft, validation\.draft$"):
-        open_model(config(data={"sources": sources}, validation=validation))
-    open_model(config(data={"sources": sources}, fit="pad"))
+        build_model(config(data={"sources": sources}, validation=validation))
+    build_model(config(data={"sources": sources}, objective={"fit": "pad"}))
 
 
 def test_a_dual_encoder_has_one_view(make_tower, tmp_path, data_dir):

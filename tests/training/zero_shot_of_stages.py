@@ -16,7 +16,7 @@ from mmchat.files import write_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives
-from mmchat.training.engine import build_engine, mean_over_ranks
+from mmchat.training.engine import average_gradients, build_engine
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.optim.param_groups import apply_rules
@@ -42,7 +42,7 @@ def scores(config: RunConfig) -> list:
         ids = torch.arange(3, 23).view(4, 5) + step
         loss = info_nce(*engine(pixels, ids, torch.ones_like(ids))).mean()
         engine.backward(loss)
-        mean_over_ranks(engine)
+        average_gradients(engine)
         guard.begin(loss.item())
         engine.step()
         guard.end(float(engine.get_global_grad_norm()))

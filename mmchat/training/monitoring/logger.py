@@ -38,7 +38,7 @@ class RunLogger:
         console.print(
             f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
             f"({feed.order.epoch(feed.total):.2f} epochs), {collectives.ranks()} rank(s) x "
-            f"{feed.share}, {config.precision}, ZeRO {config.distributed.zero_stage}"
+            f"{feed.splitter}, {config.precision}, ZeRO {config.distributed.zero_stage}"
         )
 
     def __enter__(self) -> "RunLogger":
@@ -54,7 +54,8 @@ class RunLogger:
         Raises:
             SharedError: something was wrong with the step, and the config says to stop then.
         """
-        rates = self.meter.step_done(result.terms, result.tokens, result.images, result.operations)
+        counts = result.counts
+        rates = self.meter.step_done(counts.terms, counts.tokens, counts.images, result.operations)
         for rejected in result.rejected:
             self.quarantine.add(rejected)
         ids = self.feed.ids(step, result.rejected) if self._metrics or result.incident else []
@@ -64,11 +65,11 @@ class RunLogger:
                 **_measured(result),
                 lr=result.lr,
                 epoch=round(self.feed.order.epoch(step), 4),
-                terms=result.terms,
-                tokens=result.tokens,
-                images=result.images,
-                cut=result.cut,
-                fill=round(result.tokens / result.positions, 4),
+                terms=counts.terms,
+                tokens=counts.tokens,
+                images=counts.images,
+                cut=counts.cut,
+                fill=round(counts.tokens / counts.positions, 4),
                 operations=result.operations,
                 ids=ids,
                 memory=result.memory,

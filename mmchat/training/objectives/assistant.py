@@ -17,7 +17,7 @@ from mmchat.errors import UserError
 from mmchat.model.attention import enable_packing, packed_inputs
 from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
 from mmchat.training.config import WEIGHTS, RunConfig
-from mmchat.training.objectives.base import InSteps, Objective, blank
+from mmchat.training.objectives.base import Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.cross_entropy_loss import cross_entropy_sum
 from mmchat.vision import TowerSpec
 from mmchat.vision.transforms.page_augmentation import augment_page
@@ -47,7 +47,7 @@ class AssistantObjective(Objective):
         if config.objective.augment_towers:
             _check_augmented(config.objective.augment_towers, self.collator.specs)
         self.augmented = config.objective.augment_towers
-        self.augment = InSteps(self._retouch if config.objective.augment_towers else None, config.seed)
+        self.augment = TrainingAugment(self._retouch if config.objective.augment_towers else None, config.seed)
         if config.objective.feature_cache is not None and self.collator.specs[0].native:
             raise UserError(
                 "feature_cache keeps a record for each view, and with fit native each patch is one: leave "
@@ -74,10 +74,10 @@ class AssistantObjective(Objective):
     def terms(self, batch: Batch) -> int:
         return batch.supervised
 
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+    def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
         seen = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
         images, dummies = seen, 0
-        if not batch.images and (images_anywhere or not self._text_trains()):
+        if not batch.images and (images_on_any_rank or not self._text_trains()):
             # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
             # run the same modules here, into no slot, with a gradient of zero.
             images, dummies = self._dummy_image(batch.input_ids.device), 1
@@ -102,7 +102,7 @@ class AssistantObjective(Objective):
         specs = self.collator.specs
         if self.features is None:
             grids = {"grids": [(1, 1)]} if specs[0].native else {}
-            return {"pixel_values": [blank(spec, device) for spec in specs], **grids}
+            return {"pixel_values": [blank_image(spec, device) for spec in specs], **grids}
         return {"tower_features": [torch.zeros(1, spec.tokens, spec.dim, device=device) for spec in specs]}
 
     def _text_trains(self) -> bool:

@@ -1,13 +1,13 @@
-"""What a run optimises. The loop sees a sum of losses and how many terms it has; nothing else of the model.
+"""What a run optimizes. The loop sees a sum of losses and the number of their terms, and nothing else of the model.
 
-An objective also knows how to open the model directory that a run starts from, how to encode a record,
-and how to write the finished model and prove that it reads back.
+An objective also opens the model directory that a run starts from, encodes records, writes the finished model and
+proves that it reads back.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,16 +23,24 @@ from mmchat.training.objectives.gradient_cache import losses_by_cache
 from mmchat.vision import TowerSpec
 
 
-class Objective(Protocol):
-    """Made of a run's config. weights: False makes new ones of the same shapes and reads none."""
+class Objective(ABC):
+    """One kind of training.
+
+    A subclass is made from a run config; with `weights=False` it makes a model of the same shapes and reads no weights.
+
+    Attributes:
+        model: what is trained.
+        collator: makes batches of encoded samples.
+        features: where features of frozen towers are read from; None if the towers run.
+        augment: random changes of images before `encode`; None if there are none.
+    """
 
     model: nn.Module
     collator: Collator
-    features: ImageFeatures | None
-    """Where the towers' features are read from; None where the towers run."""
+    features: ImageFeatures | None = None
     augment: Augment | None = None
-    """What it makes of images at random before `encode` sees them."""
 
+    @abstractmethod
     def encode(
         self,
         record: Record,
@@ -40,40 +48,74 @@ class Objective(Protocol):
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
-        """Ids, labels and pixels of a record; `template` is its source's own, if it has one.
+        """Ids, labels and pixels of a record.
 
-        images: as `augment` left them. features: instead of these, as `EncodedSample` has them.
+        Args:
+            images: decoded, and changed by `augment`.
+            template: of the record's source; None: the model's own.
+            features: used instead of pixels, in the layout of `EncodedSample`.
         """
 
+    @abstractmethod
     def terms(self, batch: Batch) -> int:
-        """How many losses `loss_sum` adds up; their global number divides the gradient."""
+        """The number of losses that `loss_sum` adds up; their global number divides the gradient."""
 
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
-        """What a single forward adds to the loss of a step. images_anywhere: on any rank, in this micro-batch."""
+    @abstractmethod
+    def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
+        """The loss that one forward adds to a step.
 
-    def losses(
-        self, module: nn.Module, batches: list[Batch], images_anywhere: list[bool], device: torch.device
-    ) -> Iterator[torch.Tensor]:
-        """Losses of a step's micro-batches, one after another: whoever asks for the next is done with the one before.
-
-        Here they do not know of each other.
+        Args:
+            module: the engine, or the model itself.
+            images_on_any_rank: whether any rank has an image in this micro-batch.
         """
-        for batch, anywhere in zip(batches, images_anywhere, strict=True):
-            yield self.loss_sum(module, batch.to(device), anywhere)
 
-    def right(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
-        """How many answers to a held-out micro-batch are right, and of how many; none where answers cannot be right."""
-        return 0, 0
-
+    @abstractmethod
     def save(self, directory: Path) -> None:
         """Write the finished model, reload it strictly and compare what the two compute."""
 
+    def losses(
+        self, module: nn.Module, batches: list[Batch], images_on_any_rank: list[bool], device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """Losses of a step's micro-batches, one at a time; run backward before asking for the next."""
+        for batch, on_any_rank in zip(batches, images_on_any_rank, strict=True):
+            yield self.loss_sum(module, batch.to(device), on_any_rank)
+
+    def count_correct(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
+        """Correct answers in a held-out micro-batch, and answers; (0, 0) if answers cannot be right."""
+        return 0, 0
+
+
+class PairwiseObjective(Objective):
+    """An objective whose loss compares all samples of a step, on all ranks and in all micro-batches."""
+
+    @abstractmethod
+    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """Pairs of unit vectors float[n, 2, P] of the batch's n usable samples, and scalars shared by all batches."""
+
+    @abstractmethod
+    def pair_loss_sum(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
+        """Sum of the losses of this rank's pairs."""
+
+    def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
+        return self.pair_loss_sum(*self.embed(module, batch))
+
+    def losses(
+        self, module: nn.Module, batches: list[Batch], images_on_any_rank: list[bool], device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """With several micro-batches, losses whose gradients add up to those of the step's loss (`gradient_cache`)."""
+        if len(batches) == 1:
+            yield from super().losses(module, batches, images_on_any_rank, device)
+        else:
+            yield from losses_by_cache(lambda batch: self.embed(module, batch.to(device)), self.pair_loss_sum, batches)
+
 
 @dataclass(frozen=True)
-class InSteps:
-    """An `Augment` that leaves held-out images as they are, and all of them where `change` is None.
+class TrainingAugment:
+    """Changes images of training samples; held-out images stay as they are.
 
-    change: images of a record and a generator, which hangs on the seed, the sample's number and the step alone.
+    Args:
+        change: images of a record and a generator -> changed images; None changes nothing. The generator depends on the
+            seed, the sample's number and the step only.
     """
 
     change: Callable[[list[Image.Image], np.random.Generator], list] | None
@@ -87,29 +129,6 @@ class InSteps:
         return self.change(images, np.random.default_rng([self.seed, number, step]))
 
 
-def blank(spec: TowerSpec, device: torch.device, views: int = 1) -> torch.Tensor:
-    """float[views, 3, H, W] of zeros: what a tower runs on where nothing of a micro-batch could be used, so that all
-    ranks run the same modules."""
+def blank_image(spec: TowerSpec, device: torch.device, views: int = 1) -> torch.Tensor:
+    """float[views, 3, H, W] of zeros, for micro-batches without a usable image: all ranks must run the same modules."""
     return torch.zeros(views, 3, spec.view_size, spec.view_size, device=device)
-
-
-class ComparingObjective(Objective):
-    """One whose loss compares all samples of a step, on all ranks and in all micro-batches."""
-
-    def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Pairs of unit vectors float[n, 2, P] of the batch's n usable samples, and scalars that all batches share."""
-
-    def of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
-        """Sum of the losses of this rank's pairs."""
-
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
-        return self.of_pairs(*self.embed(module, batch))
-
-    def losses(
-        self, module: nn.Module, batches: list[Batch], images_anywhere: list[bool], device: torch.device
-    ) -> Iterator[torch.Tensor]:
-        """Those of the step as a whole (`gradient_cache`)."""
-        if len(batches) == 1:
-            yield from super().losses(module, batches, images_anywhere, device)
-        else:
-            yield from losses_by_cache(lambda batch: self.embed(module, batch.to(device)), self.of_pairs, batches)

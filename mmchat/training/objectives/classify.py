@@ -14,7 +14,7 @@ from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, DistillationConfig, RunConfig
-from mmchat.training.objectives.base import InSteps, Objective, blank
+from mmchat.training.objectives.base import Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.distillation import soft_cross_entropy_sum
 from mmchat.vision import preprocess
 from mmchat.vision.classifier import ImageClassifier, classifier_from_config, load_classifier, save_classifier
@@ -41,7 +41,7 @@ class ClassifyObjective(Objective):
             self.specs.append(self.teacher.towers[0].spec)
         self.collator = Collator(pad_id=0, specs=self.specs)
         self.augmentation = config.objective.augmentation
-        self.augment = InSteps(self._views if config.objective.augmentation else None, config.seed)
+        self.augment = TrainingAugment(self._views if config.objective.augmentation else None, config.seed)
 
     def _views(self, images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
         return [random_view(image, self.collator.square, self.augmentation, draw) for image in images]
@@ -75,7 +75,7 @@ class ClassifyObjective(Objective):
     def terms(self, batch: Batch) -> int:
         return batch.images
 
-    def loss_sum(self, module: nn.Module, batch: Batch, images_anywhere: bool) -> torch.Tensor:
+    def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
         logits, classes = self._logits(module, batch), batch.input_ids[:, 0]
         if not batch.images:
             return 0 * logits.sum()
@@ -89,7 +89,7 @@ class ClassifyObjective(Objective):
         soft = soft_cross_entropy_sum(logits, answers, self.distillation.temperature)
         return self.distillation.weight * soft + (1 - self.distillation.weight) * loss
 
-    def right(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
+    def count_correct(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
         """Of images whose class is known."""
         batch = batch.to(device)
         answers, classes = self._logits(module, batch).argmax(dim=1), batch.input_ids[:, 0]
@@ -98,7 +98,9 @@ class ClassifyObjective(Objective):
 
     def _logits(self, module: nn.Module, batch: Batch) -> torch.Tensor:
         """float[B, classes]; of a blank image where none could be used, so that all ranks run the same modules."""
-        seen = blank(self.specs[0], batch.input_ids.device) if batch.pixel_values is None else batch.pixel_values[0]
+        seen = (
+            blank_image(self.specs[0], batch.input_ids.device) if batch.pixel_values is None else batch.pixel_values[0]
+        )
         return module(seen).float()
 
     def save(self, directory: Path) -> None:

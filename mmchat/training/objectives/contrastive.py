@@ -17,12 +17,12 @@ from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, RunConfig
-from mmchat.training.objectives.base import ComparingObjective, InSteps, blank
+from mmchat.training.objectives.base import PairwiseObjective, TrainingAugment, blank_image
 from mmchat.vision import preprocess
 from mmchat.vision.transforms.augmentation import random_square_crop
 
 
-class ContrastiveObjective(ComparingObjective):
+class ContrastiveObjective(PairwiseObjective):
     """Images against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
 
     model: DualEncoder
@@ -34,7 +34,7 @@ class ContrastiveObjective(ComparingObjective):
         self._losses_of = LOSSES[config.objective.loss]
         self.tokenizer = load_tokenizer(config.model, self.model)
         self.spec = self.model.towers[0].spec
-        self.augment = InSteps(_squares if config.objective.random_crop else None, config.seed)
+        self.augment = TrainingAugment(_squares if config.objective.random_crop else None, config.seed)
         self.context_length = self.model.config.context_length
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
@@ -68,11 +68,11 @@ class ContrastiveObjective(ComparingObjective):
         pixels, mask = batch.pixel_values, batch.attention_mask
         if pixels is None:
             # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
-            pixels, mask = [blank(self.spec, mask.device)], torch.ones_like(mask)
+            pixels, mask = [blank_image(self.spec, mask.device)], torch.ones_like(mask)
         images, texts, *scalars = module(pixels[0], batch.input_ids, mask)
         return torch.stack([images, texts], dim=1)[: batch.images], *scalars
 
-    def of_pairs(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
+    def pair_loss_sum(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
         return self._losses_of(*pairs.unbind(dim=1), *scalars).sum()
 
     def save(self, directory: Path) -> None:

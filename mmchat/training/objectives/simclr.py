@@ -14,13 +14,13 @@ from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import RunConfig
-from mmchat.training.objectives.base import ComparingObjective, blank
+from mmchat.training.objectives.base import PairwiseObjective, blank_image
 from mmchat.vision import load_tower
 from mmchat.vision.directory import save_tower
 from mmchat.vision.transforms.augmentation import random_view
 
 
-class SimCLRObjective(ComparingObjective):
+class SimCLRObjective(PairwiseObjective):
     """NT-Xent over two views of each image of a step. The run starts from any source of a tower, and leaves a tower.
 
     A sample's two views are drawn anew in every step, as a function of the seed, the step and the sample's number.
@@ -59,10 +59,10 @@ class SimCLRObjective(ComparingObjective):
         pixels = batch.pixel_values
         if pixels is None:
             # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
-            pixels = [blank(self.spec, batch.input_ids.device, views=2)]
+            pixels = [blank_image(self.spec, batch.input_ids.device, views=2)]
         return (module(pixels[0]).unflatten(0, (-1, 2))[: batch.images],)
 
-    def of_pairs(self, pairs: torch.Tensor) -> torch.Tensor:
+    def pair_loss_sum(self, pairs: torch.Tensor) -> torch.Tensor:
         return nt_xent(*pairs.unbind(dim=1), self.config.temperature).sum()
 
     def save(self, directory: Path) -> None:

@@ -13,7 +13,7 @@ from mmchat.evaluation.metrics import mean_per_class, ranks_of_targets
 from mmchat.evaluation.zero_shot import class_embeddings
 from mmchat.training.config import ZeroShotConfig
 from mmchat.training.distributed import collectives
-from mmchat.training.objectives.base import blank
+from mmchat.training.objectives.base import blank_image
 from mmchat.training.objectives.contrastive import ContrastiveObjective
 
 
@@ -77,8 +77,8 @@ class _ThroughEngine(Embedder):
 
     def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         word = torch.tensor([self.ids("")], device=self.device)
-        seen = pixels if len(pixels) else blank(self.spec, self.device)
+        seen = pixels if len(pixels) else blank_image(self.spec, self.device)
         return self.engine(seen, word, torch.ones_like(word))[0][: len(pixels)]
 
     def _encode_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.engine(blank(self.spec, self.device), ids, mask)[1]
+        return self.engine(blank_image(self.spec, self.device), ids, mask)[1]
