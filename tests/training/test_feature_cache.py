@@ -242,8 +242,8 @@ def test_any_other_tower_is_another_store(make_tower, other):
     assert of(tower) != identity(tower, spec, "fp32")
 
 
-def test_another_fit_of_the_run_is_another_store(make_run):
-    first, second = make_run(), make_run(fit="squash")
+def test_another_fit_of_the_run_is_another_store(make_run, tmp_path):
+    first, second = make_run(), make_run(objective={"feature_cache": str(tmp_path / "cache"), "fit": "squash"})
     first.fill()
     second.fill()
     assert " 0 of them there" in second.said
