@@ -1,8 +1,8 @@
-"""Captions of images: transformers' LlavaForConditionalGeneration one by one and in padded batches, and mmchat's job.
+"""Speed of captioning: transformers' LlavaForConditionalGeneration one by one and in padded batches, and mmchat.
 
-All three have the same weights and images, and an answer ends after as many tokens as it was given beforehand, for
-weights are random. In fp32 all must generate the same ids, or there is nothing to compare. Every variant is a process
-of its own, and they take turns. README.md says how to read the line.
+All three have the same weights and images. Weights are random, so the length of each caption is set in advance. In fp32
+all variants must generate the same ids. Each variant runs in its own process, and the variants alternate. README.md
+explains the output.
 
     python bench/captioning.py
     python bench/captioning.py --images 16 --rounds 1
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from side_by_side.model_shapes import SHAPES
 from side_by_side.random_images import draw_clouds
-from train import HERE, hardware, say
+from train import HERE, hardware, log
 from transformers import GenerationConfig
 
 from mmchat.command_line.quiet import quiet_libraries
@@ -30,19 +30,21 @@ from mmchat.files import read_json, write_json
 
 VARIANTS = ("alone", "padded", "ours")
 PADDED = 16
-"""Images of a batch of `padded`, in the order they come in."""
+"""Batch size of `padded`; images are in input order."""
 SHORTEST, LONGEST, MEAN, SIGMA = 10, 137, 59, 0.5
-"""Tokens of a caption, the closing one included: lognormal."""
+"""Tokens of a caption including the stop token: lognormal."""
 PROMPT = "w1 w2 w3"
 CHECKED = 8
-"""Images that are captioned in fp32."""
+"""Images that are captioned in fp32, to compare ids."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="0.1b", choices=SHAPES)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=8, help="of ours; that of `mmchat caption`")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="batch size of ours; the default is that of `mmchat caption`"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/captioning.json"))
     parser.add_argument("--variant", nargs=4, metavar=("NAME", "FOLDER", "MODEL", "OUT"), help=argparse.SUPPRESS)
@@ -54,7 +56,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        say(f"writing the workload: {SHAPES[arguments.shape].named_after}")
+        log(f"writing the workload: {SHAPES[arguments.shape].named_after}")
         write_workload(folder, arguments.shape, arguments.images)
         in_fp32 = {variant: run(variant, folder, "fp32", min(CHECKED, arguments.images)) for variant in VARIANTS}
         different = [variant for variant in VARIANTS if in_fp32[variant]["ids"] != in_fp32["alone"]["ids"]]
@@ -62,18 +64,18 @@ def main() -> None:
             sys.exit(f"{', '.join(different)} generated other ids in fp32 than transformers one by one")
         rounds = []
         for number in range(1, arguments.rounds + 1):
-            how = ("bf16", arguments.images, arguments.batch_size)
-            rounds.append({variant: run(variant, folder, *how) for variant in VARIANTS})
-            say(f"round {number}: {told(rounds[-1:])}")
-    line = f"{arguments.shape}, {arguments.images} captions: {told(rounds)}; ids in fp32 are equal"
-    asked = {**vars(arguments), "out": str(arguments.out)}
-    written = {"line": line, "asked": asked, "hardware": hardware(), "rounds": rounds}
+            settings = ("bf16", arguments.images, arguments.batch_size)
+            rounds.append({variant: run(variant, folder, *settings) for variant in VARIANTS})
+            log(f"round {number}: {summary(rounds[-1:])}")
+    line = f"{arguments.shape}, {arguments.images} captions: {summary(rounds)}; ids in fp32 are equal"
+    options = {**vars(arguments), "out": str(arguments.out)}
+    written = {"line": line, "options": options, "hardware": hardware(), "rounds": rounds}
     write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), **written})
     print(line)
 
 
 def write_workload(folder: Path, shape: str, images: int) -> None:
-    """`fp32/` and `bf16/`, the same model; `images/`; and how long each caption is."""
+    """The same model in `fp32/` and `bf16/`, `images/`, and the length of each caption in `lengths.json`."""
     from side_by_side.workload import SLOT_TOKENS, write_model, write_tokenizer
 
     from mmchat.model.directory import load_assistant
@@ -97,38 +99,43 @@ def caption_lengths(count: int) -> list[int]:
 
 
 def run(variant: str, folder: Path, model: str, images: int, batch_size: int = CHECKED // 2) -> dict[str, Any]:
-    """A process of its own."""
+    """Measure one variant in its own process."""
     out = folder / "measured.json"
     command = [sys.executable, str(HERE / "captioning.py"), "--variant", variant, str(folder), model, str(out)]
     command += ["--images", str(images), "--batch-size", str(batch_size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        sys.exit(f"{done.stdout}\n{variant} ended with status {done.returncode}")
+        sys.exit(f"{done.stdout}\n{variant} failed with exit status {done.returncode}")
     return json.loads(out.read_text())
 
 
 class ForcedLengths:
-    """A forward hook by which captions end when they are as long as they shall be. ids: of each, by image.
+    """A forward hook that ends each caption at its given length.
 
-    stops: the tokens that end a caption; the first of them does.
+    Images come in order, in batches of any size. A forward of more than one token per row starts the next batch.
 
-    Images come in order, in whatever batches; a forward of more than one token a row opens the next batch.
+    Args:
+        lengths: tokens of each caption, the stop token included.
+        stops: ids of the stop tokens; captions end with the first.
+
+    Attributes:
+        ids: generated ids by image.
     """
 
     def __init__(self, lengths: list[int], stops: list[int]) -> None:
         self.lengths, self.stops = lengths, stops
         self.ids: list[list[int]] = []
-        self._opened = 0
+        self._batch_start = 0
 
-    def __call__(self, _model: torch.nn.Module, _words: tuple, given: dict[str, Any], output: Any) -> None:
+    def __call__(self, _model: torch.nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         logits = output.logits[:, -1]
-        if given["input_ids"].shape[1] > 1:
-            self._opened = len(self.ids)
+        if kwargs["input_ids"].shape[1] > 1:
+            self._batch_start = len(self.ids)
             self.ids += [[] for _ in logits]
         logits[:, self.stops] = -torch.inf
         chosen = logits.argmax(dim=-1).tolist()
-        for row, (ids, token) in enumerate(zip(self.ids[self._opened :], chosen, strict=True)):
-            left = self.lengths[self._opened + row] - len(ids)
+        for row, (ids, token) in enumerate(zip(self.ids[self._batch_start :], chosen, strict=True)):
+            left = self.lengths[self._batch_start + row] - len(ids)
             if left > 0:
                 ids.append(token if left > 1 else self.stops[0])
             if left <= 1:
@@ -144,25 +151,25 @@ def measure(variant: str, folder: Path, model: str, images: int, batch_size: int
         from mmchat.inference.generator import Generator
 
         generator = Generator(folder / model)
-        captioned = generator.model
+        model_object = generator.model
         generator.caption(files[:1], PROMPT, max_new_tokens=2)
 
         def work() -> None:
             out = folder / f"captions-{time.time_ns()}.jsonl"
             caption_files(generator, files, out, PROMPT, batch_size, max_new_tokens=LONGEST)
     else:
-        captioned, work = theirs(folder / model, files, stops, 1 if variant == "alone" else PADDED)
+        model_object, work = transformers_variant(folder / model, files, stops, 1 if variant == "alone" else PADDED)
     forced = ForcedLengths(lengths, stops)
-    captioned.register_forward_hook(forced, with_kwargs=True)
+    model_object.register_forward_hook(forced, with_kwargs=True)
     begun, cpu = time.perf_counter(), time.process_time()
     work()
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    assert [len(ids) for ids in forced.ids] == lengths, "captions of other lengths than asked"
+    assert [len(ids) for ids in forced.ids] == lengths, "captions do not have the forced lengths"
     return {"tokens": sum(lengths), "seconds": seconds, "cpu_seconds": cpu, "ids": forced.ids}
 
 
-def theirs(directory: Path, files: list[Path], stops: list[int], batch: int):
-    """The model, and what captions all images. Pixels and prompts are ready beforehand."""
+def transformers_variant(directory: Path, files: list[Path], stops: list[int], batch: int):
+    """The model, and a function that captions all images. Pixels and prompts are prepared in advance."""
     from side_by_side.reference_run import open_llava
 
     from mmchat.images import load_image
@@ -193,18 +200,17 @@ def theirs(directory: Path, files: list[Path], stops: list[int], batch: int):
     return model, work
 
 
-def told(rounds: list[dict[str, dict[str, Any]]]) -> str:
-    """For people."""
+def summary(rounds: list[dict[str, dict[str, Any]]]) -> str:
 
     def ratio(variant: str, clock: str) -> float:
         return median(one[variant][clock] / one["ours"][clock] for one in rounds)
 
     rate = median(one["ours"]["tokens"] / one["ours"]["seconds"] for one in rounds)
-    words = [f"{rate:,.0f} tokens/s"]
-    for variant, how in (("alone", "one by one"), ("padded", f"in batches of {PADDED}")):
+    parts = [f"{rate:,.0f} tokens/s"]
+    for variant, name in (("alone", "one by one"), ("padded", f"in batches of {PADDED}")):
         by_cpu = ratio(variant, "cpu_seconds")
-        words.append(f"{ratio(variant, 'seconds'):.2f} x transformers' {how} (by CPU time {by_cpu:.2f})")
-    return ", ".join(words)
+        parts.append(f"{ratio(variant, 'seconds'):.2f} x transformers' {name} (by CPU time {by_cpu:.2f})")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How fast an image becomes what a tower sees: transformers' CLIPImageProcessorPil (A) and mmchat (B), one thread.
+"""Speed of image preprocessing on one thread: transformers' CLIPImageProcessorPil (A) and mmchat (B).
 
-From the bytes of a JPEG to normalised float32[3, size, size], image by image. B is measured as it comes, which must
-be A to the bit, and with `draft` (mmchat.data.config), which must be near it. Every variant is a process of its own,
-and they take turns. README.md says how to read the line.
+From the bytes of a JPEG to normalised float32[3, size, size], image by image. B must equal A bit for bit; with `draft`
+(mmchat.data.config) it must be close to A. Each variant runs in its own process, and the variants alternate. README.md
+explains the output.
 
     python bench/image_preprocessing.py
     python bench/image_preprocessing.py --images 4 --rounds 1
@@ -34,9 +34,9 @@ VARIANTS = ("transformers", "ours", "ours_drafted")
 SIZES = ((640, 480), (3000, 2000))
 SQUARES = (224, 336)
 GRAIN = 6
-"""Standard deviation of the noise on an image, in shades of 256. It makes JPEGs of quality 90 about as large as a
-camera's: 2.5 bits a pixel."""
-NEAR = 0.005
+"""Standard deviation of the noise on an image, in 8-bit grey levels. With it, JPEGs of quality 90 are about as large as
+a camera's: 2.5 bits per pixel."""
+DRAFT_TOLERANCE = 0.005
 """Largest mean absolute difference of a draft, in units of the normalised pixel."""
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of CPU time, for a variant's images of a size")
+    parser.add_argument("--seconds", type=float, default=2.0, help="CPU seconds for each variant and image size")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/image_preprocessing.json"))
     arguments = parser.parse_args()
     quiet_libraries()
@@ -56,19 +56,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder, arguments.images)
-        each = arguments.seconds
-        rounds = [{variant: run(variant, folder, each) for variant in VARIANTS} for _ in range(arguments.rounds)]
+        rounds = [
+            {variant: run(variant, folder, arguments.seconds) for variant in VARIANTS} for _ in range(arguments.rounds)
+        ]
         differences = {case.name: compare(folder, case) for case in CASES}
-    lines = [told(case, rounds, differences[case.name]) for case in CASES]
+    lines = [summary(case, rounds, differences[case.name]) for case in CASES]
     write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), "rounds": rounds, "differences": differences})
     print("\n".join(lines))
-    if any(found["ours"] or found["ours_drafted"] > NEAR for found in differences.values()):
-        sys.exit(f"ours must be A to the bit, and a draft within {NEAR}")
+    if any(found["ours"] or found["ours_drafted"] > DRAFT_TOLERANCE for found in differences.values()):
+        sys.exit(f"ours must equal A bit for bit, and a draft must be within {DRAFT_TOLERANCE}: found {differences}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one size for a tower of one square."""
+    """Images of one size for a tower of one input size."""
 
     size: tuple[int, int]
     square: int
@@ -85,7 +86,7 @@ CASES = [Case(size, square) for size, square in product(SIZES, SQUARES)]
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Clouds of colour with the grain of a photograph."""
+    """JPEGs of smooth colours with noise like a photograph's grain."""
     rng = np.random.default_rng(0)
     for (width, height), number in product(SIZES, range(count)):
         clouds = np.asarray(draw_clouds(rng, (width, height)))
@@ -115,7 +116,7 @@ def measure(variant: str, folder: Path, seconds: float) -> None:
 
 
 def reader(variant: str, square: int):
-    """bytes of a JPEG -> float32[1, 3, square, square], an array or a tensor."""
+    """A function from the bytes of a JPEG to float32[1, 3, square, square], an array or a tensor."""
     if variant == "transformers":
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -131,11 +132,11 @@ def reader(variant: str, square: int):
 def compare(folder: Path, case: Case) -> dict[str, float]:
     """Mean absolute difference from A over all images."""
     readers = {variant: reader(variant, case.square) for variant in VARIANTS}
-    seen = {variant: np.concatenate(list(map(read, case.images(folder)))) for variant, read in readers.items()}
-    return {variant: float(np.abs(seen[variant] - seen["transformers"]).mean()) for variant in VARIANTS[1:]}
+    pixels = {variant: np.concatenate(list(map(read, case.images(folder)))) for variant, read in readers.items()}
+    return {variant: float(np.abs(pixels[variant] - pixels["transformers"]).mean()) for variant in VARIANTS[1:]}
 
 
-def told(case: Case, rounds: list[dict[str, dict[str, float]]], differences: dict[str, float]) -> str:
+def summary(case: Case, rounds: list[dict[str, dict[str, float]]], differences: dict[str, float]) -> str:
     rates = {variant: median(one[variant][case.name] for one in rounds) for variant in VARIANTS}
     a, ours, drafted = (rates[variant] for variant in VARIANTS)
     equal = "bit-equal" if not differences["ours"] else f"differs by {differences['ours']:.1e}"

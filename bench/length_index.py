@@ -1,7 +1,7 @@
-"""How long `mmchat data index` takes on a data set of LLaVA's size, and how much memory.
+"""Time and memory of `mmchat data index` on a data set of LLaVA's size.
 
-Makes records like those of llava_v1_5_mix665k.json (one to five exchanges, most with an image) as a JSON array and
-as JSONL, runs the command on both, and again on the first, which then is in the cache. Figures are in RESULTS.md.
+Generates records like those of llava_v1_5_mix665k.json (one to five exchanges, most with an image) as a JSON array and
+as JSONL. Runs the command on both, then again on the first, whose index is then in the cache. RESULTS.md has figures.
 
     python bench/length_index.py
     python bench/length_index.py --records 20000
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=700_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="directory or hub name")
+    parser.add_argument("--tokenizer", default=str(TOKENIZER), help="directory or Hub name")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -58,19 +58,19 @@ def main() -> None:
 
 
 def write_data(root: Path, count: int) -> list[Path]:
-    """`records.json` and `records.jsonl`, the same records, with a few images for all of them."""
+    """The same records as `records.json` and `records.jsonl`; all records share a few images."""
     folder = root / "coco/train2017"
     folder.mkdir(parents=True)
     image = Image.new("RGB", (16, 16), "teal")
     for number in range(IMAGES):
         image.save(folder / f"{number:012}.jpg")
     array, lines = root / "records.json", root / "records.jsonl"
-    with array.open("w", encoding="utf-8") as one, lines.open("w", encoding="utf-8") as other:
+    with array.open("w", encoding="utf-8") as array_file, lines.open("w", encoding="utf-8") as lines_file:
         for number, record in enumerate(records(count)):
             text = json.dumps(record, ensure_ascii=False)
-            one.write((",\n" if number else "[\n") + text)
-            other.write(text + "\n")
-        one.write("\n]\n")
+            array_file.write((",\n" if number else "[\n") + text)
+            lines_file.write(text + "\n")
+        array_file.write("\n]\n")
     return [array, lines]
 
 
@@ -124,7 +124,7 @@ def children_cpu() -> float:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all its descendants, by /proc."""
+    """A process and all its descendants, from /proc."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -133,7 +133,7 @@ def tree(pid: int) -> list[int]:
 
 
 def high_water(pid: int) -> int:
-    """VmHWM in bytes; 0 for a process that has ended."""
+    """Peak resident set (VmHWM) in bytes; 0 for a process that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""How fast the data engine makes pages of 1024 x 1024: pages a second on two processes, and where the time goes.
+"""Speed of synthetic pages of 1024 x 1024: pages per second on two processes, and time by stage.
 
-The pages are as dense as the engine makes them (every page in its smallest letters) and, after that, as it makes them
-by default. README.md says how to read the lines.
+First with the densest pages (smallest font size only), then with the default range of font sizes. README.md explains
+the output.
 
     python bench/page_generation.py
     python bench/page_generation.py --pages 40 --text books --fonts shipped system
@@ -18,7 +18,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "data_tools"))  # programs, not a package that is installed
+sys.path.insert(0, str(ROOT / "data_tools"))  # scripts, not an installed package
 
 from synthetic import degradation, english_corpus  # noqa: E402
 from synthetic.fonts import FONTS_HELP, SHIPPED, find_faces  # noqa: E402
@@ -31,13 +31,13 @@ from mmchat.files import write_json  # noqa: E402
 
 SIDE, WORKERS = 1024, 2
 DENSE, USUAL = (12, 12), (12, 26)
-STAGES = ("set", "check", "draw", "wear", "encode")
+STAGES = ("layout", "check", "draw", "degrade", "encode")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pages", type=int, default=400, help="of each kind")
-    parser.add_argument("--text", type=Path, help="folder of .txt and .md; not given: Python's documentation")
+    parser.add_argument("--pages", type=int, default=400, help="pages of each kind")
+    parser.add_argument("--text", type=Path, help="folder of .txt and .md; default: Python's documentation")
     parser.add_argument("--fonts", nargs="+", default=[SHIPPED], metavar="PLACE", help=FONTS_HELP)
     parser.add_argument("--degrade", choices=degradation.LEVELS, default="light")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/page_generation.json"))
@@ -61,55 +61,55 @@ def main() -> None:
         }
     settings = {"pages": arguments.pages, "degrade": arguments.degrade, "fonts": arguments.fonts}
     write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), **settings, "results": results})
-    print("\n".join(told(kind, result) for kind, result in results.items()))
+    print("\n".join(summary(kind, result) for kind, result in results.items()))
 
 
 def measure(maker: PageMaker, pages: int, out: Path) -> dict[str, Any]:
-    """Pages a second by the clock and by CPU time, then milliseconds of CPU time by stage, and characters of a page."""
-    begun, spent = time.perf_counter(), children_seconds()
+    """Pages per second of wall time and of CPU time, CPU milliseconds by stage, and characters per page."""
+    start, cpu_before = time.perf_counter(), children_seconds()
     generate_dataset(maker, pages, out, {}, WORKERS, stretch=max(1, pages // 16))
-    clock, cpu = time.perf_counter() - begun, children_seconds() - spent
-    stages, characters = in_stages(maker, min(pages, 50))
+    seconds, cpu_seconds = time.perf_counter() - start, children_seconds() - cpu_before
+    stages, characters = time_stages(maker, min(pages, 50))
     return {
-        "pages_per_second": pages / clock,
-        "pages_per_cpu_second": pages / cpu,
+        "pages_per_second": pages / seconds,
+        "pages_per_cpu_second": pages / cpu_seconds,
         "milliseconds": stages,
         "characters": characters,
     }
 
 
 def children_seconds() -> float:
-    """CPU time of the processes that have ended."""
+    """CPU time of child processes that have ended."""
     used = getrusage(RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def in_stages(maker: PageMaker, pages: int) -> tuple[dict[str, float], float]:
-    """The stages of `PageMaker`, one after another in this process."""
+def time_stages(maker: PageMaker, pages: int) -> tuple[dict[str, float], float]:
+    """CPU milliseconds per page by stage of `PageMaker`, measured in this process, and characters per page."""
     seconds, characters = dict.fromkeys(STAGES, 0.0), 0
 
-    def timed(stage: str, work: Callable[..., Any], *given: Any) -> Any:
-        begun = time.process_time()
-        made = work(*given)
-        seconds[stage] += time.process_time() - begun
-        return made
+    def timed(stage: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.process_time()
+        result = work(*arguments)
+        seconds[stage] += time.process_time() - start
+        return result
 
     for number in range(pages):
-        page, wear = timed("set", maker.compose, number)
+        page, wear = timed("layout", maker.compose, number)
         timed("check", maker.check, number, page, wear)
         image = timed("draw", draw, page)
-        image = timed("wear", degradation.apply, image, wear, [maker.seed, number])
+        image = timed("degrade", degradation.apply, image, wear, [maker.seed, number])
         timed("encode", degradation.encoded, image, wear)
         characters += len(page.text)
     return {stage: 1000 * spent / pages for stage, spent in seconds.items()}, characters / pages
 
 
-def told(kind: str, result: dict[str, Any]) -> str:
+def summary(kind: str, result: dict[str, Any]) -> str:
     stages = ", ".join(f"{stage} {spent:.0f}" for stage, spent in result["milliseconds"].items())
     return (
         f"{kind}: {result['pages_per_second']:.1f} pages/s on {WORKERS} processes, "
         f"{result['pages_per_cpu_second']:.1f} per second of CPU time; "
-        f"{result['characters']:.0f} characters a page; its milliseconds: {stages}"
+        f"{result['characters']:.0f} characters per page; CPU milliseconds per page: {stages}"
     )
 
 

@@ -1,14 +1,14 @@
-"""Trains the same model on the same samples with transformers (A) and with mmchat (B), and says how they compare.
+"""Compares training speed and memory of transformers (A) and mmchat (B), on the same model and samples.
 
-A is LlavaForConditionalGeneration with HF's Trainer and padding; B is what `mmchat train` runs. Weights are random and
-images are made here. Both must find the same loss and gradient norms in fp32, or there is nothing to compare.
-README.md says how to read the figures, RESULTS.md keeps them.
+A is LlavaForConditionalGeneration with HF's Trainer and padding; B is what `mmchat train` runs. Weights and images are
+random. Both must compute the same loss and gradient norms in fp32. README.md explains the figures, RESULTS.md has
+results.
 
     python bench/train.py                                     # 0.1B on a CPU
     python bench/train.py --stage pretrain --environment tuned
     python bench/train.py --a logits_to_keep                  # or packed, or loop
     python bench/train.py --shape 1b --steps 20               # on a GPU
-    python bench/train.py -- --workers 0                      # what follows -- overrides B's run config
+    python bench/train.py -- --workers 0                      # options after -- override B's run config
 """
 
 import argparse
@@ -22,53 +22,74 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from side_by_side.comparison import WARM, Measured, agree, disagreement, figures, medians, summary, told
+from side_by_side.comparison import (
+    WARMUP_STEPS,
+    Measurement,
+    compare_rounds,
+    fp32_summary,
+    medians,
+    relative_differences,
+    summary,
+    within_tolerance,
+)
 from side_by_side.model_shapes import SHAPES
-from side_by_side.variant import WAYS_OF_A
+from side_by_side.variant import A_VARIANTS
 
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import write_json
 
 HERE = Path(__file__).resolve().parent
-KEEPING = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
-ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": KEEPING}}
-"""What is added to the environment of both."""
+KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
+ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": KEEP_MEMORY}}
+"""Environment variables added for both variants."""
 
 
 def main() -> None:
-    arguments, overrides = parse(__doc__, Path("runs/bench/train.json"))
+    arguments, overrides = parse_arguments(__doc__, Path("runs/bench/train.json"))
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments, overrides)
         bench.write_workload()
-        found = bench.compare_in_fp32()
+        differences = bench.compare_in_fp32()
         rounds = [bench.round(number) for number in range(1, arguments.rounds + 1)]
-    by_round = figures(rounds)
-    line = f"{title(arguments)}: {summary(by_round)}; {told(found)}"
+    comparisons = compare_rounds(rounds)
+    line = f"{title(arguments)}: {summary(comparisons)}; {fp32_summary(differences)}"
     if arguments.a == "packed":
-        line += " (A padded: packed, its samples see each other, and no loss is B's)"
-    measured = {"line": line, "median": medians(by_round), "by_round": by_round, "fp32": found, "rounds": rounds}
-    asked = {**vars(arguments), "out": str(arguments.out), "overrides": overrides}
-    write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), "asked": asked, "hardware": hardware(), **measured})
-    say(f"everything is in {arguments.out}")
+        line += " (A padded; packed, its samples attend to each other, and its losses differ from B's)"
+    results = {
+        "line": line,
+        "median": medians(comparisons),
+        "by_round": comparisons,
+        "fp32": differences,
+        "rounds": rounds,
+    }
+    options = {**vars(arguments), "out": str(arguments.out), "overrides": overrides}
+    write_json(
+        arguments.out, {"date": time.strftime("%Y-%m-%d"), "options": options, "hardware": hardware(), **results}
+    )
+    log(f"all figures are in {arguments.out}")
     print(line)
 
 
-def parse(description: str, out: Path) -> tuple[argparse.Namespace, list[str]]:
+def parse_arguments(description: str, out: Path) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="0.1b", choices=SHAPES, help="0.1b: OPT-125M; 0.1b-smollm: SmolLM-135M")
     parser.add_argument("--stage", default="sft", choices=["sft", "pretrain"])
-    parser.add_argument("--a", default="trainer", choices=WAYS_OF_A, help="how A is trained")
-    parser.add_argument("--environment", default="default", choices=ENVIRONMENTS, help="the CPU's allocator")
+    parser.add_argument("--a", default="trainer", choices=A_VARIANTS, help="how A trains")
+    parser.add_argument("--environment", default="default", choices=ENVIRONMENTS, help="allocator settings on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help=f"measured ones in each round, after {WARM} others")
+    parser.add_argument(
+        "--steps", type=int, default=8, help=f"measured ones in each round, after {WARMUP_STEPS} others"
+    )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--checkpointing", action="store_true", help="both compute the language model's blocks again")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing of the language model, A and B"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=out)
-    words = sys.argv[1:]
-    at = words.index("--") if "--" in words else len(words)
-    return parser.parse_args(words[:at]), words[at + 1 :]
+    argv = sys.argv[1:]
+    separator = argv.index("--") if "--" in argv else len(argv)
+    return parser.parse_args(argv[:separator]), argv[separator + 1 :]
 
 
 @dataclass
@@ -80,54 +101,59 @@ class Bench:
     def write_workload(self) -> None:
         from side_by_side.workload import write_workload
 
-        asked, shape = self.arguments, SHAPES[self.arguments.shape]
-        say(f"writing the workload: {shape.named_after}")
-        steps = WARM + asked.steps
-        write_workload(self.folder, shape, asked.stage, asked.batch, steps, asked.seed, asked.checkpointing)
+        options, shape = self.arguments, SHAPES[self.arguments.shape]
+        log(f"writing the workload: {shape.named_after}")
+        steps = WARMUP_STEPS + options.steps
+        write_workload(self.folder, shape, options.stage, options.batch, steps, options.seed, options.checkpointing)
 
     def compare_in_fp32(self) -> dict[str, float]:
-        """Relative differences in the first step; ends the program where they are too large."""
-        # Packed, A computes another loss: then it is the padded one that must agree, with the same weights and samples.
-        way = "trainer" if self.arguments.a == "packed" else self.arguments.a
-        a = self.run(way, {}, 1, "fp32")
+        """Relative differences in the first step; exits if they are too large."""
+        # The packed A computes another loss. The padded A is compared instead, with the same weights and samples.
+        variant = "trainer" if self.arguments.a == "packed" else self.arguments.a
+        a = self.run(variant, {}, 1, "fp32")
         b = self.run("ours", {}, 1, "fp32")
-        found = disagreement(a, b)
+        differences = relative_differences(a, b)
         for name in ("loss", "grad_norm"):
-            say(f"fp32: {name} {a['steps'][0][name]:.6f} of A, {b['steps'][0][name]:.6f} of B")
-        if not agree(found):
-            sys.exit(f"A and B do not compute the same; relative differences: {found}")
-        return found
+            log(f"fp32: {name} {a['steps'][0][name]:.6f} of A, {b['steps'][0][name]:.6f} of B")
+        if not within_tolerance(differences):
+            sys.exit(f"A and B do not compute the same; relative differences: {differences}")
+        return differences
 
-    def round(self, number: int) -> tuple[Measured, Measured]:
+    def round(self, number: int) -> tuple[Measurement, Measurement]:
         pair = self.pair()
-        say(f"round {number}: {summary(figures([pair]))}")
+        log(f"round {number}: {summary(compare_rounds([pair]))}")
         return pair
 
-    def pair(self, *words: str) -> tuple[Measured, Measured]:
-        """Measurements of A and then of B, both given `words` besides."""
-        added, steps = ENVIRONMENTS[self.arguments.environment], WARM + self.arguments.steps
-        a = self.run(self.arguments.a, added, steps, "bf16", *words)
-        return a, self.run("ours", added, steps, "bf16", *words)
+    def pair(self, *extra: str) -> tuple[Measurement, Measurement]:
+        """Measurements of A and then of B, both with the `extra` arguments."""
+        variables, steps = ENVIRONMENTS[self.arguments.environment], WARMUP_STEPS + self.arguments.steps
+        a = self.run(self.arguments.a, variables, steps, "bf16", *extra)
+        return a, self.run("ours", variables, steps, "bf16", *extra)
 
-    def run(self, variant: str, added: dict[str, str], steps: int, precision: str, *words: str) -> Measured:
-        """A process of its own, given `words` besides. No settings of the allocator reach it but those of `added`."""
+    def run(self, variant: str, variables: dict[str, str], steps: int, precision: str, *extra: str) -> Measurement:
+        """Measure one variant in its own process.
+
+        Args:
+            variables: environment variables. Other allocator settings of this process are removed.
+            extra: further arguments of `side_by_side.variant`.
+        """
         out = self.folder / "measured.json"
         command = [sys.executable, "-m", "side_by_side.variant", variant, str(self.folder), str(out)]
-        command += ["--steps", str(steps), "--precision", precision, *words]
+        command += ["--steps", str(steps), "--precision", precision, *extra]
         command += self.overrides if variant == "ours" else []
-        kept = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+        inherited = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
         paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
         own = {"PYTHONPATH": os.pathsep.join(paths), "MMCHAT_CACHE": str(self.folder / "cache")}
-        environment = {**kept, **added, **own}
+        environment = {**inherited, **variables, **own}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
-            sys.exit(f"{done.stdout}\n{variant} ended with status {done.returncode}")
+            sys.exit(f"{done.stdout}\n{variant} failed with exit status {done.returncode}")
         return json.loads(out.read_text())
 
 
 def title(arguments: argparse.Namespace) -> str:
-    way = "" if arguments.a == "trainer" else f", A: {arguments.a}"
-    return f"{arguments.shape} {arguments.stage}, environment {arguments.environment}{way}"
+    variant = "" if arguments.a == "trainer" else f", A: {arguments.a}"
+    return f"{arguments.shape} {arguments.stage}, environment {arguments.environment}{variant}"
 
 
 def hardware() -> dict[str, object]:
@@ -139,7 +165,7 @@ def hardware() -> dict[str, object]:
     return {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "platform": platform.platform()}
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 

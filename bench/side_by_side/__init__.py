@@ -1,1 +1,1 @@
-"""The parts of `bench/train.py`: the workload, the two variants, and how a variant is watched."""
+"""Modules of `bench/train.py`: the workload, the two variants, and how they are measured."""

@@ -1,4 +1,4 @@
-"""What the memory of a training step is for: found by looking at tensors, alike for both variants."""
+"""Memory of a training step by kind of tensor, measured in the same way for both variants."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,15 +9,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 
 class MemoryByKind(saved_tensors_hooks):
-    """Around the training, in the thread of its forwards. Looking costs time and keeps nothing but sizes.
+    """Context manager around training, in the thread that runs the forwards. It costs time and keeps only sizes.
 
-    held: bytes of `parameters` (buffers included), of `gradients` before the optimizer's step and its `moments` after
-    it, and of what is `saved` for the backward: activations, and weights that autocast rounded. Where a step has
-    several forwards, by the one that saves most. largest_saved: bytes and shape of the largest tensor among these.
+    Attributes:
+        sizes: bytes by kind. `parameters` include buffers. `gradients` are measured before the optimizer step, its
+            `moments` after. `saved` is what autograd saves for the backward: activations, and weights that autocast
+            rounded; if a step has several forwards, of the one that saves most. `largest_saved` is bytes and shape of
+            the largest saved tensor.
     """
 
     def __init__(self) -> None:
-        self.held: dict[str, Any] = {"parameters": 0, "gradients": 0, "moments": 0, "saved": 0, "largest_saved": None}
+        self.sizes: dict[str, Any] = {"parameters": 0, "gradients": 0, "moments": 0, "saved": 0, "largest_saved": None}
         self._parameters: set[int] = set()
         self._saved: dict[int, int] = {}
         self._backward = False
@@ -26,7 +28,7 @@ class MemoryByKind(saved_tensors_hooks):
     def begin(self, model: torch.nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
         self._parameters = set(_storages(tensors))
-        self.held["parameters"] = _bytes(tensors)
+        self.sizes["parameters"] = _bytes(tensors)
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
 
@@ -36,10 +38,10 @@ class MemoryByKind(saved_tensors_hooks):
         storage = tensor.untyped_storage()
         if self._parameters and storage.data_ptr() not in self._parameters:
             self._saved[storage.data_ptr()] = storage.nbytes()
-            self.held["saved"] = max(self.held["saved"], sum(self._saved.values()))
-            largest = self.held["largest_saved"]
+            self.sizes["saved"] = max(self.sizes["saved"], sum(self._saved.values()))
+            largest = self.sizes["largest_saved"]
             if largest is None or storage.nbytes() > largest[0]:
-                self.held["largest_saved"] = (storage.nbytes(), f"{tensor.dtype}{list(tensor.shape)}")
+                self.sizes["largest_saved"] = (storage.nbytes(), f"{tensor.dtype}{list(tensor.shape)}")
         return tensor
 
     def _unpack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -48,15 +50,15 @@ class MemoryByKind(saved_tensors_hooks):
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.held["gradients"] = max(self.held["gradients"], _bytes(gradients))
+        self.sizes["gradients"] = max(self.sizes["gradients"], _bytes(gradients))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         states = [value for state in optimizer.state.values() for value in state.values()]
-        self.held["moments"] = _bytes(value for value in states if isinstance(value, torch.Tensor))
+        self.sizes["moments"] = _bytes(value for value in states if isinstance(value, torch.Tensor))
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes by address: tensors may share their memory."""
+    """Bytes by address; tensors may share storage."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 

@@ -1,4 +1,4 @@
-"""Variant B: a run of mmchat without its files, from config to optimizer step by the modules that a run is made of."""
+"""Variant B: a training run of mmchat without its output files, built from the modules that `mmchat train` uses."""
 
 from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Sizes of models: what they are named after, and what transformers' configs are told."""
+"""Model sizes as arguments of transformers' configs, each named after a published model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,19 +19,21 @@ CLIP_L_14_336 = {
     "image_size": 336,
     "patch_size": 14,
 }
-# Without dropout, which OPT has by default: two programs that draw different noise could not be compared.
+# Without OPT's default dropout: with different noise A and B could not be compared.
 OPT_125M = {"model_type": "opt", "vocab_size": 50272, "dropout": 0.0, "tie_word_embeddings": True}
 
 
-def _llama(width: int, inner: int, layers: int, heads: int, groups: int, words: int, tied: bool) -> dict[str, Any]:
+def _llama(
+    hidden_size: int, intermediate_size: int, layers: int, heads: int, kv_heads: int, vocab_size: int, tied: bool
+) -> dict[str, Any]:
     return {
         "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": inner,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "vocab_size": words,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab_size,
         "tie_word_embeddings": tied,
         "max_position_embeddings": 2048,
     }
@@ -39,7 +41,7 @@ def _llama(width: int, inner: int, layers: int, heads: int, groups: int, words: 
 
 @dataclass(frozen=True)
 class Shape:
-    """Arguments of transformers' configs, named after the model whose shape it is."""
+    """Arguments of transformers' configs, and the model that has this shape."""
 
     language: dict[str, Any]
     tower: dict[str, Any]
@@ -58,9 +60,9 @@ SHAPES = {
         _llama(4096, 11008, 32, 32, 32, 32000, tied=False), CLIP_L_14_336, "LLaVA-1.5-7B (Vicuna, CLIP ViT-L/14 at 336)"
     ),
     "tiny": Shape(
-        # Spread wide, so that gradients are large enough to be clipped.
+        # A wide initialisation, so that gradients are large enough to be clipped.
         _llama(32, 64, 2, 4, 2, 200, tied=False) | {"initializer_range": 0.5},
         {**TINY, "intermediate_size": 64, "image_size": 28, "patch_size": 7},
-        "nothing; for the program's own test",
+        "no model; for the tests of the benchmarks",
     ),
 }

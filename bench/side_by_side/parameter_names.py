@@ -1,6 +1,6 @@
-"""Names of parameters in transformers' LLaVA and in ours."""
+"""Maps parameter names of transformers' LLaVA to ours."""
 
-OUR_NAME_OF = {
+OUR_PREFIXES = {
     "model.vision_tower.": "towers.0.backbone.",
     "model.multi_modal_projector.linear_1.": "projectors.0.0.",
     "model.multi_modal_projector.linear_2.": "projectors.0.2.",
@@ -10,5 +10,5 @@ OUR_NAME_OF = {
 
 
 def our_name(theirs: str) -> str:
-    prefix = next(prefix for prefix in OUR_NAME_OF if theirs.startswith(prefix))
-    return OUR_NAME_OF[prefix] + theirs.removeprefix(prefix)
+    prefix = next(prefix for prefix in OUR_PREFIXES if theirs.startswith(prefix))
+    return OUR_PREFIXES[prefix] + theirs.removeprefix(prefix)

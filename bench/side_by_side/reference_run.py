@@ -1,4 +1,4 @@
-"""Variant A: transformers' LlavaForConditionalGeneration and its Trainer, as its examples use them."""
+"""Variant A: transformers' LlavaForConditionalGeneration and Trainer, used as in its examples."""
 
 import math
 from functools import partial
@@ -28,17 +28,17 @@ from side_by_side.parameter_names import our_name
 from side_by_side.recorder import Recorder
 
 MODULES = {"projectors": ("model.multi_modal_projector.",), "language_model": ("model.language_model.", "lm_head.")}
-"""Our name of a module -> how their names of its parameters begin."""
+"""Our module names -> prefixes of transformers' parameter names."""
 
-ROW = 2048
-"""Positions of every row of the way `packed`."""
+ROW_TOKENS = 2048
+"""Positions of every row of the variant `packed`."""
 
 Rows = list[dict[str, torch.Tensor]]
-"""Each input_ids and labels int64[L], pixel_values float32[images, 3, H, W]."""
+"""Samples or packed rows: input_ids and labels int64[L], pixel_values float32[images, 3, H, W]."""
 
 
 def open_llava(folder: Path, trainable: dict[str, Any]) -> LlavaForConditionalGeneration:
-    """Their model with our weights; what our table freezes has no gradient."""
+    """transformers' model with our weights; modules that `trainable` freezes get no gradient."""
     values = read_json(folder / "config.json")
     (tower,) = values["towers"]
     text = dict(values["text_config"])
@@ -55,7 +55,7 @@ def open_llava(folder: Path, trainable: dict[str, Any]) -> LlavaForConditionalGe
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
-    if tied:  # by hand: transformers looks for OPT's embeddings in the wrong place
+    if tied:  # transformers does not find OPT's embeddings
         model.lm_head.weight = model.get_input_embeddings().weight
     weights = load_file(folder / "model.safetensors")
     with torch.no_grad():
@@ -66,20 +66,20 @@ def open_llava(folder: Path, trainable: dict[str, Any]) -> LlavaForConditionalGe
     return model
 
 
-def packed(samples: Rows) -> Rows:
-    """Samples one behind another in as few rows as will do, all about equally full, rows in their first sample's order.
+def pack_rows(samples: Rows) -> Rows:
+    """Concatenate samples into few, evenly filled rows, ordered by the first sample of each row.
 
-    As nanoVLM does it (data/advanced_datasets.py, ConstantLengthDataset): one causal mask and one count of positions
-    for the whole row, so that samples see those before them.
+    As in nanoVLM (data/advanced_datasets.py, ConstantLengthDataset): one causal mask and one range of positions for the
+    whole row, so that samples attend to those before them.
     """
     lengths = [len(sample["input_ids"]) for sample in samples]
-    plan = pack(np.array([(length, 1) for length in lengths]), np.array([ROW, np.inf]), ranks=1)
+    plan = pack(np.array([(length, 1) for length in lengths]), np.array([ROW_TOKENS, np.inf]), ranks=1)
     rows = [[samples[place] for place in row] for (row,) in sorted(plan)]
     return [{name: torch.cat([sample[name] for sample in row]) for name in row[0]} for row in rows]
 
 
 def collate(rows: Rows, length: int | None = None) -> dict[str, torch.Tensor]:
-    """Padded on the right to the longest, or to `length`."""
+    """A batch, padded on the right to the longest row or to `length`."""
     length = length or max(len(row["input_ids"]) for row in rows)
 
     def padded(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
@@ -95,7 +95,7 @@ def collate(rows: Rows, length: int | None = None) -> dict[str, torch.Tensor]:
 
 
 def loss_at_supervised(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a user can do who knows `logits_to_keep`: no logits but those that predict something supervised."""
+    """The loss with `logits_to_keep`: logits are computed at positions that predict supervised tokens only."""
     targets = inputs.pop("labels")[:, 1:]
     supervised = targets != IGNORE_INDEX
     logits = model(**inputs, logits_to_keep=F.pad(supervised, (0, 1))).logits
@@ -107,8 +107,8 @@ class SupervisedTrainer(Trainer):
         return loss_at_supervised(model, inputs)
 
 
-class Watch(TrainerCallback):
-    """Trainer says that a step is over before it tells the step's loss; only the first is timed."""
+class RecorderCallback(TrainerCallback):
+    """Passes Trainer's events to a `Recorder`. Trainer reports the end of a step before its loss; the end is timed."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -117,7 +117,7 @@ class Watch(TrainerCallback):
         self.recorder.begin(model)
 
     def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
-        # Only the first step is compared by module; looking at all gradients takes time.
+        # Norms by module are compared in the first step only, because computing them takes time.
         self.norms = {} if self.recorder.steps else norms_of_modules(model)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -125,36 +125,36 @@ class Watch(TrainerCallback):
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "loss" in logs:
-            # The whole norm is from before clipping; those of modules were taken after it.
-            whole = math.hypot(*self.norms.values())
-            norms = {name: norm / whole * logs["grad_norm"] for name, norm in self.norms.items()}
+            # Trainer's norm is from before clipping; those of the modules were computed after it.
+            clipped_norm = math.hypot(*self.norms.values())
+            norms = {name: norm / clipped_norm * logs["grad_norm"] for name, norm in self.norms.items()}
             self.recorder.steps[-1] |= {"loss": logs["loss"], "grad_norm": logs["grad_norm"], "grad_norms": norms}
 
 
 def norms_of_modules(model: torch.nn.Module) -> dict[str, float]:
-    found = {}
+    norms = {}
     for module, prefixes in MODULES.items():
         gradients = [p.grad for n, p in model.named_parameters() if n.startswith(prefixes) and p.grad is not None]
         if gradients:
-            found[module] = torch.nn.utils.get_total_norm(gradients).item()
-    return found
+            norms[module] = torch.nn.utils.get_total_norm(gradients).item()
+    return norms
 
 
-def train(config: RunConfig, samples: Rows, steps: int, how: str, recorder: Recorder) -> None:
-    """Train on the encoded samples. how: trainer, logits_to_keep, packed or loop."""
+def train(config: RunConfig, samples: Rows, steps: int, variant: str, recorder: Recorder) -> None:
+    """Train on the encoded samples. variant: trainer, logits_to_keep, packed or loop."""
     rows, per_step, length = samples, config.batch_size, None
-    if how == "packed":
+    if variant == "packed":
         tokens_of_step = sum(len(sample["input_ids"]) for sample in samples) / len(samples) * config.batch_size
-        rows, per_step, length = packed(samples), max(1, round(tokens_of_step / ROW)), ROW
+        rows, per_step, length = pack_rows(samples), max(1, round(tokens_of_step / ROW_TOKENS)), ROW_TOKENS
     batches = [rows[start : start + per_step] for start in range(0, steps * per_step, per_step)]
     model = open_llava(Path(config.model), config.trainable)
     if config.distributed.activation_checkpointing:
         model.gradient_checkpointing_enable(CHECKPOINTING["all"])
-    if how == "loop":
+    if variant == "loop":
         train_by_loop(model, batches, config, recorder)
     else:
         train_by_trainer(
-            model, batches, config, recorder, SupervisedTrainer if how == "logits_to_keep" else Trainer, length
+            model, batches, config, recorder, SupervisedTrainer if variant == "logits_to_keep" else Trainer, length
         )
     for step, batch in zip(recorder.steps, batches, strict=True):
         lengths = [len(row["input_ids"]) for row in batch]
@@ -166,7 +166,7 @@ def train_by_trainer(
     batches: list[Rows],
     config: RunConfig,
     recorder: Recorder,
-    kind: type[Trainer],
+    trainer_class: type[Trainer],
     length: int | None,
 ) -> None:
     arguments = TrainingArguments(
@@ -186,11 +186,12 @@ def train_by_trainer(
         disable_tqdm=True,
     )
     rows = [row for batch in batches for row in batch]
-    kind(model, arguments, partial(collate, length=length), rows, callbacks=[Watch(recorder)]).train()
+    callbacks = [RecorderCallback(recorder)]
+    trainer_class(model, arguments, partial(collate, length=length), rows, callbacks=callbacks).train()
 
 
 def train_by_loop(model: torch.nn.Module, batches: list[Rows], config: RunConfig, recorder: Recorder) -> None:
-    """The same without Trainer."""
+    """The same training without Trainer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""One variant in a process of its own: trains on a workload and writes what was measured as JSON."""
+"""Runs one variant in its own process: trains on a workload and writes the measurements as JSON."""
 
 import argparse
 from contextlib import nullcontext
@@ -8,19 +8,19 @@ from pathlib import Path
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import write_json
 
-WAYS_OF_A = ("trainer", "logits_to_keep", "packed", "loop")
+A_VARIANTS = ("trainer", "logits_to_keep", "packed", "loop")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("variant", choices=[*WAYS_OF_A, "ours"])
+    parser.add_argument("variant", choices=[*A_VARIANTS, "ours"])
     parser.add_argument("workload", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--kinds", action="store_true", help="look what memory is for, which takes time")
+    parser.add_argument("--kinds", action="store_true", help="measure memory by kind of tensor (slower)")
     arguments, overrides = parser.parse_known_args()
     quiet_libraries()
-    # Both variants import both sides, so that memory is counted from the same start.
+    # Both variants import all modules, so that memory is counted from the same baseline.
     import torch
 
     from mmchat.training.config import load_run_config
@@ -32,10 +32,10 @@ def main() -> None:
 
     config = load_run_config(arguments.workload / "run.yaml", overrides)
     if arguments.variant == "ours":
-        collectives.start()  # for ours alone: Trainer would take a process group for a reason to use DDP
+        collectives.start()  # only for ours: with a process group, Trainer would use DDP
     peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
     kinds = MemoryByKind() if arguments.kinds else None
-    # A's samples are there before memory is counted: B reads its own as it goes.
+    # A's samples are loaded before memory is counted; B reads its samples during training.
     samples = None if arguments.variant == "ours" else torch.load(arguments.workload / "samples.pt")
     recorder = Recorder(kinds)
     with kinds or nullcontext():

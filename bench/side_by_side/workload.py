@@ -1,7 +1,7 @@
-"""What both variants train on: a model with random weights, conversations with images, and the same samples encoded.
+"""The workload of both variants: a model with random weights, conversations with images, and the samples encoded.
 
-Text is as long as in conversations about images: lognormal, 40 to 600 tokens, 197 on average, 57 % supervised. A
-word is one token, so that a length can be asked for.
+Text lengths are those of conversations about images: lognormal, 40 to 600 tokens, 197 on average, 57 % supervised. Each
+word is one token, so that lengths can be chosen.
 """
 
 import json
@@ -22,17 +22,17 @@ from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
 from side_by_side.model_shapes import Shape
 from side_by_side.random_images import draw_clouds
-from side_by_side.reference_run import ROW
+from side_by_side.reference_run import ROW_TOKENS
 
 SLOT_TOKENS = 3  # <imgpad>, <img> and </img>, which `assemble` adds to the tokenizer
 SPECIAL = ["<unk>", "<s>", "</s>"]
 IMAGE = (640, 480)
 FRAME = 5
-"""Tokens of a conversation's text that are neither question nor answer: <s>, the roles, the places of an image."""
+"""Text tokens of a conversation that are neither question nor answer: <s>, the roles, the image placeholder."""
 SHORTEST, LONGEST, MEAN, SIGMA, SUPERVISED = 40, 600, 197, 0.7, 0.57
 AHEAD = 8
-"""Steps of data behind the last one, so that the data worker does not run out of work before the measured steps end. A
-packed takes somewhat more than a batch in a step, too."""
+"""Steps of data after the last one. They keep the data worker busy until the measured steps end. Also, the packed A
+takes slightly more than a batch per step."""
 
 TRAINABLE = {
     "sft": {"towers": "frozen", "projectors": "full", "language_model": "full"},
@@ -43,9 +43,10 @@ TRAINABLE = {
 def write_workload(
     folder: Path, shape: Shape, stage: str, batch: int, steps: int, seed: int, checkpointing: bool = False
 ) -> None:
-    """`model/`, `records.json` with its images, `run.yaml` for ours, and `samples.pt` for theirs.
+    """Write `model/`, `records.json` with its images, `run.yaml` for B, and `samples.pt` for A.
 
-    samples.pt: the samples in our run's order, each input_ids and labels int64[L] and pixel_values float32[1, 3, H, W].
+    samples.pt holds the samples in the order of B's run: input_ids and labels int64[L], pixel_values
+    float32[1, 3, H, W].
     """
     write_tokenizer(folder / "tokenizer", shape.language["vocab_size"] - SLOT_TOKENS)
     write_model(folder, shape)
@@ -54,8 +55,9 @@ def write_workload(
     write_samples(folder, steps + AHEAD)
 
 
-def write_tokenizer(folder: Path, words: int) -> None:
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *map(_word, range(words - len(SPECIAL)))])}
+def write_tokenizer(folder: Path, size: int) -> None:
+    """A word-level tokenizer of `size` tokens."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *map(_word, range(size - len(SPECIAL)))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
@@ -98,7 +100,7 @@ def write_records(folder: Path, count: int, vocabulary: int, seed: int) -> None:
 
 
 def text_lengths(count: int, rng: np.random.Generator) -> list[int]:
-    """Tokens of text of each conversation."""
+    """Text tokens of each conversation."""
     drawn = rng.lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, count)
     return np.clip(np.round(drawn), SHORTEST, LONGEST).astype(int).tolist()
 
@@ -109,11 +111,11 @@ def write_config(path: Path, stage: str, batch: int, steps: int, seed: int, chec
         "model": str(path.parent / "model"),
         "data": {"path": str(path.parent / "records.json")},
         "trainable": TRAINABLE[stage],
-        # What HF's Trainer does unless told otherwise, but for the schedule.
+        # The defaults of HF's Trainer, except for the schedule.
         "optimizer": {"lr": 5e-5, "schedule": "constant", "warmup": 0},
         "steps": steps,
         "batch_size": batch,
-        "objective": {"packing": {"tokens": ROW}},
+        "objective": {"packing": {"tokens": ROW_TOKENS}},
         "seed": seed,
         "distributed": {"activation_checkpointing": ["language_model"] if checkpointing else []},
     }
@@ -127,8 +129,8 @@ def write_samples(folder: Path, steps: int) -> None:
     encoded = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
     numbers = [number for step in range(steps) for number in feed.order.step(step)]
 
-    def as_theirs(number: int) -> dict[str, torch.Tensor]:
-        alone = objective.collator([encoded[number]])
-        return {"input_ids": alone.input_ids[0], "labels": alone.labels[0], "pixel_values": alone.pixel_values[0]}
+    def sample(number: int) -> dict[str, torch.Tensor]:
+        batch = objective.collator([encoded[number]])
+        return {"input_ids": batch.input_ids[0], "labels": batch.labels[0], "pixel_values": batch.pixel_values[0]}
 
-    torch.save([as_theirs(number) for number in numbers], folder / "samples.pt")
+    torch.save([sample(number) for number in numbers], folder / "samples.pt")

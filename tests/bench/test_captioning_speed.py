@@ -1,4 +1,4 @@
-"""The measurement of captions: lengths come out as forced, and the whole program on a tiny shape."""
+"""bench/captioning.py: captions have the forced lengths, and the whole program on a tiny shape."""
 
 import json
 import subprocess
@@ -15,8 +15,8 @@ BENCH = Path(__file__).parents[2] / "bench" / "captioning.py"
 STOPS = [2, 0]
 
 
-def test_captions_end_when_they_shall():
-    """A batch of two and one of one; ids 5, then 6, are what the model would say if it could not stop."""
+def test_captions_have_the_forced_lengths():
+    """A batch of two and a batch of one. Without stop tokens the model would generate 5, then 6."""
     forced = captioning.ForcedLengths([1, 3, 2], STOPS)
 
     def forward(rows, tokens):

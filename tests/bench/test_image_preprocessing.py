@@ -1,4 +1,4 @@
-"""The measurement of reading images: its arithmetic, and the whole program on one image of each size."""
+"""bench/image_preprocessing.py: its arithmetic, and the whole program on one image of each size."""
 
 import json
 import subprocess
@@ -11,15 +11,15 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench" / "image_preprocessing.py"
 
 
-def test_the_line_tells_medians_and_whether_bits_are_equal():
+def test_summary_has_medians_and_says_whether_bits_are_equal():
     case = image_preprocessing.CASES[0]
     rounds = [
         {"transformers": {case.name: a}, "ours": {case.name: b}, "ours_drafted": {case.name: 300}}
         for a, b in ((100, 150), (10, 160), (120, 170))
     ]
-    line = image_preprocessing.told(case, rounds, {"ours": 0.0, "ours_drafted": 0.0041})
+    line = image_preprocessing.summary(case, rounds, {"ours": 0.0, "ours_drafted": 0.0041})
     assert line.startswith("640x480 to 224: 1.60 x the images/s of A (160 against 100), bit-equal; with draft 3.00 x")
-    assert "differs by 1.0e-06" in image_preprocessing.told(case, rounds, {"ours": 1e-6, "ours_drafted": 0.0})
+    assert "differs by 1.0e-06" in image_preprocessing.summary(case, rounds, {"ours": 1e-6, "ours_drafted": 0.0})
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What memory is for, on a model small enough to count by hand, and the whole program on a tiny shape."""
+"""Memory by kind on a model small enough to count by hand, and bench/training_memory.py on a tiny shape."""
 
 import json
 import subprocess
@@ -26,11 +26,13 @@ def test_bytes_of_a_step_counted_by_hand():
             optimizer.step()
             optimizer.zero_grad()
     trained = 4 * 7 * 2
-    assert kinds.held["parameters"] == 4 * 5 * 7 + trained
-    assert kinds.held["gradients"] == trained
-    assert kinds.held["moments"] == 2 * trained + 4  # AdamW counts its steps in a float
-    assert kinds.held["saved"] == 4 * 4 * 7  # what the second layer reads, of four rows; weights are counted already
-    assert kinds.held["largest_saved"] == (4 * 4 * 7, "torch.float32[4, 7]")
+    assert kinds.sizes["parameters"] == 4 * 5 * 7 + trained
+    assert kinds.sizes["gradients"] == trained
+    assert kinds.sizes["moments"] == 2 * trained + 4  # AdamW counts its steps in a float
+    assert (
+        kinds.sizes["saved"] == 4 * 4 * 7
+    )  # input of the second layer for four rows; weights are counted as parameters
+    assert kinds.sizes["largest_saved"] == (4 * 4 * 7, "torch.float32[4, 7]")
 
 
 @pytest.mark.slow
@@ -38,8 +40,10 @@ def test_the_whole_program(tmp_path):
     words = ["--shape", "tiny", "--batch", "4", "--steps", "1", "--out", str(tmp_path / "out.json")]
     done = subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    held = json.loads((tmp_path / "out.json").read_text())["held"]
+    sizes = json.loads((tmp_path / "out.json").read_text())["bytes"]
     for kind in ("gradients", "moments"):
-        assert held["a"][kind] == pytest.approx(held["b"][kind], rel=0.01), kind
-    assert held["a"]["parameters"] / 2 < held["b"]["parameters"] < held["a"]["parameters"]  # B holds the tower rounded
-    assert 0 < held["b"]["saved"] < held["a"]["saved"] and held["peak_b"] > 0
+        assert sizes["a"][kind] == pytest.approx(sizes["b"][kind], rel=0.01), kind
+    assert (
+        sizes["a"]["parameters"] / 2 < sizes["b"]["parameters"] < sizes["a"]["parameters"]
+    )  # B holds the tower in bf16
+    assert 0 < sizes["b"]["saved"] < sizes["a"]["saved"] and sizes["peak_b"] > 0

@@ -1,4 +1,4 @@
-"""The measurement of the data engine runs, and its stages are those of the engine itself."""
+"""bench/page_generation.py runs and reports the stages of page generation."""
 
 import sys
 
