@@ -72,7 +72,7 @@ def _sum(steps: list[dict[str, Any]], name: str) -> float:
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {name: median(compare_rounds[name] for compare_rounds in rounds) for name in rounds[0]}
+    return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
 def summary(rounds: list[dict[str, float]]) -> str:
