@@ -20,7 +20,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_tools"))  # scripts, not an installed package
 
-from synthetic import degradation, english_corpus  # noqa: E402
+from synthetic import english_corpus  # noqa: E402
+from synthetic.degradation import LEVELS, degrade, encode_image  # noqa: E402
 from synthetic.fonts import FONTS_HELP, SHIPPED, find_faces  # noqa: E402
 from synthetic.generate import generate_dataset  # noqa: E402
 from synthetic.pages import PageMaker, draw  # noqa: E402
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=400, help="pages of each kind")
     parser.add_argument("--text", type=Path, help="folder of .txt and .md; default: Python's documentation")
     parser.add_argument("--fonts", nargs="+", default=[SHIPPED], metavar="PLACE", help=FONTS_HELP)
-    parser.add_argument("--degrade", choices=degradation.LEVELS, default="light")
+    parser.add_argument("--degrade", choices=LEVELS, default="light")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/page_generation.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -67,7 +68,7 @@ def main() -> None:
 def measure(maker: PageMaker, pages: int, out: Path) -> dict[str, Any]:
     """Pages per second of wall time and of CPU time, CPU milliseconds by stage, and characters per page."""
     start, cpu_before = time.perf_counter(), children_seconds()
-    generate_dataset(maker, pages, out, {}, WORKERS, stretch=max(1, pages // 16))
+    generate_dataset(maker, pages, out, {}, WORKERS, chunk_size=max(1, pages // 16))
     seconds, cpu_seconds = time.perf_counter() - start, children_seconds() - cpu_before
     stages, characters = time_stages(maker, min(pages, 50))
     return {
@@ -95,11 +96,11 @@ def time_stages(maker: PageMaker, pages: int) -> tuple[dict[str, float], float]:
         return result
 
     for number in range(pages):
-        page, wear = timed("layout", maker.compose, number)
-        timed("check", maker.check, number, page, wear)
+        page, degradation = timed("layout", maker.compose, number)
+        timed("check", maker.check, number, page, degradation)
         image = timed("draw", draw, page)
-        image = timed("degrade", degradation.apply, image, wear, [maker.seed, number])
-        timed("encode", degradation.encoded, image, wear)
+        image = timed("degrade", degrade, image, degradation, [maker.seed, number])
+        timed("encode", encode_image, image, degradation.quality)
         characters += len(page.text)
     return {stage: 1000 * spent / pages for stage, spent in seconds.items()}, characters / pages
 

@@ -1,1 +1,1 @@
-"""The data engine: images of text and charts whose content is known, because it was drawn from it."""
+"""Synthetic training data: images of text and charts, drawn from a known text or table."""

@@ -1,4 +1,4 @@
-"""A table as a chart, by matplotlib: bars, lines, a pie, or points."""
+"""Draws tables as charts with matplotlib: bars, lines, pies and scatter plots."""
 
 import io
 import random
@@ -16,68 +16,74 @@ from matplotlib.text import Text
 
 from mmchat.errors import UserError
 from synthetic.fonts import Face, families
-from synthetic.generate import Sample, redrawn
+from synthetic.generate import Sample, retry_defects
 from synthetic.label_check import DefectError
 from synthetic.pages import PLAIN_STYLES
-from synthetic.records import CHART_PROMPT, image_path, record
-from synthetic.tables import ABSENT, Table, excerpt, invented, questions
+from synthetic.records import CHART_PROMPT, image_path, make_record
+from synthetic.tables import ABSENT, Table, excerpt, questions, random_table
 
 _DPI = 100
 PIE = "pie"
 _PALETTES = ("tab10", "Dark2", "Set1")
 _ANSWER = "\nAnswer the question using a single word or phrase."
-"""LLaVA-1.5's (haotian-liu/LLaVA, docs/Evaluation.md)."""
+"""LLaVA-1.5's prompt for short answers (haotian-liu/LLaVA, docs/Evaluation.md)."""
 
 
 @dataclass(frozen=True)
 class ChartMaker:
-    """Makes chart `n`: a record that asks for its table, and records that ask about it. size: width and height."""
+    """Makes chart `n`: a record that asks for its table, and records with questions about it.
+
+    Attributes:
+        tables: tables to draw; random ones if empty.
+        size: width and height in pixels.
+        question_count: maximum number of questions about each chart.
+    """
 
     seed: int
     tables: Sequence[Table]
     faces: Sequence[Face]
     size: tuple[int, int]
-    asked: int
+    question_count: int
 
     def __call__(self, number: int) -> Sample:
         try:
-            return redrawn(partial(self.sample, number))
+            return retry_defects(partial(self.sample, number))
         except DefectError as defect:
             if not self.tables:
                 raise
-            raise UserError(f"{defect}; shorten what your tables say, or give more --width and --height") from None
+            raise UserError(f"{defect}; shorten the texts of your tables, or increase --width and --height") from None
 
     def sample(self, number: int, attempt: int = 0) -> Sample:
-        """Raises DefectError if the chart does not show what it says."""
+        """Raises DefectError if the chart does not show its label."""
         rng = random.Random(f"{self.seed}/chart/{number}/{attempt}")
-        table = excerpt(rng, rng.choice(self.tables)) if self.tables else invented(rng)
-        kind = rng.choice([name for name, (suits, _) in KINDS.items() if suits(table)])
+        table = excerpt(rng, rng.choice(self.tables)) if self.tables else random_table(rng)
+        kind = rng.choice([name for name, (can_show, _) in KINDS.items() if can_show(table)])
         if kind == PIE:
             table = replace(table, x_title=ABSENT, y_title=ABSENT)
         data = draw_chart(rng, kind, table, self.face(rng, table), self.size, f"chart {number} of seed {self.seed}")
-        name, identity = image_path("charts", number, "png"), f"charts/{number:07}"
+        name, record_id = image_path("charts", number, "png"), f"charts/{number:07}"
         lines = [
-            record(f"{identity}/{place}", name, question + _ANSWER, answer, kind=kind)
-            for place, (question, answer) in enumerate(questions(rng, table)[: self.asked])
+            make_record(f"{record_id}/{place}", name, question + _ANSWER, answer, kind=kind)
+            for place, (question, answer) in enumerate(questions(rng, table)[: self.question_count])
         ]
         return Sample(
-            {"tables": [record(identity, name, CHART_PROMPT, table.said(), kind=kind)], "questions": lines},
+            {"tables": [make_record(record_id, name, CHART_PROMPT, table.label(), kind=kind)], "questions": lines},
             {name: data},
         )
 
     def face(self, rng: random.Random, table: Table) -> Face:
-        able = [face for face in self.faces if face.covers(table.said()) and face.style in PLAIN_STYLES]
-        if not able:
+        candidates = [face for face in self.faces if face.covers(table.label()) and face.style in PLAIN_STYLES]
+        if not candidates:
             raise UserError(f"no font has all characters of the table {table.title!r}; see --fonts")
-        family = rng.choice(families(able))
-        return next(face for face in able if face.family == family)
+        family = rng.choice(families(candidates))
+        return next(face for face in candidates if face.family == family)
 
 
 def draw_chart(rng: random.Random, kind: str, table: Table, face: Face, size: tuple[int, int], where: str) -> bytes:
-    """A PNG.
+    """The chart as a PNG.
 
     Raises:
-        DefectError: something that the table says is not written, or is cut off.
+        DefectError: a text of the table is missing or cut off.
     """
     with matplotlib.rc_context({"axes.unicode_minus": False, "font.size": rng.uniform(9, 13)}):
         figure = Figure((size[0] / _DPI, size[1] / _DPI), dpi=_DPI, layout="constrained")
@@ -90,8 +96,8 @@ def draw_chart(rng: random.Random, kind: str, table: Table, face: Face, size: tu
         axes.set_title(table.title)
         if table.source != ABSENT:
             figure.supxlabel(f"Source: {table.source}", fontsize="small", x=0.98, ha="right")
-        _set_faces(figure, face)
-        _lean(axes)
+        _set_font(figure, face)
+        _rotate_labels(axes)
         _check(figure, table, where)
         file = io.BytesIO()
         figure.savefig(file, format="png")
@@ -142,7 +148,7 @@ def _pie(rng: random.Random, axes: Axes, table: Table) -> None:
 
 
 def _suits_pie(table: Table) -> bool:
-    """One series, whose slices are all wide enough for what is written beside them."""
+    """Whether it is one series, and all slices are wide enough for their labels."""
     if len(table.values) > 1 or len(table.rows) > 6:
         return False
     (values,) = table.values.values()
@@ -155,7 +161,7 @@ KINDS: dict[str, tuple[Callable[[Table], bool], Callable[[random.Random, Axes, T
     PIE: (_suits_pie, _pie),
     "scatter": (lambda table: True, _points),
 }
-"""Which tables a kind can show, and how."""
+"""Chart kind -> (whether it can show a table, function that draws it)."""
 
 
 def _name_axes(axes: Axes, x_title: str, y_title: str) -> None:
@@ -174,24 +180,24 @@ def _frame(rng: random.Random, axes: Axes, table: Table, grid: str) -> None:
 
 
 def _texts(figure: Figure) -> list[Text]:
-    """What is written; matplotlib keeps numbers beyond an axis' ends, too, and does not draw them."""
-    beyond = set()
+    """The drawn texts. matplotlib also keeps tick labels outside the axis range, which it does not draw."""
+    undrawn = set()
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         low, high = sorted(axis.get_view_interval())
-        beyond |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
-    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in beyond]
+        undrawn |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in undrawn]
 
 
-def _set_faces(figure: Figure, face: Face) -> None:
-    figure.draw_without_rendering()  # before it, numbers on the axes are not there yet
+def _set_font(figure: Figure, face: Face) -> None:
+    figure.draw_without_rendering()  # creates the tick labels
     for text in figure.findobj(Text):
         font: FontProperties = text.get_fontproperties().copy()
         font.set_file(face.path)
         text.set_fontproperties(font)
 
 
-def _lean(axes: Axes) -> None:
-    """Turn the names below the chart where they would touch."""
+def _rotate_labels(axes: Axes) -> None:
+    """Rotate the tick labels of the x axis if they would touch."""
     axes.figure.draw_without_rendering()
     labels = [label for label in axes.get_xticklabels() if label.get_text()]
     boxes = [label.get_window_extent().padded(2) for label in labels]
@@ -202,13 +208,13 @@ def _lean(axes: Axes) -> None:
 
 
 def _check(figure: Figure, table: Table, where: str) -> None:
-    whole = figure.bbox.padded(1)
+    figure_box = figure.bbox.padded(1)
     texts = _texts(figure)
     for text in texts:
         box = text.get_window_extent()
-        if not (whole.contains(box.x0, box.y0) and whole.contains(box.x1, box.y1)):
+        if not (figure_box.contains(box.x0, box.y0) and figure_box.contains(box.x1, box.y1)):
             raise DefectError(f"{where}: {text.get_text()!r} leaves the image")
     written = {part for text in texts for part in (text.get_text(), *text.get_text().split(": "))} | {""}
     for name in (table.title, table.source, table.x_title, table.y_title, *table.rows, *table.values):
         if name not in (ABSENT, *written):
-            raise DefectError(f"{where}: {name!r} is said, but not written")
+            raise DefectError(f"{where}: {name!r} is in the label, but not drawn")

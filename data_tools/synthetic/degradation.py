@@ -1,4 +1,4 @@
-"""What happens to a page between the printer and the file: skew, blur, paper, noise, JPEG."""
+"""Degradation of printed and scanned pages: skew, blur, paper texture, noise, JPEG."""
 
 import io
 import random
@@ -9,15 +9,22 @@ from PIL import Image, ImageChops, ImageFilter
 
 WHITE = 255
 _GREY = 128
-"""The shade that leaves a page as it is when noise is added."""
+"""Mean of the noise; it is subtracted again, so that the page keeps its brightness."""
 _TILE = 512
-"""Side of the square of noise that is repeated over the page."""
+"""Side of the noise tile, which is repeated over the page."""
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """How a page is worn. degrees: against the clock. blur: standard deviation in pixels. paper and noise: shades of
-    255. quality: JPEG's, None for PNG."""
+    """Parameters of one page.
+
+    Attributes:
+        degrees: counter-clockwise rotation.
+        blur: standard deviation in pixels.
+        paper: depth of the paper texture in grey levels of 255.
+        noise: standard deviation in grey levels of 255.
+        quality: JPEG quality; None writes PNG.
+    """
 
     degrees: float = 0.0
     blur: float = 0.0
@@ -30,18 +37,18 @@ class Degradation:
         return "png" if self.quality is None else "jpg"
 
 
-def choose(rng: random.Random, level: str) -> Degradation:
-    """A page's wear. level: `none`, `light` or `strong`."""
-    most = LEVELS[level]
-    if most is None:
+def sample_degradation(rng: random.Random, level: str) -> Degradation:
+    """Random parameters of a page. level: `none`, `light` or `strong`."""
+    limits = LEVELS[level]
+    if limits is None:
         return Degradation()
-    often = lambda share: rng.random() if rng.random() < share else 0.0  # noqa: E731
+    sometimes = lambda share: rng.random() if rng.random() < share else 0.0  # noqa: E731
     return Degradation(
-        degrees=most.degrees * (2 * often(0.5) - 1) if rng.random() < 0.5 else 0.0,
-        blur=most.blur * often(0.5),
-        paper=most.paper * often(0.6),
-        noise=most.noise * often(0.5),
-        quality=rng.randint(most.quality, 95),
+        degrees=limits.degrees * (2 * sometimes(0.5) - 1) if rng.random() < 0.5 else 0.0,
+        blur=limits.blur * sometimes(0.5),
+        paper=limits.paper * sometimes(0.6),
+        noise=limits.noise * sometimes(0.5),
+        quality=rng.randint(limits.quality, 95),
     )
 
 
@@ -50,34 +57,35 @@ LEVELS: dict[str, Degradation | None] = {
     "light": Degradation(degrees=0.6, blur=0.6, paper=16, noise=6, quality=70),
     "strong": Degradation(degrees=2.0, blur=1.2, paper=50, noise=18, quality=25),
 }
-"""The most of each; of quality the least."""
+"""Maximum of each parameter; of quality the minimum."""
 
 
-def apply(image: Image.Image, wear: Degradation, seed: list[int]) -> Image.Image:
-    """A grey page as it looks after `wear`; texture and noise are drawn from `seed`."""
+def degrade(image: Image.Image, degradation: Degradation, seed: list[int]) -> Image.Image:
+    """Degrade a grey page; `seed` determines texture and noise."""
     rng = np.random.default_rng(seed)
-    if wear.degrees:
-        image = image.rotate(wear.degrees, Image.Resampling.BILINEAR, fillcolor=WHITE)
-    if wear.blur:
-        image = image.filter(ImageFilter.GaussianBlur(wear.blur))
-    if wear.paper:
-        image = ImageChops.multiply(image, _paper(rng, image.size, wear.paper))
-    if wear.noise:
-        image = ImageChops.add(image, _noise(rng, image.size, wear.noise), offset=-_GREY)
+    if degradation.degrees:
+        image = image.rotate(degradation.degrees, Image.Resampling.BILINEAR, fillcolor=WHITE)
+    if degradation.blur:
+        image = image.filter(ImageFilter.GaussianBlur(degradation.blur))
+    if degradation.paper:
+        image = ImageChops.multiply(image, _paper(rng, image.size, degradation.paper))
+    if degradation.noise:
+        image = ImageChops.add(image, _noise(rng, image.size, degradation.noise), offset=-_GREY)
     return image
 
 
-def encoded(image: Image.Image, wear: Degradation) -> bytes:
+def encode_image(image: Image.Image, quality: int | None = None) -> bytes:
+    """PNG, or JPEG if a quality is given."""
     file = io.BytesIO()
-    if wear.quality is None:
+    if quality is None:
         image.save(file, "PNG", compress_level=1)
     else:
-        image.save(file, "JPEG", quality=wear.quality)
+        image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
 def _paper(rng: np.random.Generator, size: tuple[int, int], depth: float) -> Image.Image:
-    """Stains as large as a hand, and folds of a few pixels, down to `depth` shades below white."""
+    """Large stains and creases of a few pixels, at most `depth` grey levels below white."""
     coarse, fine = 0.7 * depth * rng.uniform(0, 1, (6, 6)), 0.3 * depth * rng.uniform(0, 1, (96, 96))
     stains = Image.fromarray((WHITE - depth * 0.7 * coarse / 1.3).astype(np.uint8)).resize(
         size, Image.Resampling.BICUBIC

@@ -1,4 +1,4 @@
-"""Real English that every machine has on which the project runs: what Python and scikit-learn say of themselves."""
+"""English text available on every machine: the documentation of Python and scikit-learn."""
 
 import ast
 import re
@@ -10,22 +10,25 @@ from pydoc_data.topics import topics
 
 from mmchat.progress import track
 
-_SENTENCES = re.compile(r"[A-Z][A-Za-z0-9 ,.;:'\"()\-/?!%]*[.:!?]")
-_FEWEST_WORDS = 6
-_NO_PROSE = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"})
+_PARAGRAPH = re.compile(r"[A-Z][A-Za-z0-9 ,.;:'\"()\-/?!%]*[.:!?]")
+_MIN_WORDS = 6
+_SKIPPED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"})
 
 
 def paragraphs() -> list[str]:
-    """Paragraphs of sentences, each once: the language reference that `help()` shows, the docstrings of the standard
-    library, and scikit-learn's descriptions of its data sets. About 140,000 words, 8,000 different ones."""
-    found: dict[str, None] = {}
+    """Unique paragraphs of whole sentences: about 140,000 words, 8,000 different ones.
+
+    Sources: the language reference that `help()` shows, scikit-learn's data set descriptions, and the docstrings of the
+    standard library.
+    """
+    unique: dict[str, None] = {}
     for text in _texts():
         for block in re.split(r"\n\s*\n", text):
             words = block.split()
             paragraph = " ".join(words)
-            if len(words) >= _FEWEST_WORDS and _SENTENCES.fullmatch(paragraph):
-                found[paragraph] = None
-    return list(found)
+            if len(words) >= _MIN_WORDS and _PARAGRAPH.fullmatch(paragraph):
+                unique[paragraph] = None
+    return list(unique)
 
 
 def _texts() -> Iterator[str]:
@@ -37,7 +40,7 @@ def _texts() -> Iterator[str]:
         if entry.name.endswith(".rst")
     )
     library = Path(sysconfig.get_path("stdlib"))
-    modules = sorted(path for path in library.rglob("*.py") if _NO_PROSE.isdisjoint(path.relative_to(library).parts))
+    modules = sorted(path for path in library.rglob("*.py") if _SKIPPED.isdisjoint(path.relative_to(library).parts))
     for path in track(modules, "reading Python's docstrings"):
         yield from _docstrings(path)
 
@@ -45,7 +48,7 @@ def _texts() -> Iterator[str]:
 def _docstrings(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # files that show what is no Python, and templates
+    except (SyntaxError, ValueError):  # test files with invalid syntax, and templates
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

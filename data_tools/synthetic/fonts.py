@@ -1,4 +1,4 @@
-"""Which fonts there are, which characters each of them can draw, and how wide text is in them."""
+"""Finds fonts, the characters that each can draw, and the width of text."""
 
 import functools
 import hashlib
@@ -15,19 +15,19 @@ from mmchat.errors import UserError
 from mmchat.extras import require
 
 SHIPPED, SYSTEM = "shipped", "system"
-"""Words for places of fonts: what matplotlib brings, so that it is the same on every machine; what fontconfig lists."""
-FONTS_HELP = f"where fonts are: folders, `{SHIPPED}` (matplotlib's own), `{SYSTEM}` (all that fontconfig lists)"
+"""Names of font locations: matplotlib's fonts, which are the same on every machine, and the fonts of fontconfig."""
+FONTS_HELP = f"folders of fonts, `{SHIPPED}` (matplotlib's fonts) or `{SYSTEM}` (all fonts that fontconfig lists)"
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 ASCII = frozenset(map(chr, range(32, 127)))
 _SYMBOLS = ("STIXSiz", "STIXNonUni", "LastResort", "cm", "DejaVuSansDisplay", "DejaVuSerifDisplay")
-"""Files among matplotlib's own that are there for formulas, or whose characters stand in places of their own."""
+"""Fonts of matplotlib that are for formulas or whose glyphs are not at the usual code points."""
 _FAMILY, _STYLE, _TYPOGRAPHIC_FAMILY, _TYPOGRAPHIC_STYLE = 1, 2, 16, 17
-"""Numbers of names in a font's `name` table (OpenType 1.9, "name")."""
+"""Name ids in a font's `name` table (OpenType 1.9, "name")."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """One style of a family. index: its place in a collection of several (.ttc)."""
+    """One style of a font family. index: position in a font collection (.ttc)."""
 
     path: str
     index: int
@@ -39,7 +39,7 @@ class Face:
         return self.characters.issuperset(text)
 
     def at(self, size: int) -> ImageFont.FreeTypeFont:
-        """The face at a size in pixels."""
+        """The font at a size in pixels."""
         return _opened(self.path, self.index, size)
 
     def __hash__(self) -> int:
@@ -48,24 +48,24 @@ class Face:
 
 @functools.lru_cache(maxsize=512)
 def _opened(path: str, index: int, size: int) -> ImageFont.FreeTypeFont:
-    # Basic: one glyph a character, which is all that Latin and Chinese need, and several times as fast as shaping.
+    # Basic layout draws one glyph per character. Latin and Chinese need no shaping, which is several times slower.
     return ImageFont.truetype(path, size, index, layout_engine=ImageFont.Layout.BASIC)
 
 
 @functools.lru_cache(maxsize=200_000)
 def width(face: Face, size: int, text: str) -> float:
-    """Pixels from the first glyph's origin to where the next would begin."""
+    """Advance width of the text in pixels."""
     return face.at(size).getlength(text)
 
 
 def find_faces(places: Sequence[str]) -> list[Face]:
-    """The faces of all places, each family and style once (the first found), sorted by name.
+    """Faces that cover ASCII, one per family and style (the first found), sorted by name.
 
     Args:
-        places: folders, or the words `shipped` and `system`.
+        places: folders, `shipped` or `system`.
 
     Raises:
-        UserError: a place is no folder, or there is no face that has the letters of English.
+        UserError: a place is not a folder, or no face covers ASCII.
     """
     faces: dict[tuple[str, str], Face] = {}
     for path in (path for place in places for path in _files(place)):
@@ -74,7 +74,7 @@ def find_faces(places: Sequence[str]) -> list[Face]:
                 faces.setdefault((face.family, face.style), face)
     if not faces:
         raise UserError(
-            f"no font with the letters of English in {', '.join(places)}; name a folder of {', '.join(SUFFIXES)}, "
+            f"no font that covers ASCII in {', '.join(places)}; give a folder of {', '.join(SUFFIXES)}, "
             f"`{SHIPPED}` or `{SYSTEM}`"
         )
     return [faces[name] for name in sorted(faces)]
@@ -85,11 +85,11 @@ def families(faces: Iterable[Face]) -> list[str]:
 
 
 def digest(faces: Iterable[Face]) -> str:
-    """SHA-256 of the fonts' bytes: with others the same seed would draw other images."""
-    whole = hashlib.sha256()
+    """SHA-256 of the font files. The same seed draws other images with other fonts."""
+    total = hashlib.sha256()
     for path in sorted({face.path for face in faces}, key=lambda path: Path(path).name):
-        whole.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    return whole.hexdigest()
+        total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _files(place: str) -> list[Path]:
@@ -100,17 +100,17 @@ def _files(place: str) -> list[Path]:
         try:
             listed = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, check=True)
         except FileNotFoundError:
-            raise UserError("`system` fonts need fontconfig's fc-list, which is not installed; name a folder") from None
+            raise UserError("`system` fonts need fontconfig's fc-list, which is not installed; give a folder") from None
         paths = set(map(Path, listed.stdout.splitlines()))
     elif Path(place).is_dir():
         paths = set(Path(place).rglob("*"))
     else:
-        raise UserError(f"--fonts {place} is no folder; name one, `{SHIPPED}` or `{SYSTEM}`")
+        raise UserError(f"--fonts {place} is not a folder; give a folder, `{SHIPPED}` or `{SYSTEM}`")
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def _read(path: Path) -> list[Face]:
-    """Every face in a file; none where it is damaged, has only bitmaps, or says nothing of characters."""
+    """Every face in a file; none if the file is damaged, has only bitmaps, or has no character map."""
     require("fontTools")
     from fontTools.ttLib import TTCollection, TTFont, TTLibError
 

@@ -1,6 +1,6 @@
-"""Formulas that are one line of plain characters, so that what is drawn is what can be typed."""
+"""Random formulas on one line of plain Unicode characters, so that the label is exactly what is drawn."""
 
-# ruff: noqa: RUF001  Greek letters and signs are meant as such.
+# ruff: noqa: RUF001  Greek letters and signs are intended.
 import random
 
 _LETTERS = "abcdfhkmnpqrstuvxyzABCDEFGHKLMNPQRSTUVWXYZαβγδεθλμπρστφψωΓΔΘΛΣΦΨΩ"
@@ -11,7 +11,7 @@ _NAMES = ("sin", "cos", "log", "exp", "max", "min")
 
 
 def formula(rng: random.Random) -> str:
-    """A few terms on either side of a relation."""
+    """A relation with a few terms on each side."""
     return f"{_sum(rng, 2)} {rng.choice(_RELATIONS)} {_sum(rng, 4)}"
 
 

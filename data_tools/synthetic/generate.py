@@ -1,12 +1,12 @@
-"""Make numbered samples on several processes, so that a cut-off run goes on and the bytes are always the same.
+"""Generates numbered samples on several processes. An interrupted run resumes, and the bytes are always the same.
 
-Sample `n` is a function of the plan and of `n`. Samples are made in stretches; where a stretch's records stand, it is
-whole, and is not made again. In the end all records come together:
+Sample `n` is a function of the plan and of `n`. Samples are generated in chunks. A chunk whose records are written is
+complete and is not generated again. At the end all records are merged:
 
-    OUT/engine.plan        what decides the bytes; written first
-    OUT/.parts/00000.json  the records of a finished stretch, by name of their file
-    OUT/NAME.jsonl         all of them, in order
-    OUT/skipped/           what was left out, apart from the data, which it would be taken for
+    OUT/engine.plan        everything that determines the bytes; written first
+    OUT/.parts/00000.json  records of a finished chunk, by name of their file
+    OUT/NAME.jsonl         all records, in order
+    OUT/skipped/           what was left out; a separate folder, so that it is not read as data
 """
 
 import json
@@ -30,7 +30,7 @@ Records = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Records by the file that they belong to, images (encoded) by path; both below the output folder."""
+    """Records by file name and encoded images by path, both relative to the output folder."""
 
     records: Records
     images: dict[str, bytes] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ConcatMaker:
-    """The samples of several makers, one maker after another, each numbered from 0."""
+    """Concatenates the samples of several makers, each numbered from 0. counts: samples of each maker."""
 
     makers: tuple[Callable[[int], Sample], ...]
     counts: tuple[int, ...]
@@ -54,11 +54,14 @@ class ConcatMaker:
         return sum(self.counts)
 
 
-def redrawn(attempt: Callable[[int], Sample]) -> Sample:
-    """The first attempt that passes its own check; those before it are listed in `skipped/redrawn.jsonl`.
+def retry_defects(attempt: Callable[[int], Sample]) -> Sample:
+    """The first attempt without a defect; failed ones are listed in `skipped/redrawn.jsonl`.
+
+    Args:
+        attempt: makes the sample of an attempt number.
 
     Raises:
-        DefectError: none of five does; that is no rare font, but a mistake of the engine.
+        DefectError: five attempts failed. This is a bug of the generator, not a rare font.
     """
     failed: list[dict[str, str]] = []
     while True:
@@ -73,8 +76,8 @@ def redrawn(attempt: Callable[[int], Sample]) -> Sample:
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Makes and stores samples; sent to every process once."""
+class _ChunkWriter:
+    """Makes and writes a chunk of samples; sent to every process once."""
 
     make: Callable[[int], Sample]
     out: Path
@@ -93,55 +96,58 @@ class _Stretch:
 
 
 def generate_dataset(
-    make: Callable[[int], Sample], count: int, out: Path, plan: dict[str, Any], workers: int, stretch: int = 64
+    make: Callable[[int], Sample], count: int, out: Path, plan: dict[str, Any], workers: int, chunk_size: int = 64
 ) -> dict[str, int]:
-    """Samples 0 to `count` below `out`; how many records each file has.
+    """Write samples 0 to `count` below `out`.
 
     Args:
-        make: picklable, and a function of the number alone.
-        plan: all that `make` depends on, as JSON; `count` is added to it.
-        workers: processes; 0 works in this one.
-        stretch: samples made at a time; what a cut-off run loses at most, times `workers`.
+        make: picklable function of the sample number alone.
+        plan: everything that `make` depends on, as JSON; `count` is added to it.
+        workers: processes; 0 runs in this process.
+        chunk_size: samples per chunk. An interrupted run loses at most one chunk per worker.
+
+    Returns:
+        Number of records by file name without suffix.
 
     Raises:
         UserError: `out` holds something else, or samples of another plan.
     """
     plan = json.loads(json.dumps({**plan, "count": count}))
-    _claim(out, plan)
-    stretches = chunk_ranges(count, stretch)
-    missing = [numbers for numbers in stretches if not (out / PARTS / f"{numbers[0]:09}.json").exists()]
+    _claim_output(out, plan)
+    chunks = chunk_ranges(count, chunk_size)
+    missing = [numbers for numbers in chunks if not (out / PARTS / f"{numbers[0]:09}.json").exists()]
     if (out / PARTS).exists() or not any(out.glob("*.jsonl")):
-        for _ in map_chunks(_Stretch(make, out), missing, f"samples of {out}", workers):
+        for _ in map_chunks(_ChunkWriter(make, out), missing, f"samples of {out}", workers):
             pass
-        _join(out, [out / PARTS / f"{numbers[0]:09}.json" for numbers in stretches])
+        _merge(out, [out / PARTS / f"{numbers[0]:09}.json" for numbers in chunks])
         shutil.rmtree(out / PARTS)
     files = sorted(out.rglob("*.jsonl"))
     return {str(path.relative_to(out).with_suffix("")): path.read_bytes().count(b"\n") for path in files}
 
 
-def _claim(out: Path, plan: dict[str, Any]) -> None:
+def _claim_output(out: Path, plan: dict[str, Any]) -> None:
     if (out / PLAN).exists():
         other = read_json(out / PLAN)
         if other != plan:
             names = [name for name in {**other, **plan} if other.get(name) != plan.get(name)]
             raise UserError(
-                f"{out} was begun with other settings ({', '.join(names)}; see {out / PLAN}); name another --out"
+                f"{out} was started with other settings ({', '.join(names)}; see {out / PLAN}); choose another --out"
             )
     elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty; remove it or name another --out")
+        raise UserError(f"{out} exists and is not empty; remove it or choose another --out")
     else:
         write_json(out / PLAN, plan)
 
 
-def _join(out: Path, parts: list[Path]) -> None:
-    """All files aside first, then renamed: where one stands, the records of all are whole."""
-    together: Records = {}
+def _merge(out: Path, parts: list[Path]) -> None:
+    """Merge the records of all chunks. All files are written aside, then renamed, so an existing file is complete."""
+    merged: Records = {}
     for path in parts:
         for name, records in read_json(path).items():
-            together.setdefault(name, []).extend(records)
+            merged.setdefault(name, []).extend(records)
     aside = out / PARTS / "joined"
-    for name, records in together.items():
+    for name, records in merged.items():
         write_records(aside / f"{name}.jsonl", records)
-    for name in together:
+    for name in merged:
         (out / name).parent.mkdir(exist_ok=True)
         (aside / f"{name}.jsonl").replace(out / f"{name}.jsonl")

@@ -1,6 +1,6 @@
-"""A page before it is drawn: which runs of text stand where, in reading order, and what the page therefore says.
+"""Typesets a page: positions of text runs in reading order, and the label of the page.
 
-Text flows through columns until they are full. All lengths are pixels; y grows downwards.
+Text flows through columns until they are full. All lengths are in pixels; y grows downwards.
 """
 
 import random
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from synthetic.fonts import Face, width
 from synthetic.formulas import formula
 from synthetic.label_check import Box, Piece
-from synthetic.line_breaking import broken
+from synthetic.line_breaking import break_lines
 from synthetic.text_folder import Paragraph
 
 OVERHANG = 0.3
-"""Of the em: how far the ink of a slanted letter may reach out of its column."""
+"""How far ink may extend beyond its column, in em; slanted letters do."""
 BREAK = "\n"
-"""What stands between two blocks of a page's text."""
+"""Separator between blocks in the label of a page."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """Text in one face, from (x, baseline) on. glue: as in `Piece`."""
+class TextRun:
+    """Text in one font, starting at (x, baseline). room, glue: as in `Piece`."""
 
     text: str
     x: int
@@ -40,17 +40,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Page:
-    """runs: in reading order. rules: lines of tables and between columns. text: what the page says."""
+    """A typeset page.
+
+    Attributes:
+        side: of the square page.
+        runs: text runs in reading order.
+        rules: lines of tables and between columns.
+        text: label of the page.
+    """
 
     side: int
-    runs: tuple[Run, ...]
+    runs: tuple[TextRun, ...]
     rules: tuple[Box, ...]
     text: str
 
 
 @dataclass(frozen=True)
-class Style:
-    """How one page is set. em: of the body, in pixels; leading: distance of baselines in em."""
+class PageStyle:
+    """Typography of one page.
+
+    Attributes:
+        em: font size of the body.
+        leading: distance between baselines in em.
+        margins: horizontal and vertical.
+        indent: of the first line of a paragraph, in em.
+        gap: between paragraphs, in em.
+        ruled: whether a line separates the columns.
+    """
 
     side: int
     body: Face
@@ -65,8 +81,8 @@ class Style:
     ruled: bool
 
     @classmethod
-    def choose(cls, rng: random.Random, side: int, body: Face, bold: Face, ems: tuple[int, int]) -> "Style":
-        em = round(ems[0] + (ems[1] - ems[0]) * rng.random() ** 2)  # small letters more often: pages are dense
+    def choose(cls, rng: random.Random, side: int, body: Face, bold: Face, ems: tuple[int, int]) -> "PageStyle":
+        em = round(ems[0] + (ems[1] - ems[0]) * rng.random() ** 2)  # small sizes are more frequent: pages are dense
         columns = 2 if rng.random() < 0.4 and side > 50 * em else 1
         return cls(
             side=side,
@@ -83,47 +99,48 @@ class Style:
         )
 
 
-def compose(rng: random.Random, style: Style, paragraphs: Sequence[Paragraph], faces: Sequence[Face]) -> Page:
-    """A page filled with the paragraphs, and with headings, tables and formulas between them; the last one may be cut.
+def compose(rng: random.Random, style: PageStyle, paragraphs: Sequence[Paragraph], faces: Sequence[Face]) -> Page:
+    """A page filled with the paragraphs, with headings, tables and formulas between them. The last one may be cut.
 
-    faces: where a formula's signs come from, if the body lacks them.
+    Args:
+        faces: fonts for formulas that the body font does not cover.
     """
-    setter = _Setter(style)
+    typesetter = _Typesetter(style)
     if rng.random() < 0.3:
-        setter.title(_heading(rng, rng.choice(paragraphs).text, 8))
-    setter.begin_columns()
+        typesetter.title(_heading(rng, rng.choice(paragraphs).text, 8))
+    typesetter.begin_columns()
     number = rng.randint(1, 9)
     for paragraph in paragraphs:
-        if setter.full:
+        if typesetter.full:
             break
         if paragraph.heading:
-            setter.heading(paragraph.text)
+            typesetter.heading(paragraph.text)
             continue
         length = len(paragraph.text)
         if rng.random() < length / 3000:
             number += 1
-            setter.heading(f"{number} {_heading(rng, paragraph.text, 5)}")
-        setter.paragraph(paragraph.text)
+            typesetter.heading(f"{number} {_heading(rng, paragraph.text, 5)}")
+        typesetter.paragraph(paragraph.text)
         if rng.random() < length / 5000:
-            setter.table(_table(rng, paragraph.text), rng.random() < 0.5)
+            typesetter.table(_table(rng, paragraph.text), rng.random() < 0.5)
         if rng.random() < length / 4000:
             text = formula(rng)
             face = next((face for face in (style.body, *faces) if face.covers(text)), None)
             if face:
-                setter.formula(text, face, f"({rng.randint(1, 40)})" if rng.random() < 0.6 else "")
+                typesetter.formula(text, face, f"({rng.randint(1, 40)})" if rng.random() < 0.6 else "")
     if rng.random() < 0.4:
-        setter.folio(str(rng.randint(1, 999)))
-    return Page(style.side, tuple(setter.runs), tuple(setter.rules), "".join(setter.said))
+        typesetter.page_number(str(rng.randint(1, 999)))
+    return Page(style.side, tuple(typesetter.runs), tuple(typesetter.rules), "".join(typesetter.label))
 
 
-class _Setter:
-    """Sets block after block. What a block says goes to `said` from its source, not from what was set."""
+class _Typesetter:
+    """Typesets a page block by block. The label is built from the source text, independent of the runs."""
 
-    def __init__(self, style: Style) -> None:
+    def __init__(self, style: PageStyle) -> None:
         self.style = style
-        self.runs: list[Run] = []
+        self.runs: list[TextRun] = []
         self.rules: list[Box] = []
-        self.said: list[str] = []
+        self.label: list[str] = []
         self.full = False
         self.columns: list[tuple[float, float]] = [(style.margins[0], style.side - style.margins[0])]
         self.column = 0
@@ -131,13 +148,14 @@ class _Setter:
         self.bottom = style.side - style.margins[1]
 
     def begin_columns(self) -> None:
-        """What comes now flows through the columns below what there is."""
+        """Start the columns below the current position."""
         style = self.style
         left, right = self.columns[0]
         gutter = 2.0 * style.em
-        each = (right - left - gutter * (style.columns - 1)) / style.columns
+        column_width = (right - left - gutter * (style.columns - 1)) / style.columns
         self.columns = [
-            (left + at * (each + gutter), left + at * (each + gutter) + each) for at in range(style.columns)
+            (left + at * (column_width + gutter), left + at * (column_width + gutter) + column_width)
+            for at in range(style.columns)
         ]
         self.top = self.y
         if style.ruled:
@@ -151,7 +169,7 @@ class _Setter:
 
     def heading(self, text: str) -> None:
         size = round(self.style.em * 1.25)
-        if not self._room(4 * self._height(size)):  # no heading without a line below it
+        if not self._room(4 * self._height(size)):  # no heading without text below it
             self.full = True
             return
         self._skip(0.6 * size)
@@ -164,29 +182,29 @@ class _Setter:
         self._skip(style.gap * style.em)
 
     def formula(self, text: str, face: Face, number: str) -> None:
-        """One line in the middle of the column, its number at the right; none where it does not fit."""
+        """A centred formula with its number at the right; skipped if it does not fit."""
         size = self.style.em
         length, tail = width(face, size, text), width(self.style.body, size, number)
-        if length + 2 * tail + 2 * size > self._measure or not self._room(3 * self._height(size)):
+        if length + 2 * tail + 2 * size > self._column_width or not self._room(3 * self._height(size)):
             return
         left, right = self.columns[self.column]
         self._skip(0.5 * size)
         baseline = self._line(size)
         glue = self._begin()
         self._run(text, (left + right - length) / 2, baseline, face, size, glue)
-        self.said.append(glue + text)
+        self.label.append(glue + text)
         if number:
             self._run(number, right - tail, baseline, self.style.body, size, " ")
-            self.said.append(" " + number)
+            self.label.append(" " + number)
         self._skip(0.5 * size)
 
     def table(self, rows: list[list[str]], grid: bool) -> None:
-        """Rows of cells, the first of them the head; none where it does not fit."""
+        """A table whose first row is the header; skipped if it does not fit."""
         style, size = self.style, self.style.em
         height = self._height(size) + 0.3 * size
-        each = self._measure / len(rows[0])
+        cell_width = self._column_width / len(rows[0])
         widest = max(width(style.bold, size, cell) for row in rows for cell in row)
-        if widest > each - size or not self._room(height * (len(rows) + 1)):
+        if widest > cell_width - size or not self._room(height * (len(rows) + 1)):
             return
         left, right = self.columns[self.column]
         self._skip(0.5 * size)
@@ -197,34 +215,36 @@ class _Setter:
             baseline = self._line(size)
             self.y += 0.15 * size
             for place, cell in enumerate(row):
-                start = left + place * each
-                room = (start, top + number * height, start + each, top + (number + 1) * height)
+                start = left + place * cell_width
+                room = (start, top + number * height, start + cell_width, top + (number + 1) * height)
                 glue = (BREAK if number else glue) if place == 0 else " "
-                self.runs.append(Run(cell, round(start + 0.5 * size), round(baseline), face, size, room, glue))
-                self.said.append(glue + cell)
+                self.runs.append(TextRun(cell, round(start + 0.5 * size), round(baseline), face, size, room, glue))
+                self.label.append(glue + cell)
         between = range(len(rows) + 1) if grid else (0, 1, len(rows))
         self.rules += [(left, top + at * height, right, top + at * height + 1) for at in between]
         if grid:
-            self.rules += [(left + at * each, top, left + at * each + 1, self.y) for at in range(len(rows[0]) + 1)]
+            self.rules += [
+                (left + at * cell_width, top, left + at * cell_width + 1, self.y) for at in range(len(rows[0]) + 1)
+            ]
         self._skip(0.5 * size)
 
-    def folio(self, text: str) -> None:
-        """The page's number, in the middle of the lower margin."""
+    def page_number(self, text: str) -> None:
+        """The page number, centred in the lower margin."""
         style = self.style
         baseline = style.side - 0.4 * style.margins[1]
         start = (style.side - width(style.body, style.em, text)) / 2
         room = (0, self.bottom, style.side, style.side)
-        self.runs.append(Run(text, round(start), round(baseline), style.body, style.em, room, BREAK))
-        self.said.append(BREAK + text)
+        self.runs.append(TextRun(text, round(start), round(baseline), style.body, style.em, room, BREAK))
+        self.label.append(BREAK + text)
 
     def _flow(
         self, text: str, face: Face, size: int, indent: float = 0.0, justified: bool = False, centred: bool = False
     ) -> None:
-        """Break a block into lines, as many as there is room for."""
+        """Break a block into lines and set as many as fit."""
         space = width(face, size, " ")
         first = glue = self._begin()
         end = 0
-        for line in broken(text, face, size, self._measure, indent):
+        for line in break_lines(text, face, size, self._column_width, indent):
             if not self._room(self._height(size)):
                 self.full = True
                 break
@@ -242,35 +262,35 @@ class _Setter:
                     start += width(face, size, word)
             else:
                 self._run(line.text, start, baseline, face, size, glue)
-            glue, end = line.glue_behind, line.end
+            glue, end = line.next_glue, line.end
         if end:
-            self.said.append(first + text[:end])
+            self.label.append(first + text[:end])
 
     def _run(self, text: str, x: float, baseline: float, face: Face, size: int, glue: str) -> None:
         left, right = self.columns[self.column]
         room = _outset((left, self.top, right, self.bottom), OVERHANG * size)
-        self.runs.append(Run(text, round(x), round(baseline), face, size, room, glue))
+        self.runs.append(TextRun(text, round(x), round(baseline), face, size, room, glue))
 
     @property
-    def _measure(self) -> float:
+    def _column_width(self) -> float:
         """Width of a column."""
         left, right = self.columns[self.column]
         return right - left
 
     def _begin(self) -> str:
-        return BREAK if self.said else ""
+        return BREAK if self.label else ""
 
     def _height(self, size: int) -> int:
         return round(self.style.leading * size)
 
     def _line(self, size: int) -> float:
-        """The baseline of a line for which there is room; the next one stands below it."""
+        """Baseline of the next line; moves the position below it. The caller has checked that the line fits."""
         height = self._height(size)
         self.y += height
         return self.y - (height - size) / 2 - 0.2 * size
 
     def _room(self, height: float) -> bool:
-        """Whether there is room, here or at the top of the next column, where one goes on then."""
+        """Whether `height` fits in this column or the next; moves to the next column if needed."""
         if self.y + height > self.bottom:
             if self.column + 1 == len(self.columns) or self.top + height > self.bottom:
                 return False
@@ -283,14 +303,14 @@ class _Setter:
             self.y += height
 
 
-def _heading(rng: random.Random, text: str, most: int) -> str:
-    """The first words of a text, without its stops."""
-    words = text.split()[: rng.randint(1, most)]
+def _heading(rng: random.Random, text: str, max_words: int) -> str:
+    """The first words of a text, without punctuation at the ends."""
+    words = text.split()[: rng.randint(1, max_words)]
     return " ".join(words).strip(" .,;:!?\u3002\uff0c")[:40].rstrip() or "1"
 
 
 def _table(rng: random.Random, text: str) -> list[list[str]]:
-    """A head and up to six rows: words of a text in the first column, numbers in the others."""
+    """A header and up to six rows: words of the text in the first column, numbers in the others."""
     words = [word.strip(".,;:()\"'") for word in text.split()]
     words = [word for word in words if 2 < len(word) < 14] or ["Total"]
     columns = rng.randint(2, 4)

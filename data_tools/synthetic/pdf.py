@@ -1,6 +1,6 @@
-"""Pages of PDFs: as images, and what they say by their own text layer.
+"""Pages of PDFs as images, with the text of their text layer.
 
-pypdfium2 (PDFium, which Chromium shows PDFs with) draws and reads; both are in the same coordinates.
+pypdfium2 (PDFium, Chromium's PDF library) renders the pages and reads the text, in the same coordinates.
 """
 
 import hashlib
@@ -14,25 +14,25 @@ from PIL import Image
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 from mmchat.extras import require
-from synthetic import degradation
+from synthetic.degradation import degrade, encode_image, sample_degradation
 from synthetic.generate import SKIPPED, Sample
-from synthetic.records import image_path, record
-from synthetic.text_folder import tidy
+from synthetic.records import image_path, make_record
+from synthetic.text_folder import normalise_text
 
 PDF_SUFFIX = ".pdf"
-_FEWEST = 20
-"""Characters of a page that is worth reading; those with fewer are scans, plates and blank sheets."""
+_MIN_CHARACTERS = 20
+"""Pages with fewer characters are left out: scans, plates and blank pages."""
 _TOLERANCE = 1.0
-"""Points by which ink may leave the visible part of a page."""
+"""Points by which text may extend beyond the visible page."""
 
 
-class Refused(Exception):  # noqa: N818  It is no error: it is why a page is left out.
-    """A page whose text is not what is seen; the message says why."""
+class UnreadablePage(Exception):  # noqa: N818  Not an error: the reason why a page is left out.
+    """The text layer of a page does not match what is visible. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class PdfFolder:
-    """Numbers the pages of all PDFs below a folder. files: path and pages."""
+    """Pages of all PDFs below a folder, numbered from 0. files: path and number of pages."""
 
     files: tuple[tuple[str, int], ...]
     digest: str
@@ -41,19 +41,19 @@ class PdfFolder:
         return sum(pages for _, pages in self.files)
 
     def page(self, number: int, side: int) -> tuple[Image.Image, str]:
-        """The page in grey, its longer side at `side` pixels, and its text, a line a line.
+        """A page in grey, its longer side `side` pixels, and its text with line breaks.
 
         Raises:
-            Refused: it has hardly any text, or text outside what is visible.
+            UnreadablePage: it has hardly any text, or text outside the visible page.
         """
-        path, inside = self.place(number)
+        path, page_number = self.locate(number)
         with _document(path) as document:
-            page = document[inside]
+            page = document[page_number]
             text = _text(page)
             return page.render(scale=side / max(page.get_size()), grayscale=True).to_pil().convert("L"), text
 
-    def place(self, number: int) -> tuple[str, int]:
-        """File and page in it, from 0."""
+    def locate(self, number: int) -> tuple[str, int]:
+        """(path of the file, page number in it from 0)."""
         for path, pages in self.files:
             if number < pages:
                 return path, number
@@ -63,7 +63,7 @@ class PdfFolder:
 
 @dataclass(frozen=True)
 class PdfMaker:
-    """Makes a sample of page `n`; of a refused one a line that says why."""
+    """Makes a sample of page `n`; of an unreadable one an entry in `skipped/` with the reason."""
 
     seed: int
     pages: PdfFolder
@@ -72,27 +72,27 @@ class PdfMaker:
     prompt: str
 
     def __call__(self, number: int) -> Sample:
-        path, inside = self.pages.place(number)
-        where = f"{Path(path).name}:{inside + 1}"
+        path, page_number = self.pages.locate(number)
+        where = f"{Path(path).name}:{page_number + 1}"
         try:
             image, text = self.pages.page(number, self.side)
-        except Refused as reason:
+        except UnreadablePage as reason:
             return Sample({f"{SKIPPED}/pages": [{"where": where, "reason": str(reason)}]})
-        # It stands as straight as it was printed: where its ink is, only PDFium knows.
-        wear = replace(degradation.choose(random.Random(f"{self.seed}/pdf/{number}"), self.level), degrees=0.0)
-        name = image_path("pdf", number, wear.suffix)
-        data = degradation.encoded(degradation.apply(image, wear, [self.seed, number]), wear)
-        return Sample({"pages": [record(f"pdf/{number:07}", name, self.prompt, text, where=where)]}, {name: data})
+        # Not rotated: the positions of its ink are not known here, so a rotation could not be checked.
+        degradation = replace(sample_degradation(random.Random(f"{self.seed}/pdf/{number}"), self.level), degrees=0.0)
+        name = image_path("pdf", number, degradation.suffix)
+        data = encode_image(degrade(image, degradation, [self.seed, number]), degradation.quality)
+        return Sample({"pages": [make_record(f"pdf/{number:07}", name, self.prompt, text, where=where)]}, {name: data})
 
 
 def open_pdfs(folder: Path) -> PdfFolder:
-    """Raises UserError for a file that is no PDF, or is locked."""
-    files, whole = [], hashlib.sha256()
+    """Raises UserError for a file that is not a PDF, or is encrypted."""
+    files, total = [], hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() == PDF_SUFFIX):
         with _document(str(path)) as document:
             files.append((str(path), len(document)))
-        whole.update(hashlib.sha256(path.read_bytes()).digest())
-    return PdfFolder(tuple(files), whole.hexdigest())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return PdfFolder(tuple(files), total.hexdigest())
 
 
 def _document(path: str) -> Any:
@@ -102,19 +102,19 @@ def _document(path: str) -> Any:
     try:
         return pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
-        raise UserError(f"{path} is no PDF that can be opened: {error}; remove it from the folder") from None
+        raise UserError(f"{path} cannot be opened as a PDF: {error}; remove it from the folder") from None
 
 
 def _text(page: Any) -> str:
     text_page = page.get_textpage()
-    lines = [tidy(line) for line in text_page.get_text_range().splitlines()]
+    lines = [normalise_text(line) for line in text_page.get_text_range().splitlines()]
     text = "\n".join(line for line in lines if line)
-    if len(text) < _FEWEST:
-        raise Refused(f"{len(text)} characters of text")
+    if len(text) < _MIN_CHARACTERS:
+        raise UnreadablePage(f"{len(text)} characters of text")
     if "\ufffd" in text or "\ufffe" in text:
-        raise Refused("characters that the PDF does not name")
+        raise UnreadablePage("characters without a Unicode mapping in the PDF")
     if IMAGE_PLACEHOLDER in text:
-        raise Refused(f"says {IMAGE_PLACEHOLDER}, which a record could not tell from an image")
+        raise UnreadablePage(f"contains {IMAGE_PLACEHOLDER}, which a record would read as an image")
     left, bottom, right, top = page.get_cropbox()
     for number in range(text_page.count_chars()):
         x0, y0, x1, y1 = text_page.get_charbox(number)
@@ -122,5 +122,5 @@ def _text(page: Any) -> str:
         if not empty and (
             x0 < left - _TOLERANCE or y0 < bottom - _TOLERANCE or x1 > right + _TOLERANCE or y1 > top + _TOLERANCE
         ):
-            raise Refused(f"text outside the visible page, at ({x0:.0f}, {y0:.0f}) points")
+            raise UnreadablePage(f"text outside the visible page, at ({x0:.0f}, {y0:.0f}) points")
     return text

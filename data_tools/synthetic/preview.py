@@ -1,4 +1,4 @@
-"""A sheet with the first images of a data set and what is said of each, to look at before anything learns from it."""
+"""A preview sheet: the first images of a data set with their labels, to inspect before training."""
 
 import textwrap
 from pathlib import Path
@@ -14,17 +14,28 @@ _LETTERS, _GAP, _LEADING = 13, 12, 16
 
 
 def write_preview(records: Path, number: int, cell: int, columns: int, lines: int) -> Path:
-    """`preview.png` beside a file of records. cell: pixels, a column's width; lines: of text under each, at most."""
+    """Write `preview.png` next to a file of records.
+
+    Args:
+        records: JSONL file.
+        number: images on the sheet.
+        cell: width of a column in pixels.
+        columns: images per row.
+        lines: maximum lines of text below an image.
+
+    Returns:
+        Path of the sheet.
+    """
     face = next(face for face in find_faces([SHIPPED]) if (face.family, face.style) == ("DejaVu Sans", "Book"))
     font = face.at(_LETTERS)
     wrap = textwrap.TextWrapper(width=int(cell / (0.58 * _LETTERS)), max_lines=lines, placeholder=" ...")
-    shown = []
+    cells = []
     for record in read_json_lines(records)[:number]:
         with Image.open(records.parent / record["image"]) as image:
             image.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-            said = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
-            shown.append((image.convert("RGB"), [line for text in said for line in wrap.wrap(text)][:lines]))
-    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+            answers = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
+            cells.append((image.convert("RGB"), [line for text in answers for line in wrap.wrap(text)][:lines]))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(image.height + _LEADING * len(text) for image, text in row) + 2 * _GAP for row in rows]
     sheet = Image.new("RGB", (columns * (cell + _GAP) + _GAP, sum(heights) + _GAP), (225, 228, 232))
     pen, top = ImageDraw.Draw(sheet), _GAP

@@ -1,4 +1,4 @@
-"""Tables that charts are drawn from: invented ones, given ones, what they say, and what can be asked of them."""
+"""Tables for charts: random tables, tables from CSV files, their labels, and questions about them."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from mmchat.errors import UserError
 
 ABSENT = "None"
-"""What stands for a title that a chart does not have."""
+"""Stands for a title that a chart does not have."""
 MOST_ROWS, MOST_SERIES = 12, 3
 
 _SUBJECTS = (
@@ -34,7 +34,7 @@ _SOURCES = ("Annual report", "Survey of 2021", "City archive", "Own counts", "St
 
 @dataclass(frozen=True)
 class Table:
-    """values: by series (one, named "", or several), and in it by row."""
+    """A table. values: series name (one series is named "") -> row name -> value."""
 
     title: str
     source: str
@@ -46,15 +46,15 @@ class Table:
     def rows(self) -> list[str]:
         return list(next(iter(self.values.values())))
 
-    def said(self) -> str:
-        """Vary's dictionary (arXiv:2312.06109, section 3.2.2), with OneChart's keys; JSON and Python read it alike."""
+    def label(self) -> str:
+        """Vary's dictionary (arXiv:2312.06109, section 3.2.2) with OneChart's keys, valid as JSON and as Python."""
         values = self.values.get("", self.values)
         names = {"title": self.title, "source": self.source, "x_title": self.x_title, "y_title": self.y_title}
         return json.dumps({**names, "values": values}, ensure_ascii=False)
 
 
-def invented(rng: random.Random) -> Table:
-    """Numbers of a kind and size as people put into charts, one to three series of three to nine rows."""
+def random_table(rng: random.Random) -> Table:
+    """A random table with plausible names and values: one to three series of three to nine rows."""
     subject, unit = rng.choice(_SUBJECTS)
     x_title = rng.choice(sorted(_ROWS))
     names = _ROWS[x_title]
@@ -64,7 +64,7 @@ def invented(rng: random.Random) -> Table:
     number = rng.choice((1, 1, 2, 3))
     series = rng.choice(_SERIES)[:number] if number > 1 else ("",)
     middle, spread = 10 ** rng.uniform(0.5, 3.5), rng.uniform(0.1, 0.6)
-    values = {name: {row: _readable(middle * rng.lognormvariate(0, spread)) for row in rows} for name in series}
+    values = {name: {row: _round_value(middle * rng.lognormvariate(0, spread)) for row in rows} for name in series}
     return Table(
         title=f"{subject} by {x_title.lower()}",
         source=rng.choice(_SOURCES) if rng.random() < 0.5 else ABSENT,
@@ -75,10 +75,10 @@ def invented(rng: random.Random) -> Table:
 
 
 def read_tables(folder: Path) -> list[Table]:
-    """A table of each .csv: a head, names of rows in the first column, numbers in the others.
+    """One table from each .csv: a header row, row names in the first column, numbers in the others.
 
     Raises:
-        UserError: a cell is no number, a row has another length or name twice, or there is no file.
+        UserError: a cell is not a number, a row has a wrong length or a duplicate name, or there is no file.
     """
     tables = [_read(path) for path in sorted(folder.rglob("*.csv"))]
     if not tables:
@@ -87,7 +87,7 @@ def read_tables(folder: Path) -> list[Table]:
 
 
 def excerpt(rng: random.Random, table: Table) -> Table:
-    """As many neighbouring rows, and as many series, as a chart can show."""
+    """A random part of a table that fits in a chart: consecutive rows of a few series."""
     count = min(len(table.rows), rng.randint(3, MOST_ROWS))
     start = rng.randrange(len(table.rows) - count + 1)
     rows = table.rows[start : start + count]
@@ -100,35 +100,35 @@ def excerpt(rng: random.Random, table: Table) -> Table:
 
 
 def questions(rng: random.Random, table: Table) -> list[tuple[str, str]]:
-    """A question of each kind that has one true answer, with that answer."""
+    """(question, answer) of each kind that has a unique answer, in random order."""
     name = rng.choice(list(table.values))
     of = f" of {name}" if name else ""
     values = table.values[name]
     row, other = rng.sample(list(values), 2)
-    asked = [
-        (f"What is the value{of} for {row}?", _shown(values[row])),
+    pairs = [
+        (f"What is the value{of} for {row}?", _format(values[row])),
         (f"How many values{of} are shown?", str(len(values))),
-        (f"What is the difference{of} between {row} and {other}?", _shown(round(abs(values[row] - values[other]), 6))),
+        (f"What is the difference{of} between {row} and {other}?", _format(round(abs(values[row] - values[other]), 6))),
     ]
     for word, best in (("largest", max(values.values())), ("smallest", min(values.values()))):
         places = [row for row, value in values.items() if value == best]
         if len(places) == 1:
             what = "part" if table.x_title == ABSENT else table.x_title
-            asked.append((f"Which {what} has the {word} value{of}?", places[0]))
-    rng.shuffle(asked)
-    return asked
+            pairs.append((f"Which {what} has the {word} value{of}?", places[0]))
+    rng.shuffle(pairs)
+    return pairs
 
 
 def _read(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.reader(file))
     if len(lines) < 4 or len(lines[0]) < 2:
-        raise UserError(f"{path}: expected a head, at least three rows, and a column of numbers beside the names")
+        raise UserError(f"{path}: expected a header, at least three rows, and a column of numbers after the names")
     head, *rows = lines
     values: dict[str, dict[str, float]] = {name: {} for name in head[1:]}
     for number, row in enumerate(rows, 2):
         if len(row) != len(head) or row[0] in values[head[1]]:
-            raise UserError(f"{path}, line {number}: expected {len(head)} cells and a name that no other row has")
+            raise UserError(f"{path}, line {number}: expected {len(head)} cells and a unique row name")
         for name, cell in zip(head[1:], row[1:], strict=True):
             try:
                 value = float(cell)
@@ -140,11 +140,11 @@ def _read(path: Path) -> Table:
     return Table(path.stem.replace("_", " "), ABSENT, head[0], ABSENT, values)
 
 
-def _readable(value: float) -> float:
-    """To three digits: who has only an axis to read by cannot tell more."""
+def _round_value(value: float) -> float:
+    """Round to three significant digits, which can be read from an axis."""
     value = float(f"{value:.3g}")
     return int(value) if value.is_integer() else value
 
 
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:g}" if abs(value) < 1e6 else str(value)

@@ -1,37 +1,40 @@
-"""Single lines of text on small images: what is written, in which face, size, place and shade."""
+"""Images of single lines of text: their text, font, size, position and grey levels."""
 
-import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from synthetic.degradation import encode_image
 from synthetic.fonts import Face, families
 from synthetic.generate import Sample
-from synthetic.label_check import Piece, check
-from synthetic.records import image_path, record
+from synthetic.label_check import Piece, check_label
+from synthetic.records import image_path, make_record
 
 ENGLISH, SHUFFLED, LETTERS = "english", "shuffled", "letters"
 KINDS = (ENGLISH, SHUFFLED, LETTERS)
 SHARES = (2, 1, 1)
-"""How often there is each kind: half is real English, the other half is nothing that a language model could guess."""
+"""Relative frequency of each kind. Half of the lines are English; a language model cannot guess the other half."""
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SMALLEST = 9
-"""Height in pixels of the smallest letters' em."""
+"""Smallest font size in pixels."""
 PLAIN_SIZE = 0.6
-"""Of the image's height: the em of lines without freedom, if they fit."""
+"""Font size of lines with freedom 0, as a fraction of the image height, if they fit."""
 SHORTEST = 3
 TRAIN = "train"
 
 
 @dataclass(frozen=True)
-class Style:
-    """How images of lines look.
+class LineStyle:
+    """Appearance of images of lines.
 
-    size: width and height of a line's place in pixels. longest: characters of a line at most. prompt: what is asked.
-    freedom: 0 to 1, how far size, place and shades depart from a line at the left in black on white.
-    rows: places under each other. Images to learn from have lines in 1 to all of them, others one line in any.
+    Attributes:
+        size: width and height of one line slot in pixels.
+        longest: maximum characters of a line.
+        prompt: the question.
+        freedom: 0 to 1. 0 draws black on white at the left; 1 varies size, position and grey levels fully.
+        rows: line slots of an image, one below the other. Training images fill 1 to all of them, others one.
     """
 
     size: tuple[int, int]
@@ -53,16 +56,17 @@ class Line:
 class LineMaker:
     """Makes sample `n` of one split.
 
-    taboo: lines of other splits, which must not come here.
-    unseen: the family that is kept from training; half of the lines of a held-out split are in it.
+    Attributes:
+        excluded: lines that must not occur, such as those of other splits.
+        unseen: font family that is excluded from training; half of the lines of the held-out split use it.
     """
 
     split: str
     seed: int
     texts: Sequence[str]
     faces: Sequence[Face]
-    style: Style
-    taboo: frozenset[str] = frozenset()
+    style: LineStyle
+    excluded: frozenset[str] = frozenset()
     unseen: str | None = None
 
     def __call__(self, number: int) -> Sample:
@@ -78,57 +82,57 @@ class LineMaker:
             image.paste(line.image, (0, row * height))
         name = image_path(self.split, number, "png")
         text = "\n".join(line.text for line in lines)
-        about = {"kinds": [self.group(lines)], "families": [line.family for line in lines]}
-        made = record(f"{self.split}/{number:07}", name, self.style.prompt, text, **about)
-        return Sample({self.split: [made]}, {name: encoded(image)})
+        metadata = {"kinds": [self.kind_of(lines)], "families": [line.family for line in lines]}
+        sample_record = make_record(f"{self.split}/{number:07}", name, self.style.prompt, text, **metadata)
+        return Sample({self.split: [sample_record]}, {name: encode_image(image)})
 
     def line(self, rng: random.Random, where: str) -> "Line":
-        kind, text = self.written(rng)
-        face = self.face(rng, text)
+        kind, text = self.sample_text(rng)
+        face = self.sample_face(rng, text)
         return Line(kind, text, face.family, draw(rng, text, face, self.style, where))
 
-    def group(self, lines: Sequence["Line"]) -> str:
-        """What a score is told by."""
+    def kind_of(self, lines: Sequence["Line"]) -> str:
+        """The kind under which scores of the image are reported."""
         if len(lines) > 1:
             return "several lines"
         (line,) = lines
         return f"{line.kind}, unseen family" if line.family == self.unseen else line.kind
 
     def text(self, number: int) -> str:
-        """What sample `number` says."""
-        return self.written(random.Random(f"{self.seed}/{self.split}/{number}"))[1]
+        """Text of the first line of sample `number`."""
+        return self.sample_text(random.Random(f"{self.seed}/{self.split}/{number}"))[1]
 
-    def written(self, rng: random.Random) -> tuple[str, str]:
-        """Kind and text of a line."""
+    def sample_text(self, rng: random.Random) -> tuple[str, str]:
+        """Kind and text of a random line."""
         kind = rng.choices(KINDS, SHARES)[0]
         while True:
             longest = rng.randint(SHORTEST, self.style.longest)
             text = {ENGLISH: english, SHUFFLED: shuffled, LETTERS: letters}[kind](rng, self.texts, longest)
-            if text and text not in self.taboo:
+            if text and text not in self.excluded:
                 return kind, text
 
-    def face(self, rng: random.Random, text: str) -> Face:
+    def sample_face(self, rng: random.Random, text: str) -> Face:
         faces = [face for face in self.faces if face.covers(text)]
-        seen = [face for face in faces if face.family != self.unseen]
-        kept = [face for face in faces if face.family == self.unseen]
-        choice = kept if kept and rng.random() < 0.5 else seen
-        family = rng.choice(families(choice))
-        return rng.choice([face for face in choice if face.family == family])
+        training = [face for face in faces if face.family != self.unseen]
+        unseen = [face for face in faces if face.family == self.unseen]
+        candidates = unseen if unseen and rng.random() < 0.5 else training
+        family = rng.choice(families(candidates))
+        return rng.choice([face for face in candidates if face.family == family])
 
 
 def english(rng: random.Random, texts: Sequence[str], longest: int) -> str:
-    """Words as they follow each other in a text, from any word on; "" where the first is too long."""
+    """Consecutive words of a random text from a random word on; "" if the first word is too long."""
     words = rng.choice(texts).split()
     return _fill(words[rng.randrange(len(words)) :], longest)
 
 
 def shuffled(rng: random.Random, texts: Sequence[str], longest: int) -> str:
-    """Words of the texts, each from somewhere else."""
+    """Words from random places of the texts."""
     return _fill([rng.choice(rng.choice(texts).split()) for _ in range(longest // 2)], longest)
 
 
 def letters(rng: random.Random, texts: Sequence[str], longest: int) -> str:
-    """Letters and digits, each as likely as any other, in groups of up to eight."""
+    """Uniformly random letters and digits in groups of up to eight."""
     groups, left = [], longest
     while left > 0:
         group = "".join(rng.choices(CHARACTERS, k=min(left, rng.randint(1, 8))))
@@ -147,8 +151,8 @@ def _fill(words: Sequence[str], longest: int) -> str:
     return line
 
 
-def draw(rng: random.Random, text: str, face: Face, style: Style, where: str) -> Image.Image:
-    """One line in a size in which it fits, wherever it is whole, dark on light or light on dark."""
+def draw(rng: random.Random, text: str, face: Face, style: LineStyle, where: str) -> Image.Image:
+    """One line in a font size and at a position where it fits, dark on light or light on dark."""
     (width, height), freedom = style.size, style.freedom
     largest = round(height * (PLAIN_SIZE + (1 - PLAIN_SIZE) * freedom))
     while largest > SMALLEST and not _fits(face, largest, text, style.size):
@@ -165,16 +169,10 @@ def draw(rng: random.Random, text: str, face: Face, style: Style, where: str) ->
     pen = ImageDraw.Draw(image)
     pen.text((x, y), text, fill=ink, font=font)
     room = (0, 0, width, height)
-    check([Piece(text, pen.textbbox((x, y), text, font=font), room)], text, room, where)
+    check_label([Piece(text, pen.textbbox((x, y), text, font=font), room)], text, room, where)
     return image
 
 
 def _fits(face: Face, size: int, text: str, image: tuple[int, int]) -> bool:
     left, top, right, bottom = face.at(size).getbbox(text)
     return right - left <= image[0] - 2 and bottom - top <= image[1] - 2
-
-
-def encoded(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Charts: the table that is said is on the image, and what is asked of it has the answer that it gives."""
+"""Charts: the label is what the chart shows, and the answers to questions are correct."""
 
 import ast
 import random
@@ -11,7 +11,7 @@ import pytest
 from synthetic.charts import KINDS, ChartMaker, draw_chart
 from synthetic.fonts import SHIPPED, find_faces
 from synthetic.label_check import DefectError
-from synthetic.tables import ABSENT, Table, excerpt, invented, questions, read_tables
+from synthetic.tables import ABSENT, Table, excerpt, questions, random_table, read_tables
 
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -30,13 +30,13 @@ def table():
     return Table("Rents", ABSENT, "City", "EUR", {"": {"Oslo": 12.5, "Lima": 7, "Graz": 9}})
 
 
-def test_a_chart_says_its_table_as_a_python_dict_and_as_json(maker):
+def test_the_label_of_a_chart_is_a_python_dict(maker):
     seen = set()
     for number in range(5):
         sample = maker(number)
         (record,) = sample.records["tables"]
-        said = ast.literal_eval(record["conversations"][1]["value"])
-        assert list(said) == ["title", "source", "x_title", "y_title", "values"] and len(said["values"]) >= 2
+        label = ast.literal_eval(record["conversations"][1]["value"])
+        assert list(label) == ["title", "source", "x_title", "y_title", "values"] and len(label["values"]) >= 2
         assert record["conversations"][0]["value"] == (
             "<image>\nConvert the key information of the chart to a python dict:"
         )
@@ -46,23 +46,23 @@ def test_a_chart_says_its_table_as_a_python_dict_and_as_json(maker):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_planted_cut_title_is_caught(kind, table, maker):
+def test_a_cut_title_is_a_defect(kind, table, maker):
     face, table = maker.faces[0], replace(table, x_title=ABSENT, y_title=ABSENT)
     assert draw_chart(random.Random(0), kind, table, face, (320, 240), "")[:4] == b"\x89PNG"
     with pytest.raises(DefectError, match=r"chart 7: 'Rents.*' leaves the image"):
         draw_chart(random.Random(0), kind, replace(table, title="Rents " * 30), face, (320, 240), "chart 7")
 
 
-def test_what_is_said_but_not_written_is_caught(table, maker):
-    with pytest.raises(DefectError, match="chart 7: 'City' is said, but not written"):
+def test_a_missing_text_is_a_defect(table, maker):
+    with pytest.raises(DefectError, match="chart 7: 'City' is in the label, but not drawn"):
         draw_chart(random.Random(0), "pie", table, maker.faces[0], (320, 240), "chart 7")
 
 
-def test_answers_are_true_by_rules_of_this_tests_own():
-    asked = set()
+def test_answers_are_correct_by_an_independent_computation():
+    kinds = set()
     for seed in range(300):
         rng = random.Random(seed)
-        table = invented(rng)
+        table = random_table(rng)
         for question, answer in questions(rng, table):
             series = next((name for name in table.values if name and f" of {name}" in question), "")
             values = table.values[series]
@@ -77,11 +77,11 @@ def test_answers_are_true_by_rules_of_this_tests_own():
             else:
                 best = max(values.values()) if "largest" in question else min(values.values())
                 assert [row for row, value in values.items() if value == best] == [answer]
-            asked.add(question.split()[0] + question.split()[3])
-    assert len(asked) >= 5
+            kinds.add(question.split()[0] + question.split()[3])
+    assert len(kinds) >= 5
 
 
-def test_tables_of_ones_own(tmp_path):
+def test_tables_from_csv(tmp_path):
     (tmp_path / "fruit_harvest.csv").write_text(CSV)
     (whole,) = read_tables(tmp_path)
     assert whole.title == "fruit harvest" and whole.values["Pears"]["1990"] == 100.5 and whole.x_title == "Year"
@@ -96,7 +96,7 @@ def test_tables_of_ones_own(tmp_path):
         (CSV.replace("1993,10", "1993,ten"), r"line 5: Apples is 'ten', expected a number"),
         (CSV.replace("1993,10", "1993,nan"), r"line 5: Apples is 'nan', expected a number"),
         (CSV.replace("1993,10,", "1993,10,,"), r"line 5: expected 3 cells"),
-        (CSV.replace("1993", "1992"), r"line 5: expected 3 cells and a name that no other row has"),
+        (CSV.replace("1993", "1992"), r"line 5: expected 3 cells and a unique row name"),
         ("Year,Apples\n1,2\n", "at least three rows"),
     ):
         (tmp_path / "fruit_harvest.csv").write_text(text)
@@ -104,13 +104,13 @@ def test_tables_of_ones_own(tmp_path):
             read_tables(tmp_path)
 
 
-def test_a_table_with_names_too_long_for_its_image_is_the_users(table, maker):
+def test_a_table_with_too_long_names_is_a_user_error(table, maker):
     long = replace(table, title="Rents " * 30)
-    with pytest.raises(UserError, match=r"chart 3 of seed 0: 'Rents.*shorten what your tables say"):
+    with pytest.raises(UserError, match=r"chart 3 of seed 0: 'Rents.*shorten the texts of your tables"):
         replace(maker, tables=[long])(3)
 
 
-def test_the_programs_write_what_our_reader_reads(tmp_path):
+def test_the_scripts_write_readable_data(tmp_path):
     small = ["--count", "2", "--workers", "0", "--seed", "3"]
     make_charts.main(["--out", str(tmp_path / "charts"), "--width", "320", "--height", "240", *small])
     assert len(open_source(str(tmp_path / "charts" / "tables.jsonl"))) == 2

@@ -1,5 +1,5 @@
-"""Pages of text: what is drawn is what is said, whole, by seed alone, in fonts that have the characters."""
-# ruff: noqa: RUF001  Chinese stops are meant as such.
+"""Synthetic pages: the label is what is drawn, complete, determined by the seed, in fonts that cover the text."""
+# ruff: noqa: RUF001  Chinese punctuation is intended.
 
 import random
 from dataclasses import replace
@@ -9,12 +9,13 @@ import make_pages
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import degradation, generate
+from synthetic import generate
+from synthetic.degradation import LEVELS, Degradation, degrade, sample_degradation
 from synthetic.fonts import SHIPPED, SYSTEM, Face, find_faces
-from synthetic.label_check import DefectError, Piece, check, check_turned
-from synthetic.line_breaking import broken
+from synthetic.label_check import DefectError, Piece, check_label, check_rotation
+from synthetic.line_breaking import break_lines
 from synthetic.pages import PageMaker, draw
-from synthetic.text_folder import open_texts, tidy
+from synthetic.text_folder import normalise_text, open_texts
 
 from mmchat.constants import OCR_PROMPT
 from mmchat.data.sources import open_source
@@ -51,15 +52,15 @@ def maker(text_folder, faces):
 
 
 def words_of(folder: Path) -> str:
-    return " ".join(tidy(path.read_text()) for path in sorted(folder.iterdir()))
+    return " ".join(normalise_text(path.read_text()) for path in sorted(folder.iterdir()))
 
 
-def test_what_a_page_says_stands_in_the_text_and_its_ink_is_where_the_boxes_are(maker, text_folder):
+def test_label_is_in_the_source_text_and_all_ink_is_in_the_boxes(maker, text_folder):
     whole = words_of(text_folder)
     formulas = tables = 0
     for number in range(12):
-        page, wear = maker.compose(number)
-        maker.check(number, page, wear)
+        page, degradation = maker.compose(number)
+        maker.check(number, page, degradation)
         blocks = page.text.split("\n")
         assert max(blocks, key=len) in whole
         formulas += bool(set("=≈≤≥≠≡∝") & set(page.text))
@@ -74,66 +75,66 @@ def test_what_a_page_says_stands_in_the_text_and_its_ink_is_where_the_boxes_are(
     assert formulas and tables
 
 
-def test_a_planted_clipped_line_is_caught(maker):
-    page, wear = maker.compose(3)
+def test_a_clipped_line_is_a_defect(maker):
+    page, degradation = maker.compose(3)
     for change, problem in (
         ({"x": page.side - 20}, "leaves its room"),
         ({"baseline": -3}, "leaves its room"),
-        ({"text": page.runs[4].text[:-1]}, "is drawn and"),
+        ({"text": page.runs[4].text[:-1]}, "is drawn and the label is"),
         ({"text": page.runs[4].text + " and on and on over the edge of the page and far beyond it"}, "leaves its room"),
     ):
         runs = list(page.runs)
         runs[4] = replace(runs[4], **change)
         with pytest.raises(DefectError, match=f"page 3 of seed 0: .*{problem}"):
-            maker.check(3, replace(page, runs=tuple(runs)), wear)
-    with pytest.raises(DefectError, match="is drawn and"):
-        maker.check(3, replace(page, runs=page.runs[:-1]), wear)
-    with pytest.raises(DefectError, match="is drawn and"):
-        maker.check(3, replace(page, runs=(*page.runs[1::-1], *page.runs[2:])), wear)
+            maker.check(3, replace(page, runs=tuple(runs)), degradation)
+    with pytest.raises(DefectError, match="is drawn and the label is"):
+        maker.check(3, replace(page, runs=page.runs[:-1]), degradation)
+    with pytest.raises(DefectError, match="is drawn and the label is"):
+        maker.check(3, replace(page, runs=(*page.runs[1::-1], *page.runs[2:])), degradation)
 
 
-def test_a_page_that_fails_its_check_is_drawn_again_and_listed():
+def test_a_page_with_a_defect_is_redrawn_and_listed():
     def attempt(number):
         if number < failures:
             raise DefectError(f"attempt {number}")
         return generate.Sample({"pages": [{"id": number}]})
 
     failures = 0
-    assert generate.redrawn(attempt).records == {"pages": [{"id": 0}]}
+    assert generate.retry_defects(attempt).records == {"pages": [{"id": 0}]}
     failures = 2
     listed = [{"reason": "attempt 0"}, {"reason": "attempt 1"}]
-    assert generate.redrawn(attempt).records == {"pages": [{"id": 2}], "skipped/redrawn": listed}
+    assert generate.retry_defects(attempt).records == {"pages": [{"id": 2}], "skipped/redrawn": listed}
     failures = 9
     with pytest.raises(DefectError, match="attempt 4"):
-        generate.redrawn(attempt)
+        generate.retry_defects(attempt)
 
 
-def test_skew_may_not_turn_ink_off_the_page():
+def test_skew_that_moves_ink_off_the_page_is_a_defect():
     corner = [Piece("x", (2, 2, 10, 10), (0, 0, 100, 100))]
-    check(corner, "x", (0, 0, 100, 100), "")
-    check_turned(corner, 0.5, 100, "")
+    check_label(corner, "x", (0, 0, 100, 100), "")
+    check_rotation(corner, 0.5, 100, "")
     with pytest.raises(DefectError, match=r"turned by 9\.00 degrees, 'x' leaves the page"):
-        check_turned(corner, 9.0, 100, "")
+        check_rotation(corner, 9.0, 100, "")
     turned = Image.new("L", (100, 100), 255)
     turned.paste(0, (2, 2, 4, 4))
-    assert (np.asarray(degradation.apply(turned, degradation.Degradation(degrees=9.0), [0])) > 128).all()
+    assert (np.asarray(degrade(turned, Degradation(degrees=9.0), [0])) > 128).all()
 
 
-@pytest.mark.parametrize("level", sorted(degradation.LEVELS))
-def test_wear_is_seeded_and_leaves_the_text_darker_than_the_paper(maker, level):
+@pytest.mark.parametrize("level", sorted(LEVELS))
+def test_degradation_is_seeded_and_text_stays_darker_than_paper(maker, level):
     page, _ = maker.compose(0)
     clean = draw(page)
     for seed in range(6):
-        wear = replace(degradation.choose(random.Random(seed), level), degrees=0.0)
-        worn = np.asarray(degradation.apply(clean, wear, [seed])).astype(int)
-        again = np.asarray(degradation.apply(clean, wear, [seed]))
-        assert (worn == again).all() and (level != "none" or (worn == np.asarray(clean)).all())
+        degradation = replace(sample_degradation(random.Random(seed), level), degrees=0.0)
+        degraded = np.asarray(degrade(clean, degradation, [seed])).astype(int)
+        again = np.asarray(degrade(clean, degradation, [seed]))
+        assert (degraded == again).all() and (level != "none" or (degraded == np.asarray(clean)).all())
         ink = np.asarray(clean) < 100
-        assert np.median(worn[ink]) < np.median(worn[~ink]) - 40
+        assert np.median(degraded[ink]) < np.median(degraded[~ink]) - 40
 
 
 def bytes_made(make, out: Path, workers: int = 0) -> dict[Path, bytes]:
-    generate.generate_dataset(make, 7, out, {"seed": 0}, workers, stretch=2)
+    generate.generate_dataset(make, 7, out, {"seed": 0}, workers, chunk_size=2)
     return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -163,40 +164,40 @@ def test_same_bytes_after_a_kill(tmp_path, maker):
     assert bytes_made(counted, tmp_path / "cut") == whole and len(made) == 3
 
 
-def test_a_font_without_the_characters_is_not_chosen(maker, faces, text_folder, tmp_path):
+def test_a_font_that_does_not_cover_the_text_is_not_chosen(maker, faces, text_folder, tmp_path):
     poor = Face(faces[0].path, 0, "Poor", "Regular", frozenset("abc "))
     able = replace(maker, faces=[poor, *faces])
-    assert {able.body(random.Random(seed), "Evening.").family for seed in range(40)} == {f.family for f in faces}
+    assert {able.sample_body(random.Random(seed), "Evening.").family for seed in range(40)} == {f.family for f in faces}
     (tmp_path / "zh.txt").write_text(CHINESE)
     with pytest.raises(UserError, match="no font has the characters of these texts"):
         replace(maker, texts=open_texts(tmp_path)).compose(0)
-    (tmp_path / "en.txt").write_text(tale(5))  # beside it, what can be drawn is
+    (tmp_path / "en.txt").write_text(tale(5))  # text that can be drawn is drawn
     page, _ = replace(maker, texts=open_texts(tmp_path)).compose(0)
     assert page.text and not set(CHINESE) & set(page.text)
 
 
-def test_chinese_breaks_between_characters_but_not_before_stops(maker, tmp_path):
+def test_chinese_breaks_between_characters_but_not_before_punctuation(maker, tmp_path):
     chinese = [face for face in find_faces([SYSTEM]) if face.covers(CHINESE)]
     if not chinese:
         pytest.skip("no font with Chinese on this machine")
     (tmp_path / "zh.txt").write_text("\n\n".join(CHINESE * 3 for _ in range(30)))
     able = replace(maker, texts=open_texts(tmp_path), faces=chinese)
     for number in range(4):
-        page, wear = able.compose(number)
-        able.check(number, page, wear)
+        page, degradation = able.compose(number)
+        able.check(number, page, degradation)
         assert max(page.text.split("\n"), key=len) in CHINESE * 3
         assert sum(run.glue == "" for run in page.runs) > 3 and not any(run.text[0] in "，。" for run in page.runs)
 
 
-def test_a_word_wider_than_its_line_is_cut_and_loses_nothing(faces):
+def test_a_word_wider_than_a_line_is_cut_without_loss(faces):
     text = "a " + "w" * 100 + " b"
-    lines = list(broken(text, faces[0], 20, 150, 0))
+    lines = list(break_lines(text, faces[0], 20, 150, 0))
     assert len(lines) > 5 and max(line.length for line in lines) <= 150
-    together = "".join(line.text + line.glue_behind for line in lines)
+    together = "".join(line.text + line.next_glue for line in lines)
     assert together == text and [text[: line.end] for line in lines][-1] == text
 
 
-def test_a_stretch_of_text_is_whole_paragraphs_from_anywhere(tmp_path):
+def test_random_access_gives_complete_paragraphs(tmp_path):
     (tmp_path / "long.txt").write_text(tale(7, 400))
     (tmp_path / "lines.md").write_text("# 第一章\n" + "春天来了。\n" * 20_000)
     texts = open_texts(tmp_path)
@@ -204,13 +205,13 @@ def test_a_stretch_of_text_is_whole_paragraphs_from_anywhere(tmp_path):
     rng = random.Random(0)
     found = 0
     for _ in range(60):
-        for paragraph in texts.stretch(rng.randrange(texts.size)):
+        for paragraph in texts.paragraphs_from(rng.randrange(texts.size)):
             found += 1
             assert paragraph.text in every or set(paragraph.text) <= set("春天来了。 ")
     assert found > 100
 
 
-def test_headings_of_markdown_and_what_is_passed_over(tmp_path):
+def test_markdown_headings_and_skipped_text(tmp_path):
     (tmp_path / "a.md").write_text(
         "# One two #\n\nText\u200b with  a\tform\x0cfeed.\n\nSee <image> here.\n\nשלום is Hebrew.\n\n#no heading\n"
         "## Two\nits text,\nstill\n- one\n2. two"
@@ -222,7 +223,7 @@ def test_headings_of_markdown_and_what_is_passed_over(tmp_path):
 
 
 def pdf(path: Path, *pages: list[tuple[float, float, str]]) -> None:
-    """Pages of texts, each at a place in parts of the page, by matplotlib, whose text a reader can select."""
+    """Write pages of (x, y, text), in fractions of the page, with selectable text."""
     import matplotlib
     from matplotlib.backends.backend_pdf import PdfPages
     from matplotlib.figure import Figure
@@ -235,7 +236,7 @@ def pdf(path: Path, *pages: list[tuple[float, float, str]]) -> None:
             file.savefig(figure)
 
 
-def test_pages_of_pdfs_come_with_their_own_text_and_bad_ones_are_listed(tmp_path):
+def test_pdf_pages_have_their_text_and_unreadable_ones_are_listed(tmp_path):
     pytest.importorskip("pypdfium2")
     (tmp_path / "in").mkdir()
     good = [(0.1, 0.9, "The harbour lay in silence."), (0.1, 0.1, "Below, the lanterns burned.")]
@@ -253,7 +254,7 @@ def test_pages_of_pdfs_come_with_their_own_text_and_bad_ones_are_listed(tmp_path
     assert skipped[0]["reason"] == "0 characters of text" and "outside the visible page" in skipped[1]["reason"]
 
 
-def test_the_program_makes_what_our_reader_reads_and_says_what_is_wrong(text_folder, tmp_path, capsys):
+def test_the_script_writes_readable_data_and_reports_mistakes(text_folder, tmp_path, capsys):
     def run(*more):
         make_pages.main(["--text", str(text_folder), "--size", "256", "--workers", "0", "--fonts", SHIPPED, *more])
 
@@ -262,7 +263,7 @@ def test_the_program_makes_what_our_reader_reads_and_says_what_is_wrong(text_fol
     assert len(source) == 3 and OCR_PROMPT in source[2].turns[0].parts[-1]
     assert (tmp_path / "out" / "preview.png").exists()
     for words, told in (
-        (["--out", str(tmp_path / "out"), "--count", "4"], "was begun with other settings (count;"),
+        (["--out", str(tmp_path / "out"), "--count", "4"], "was started with other settings (count;"),
         (["--out", str(text_folder)], "exists and is not empty"),
         (["--out", str(tmp_path / "x"), "--letters", "30", "20"], "--letters 30 20: expected 4 to 16"),
         (["--out", str(tmp_path / "x"), "--text", str(tmp_path / "out" / "pages")], "no .txt, .md or .pdf"),

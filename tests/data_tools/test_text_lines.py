@@ -1,4 +1,4 @@
-"""Lines to learn reading from: what is drawn is what is said, and nothing held out was learned."""
+"""Synthetic lines: the label is what is drawn, and no held-out line is in the training split."""
 
 import random
 import re
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from synthetic.fonts import SHIPPED, find_faces
 from synthetic.label_check import DefectError
-from synthetic.text_folder import tidy
-from synthetic.text_lines import LETTERS, SHUFFLED, Style, draw, letters
+from synthetic.text_folder import normalise_text
+from synthetic.text_lines import LETTERS, SHUFFLED, LineStyle, draw, letters
 
 from mmchat.constants import OCR_PROMPT
 from mmchat.data.sources import open_source
@@ -56,9 +56,9 @@ def test_no_line_and_no_paragraph_is_in_two_splits_and_one_family_is_held_out(ma
     assert sum(map(len, texts.values())) == 100 and len(set().union(*texts.values())) == 100
 
 
-def test_half_is_english_as_it_stands_and_half_cannot_be_guessed(made, text_folder):
+def test_half_is_english_and_half_is_random(made, text_folder):
     records = made[1]["train"]
-    whole = tidy((text_folder / "tales.txt").read_text())
+    whole = normalise_text((text_folder / "tales.txt").read_text())
     kinds = [record["kinds"][0] for record in records]
     assert 0.2 < kinds.count(SHUFFLED) / len(kinds) + kinds.count(LETTERS) / len(kinds) < 0.7
     for record in records:
@@ -69,7 +69,7 @@ def test_half_is_english_as_it_stands_and_half_cannot_be_guessed(made, text_fold
     assert re.fullmatch(r"[A-Za-z0-9 ]+", drawn) and len(set(drawn)) == 63
 
 
-def test_several_lines_stand_under_each_other_in_their_order(text_folder, made, tmp_path, faces):
+def test_lines_of_one_image_are_in_order(text_folder, made, tmp_path, faces):
     rows = ["--rows", "3", "--width", "128", "--characters", "8", "--avoid", str(made[0] / "heldout.jsonl")]
     splits = make(text_folder, tmp_path / "out", *rows)
     texts = {name: [record["conversations"][1]["value"] for record in split] for name, split in splits.items()}
@@ -96,10 +96,10 @@ def test_our_own_reader_reads_them(made):
         assert sheet.width > 1000
 
 
-def test_ink_is_whole_at_every_freedom(faces):
-    """A border of bare paper goes round every line."""
+def test_ink_is_complete_at_every_freedom(faces):
+    """Every line has a border without ink."""
     for freedom in (0.0, 0.5, 1.0):
-        style = Style((160, 32), 24, "", freedom)
+        style = LineStyle((160, 32), 24, "", freedom)
         for seed in range(40):
             rng = random.Random(seed)
             face = rng.choice(faces)
@@ -111,7 +111,7 @@ def test_ink_is_whole_at_every_freedom(faces):
 
 
 def test_a_line_that_does_not_fit_is_a_defect(faces):
-    style = Style((40, 12), 24, "")
+    style = LineStyle((40, 12), 24, "")
     with pytest.raises(DefectError, match=r"line 3 of train, seed 7: 'W+' covers .* leaves its room"):
         draw(random.Random(0), "W" * 24, faces[0], style, "line 3 of train, seed 7")
 
@@ -123,16 +123,16 @@ def test_users_mistakes(made, text_folder, tmp_path, capsys):
         assert end.value.code == 2
         return capsys.readouterr().err
 
-    assert "was begun with other settings (seed" in told("--out", str(made[0]), "--seed", "1")
+    assert "was started with other settings (seed" in told("--out", str(made[0]), "--seed", "1")
     assert "must be one of at least two families, found DejaVu Sans," in told(
         "--out", str(tmp_path / "a"), "--unseen-family", "Papyrus"
     )
-    assert "is no folder" in told("--out", str(tmp_path / "a"), "--fonts", str(tmp_path / "none"))
+    assert "is not a folder" in told("--out", str(tmp_path / "a"), "--fonts", str(tmp_path / "none"))
     assert "expected a number from 0 to 1" in told("--out", str(tmp_path / "a"), "--freedom", "3")
 
 
 @pytest.mark.slow
-def test_every_machine_has_real_english():
+def test_english_corpus_is_large_enough():
     from synthetic import english_corpus
 
     words = [word for paragraph in english_corpus.paragraphs() for word in paragraph.split()]
