@@ -4,7 +4,7 @@ Inspecting every tensor costs time, so speed is measured by train.py only. READM
 
     python bench/training_memory.py
     python bench/training_memory.py --stage pretrain --a logits_to_keep
-    python bench/training_memory.py -- --objective.packing null        # what follows -- overrides B's run config
+    python bench/training_memory.py -- --objective.packing null        # options after -- override B's run config
 """
 
 import tempfile

@@ -1,10 +1,10 @@
-"""Convert the data sets that people use to LLaVA's JSONL, one record a line.
+"""Convert published data sets to LLaVA's format as JSONL, one record per line.
 
     python data_tools/convert.py KIND --input FILE ... --out OUT.jsonl [--image-root FOLDER]
 
-Files are streamed. Interrupted, the same command goes on where it stopped. With --image-root every image is looked
-up. What cannot be converted is left out, counted, and listed with the reason in OUT.jsonl.skipped. The images stay
-where they are and are named relative to the image root (`hf` alone writes images, below it).
+Files are streamed. After an interruption the same command resumes. With --image-root, every image must exist. Items
+that cannot be converted are skipped, counted, and listed with the reason in OUT.jsonl.skipped. Images are not moved;
+paths are relative to the image root (only `hf` writes images, below it).
 """
 
 import argparse
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert_readers import captions, hugging_face, llava, questions
-from convert_readers.interface import Converted, Job, Skipped
-from convert_writer import summary, write
+from convert_readers.interface import ConversionJob, Converted, Skipped
+from convert_writer import summary, write_records
 
 from mmchat.command_line.arguments import OneLineParser
 from mmchat.command_line.errors import reporting
@@ -29,13 +29,16 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Kind:
-    """A published layout.
+    """A published data format.
 
-    wants: the file it is for. example: arguments behind the kind's name. options: names in `OPTIONS` that it takes.
-    passes: how often it reads its input.
+    Attributes:
+        wants: the expected files.
+        example: example arguments.
+        options: names in `OPTIONS` that it accepts.
+        passes: how often it reads its input.
     """
 
-    read: Callable[[Job], Iterator[Converted | Skipped]]
+    read: Callable[[ConversionJob], Iterator[Converted | Skipped]]
     wants: str
     example: str
     options: tuple[str, ...] = ()
@@ -106,7 +109,7 @@ KINDS = {
     ),
     "csv": Kind(
         captions.table,
-        "any .csv or .tsv with a header and a column each for image path and caption",
+        "any .csv or .tsv with a header and columns for image path and caption",
         "--input captions.csv --image-column photo --caption-column alt --image-root photos",
         ("--prompt", *_COLUMNS),
     ),
@@ -118,12 +121,12 @@ KINDS = {
     ),
 }
 OPTIONS = {
-    "--max-turns": {"type": int, "metavar": "N", "help": "questions in a record, at most; by default all on one image"
-                    " that follow each other, as in LLaVA's 665K"},
-    "--prompt": {"metavar": "TEXT", "help": 'instruction instead of LLaVA\'s own; "" for none'},
-    "--split": {"default": "train", "metavar": "NAME", "help": "take this split (default: train)"},
-    "--image-column": {"metavar": "NAME", "help": "column of the images; by default found by its usual names"},
-    "--caption-column": {"metavar": "NAME", "help": "column of the texts; by default found by its usual names"},
+    "--max-turns": {"type": int, "metavar": "N", "help": "maximum questions in a record; default: all consecutive ones"
+                    " about one image, as in LLaVA's 665K"},
+    "--prompt": {"metavar": "TEXT", "help": 'instruction instead of LLaVA\'s; "" for none'},
+    "--split": {"default": "train", "metavar": "NAME", "help": "split to convert (default: train)"},
+    "--image-column": {"metavar": "NAME", "help": "image column; by default found by common names"},
+    "--caption-column": {"metavar": "NAME", "help": "text column; by default found by common names"},
 }  # fmt: skip
 
 
@@ -136,32 +139,32 @@ def _parser(prog: str) -> OneLineParser:
     for name, kind in KINDS.items():
         about = f"{kind.wants}\n\n  python data_tools/convert.py {name} {kind.example} --out OUT.jsonl"
         command = commands.add_parser(name, description=about, formatter_class=raw)
-        command.add_argument("--input", type=Path, nargs="+", required=True, help="the file or files")
-        command.add_argument("--out", type=Path, required=True, help="the .jsonl to write")
-        command.add_argument("--image-root", type=Path, help="folder of the images; each is looked up")
+        command.add_argument("--input", type=Path, nargs="+", required=True, help="input file or files")
+        command.add_argument("--out", type=Path, required=True, help=".jsonl file to write")
+        command.add_argument("--image-root", type=Path, help="folder of the images; each must exist")
         command.add_argument("--strict", action="store_true", help="stop at the first item that cannot be converted")
         for option in kind.options:
             command.add_argument(option, **OPTIONS[option])
     return parser
 
 
-def _arguments(argv: list[str], prog: str) -> argparse.Namespace:
+def _parse_arguments(argv: list[str], prog: str) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in KINDS:
-        near = difflib.get_close_matches(argv[0].lower(), KINDS, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no kind {argv[0]!r}; the nearest is {near!r} (see `{prog} --help`)")
-    args = _parser(prog).parse_args(argv)
-    if args.out.suffix != ".jsonl":
-        raise UserError(f"--out {args.out}: give a name that ends in .jsonl, one record a line")
-    if args.image_root and args.kind != "hf" and not args.image_root.is_dir():
-        raise UserError(f"--image-root {args.image_root} is not a folder")
-    if getattr(args, "max_turns", None) is not None and args.max_turns < 1:
-        raise UserError(f"--max-turns {args.max_turns}: a record needs one question or more")
-    return args
+        closest = difflib.get_close_matches(argv[0].lower(), KINDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"there is no kind {argv[0]!r}; the closest is {closest!r} (see `{prog} --help`)")
+    arguments = _parser(prog).parse_args(argv)
+    if arguments.out.suffix != ".jsonl":
+        raise UserError(f"--out {arguments.out}: expected a name that ends in .jsonl")
+    if arguments.image_root and arguments.kind != "hf" and not arguments.image_root.is_dir():
+        raise UserError(f"--image-root {arguments.image_root} is not a folder")
+    if getattr(arguments, "max_turns", None) is not None and arguments.max_turns < 1:
+        raise UserError(f"--max-turns {arguments.max_turns}: expected 1 or more")
+    return arguments
 
 
 @contextmanager
 def _progress(name: str, inputs: list[Path], passes: int) -> Iterator[tuple[Callable, Callable]]:
-    """Two functions: one is told how many bytes were read, one what was done so far."""
+    """Two callbacks: one takes the number of bytes read, one a status line."""
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path} does not exist")
@@ -178,14 +181,14 @@ def _progress(name: str, inputs: list[Path], passes: int) -> Iterator[tuple[Call
 
 
 def main(argv: list[str] | None = None, prog: str = "convert.py") -> None:
-    given = vars(_arguments(sys.argv[1:] if argv is None else argv, prog))
-    name, inputs, strict = given.pop("kind"), given.pop("input"), given.pop("strict")
+    options = vars(_parse_arguments(sys.argv[1:] if argv is None else argv, prog))
+    name, inputs, strict = options.pop("kind"), options.pop("input"), options.pop("strict")
     kind = KINDS[name]
     if name == "hf":
-        inputs = hugging_face.data_files(inputs, given["split"])
-    with _progress(name, inputs, kind.passes) as (advance, tell):
-        job = Job(inputs, advance=advance, **given)
-        tally = write(kind.read(job), job.out, job.image_root, strict, tell)
+        inputs = hugging_face.data_files(inputs, options["split"])
+    with _progress(name, inputs, kind.passes) as (advance, report):
+        job = ConversionJob(inputs, advance=advance, **options)
+        tally = write_records(kind.read(job), job.out, job.image_root, strict, report)
     print(summary(tally, job.out, job.image_root))
 
 

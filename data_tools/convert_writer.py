@@ -1,8 +1,8 @@
-"""Write converted records: each validated, resumable, and what was left out listed.
+"""Writes converted records: each is validated, the conversion can be resumed, and skipped items are listed.
 
-`OUT.part` grows line by line and becomes `OUT` by rename when all is done. A second start runs the reader again from
-the beginning, which costs little beside looking up images, and compares: every line that is there must be the one
-that would be written now. So the result has the same bytes, however often it was interrupted.
+`OUT.part` is written line by line and renamed to `OUT` at the end. A resumed conversion runs the reader from the
+beginning, which is cheap compared with looking up images. Every existing line must equal the line that would be written
+now. So the result has the same bytes, regardless of interruptions.
 """
 
 import fcntl
@@ -29,18 +29,18 @@ _BLOCK = 1 << 16
 
 @dataclass
 class Tally:
-    """What became of the items. `examples` maps a reason to a few places."""
+    """Counts of converted and skipped items. examples: reason -> a few places."""
 
     written: int = 0
     left_out: Counter = field(default_factory=Counter)
-    unwanted: Counter = field(default_factory=Counter)
+    deselected: Counter = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, item: Skipped) -> None:
-        (self.unwanted if item.unwanted else self.left_out)[item.reason] += 1
-        shown = self.examples.setdefault(item.reason, [])
-        if len(shown) < EXAMPLES:
-            shown.append(f"{item.where}{f' ({item.id})' if item.id and item.id != item.where else ''}")
+        (self.deselected if item.deselected else self.left_out)[item.reason] += 1
+        places = self.examples.setdefault(item.reason, [])
+        if len(places) < EXAMPLES:
+            places.append(f"{item.where}{f' ({item.id})' if item.id and item.id != item.where else ''}")
 
     def note(self) -> str:
         return f"{self.written:,} records, {self.left_out.total():,} left out"
@@ -48,46 +48,46 @@ class Tally:
     def lines(self) -> Iterator[str]:
         for reason, number in self.left_out.most_common():
             yield f"  {number:,}  {reason}, e.g. {'; '.join(self.examples[reason])}"
-        for reason, number in self.unwanted.most_common():
-            yield f"  {number:,}  {reason}, as you asked"
+        for reason, number in self.deselected.most_common():
+            yield f"  {number:,}  {reason}, deselected"
 
 
 def skipped_path(out: Path) -> Path:
-    """Not a `.jsonl` itself: a folder that is opened as a source would take it for data."""
+    """Path of the list of skipped items. Not a `.jsonl`, which would be read as data if the folder is a source."""
     return out.with_name(f"{out.name}.skipped")
 
 
-def write(
+def write_records(
     items: Iterable[Converted | Skipped],
     out: Path,
     image_root: Path | None = None,
     strict: bool = False,
-    tell: Callable[[str], None] = lambda note: None,
+    report: Callable[[str], None] = lambda note: None,
 ) -> Tally:
     """Write `out`, and `skipped_path(out)` if anything was left out.
 
     Args:
-        image_root: look there for every image; None believes the records.
-        strict: stop at the first item that must be left out.
-        tell: called now and then with a line about what was done.
+        image_root: folder in which every image must exist; None does not check.
+        strict: stop at the first item that cannot be converted.
+        report: called regularly with a status line.
 
     Raises:
-        UserError: `out` is there already, nothing could be converted, `strict` met an item, or the part that is
-            there comes from another conversion.
+        UserError: `out` exists, nothing could be converted, an item cannot be converted and `strict` is set, or the
+            `.part` file comes from another conversion.
     """
     if out.exists():
-        raise UserError(f"{out} is there already; delete it to convert anew, or choose another --out")
+        raise UserError(f"{out} exists; delete it to convert again, or choose another --out")
     part, listing = out.with_name(f"{out.name}.part"), skipped_path(out)
     aside = listing.with_name(f"{listing.name}.part")
     tally = Tally()
     try:
         with _exclusive(part) as file, aside.open("wb") as skipped:
             for item in _append(items, file, part, image_root, tally):
-                if isinstance(item, Skipped) and not item.unwanted:
-                    _list(item, skipped, strict)
+                if isinstance(item, Skipped) and not item.deselected:
+                    _write_skipped(item, skipped, strict)
                 if (tally.written + tally.left_out.total()) % 1000 == 0:
-                    tell(tally.note())
-            tell(tally.note())
+                    report(tally.note())
+            report(tally.note())
             for finished in (file, skipped):
                 finished.flush()
                 os.fsync(finished.fileno())
@@ -97,12 +97,12 @@ def write(
     finally:
         aside.unlink(missing_ok=True)
     if not tally.written:
-        raise UserError("\n".join([f"nothing could be converted; {_places(tally, listing)}", *tally.lines()]))
+        raise UserError("\n".join([f"nothing could be converted; {_skipped_summary(tally, listing)}", *tally.lines()]))
     part.rename(out)
     return tally
 
 
-def _list(item: Skipped, skipped: BinaryIO, strict: bool) -> None:
+def _write_skipped(item: Skipped, skipped: BinaryIO, strict: bool) -> None:
     if strict:
         raise UserError(f"{item.where}: {item.reason}{f' ({item.detail})' * bool(item.detail)}, and --strict was given")
     entry = {"where": item.where, "id": item.id, "reason": item.reason, "detail": item.detail}
@@ -110,12 +110,12 @@ def _list(item: Skipped, skipped: BinaryIO, strict: bool) -> None:
 
 
 def summary(tally: Tally, out: Path, image_root: Path | None = None) -> str:
-    said = [f"{tally.written:,} records in {out}; {_places(tally, skipped_path(out))}", *tally.lines()]
+    speeches = [f"{tally.written:,} records in {out}; {_skipped_summary(tally, skipped_path(out))}", *tally.lines()]
     where = ["--image-root", str(image_root)] if image_root else []
-    return "\n".join([*said, f"next: {shlex.join(['mmchat', 'data', 'check', str(out), *where])}"])
+    return "\n".join([*speeches, f"next: {shlex.join(['mmchat', 'data', 'check', str(out), *where])}"])
 
 
-def _places(tally: Tally, listing: Path) -> str:
+def _skipped_summary(tally: Tally, listing: Path) -> str:
     number = tally.left_out.total()
     return f"{number:,} items left out, listed in {listing}" if number else "no item failed"
 
@@ -123,14 +123,14 @@ def _places(tally: Tally, listing: Path) -> str:
 def _append(
     items: Iterable[Converted | Skipped], file: BinaryIO, part: Path, image_root: Path | None, tally: Tally
 ) -> Iterator[Converted | Skipped]:
-    """Put the records behind the lines that are there; yields what became of each item."""
+    """Append the records after the existing lines; yields the result for each item."""
     expected = file.readline()
     for item in items:
         line = _line(item)
-        if line and line == expected:  # was validated when it was written
+        if line and line == expected:  # validated when it was written
             expected = file.readline()
         elif line:
-            item = _checked(item, image_root)
+            item = _validated(item, image_root)
             if isinstance(item, Converted):
                 if expected:
                     break
@@ -142,8 +142,8 @@ def _append(
         yield item
     if expected:
         raise UserError(
-            f"{part} was begun with another input, other options or other images: line {tally.written + 1} differs; "
-            "delete it to convert anew, or choose another --out"
+            f"{part} was started with another input, other options or other images: line {tally.written + 1} differs; "
+            "delete it to convert again, or choose another --out"
         )
 
 
@@ -151,24 +151,24 @@ def _line(item: Converted | Skipped) -> bytes:
     return as_json_line(item.record) if isinstance(item, Converted) else b""
 
 
-def _checked(item: Converted, image_root: Path | None) -> Converted | Skipped:
-    """The item, or why it may not become a record."""
+def _validated(item: Converted, image_root: Path | None) -> Converted | Skipped:
+    """The item, or the reason why it is not a valid record."""
     reason, detail = _problem(item.record, item.where, image_root)
     return Skipped(item.where, item.record["id"], reason, detail) if reason else item
 
 
 def _problem(record: dict[str, Any], where: str, image_root: Path | None) -> tuple[str, str]:
-    """(reason, detail), both empty for a good record. The frequent reasons by name, the others by `parse_record`."""
+    """(reason, detail), both empty for a valid record. Checks the frequent reasons, then calls `parse_record`."""
     images = record.get("image", [])
     images = images if isinstance(images, list) else [images]
-    said = {
+    speeches = {
         speaker: [t["value"] for t in record["conversations"] if t["from"] == speaker] for speaker in ("human", "gpt")
     }
-    if not all(answer.strip() for answer in said["gpt"]):
+    if not all(answer.strip() for answer in speeches["gpt"]):
         return "empty answer", ""
-    if any(IMAGE_PLACEHOLDER in answer for answer in said["gpt"]):
+    if any(IMAGE_PLACEHOLDER in answer for answer in speeches["gpt"]):
         return f'literal "{IMAGE_PLACEHOLDER}" in an answer', ""
-    places = sum(value.count(IMAGE_PLACEHOLDER) for value in said["human"])
+    places = sum(value.count(IMAGE_PLACEHOLDER) for value in speeches["human"])
     if places != len(images):
         return f'not as many "{IMAGE_PLACEHOLDER}" as images', f"{places} in the text, {len(images)} images"
     for image in images:
@@ -182,7 +182,7 @@ def _problem(record: dict[str, Any], where: str, image_root: Path | None) -> tup
 
 
 def _invalid(record: dict[str, Any], where: str, image_root: Path | None) -> tuple[str, str]:
-    """What the schema itself says; without an image root this file stands for every image."""
+    """(reason, detail) of `parse_record`. Without an image root, this file stands in for every image."""
     if image_root is None and "image" in record:
         here, image = Path(__file__), record["image"]
         stand_in = [here.name] * len(image) if isinstance(image, list) else here.name
@@ -196,7 +196,7 @@ def _invalid(record: dict[str, Any], where: str, image_root: Path | None) -> tup
 
 @contextmanager
 def _exclusive(part: Path) -> Iterator[BinaryIO]:
-    """The part file, at its beginning and without a last line that was cut; ours alone until closed."""
+    """The part file, locked, positioned at the start, with an incomplete last line removed."""
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     with part.open("r+b") as file:
@@ -214,7 +214,7 @@ def _exclusive(part: Path) -> Iterator[BinaryIO]:
 
 
 def _end_of_lines(file: BinaryIO) -> int:
-    """How many bytes are whole lines."""
+    """Number of bytes up to the last line end."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _BLOCK)

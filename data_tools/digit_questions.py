@@ -1,7 +1,7 @@
-"""What can be said about a scene of digits: questions with their answers, and statements.
+"""Questions with answers, and statements, about a scene of digits.
 
-Everything follows from the things of a scene and from margins clear enough that nobody could disagree.
-No question of a conversation gives another's answer away; see `converse`.
+All of them follow from the digits of a scene, with margins that leave no ambiguity. No question of a conversation
+reveals the answer of another; see `converse`.
 """
 
 import itertools
@@ -32,14 +32,14 @@ PHRASES = {
     },
 }
 STATE = "What do you see?"
-# How eagerly a conversation takes up each kind it could ask: the scarcer a kind's scenes, the more.
+# Weight of each kind of question in a conversation: kinds that fewer scenes allow have larger weights.
 EAGERNESS = {"count": 0.5, "color_of_digit": 0.5, "digit_of_color": 0.6, "has_digit": 0.8, "count_color": 0.8}
 EAGERNESS |= {"leftmost": 1.5, "rightmost": 1.5, "highest": 1.3, "lowest": 1.3}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One digit of a scene. Centre and size (the side of its square) are fractions of the image's side."""
+    """One digit of a scene. x, y (centre) and size (side of its square) are fractions of the image's side."""
 
     digit: int
     color: str
@@ -55,9 +55,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` is what the assistant says, `value` what was asked for.
+    """A question about a scene.
 
-    `mentions`: the places in the scene's tuple of the things that question and answer speak of.
+    Attributes:
+        value: the requested value.
+        answer: the assistant's sentence, which contains the value.
+        mentions: indices of the scene's digits that question and answer mention.
     """
 
     kind: str
@@ -68,7 +71,7 @@ class Question:
 
 
 def in_a_row(things: tuple[Thing, ...]) -> bool:
-    """Whether the order from left to right is beyond doubt."""
+    """Whether the order from left to right is unambiguous."""
     return all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things))
 
 
@@ -77,7 +80,7 @@ def with_article(name: object) -> str:
 
 
 def listing(things: tuple[Thing, ...]) -> str:
-    """'a red 7, a blue 3 and a white 1', in the things' order."""
+    """'a red 7, a blue 3 and a white 1', in the order of the digits."""
     names = [with_article(t.name) for t in things]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
@@ -87,7 +90,7 @@ def holders(things: tuple[Thing, ...], attribute: str, value: object) -> list[in
 
 
 def unique(things: tuple[Thing, ...], attribute: str) -> list[int]:
-    """Places of the things that no other equals in this."""
+    """Indices of the digits whose value of the attribute no other digit has."""
     return [i for i, t in enumerate(things) if len(holders(things, attribute, getattr(t, attribute))) == 1]
 
 
@@ -108,7 +111,7 @@ def number_of_color(color: str, number: int) -> str:
 
 
 def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    """The questions that this scene answers without doubt (clear margins, no ties)."""
+    """All questions with an unambiguous answer in this scene (clear margins, no ties)."""
     found: list[Question] = []
 
     def ask(kind: str, value: object, answer: str, mentions: list[int], slot: object = "") -> None:
@@ -146,7 +149,7 @@ def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
 
 
 def numbered_color(rng: random.Random, things: tuple[Thing, ...], none: float) -> str:
-    """A colour; `none`: how often one that no thing has. Otherwise every number is as likely as another."""
+    """A random colour. none: probability of a colour that no digit has; otherwise all counts are equally likely."""
     by_number: dict[int, list[str]] = {}
     for color in COLORS:
         by_number.setdefault(len(holders(things, "color", color)), []).append(color)
@@ -155,11 +158,11 @@ def numbered_color(rng: random.Random, things: tuple[Thing, ...], none: float) -
 
 
 def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
-    """Up to seven questions in any order, none of which is answered by the rest.
+    """Up to seven questions in random order, none of which can be answered from the others.
 
-    Questions of one conversation speak of different things. A description, which speaks of all,
-    stands alone. Beside a count or a question about absence at most three things are spoken of (a scene
-    has no fifth, so the fourth would give it away); beside both, one thing stays unspoken of.
+    Questions of a conversation mention different digits. A description mentions all digits, so it is the only question
+    of its conversation. With a count or a question about absence, at most three digits are mentioned, because a scene
+    has at most four. With both, at least one digit is not mentioned.
     """
     found = candidates(rng, things)
     if found[0].kind == "describe" and rng.random() < 0.35:
@@ -180,10 +183,10 @@ def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
 
 
 def statements(rng: random.Random, things: tuple[Thing, ...]) -> str:
-    """True sentences in any order, in the answers' own words, at most one about each thing.
+    """True sentences in random order, worded like the answers, at most one about each digit.
 
-    In a description from left to right the place tells which thing comes next. Here only a thing's
-    colour tells its digit, or its digit its colour: what a model must bind to answer questions.
+    In a description, digits are identified by their order from left to right. Here a digit can be identified only by
+    its colour, or the colour by its digit. Answering questions requires this binding.
     """
     said, spoken = [], set()
     for color in rng.sample(list(COLORS), len(COLORS)):

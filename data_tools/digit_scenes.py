@@ -1,18 +1,18 @@
-"""Make the quickstart's data: images of coloured handwritten digits, and what can be said about them.
+"""Generate the quickstart's data: images of coloured handwritten digits with captions, statements and conversations.
 
-The digits are the 1,797 scans that scikit-learn ships, so nothing is downloaded. Each split draws
-from its own scans: what a model scores on `heldout` it scores on handwriting it never saw.
+The digits are the 1,797 scans that scikit-learn ships, so nothing is downloaded. Each split uses its own scans, so
+scores on `heldout` are on handwriting that is not in the training data.
 
-    captions    one digit an image, one caption ("a red 7"): what the tower learns from
-    statements  one to four digits, few more often, and sentences about them: what the projector learns from
-    train       scenes of one to four digits: conversations, and again statements
-    dev         conversations about other scans: choose hyperparameters here
-    named       one digit of the last 297 scans an image, labelled "a red 7": what the tower is asked in words
-    heldout     conversations about the last 297 scans: report from here
+    captions    one digit per image, one caption ("a red 7"): trains the tower
+    statements  one to four digits, mostly few, and sentences about them: trains the projector
+    train       scenes of one to four digits with conversations, some with statements
+    dev         conversations about other scans: for choosing hyperparameters
+    named       one digit of the last 297 scans per image, labelled "a red 7": zero-shot test of the tower
+    heldout     conversations about the last 297 scans: for reporting
 
-Every record is LLaVA's, plus `kinds` (one per question) and, outside the training splits, the
-SHA-256 of the image's raw pixels, so that `--verify` can tell whether a regenerated test is the
-same test. What is said is in digit_questions.py.
+Records are in LLaVA's format, plus `kinds` (one per question) and, in `dev` and `heldout`, the SHA-256 of the image's
+raw pixels. `--verify` uses it to check that a regenerated test split equals a published one. Texts are in
+digit_questions.py.
 
     python data_tools/digit_scenes.py --out data/digits
 """
@@ -37,12 +37,12 @@ from mmchat.progress import track
 
 TRAINING = (0, 1200)
 GLYPHS = dict.fromkeys(("captions", "statements", "train"), TRAINING)
-# `heldout` last: whoever finds its file, as the quickstart does, may rely on all others.
+# `heldout` is written last: if its file exists, all others do, too. The quickstart relies on this.
 GLYPHS |= {"dev": (1200, 1500), "named": (1500, 1797), "heldout": (1500, 1797)}
-# How often an image holds one, two, ... digits.
+# Relative frequency of one, two, ... digits in an image.
 NUMBERS = {"captions": (1,), "statements": (4, 3, 2, 1), "named": (1,)}
 SCENE_NUMBERS = (3, 5, 5, 5)
-# Share of the images that come with statements; the others of `statements` come with a description.
+# Share of images with statements; the other images of `statements` have a description.
 STATED = {"statements": 0.65, "train": 0.25}
 HASHED = ("dev", "heldout")
 FADES_ON_LIGHT = ("yellow", "white")
@@ -51,7 +51,7 @@ FADES_ON_DARK = ("black",)
 
 @functools.cache
 def glyphs() -> tuple[list[Image.Image], list[int]]:
-    """Scikit-learn's scans as 10x10 grey images (8x8 and a blank border), and the digits they show."""
+    """Scikit-learn's scans as 10x10 grey images (8x8 with a blank border), and their digits."""
     require("sklearn", extra="tools")
     from sklearn.datasets import load_digits
 
@@ -63,9 +63,11 @@ def glyphs() -> tuple[list[Image.Image], list[int]]:
 def compose(
     rng: random.Random, glyph_range: tuple[int, int], numbers: tuple[int, ...] = SCENE_NUMBERS
 ) -> tuple[bool, tuple[Thing, ...]]:
-    """A background (light or dark) and things whose squares do not overlap, left to right.
+    """A random scene: whether the background is light, and digits whose squares do not overlap, from left to right.
 
-    numbers: how often there are one, two, ... things.
+    Args:
+        glyph_range: range of scans to choose from.
+        numbers: relative frequency of one, two, ... digits.
     """
     light = rng.random() < 0.5
     palette = [name for name in COLORS if name not in (FADES_ON_LIGHT if light else FADES_ON_DARK)]
@@ -76,21 +78,21 @@ def compose(
         repeat = things and rng.random() < 0.25
         color = rng.choice(things).color if repeat else rng.choice(palette)
         size, trials = rng.uniform(0.29, 0.56 - 0.03 * number), 0
-        while True:  # a thing that finds no room shrinks; at 0.25 four always fit
+        while True:  # a digit that does not fit shrinks
             x, y = rng.uniform(size / 2, 1 - size / 2), rng.uniform(size / 2, 1 - size / 2)
             if all(max(abs(x - t.x), abs(y - t.y)) >= (size + t.size) / 2 for t in things):
                 break
             trials += 1
             if trials % 20 == 0:
                 size = max(0.25, size * 0.93)
-            if trials == 400:  # three things stand so that no fourth fits: begin anew
+            if trials == 400:  # three digits leave no room for a fourth: start again
                 return compose(rng, glyph_range, numbers)
         things.append(Thing(glyphs()[1][glyph], color, x, y, size, glyph))
     return light, tuple(sorted(things, key=lambda t: t.x))
 
 
 def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) -> Image.Image:
-    """The RGB image: a tinted gradient, and on it each scan turned, sheared, stretched and dyed a little."""
+    """The RGB image: a tinted gradient with each scan slightly rotated, sheared, scaled and coloured."""
     low = 200 if light else 8
     tint = [rng.uniform(low, low + 40) for _ in range(3)]
     slope_x, slope_y = rng.uniform(-14, 14), rng.uniform(-14, 14)
@@ -117,7 +119,7 @@ def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) 
 
 
 def talk(rng: random.Random, split: str, things: tuple[Thing, ...]) -> list[Question]:
-    """What the record of an image asks and answers."""
+    """Questions and answers of the record of an image."""
     if split == "captions":
         return [Question("caption", STATE, listing(things), listing(things))]
     if rng.random() < STATED.get(split, 0.0):
@@ -127,7 +129,7 @@ def talk(rng: random.Random, split: str, things: tuple[Thing, ...]) -> list[Ques
 
 
 def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
-    """Image and record `index` of a split: a pure function of the four arguments."""
+    """Image and record `index` of a split, a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
     light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS))
     while split == "statements" and not in_a_row(things):
@@ -136,12 +138,12 @@ def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dic
     name = f"{split}/{index:06d}"
     if split == "named":
         return image, {"id": name, "image": f"{name}.png", "label": listing(things)}
-    asked = talk(rng, split, things)
+    questions = talk(rng, split, things)
     turns = []
-    for number, question in enumerate(asked):
+    for number, question in enumerate(questions):
         turns.append({"from": "human", "value": "<image>\n" * (number == 0) + question.text})
         turns.append({"from": "gpt", "value": question.answer})
-    record = {"id": name, "image": f"{name}.png", "conversations": turns, "kinds": [q.kind for q in asked]}
+    record = {"id": name, "image": f"{name}.png", "conversations": turns, "kinds": [q.kind for q in questions]}
     if split in HASHED:
         record["sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
     return image, record
@@ -156,9 +158,13 @@ def save(out: Path, split: str, seed: int, side: int, index: int) -> dict:
 def write_split(
     out: Path, split: str, number: int, seed: int, side: int, workers: int, reference: Path | None = None
 ) -> list[dict]:
-    """Write `out/<split>/*.png` and, if it is the split in `reference`, `out/<split>.json`.
+    """Write `out/<split>/*.png` and `out/<split>.json`; the bytes do not depend on the number of workers.
 
-    The same bytes for any number of workers.
+    Args:
+        reference: records that the split must equal; otherwise `out/<split>.json` is not written.
+
+    Raises:
+        UserError: the split differs from `reference`.
     """
     (out / split).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
@@ -171,7 +177,11 @@ def write_split(
 
 
 def verify(made: list[dict], reference: Path) -> None:
-    """Refuse a held-out split that is not, record by record and pixel by pixel, the one in `reference`."""
+    """Check that a held-out split equals the one in `reference`, in every record and pixel.
+
+    Raises:
+        UserError: it differs.
+    """
     expected = json.loads(reference.read_text())
     if len(made) != len(expected):
         raise UserError(
@@ -182,8 +192,8 @@ def verify(made: list[dict], reference: Path) -> None:
             if ours.get(key) != theirs[key]:
                 raise UserError(
                     f"{ours['id']}: `{key}` differs from {reference}: made {ours.get(key)!r}, not {theirs[key]!r}. "
-                    "Scores on it do not compare with published ones. Use the seed and size that made the "
-                    "reference; if they are the same, another Pillow or scikit-learn drew other pixels."
+                    "Scores on it are not comparable with published ones. Use the seed and size of the "
+                    "reference; if they are the same, other versions of Pillow or scikit-learn drew other pixels."
                 )
 
 
@@ -192,21 +202,29 @@ def main(argv: list[str] | None = None) -> None:
     option = lambda name, default, text: parser.add_argument(  # noqa: E731
         name, type=type(default), default=default, help=f"{text} (default: {default})"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    option("--seed", 0, "another seed, other images")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    option("--seed", 0, "random seed")
     option("--captions", 51200, "single digits with a caption")
     option("--statements", 20000, "images of one to four digits with statements about them")
-    option("--train", 40000, "scenes to learn from")
-    option("--dev", 400, "scenes to choose hyperparameters on")
-    option("--named", 400, "labelled single digits to score the tower on")
-    option("--heldout", 400, "scenes to report from")
+    option("--train", 40000, "training scenes")
+    option("--dev", 400, "scenes for choosing hyperparameters")
+    option("--named", 400, "labelled single digits for testing the tower")
+    option("--heldout", 400, "held-out test scenes")
     option("--size", 64, "side of an image in pixels")
-    option("--workers", 2, "processes that draw")
-    parser.add_argument("--verify", type=Path, help="refuse a held-out split that differs from this file's")
-    args = parser.parse_args(argv)
+    option("--workers", 2, "worker processes")
+    parser.add_argument("--verify", type=Path, help="fail if the held-out split differs from the one in this file")
+    arguments = parser.parse_args(argv)
     for split in GLYPHS:
-        reference = args.verify if split == "heldout" else None
-        write_split(args.out, split, getattr(args, split), args.seed, args.size, args.workers, reference)
+        reference = arguments.verify if split == "heldout" else None
+        write_split(
+            arguments.out,
+            split,
+            getattr(arguments, split),
+            arguments.seed,
+            arguments.size,
+            arguments.workers,
+            reference,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draw a few labelled images, equally many of each class: what is left when labels are dear.
+"""Draw a small labelled subset with equally many images of each class, for experiments with few labels.
 
     python data_tools/labelled_subset.py data/digits/train --count 15 --seed 0 --out few.jsonl
 
-The table names images and labels; whoever reads it names the folder of the data as `image_root`. Of classes with
-unequal shares, as with 15 of ten, it is drawn which get one more.
+The output table has image paths and labels; use the data folder as its `image_root`. If --count is not a multiple of
+the number of classes, the classes that get one image more are drawn at random.
 """
 
 import argparse
@@ -19,36 +19,36 @@ from mmchat.errors import UserError
 from mmchat.files import write_json_lines
 
 
-def share(rows: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` of the rows, of each label as many or one more, in the order of the data.
+def labelled_subset(rows: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` random rows, equally many of each label (or one more), in the order of the data.
 
     Raises:
         UserError: a label has too few rows.
     """
     draw = np.random.default_rng(seed)
     classes, labels = np.unique([row["label"] for row in rows], return_inverse=True)
-    each, more = divmod(count, len(classes))
-    favoured = draw.choice(len(classes), more, replace=False)
+    per_class, remainder = divmod(count, len(classes))
+    with_one_more = draw.choice(len(classes), remainder, replace=False)
     chosen: list[int] = []
     for label, name in enumerate(classes.tolist()):
-        numbers, wanted = np.flatnonzero(labels == label), each + (label in favoured)
-        if len(numbers) < wanted:
-            raise UserError(f"{wanted} of {name!r} are wanted, but there are {len(numbers)}; lower --count")
-        chosen += draw.choice(numbers, wanted, replace=False).tolist()
+        members, required = np.flatnonzero(labels == label), per_class + (label in with_one_more)
+        if len(members) < required:
+            raise UserError(f"{required} of {name!r} are needed, but there are {len(members)}; lower --count")
+        chosen += draw.choice(members, required, replace=False).tolist()
     return [rows[number] for number in sorted(chosen)]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("data", type=Path, help="a folder of images for each class")
-    parser.add_argument("--count", type=int, required=True, help="images in all")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice")
-    parser.add_argument("--out", type=Path, required=True, help="table to write, .jsonl")
-    args = parser.parse_args(argv)
-    table = open_source(args.data).table
-    chosen = share([table.row(number)[1] for number in range(len(table))], args.count, args.seed)
-    write_json_lines(args.out, chosen)
-    print(f"{args.out}: {len(chosen)} images")
+    parser.add_argument("data", type=Path, help="folder with one folder of images per class")
+    parser.add_argument("--count", type=int, required=True, help="total number of images")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+    parser.add_argument("--out", type=Path, required=True, help=".jsonl table to write")
+    arguments = parser.parse_args(argv)
+    table = open_source(arguments.data).table
+    chosen = labelled_subset([table.row(number)[1] for number in range(len(table))], arguments.count, arguments.seed)
+    write_json_lines(arguments.out, chosen)
+    print(f"{arguments.out}: {len(chosen)} images")
 
 
 if __name__ == "__main__":

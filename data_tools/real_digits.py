@@ -1,14 +1,13 @@
-"""Write scikit-learn's 1,797 real handwritten digits as images: to learn from, and to score on.
+"""Write scikit-learn's 1,797 handwritten digits as images, split for training and testing.
 
-    train/     a folder for each digit, "seven/0042.png": the scans that a model may learn from, as they are
-    test/      the same of the scans that scores are given on
-    test.json  the images of test/ with all captions that are true of them: for retrieval
-    captions.json, captions/   seeded variants of the scans in train/, bent and moved as handwriting is, each with a
-                               caption in words
+    train/     a folder for each digit, "seven/0042.png": training scans, unmodified
+    test/      the same for test scans
+    test.json  the images of test/ with all correct captions, for retrieval
+    captions.json, captions/   seeded elastic variants of the training scans, each with a caption
 
-The scans of 8 x 8 are enlarged. Scores are on the last 297; whoever chooses anything, a rate or a number of steps,
-writes `--choosing 1` to 5, which leaves those out and tests on a fifth of the others. Scans come writer by writer, so
-that a fifth is of hands that are not among the other four, as the last 297 are.
+The scans of 8 x 8 pixels are enlarged. Scores are reported on the last 297 scans. To choose hyperparameters, use
+`--fold 1` to 5, which excludes these and tests on a fifth of the others. Scans are ordered by writer, so the writers of
+a fold are not in the other four, just as those of the last 297.
 
     python data_tools/real_digits.py --out data/digits
 """
@@ -27,8 +26,8 @@ from mmchat.extras import require
 from mmchat.progress import track
 from mmchat.vision.transforms.elastic import elastic_warp
 
-LEARNED, ALL = 1500, 1797
-FIFTHS = 5
+TRAIN_SCANS, ALL_SCANS = 1500, 1797
+FOLDS = 5
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = (
     "a handwritten {word}",
@@ -42,7 +41,7 @@ CAPTIONS = (
 )
 
 
-def enlarged(scan: np.ndarray, size: int) -> np.ndarray:
+def enlarge(scan: np.ndarray, size: int) -> np.ndarray:
     """Grey values 0 to 16, float[8, 8] -> 0 to 255, float32[size, size]."""
     grey = Image.fromarray((scan * (255 / 16)).astype(np.uint8))
     return np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC), np.float32)
@@ -53,33 +52,33 @@ def save(path: Path, image: np.ndarray) -> None:
     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
 
 
-def split(choosing: int | None) -> tuple[list[int], list[int]]:
-    """Numbers of the scans to learn from, and to test on: the last 297, or the `choosing`-th fifth of the others."""
-    if choosing is None:
-        return list(range(LEARNED)), list(range(LEARNED, ALL))
-    start, end = (LEARNED // FIFTHS * at for at in (choosing - 1, choosing))
-    return [number for number in range(LEARNED) if not start <= number < end], list(range(start, end))
+def split(fold: int | None) -> tuple[list[int], list[int]]:
+    """(training scans, test scans). The test scans are the last 297, or fold `fold` (a fifth) of the others."""
+    if fold is None:
+        return list(range(TRAIN_SCANS)), list(range(TRAIN_SCANS, ALL_SCANS))
+    start, end = (TRAIN_SCANS // FOLDS * at for at in (fold - 1, fold))
+    return [number for number in range(TRAIN_SCANS) if not start <= number < end], list(range(start, end))
 
 
-def captioned(image: str, caption: str, digit: int) -> dict:
-    """A record of LLaVA's layout; its label is the digit in words."""
+def caption_record(image: str, caption: str, digit: int) -> dict:
+    """A record in LLaVA's format; its label is the digit in words."""
     text = caption.format(word=WORDS[digit], figure=digit)
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
     return {"id": Path(image).stem, "image": image, "label": WORDS[digit], "conversations": turns}
 
 
-def write(out: Path, choosing: int | None, size: int, variants: int, strength: float, seed: int) -> None:
+def write_digits(out: Path, fold: int | None, size: int, variants: int, strength: float, seed: int) -> None:
     require("sklearn", extra="tools")
     from sklearn.datasets import load_digits
 
     scans, digits = load_digits(return_X_y=True)
-    images = [enlarged(scan.reshape(8, 8), size) for scan in scans]
-    train, test = split(choosing)
+    images = [enlarge(scan.reshape(8, 8), size) for scan in scans]
+    train, test = split(fold)
     for folder, numbers in (("train", train), ("test", test)):
         for number in numbers:
             save(out / folder / WORDS[digits[number]] / f"{number:04}.png", images[number])
     records = [
-        captioned(f"test/{WORDS[digits[number]]}/{number:04}.png", caption, digits[number])
+        caption_record(f"test/{WORDS[digits[number]]}/{number:04}.png", caption, digits[number])
         for number in test
         for caption in CAPTIONS
     ]
@@ -90,28 +89,28 @@ def write(out: Path, choosing: int | None, size: int, variants: int, strength: f
         for each in range(variants):
             name = f"captions/{number:04}-{each:02}.png"
             save(out / name, elastic_warp(images[number], rng, strength))
-            records.append(captioned(name, str(rng.choice(CAPTIONS)), digits[number]))
+            records.append(caption_record(name, str(rng.choice(CAPTIONS)), digits[number]))
     write_records(out / "captions.json", records)
-    print(f"{out}: {len(train)} scans to learn from, {len(records)} variants, {len(test)} to test on")
+    print(f"{out}: {len(train)} training scans, {len(records)} variants, {len(test)} test scans")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument(
-        "--choosing",
+        "--fold",
         type=int,
-        choices=range(1, FIFTHS + 1),
-        help="leave the last 297 out and test on this fifth of the others: to choose settings by",
+        choices=range(1, FOLDS + 1),
+        help="exclude the last 297 and test on this fifth of the others, to choose hyperparameters",
     )
     parser.add_argument("--size", type=int, default=32, help="side of an image in pixels")
-    parser.add_argument("--variants", type=int, default=60, help="variants of each scan to learn from")
-    parser.add_argument("--strength", type=float, default=1.0, help="how far variants depart from the scan")
-    parser.add_argument("--seed", type=int, default=0, help="of the variants and their captions")
-    args = parser.parse_args(argv)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"{args.out} exists and is not empty; remove it or name another --out")
-    write(args.out, args.choosing, args.size, args.variants, args.strength, args.seed)
+    parser.add_argument("--variants", type=int, default=60, help="variants of each training scan")
+    parser.add_argument("--strength", type=float, default=1.0, help="strength of the distortion")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the variants and their captions")
+    arguments = parser.parse_args(argv)
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"{arguments.out} exists and is not empty; remove it or choose another --out")
+    write_digits(arguments.out, arguments.fold, arguments.size, arguments.variants, arguments.strength, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python data_tools/train_tokenizer.py data/digits/train.json data/digits/captions.json --out data/tokenizer
 
-Byte-pair merges with byte fallback and split digits, as Llama's own: any text encodes, and a digit is
-always its own token. `<s>` begins, `</s>` ends, and `<unk>`, which byte fallback leaves unused, pads.
-The same files give the same tokenizer. No torch.
+BPE with byte fallback and split digits, as in Llama: any text can be encoded, and each digit is one token. `<s>` is
+BOS, `</s>` is EOS, and `<unk>`, which is never produced because of byte fallback, is the padding token. The same files
+give the same tokenizer.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from mmchat.errors import UserError
 from mmchat.files import read_json_lines
 from mmchat.progress import track
 
-# What the templates put around the turns: words that the conversations themselves do not hold.
+# Text that conversation templates add around the turns.
 TEMPLATE_WORDS = "USER: ASSISTANT: SYSTEM: Human: Assistant: A chat between a user and an assistant."
 
 
 def texts(files: list[Path]) -> list[str]:
-    """Every turn's text, without the image placeholder."""
+    """Texts of all turns, without the image placeholder."""
     turns = []
     for file in files:
         records = read_json_lines(file) if file.suffix == ".jsonl" else json.loads(file.read_text())
@@ -67,14 +67,14 @@ def train(sentences: list[str], vocab_size: int, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help=".json or .jsonl files of conversations in LLaVA's format")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer into")
-    parser.add_argument("--vocab-size", type=int, default=512, help="at most so many tokens (default: 512)")
-    args = parser.parse_args(argv)
-    train(texts(args.files), args.vocab_size, args.out)
-    tokenizer = AutoTokenizer.from_pretrained(args.out)
+    parser.add_argument("files", type=Path, nargs="+", help=".json or .jsonl files in LLaVA's format")
+    parser.add_argument("--out", type=Path, required=True, help="output folder of the tokenizer")
+    parser.add_argument("--vocab-size", type=int, default=512, help="maximum vocabulary size (default: 512)")
+    arguments = parser.parse_args(argv)
+    train(texts(arguments.files), arguments.vocab_size, arguments.out)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.out)
     assert tokenizer.is_fast
-    print(f"{len(tokenizer)} tokens in {args.out}")
+    print(f"{len(tokenizer)} tokens in {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""One reader for each published layout: streams that yield `Converted` records and `Skipped` items."""
+"""One reader per published data format. Readers are generators of `Converted` records and `Skipped` items."""

@@ -1,4 +1,4 @@
-"""What readers are told, and what they yield."""
+"""Interface of the readers: their input (`ConversionJob`), their output (`Converted`, `Skipped`), and helpers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,32 +8,34 @@ from typing import Any, NamedTuple
 from mmchat.constants import IMAGE_PLACEHOLDER
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
-"""LLaVA's words for the speakers of a conversation, and the chat's."""
+"""Speaker names of LLaVA's format and of chat messages -> LLaVA's names."""
 
 
 class Converted(NamedTuple):
-    """A record in LLaVA's layout, not yet validated. where: `file item number`, for messages."""
+    """A record in LLaVA's format, not yet validated. where: `file item number`, for messages."""
 
     where: str
     record: dict[str, Any]
 
 
 class Skipped(NamedTuple):
-    """An item that became no record.
+    """An item that is not converted.
 
-    reason: a few words that many items share. detail: what is wrong with this one.
-    unwanted: the user's own choice (another split), so counted but neither listed nor an error.
+    Attributes:
+        reason: a short text that is the same for many items.
+        detail: what is wrong with this item.
+        deselected: left out by an option (another split): counted, but not listed and not an error.
     """
 
     where: str
     id: str
     reason: str
     detail: str = ""
-    unwanted: bool = False
+    deselected: bool = False
 
 
-class UnusableItem(Exception):  # noqa: N818 - a value on its way to `Skipped`, not an error that leaves a reader
-    """Why an item becomes no record; `attempt` turns it into `Skipped`."""
+class UnusableItem(Exception):  # noqa: N818 - converted to `Skipped`, never leaves a reader
+    """An item that cannot be converted; `convert_items` turns it into `Skipped`."""
 
     def __init__(self, reason: str, detail: Any = "") -> None:
         super().__init__(reason)
@@ -41,12 +43,13 @@ class UnusableItem(Exception):  # noqa: N818 - a value on its way to `Skipped`, 
 
 
 @dataclass(frozen=True)
-class Job:
-    """One conversion.
+class ConversionJob:
+    """Settings of one conversion.
 
-    max_turns: questions on one image in a record; None is all that follow each other.
-    prompt: replaces the instruction that a kind adds; "" adds none.
-    advance: is told how many bytes of `inputs` were read.
+    Attributes:
+        max_turns: maximum questions about one image in a record; None: all consecutive ones.
+        prompt: replaces the instruction that a format adds; "" adds none.
+        advance: called with the number of bytes of `inputs` that were read.
     """
 
     inputs: list[Path]
@@ -59,41 +62,41 @@ class Job:
     caption_column: str | None = None
     advance: Callable[[int], None] = lambda n: None
 
-    def place(self, *paths: str) -> str:
-        """The first of `paths` that is below the image root, else simply the first.
+    def image_path(self, *paths: str) -> str:
+        """The first of `paths` that exists below the image root, otherwise the first.
 
-        People keep images in the folder they were published in, or make that folder the root.
+        The image root may contain the published image folder, or be that folder.
         """
         return next(filter(self._is_there, paths), paths[0])
 
     def _is_there(self, path: str) -> bool:
         try:
             return self.image_root is not None and (self.image_root / path).is_file()
-        except OSError:  # a name longer than the file system takes
+        except OSError:  # the name is too long for the file system
             return False
 
 
-def attempt(pairs: Iterable[tuple[str, Any]], make: Callable[[str, Any], Any]) -> Iterator[Any]:
-    """`make(where, item)` for each of `pairs`, or `Skipped` where it raises `UnusableItem`."""
+def convert_items(pairs: Iterable[tuple[str, Any]], make: Callable[[str, Any], Any]) -> Iterator[Any]:
+    """`make(where, item)` for each of `pairs`, or `Skipped` if it raises `UnusableItem`."""
     for where, item in pairs:
         try:
             yield make(where, item)
         except UnusableItem as problem:
-            yield Skipped(where, identity(item), problem.reason, problem.detail)
+            yield Skipped(where, source_id(item), problem.reason, problem.detail)
 
 
-def identity(item: Any) -> str:
-    """What the source calls an item, for the list of those left out."""
-    known = ("id", "question_id", "questionId")
-    given = (item.get(key) for key in known) if isinstance(item, dict) else ()
-    return next((str(value) for value in given if value is not None), "")
+def source_id(item: Any) -> str:
+    """The id of an item in its source, or ""; for the list of skipped items."""
+    keys = ("id", "question_id", "questionId")
+    ids = (item.get(key) for key in keys) if isinstance(item, dict) else ()
+    return next((str(value) for value in ids if value is not None), "")
 
 
-def text_of(item: Any, key: str) -> str:
-    """The words under `key`, without surrounding white space; numbers are written out.
+def text_field(item: Any, key: str) -> str:
+    """The text under `key`, stripped; numbers are converted to text.
 
     Raises:
-        UnusableItem: not an object, no such key, no text, or nothing but white space.
+        UnusableItem: `item` is not an object, has no such key, or the value is not text or is blank.
     """
     value = item.get(key) if isinstance(item, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -103,25 +106,25 @@ def text_of(item: Any, key: str) -> str:
     return str(value).strip()
 
 
-def plain(text: str) -> str:
-    """Text that is meant as words.
+def plain_text(text: str) -> str:
+    """The text, checked.
 
     Raises:
-        UnusableItem: it holds `<image>`, which in a record would stand for an image.
+        UnusableItem: it contains `<image>`, which in a record would stand for an image.
     """
     if IMAGE_PLACEHOLDER in text:
         raise UnusableItem(f'literal "{IMAGE_PLACEHOLDER}" in the text', text[:200])
     return text
 
 
-def speaker(name: Any, turn: Any) -> str:
-    """Raises UnusableItem for one that LLaVA's layout does not know."""
+def speaker_name(name: Any, turn: Any) -> str:
+    """LLaVA's name of a speaker. Raises UnusableItem for an unknown one."""
     if not isinstance(name, str) or name not in SPEAKERS:
-        raise UnusableItem(f"a turn from none of {', '.join(SPEAKERS)}", turn)
+        raise UnusableItem(f"the speaker of a turn is none of {', '.join(SPEAKERS)}", turn)
     return SPEAKERS[name]
 
 
-def turns(*exchanges: tuple[str, str]) -> list[dict[str, str]]:
+def make_turns(*exchanges: tuple[str, str]) -> list[dict[str, str]]:
     """LLaVA's `conversations` from (question, answer) pairs."""
     pairs = [({"from": "human", "value": human}, {"from": "gpt", "value": gpt}) for human, gpt in exchanges]
     return [turn for pair in pairs for turn in pair]

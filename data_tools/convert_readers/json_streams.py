@@ -1,6 +1,6 @@
-"""Large JSON files as streams of items (ijson), and an index that lives on disk.
+"""Reads large JSON files as streams of items (ijson), and keeps an index on disk.
 
-Nothing here grows with the file: annotations run to gigabytes.
+Memory does not grow with the file; annotation files can have gigabytes.
 """
 
 import io
@@ -19,8 +19,8 @@ _BOM = b"\xef\xbb\xbf"
 _KEYS_SHOWN = 6
 
 
-class Metered(io.RawIOBase):
-    """A binary file that tells how far it was read."""
+class MeteredFile(io.RawIOBase):
+    """A binary file that reports the number of bytes read."""
 
     def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
         self._file, self._advance = file, advance
@@ -35,10 +35,11 @@ class Metered(io.RawIOBase):
 
 
 def read_list(path: Path, key: str, advance: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
-    """(where, item) for the items of a top-level array, or with `key` of the array under it in a top-level object.
+    """(where, item) for the items of a top-level array, or of the array under `key` in a top-level object.
 
     Raises:
-        UserError: missing, no JSON (when the broken place is reached), another layout, or an empty array.
+        UserError: the file is missing, is not JSON (raised when the invalid part is reached), has another layout, or
+            the array is empty.
     """
     number = 0
     with _opened(path, "{" if key else "[", advance) as file:
@@ -49,7 +50,7 @@ def read_list(path: Path, key: str, advance: Callable[[int], None]) -> Iterator[
 
 
 def read_object(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[str, Any]]:
-    """(key, value) for a top-level object. Raises UserError as `read_list` does."""
+    """(key, value) of a top-level object. Raises UserError as `read_list` does."""
     empty = True
     with _opened(path, "{", advance) as file:
         for key, value in _ijson().kvitems(file, "", use_float=True):
@@ -60,10 +61,10 @@ def read_object(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[st
 
 
 def read_scalar(path: Path, key: str) -> Any:
-    """One value of a top-level object; reads no further than it.
+    """One value of a top-level object; the rest of the file is not read.
 
     Raises:
-        UserError: as `read_list`, or the key is not there.
+        UserError: as in `read_list`, or the key is missing.
     """
     with _opened(path, "{", lambda n: None) as file:
         for prefix, event, value in _ijson().parse(file, use_float=True):
@@ -73,25 +74,25 @@ def read_scalar(path: Path, key: str) -> Any:
 
 
 @contextmanager
-def _opened(path: Path, opening: str, advance: Callable[[int], None]) -> Iterator[Metered]:
-    """The file behind a byte order mark, if it begins as expected; the parser's complaints become UserError."""
+def _opened(path: Path, opening: str, advance: Callable[[int], None]) -> Iterator[MeteredFile]:
+    """The file after an optional byte order mark, if it starts as expected. Parser errors become UserError."""
     try:
         with path.open("rb") as file:
             if file.read(len(_BOM)) != _BOM:
                 file.seek(0)
             first = file.peek(4096).lstrip()[:1].decode("latin-1")
             if first not in ("[", "{"):
-                raise UserError(f"{path} is not JSON: it begins with {file.peek(20)[:20]!r}")
+                raise UserError(f"{path} is not JSON: it starts with {file.peek(20)[:20]!r}")
             if first != opening:
                 wanted = {"[": "an array of items", "{": "an object"}[opening]
                 raise UserError(f"{path} has another layout: expected {wanted}, found {_layout(path)}")
             try:
-                yield Metered(file, advance)
+                yield MeteredFile(file, advance)
             except (_ijson().JSONError, UnicodeDecodeError) as error:
                 problem = str(error).removeprefix("b'").splitlines()[0].split("\\n")[0].strip()
                 raise UserError(
                     f"{path}: invalid JSON before byte {file.tell():,} ({problem}); "
-                    "a cut-off download looks like this: fetch the file again"
+                    "the download may be incomplete: download the file again"
                 ) from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -100,7 +101,7 @@ def _opened(path: Path, opening: str, advance: Callable[[int], None]) -> Iterato
 
 
 def _layout(path: Path) -> str:
-    """What a JSON file holds at its top, in a few words."""
+    """The top level of a JSON file, for messages."""
     with path.open("rb") as file:
         if file.read(len(_BOM)) != _BOM:
             file.seek(0)
@@ -123,7 +124,7 @@ def _ijson() -> ModuleType:
 
 
 class DiskIndex:
-    """Keys to texts, in a temporary SQLite file: joins two files in any order while holding neither."""
+    """A map of keys to texts in a temporary SQLite file, to join two files in any order without holding them."""
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("")  # private, on disk, deleted when closed
@@ -131,7 +132,7 @@ class DiskIndex:
         self._database.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
 
     def add(self, key: Any, value: str) -> bool:
-        """False, and nothing changes, where the key is there already."""
+        """Add an entry. Returns False and changes nothing if the key exists."""
         return self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?)", (str(key), value)).rowcount == 1
 
     def get(self, key: Any) -> str | None:

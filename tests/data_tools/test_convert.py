@@ -104,7 +104,7 @@ def test_llava_instruct_keeps_text_only_records_and_twice_used_ids(out):
         "1455524466": 'not as many "<image>" as images',
         "broken": "no `conversations`",
         "outside": "image path refused",
-        "narrated": "a turn from none of human, user, gpt, assistant, system",
+        "narrated": "the speaker of a turn is none of human, user, gpt, assistant, system",
     }
 
 
@@ -121,7 +121,7 @@ def test_sharegpt4v(out, images):
 
 def test_coco_captions(out):
     records, left_out = run("coco_captions", out, "captions_train2017.json")
-    features, summary, brief = (f"<image>\n{captions.BRIEFLY[number]}" for number in (6, 8, 1))
+    features, summary, brief = (f"<image>\n{captions.BRIEF_PROMPTS[number]}" for number in (6, 8, 1))
     cat, moped, bike = "000000522418.jpg", "000000391895.jpg", "Man riding a motor bike\non a café road."
     assert records == [
         record("681330", cat, features, "A woman in a room with a cat."),
@@ -228,7 +228,7 @@ def test_ocrvqa_takes_one_split_and_either_suffix(out, images, capsys):
         record("761183272_1", "761183272.gif", f"<image>\nWhat type of book is this?{SHORT}", "Calendars"),
     ]
     assert left_out == {"761183272_0": "empty answer", "158648642X": "questions and answers differ in number"}
-    assert "1  of the test split, as you asked" in capsys.readouterr().out
+    assert "1  of the test split, deselected" in capsys.readouterr().out
 
 
 def test_ocrvqa_test_split(out):

@@ -37,14 +37,14 @@ def test_help_shows_every_kind(capsys):
         assert f"  {name} " in said and kind.wants in said and f"e.g. {name} {kind.example}" in said
 
 
-def test_wrong_words(refused, tmp_path):
+def test_wrong_arguments(refused, tmp_path):
     out = tmp_path / "o.jsonl"
-    nearest = "error: there is no kind 'VQA_v2'; the nearest is 'vqav2' (see `convert.py --help`)"
-    assert refused("VQA_v2", "--input", "a", "--out", out) == nearest
+    message = "error: there is no kind 'VQA_v2'; the closest is 'vqav2' (see `convert.py --help`)"
+    assert refused("VQA_v2", "--input", "a", "--out", out) == message
     assert "the following arguments are required: --out (see `convert.py gqa --help`)" in refused("gqa", "--input", "a")
     assert "the following arguments are required: KIND" in refused()
     assert "unrecognized arguments: --max-turns" in refused("csv", "--input", "a", "--out", out, "--max-turns", "3")
-    assert "give a name that ends in .jsonl" in refused("gqa", "--input", DATA / GQA, "--out", tmp_path / "o.json")
+    assert "expected a name that ends in .jsonl" in refused("gqa", "--input", DATA / GQA, "--out", tmp_path / "o.json")
     assert "--max-turns 0" in refused("gqa", "--input", DATA / GQA, "--out", out, "--max-turns", "0")
     assert "is not a folder" in refused("gqa", "--input", DATA / GQA, "--out", out, "--image-root", DATA / GQA)
     assert "needs two files" in refused("vqav2", "--input", DATA / GQA, "--out", out)
@@ -54,8 +54,8 @@ def test_wrong_words(refused, tmp_path):
 WRONG_FILES = [
     ("gqa", None, "does not exist"),
     ("gqa", "folder", "is a folder, expected a JSON file"),
-    ("gqa", b"", "is not JSON: it begins with b''"),
-    ("gqa", b"PK\x03\x04", "is not JSON: it begins with b'PK"),
+    ("gqa", b"", "is not JSON: it starts with b''"),
+    ("gqa", b"PK\x03\x04", "is not JSON: it starts with b'PK"),
     ("gqa", b"{}", "is an empty object"),
     ("gqa", CHARTQA, "has another layout: expected an object, found an array"),
     ("chartqa", GQA, "expected an array of items, found an object with the keys 07333408, 07333409, 15736264"),
@@ -68,7 +68,7 @@ WRONG_FILES = [
     ("csv", b"image,words\n1.jpg,a\n", "no column caption, captions, text, title, description among id, image, words"),
     ("csv", b"image,caption\n", "has a header but no rows"),
     ("csv", b"image,caption\n1.jpg,caf\xe9\n", "is not UTF-8 text"),
-    ("csv", b'image,caption\n1.jpg,"' + b"x" * 1_100_000, "is a quotation mark left open?"),
+    ("csv", b'image,caption\n1.jpg,"' + b"x" * 1_100_000, "is a quotation mark not closed?"),
 ]
 
 
@@ -93,7 +93,7 @@ def test_vqav2_files_in_the_wrong_order(refused, tmp_path):
     assert 'v2_OpenEnded_mscoco_train2014_questions.json has no items under "annotations"' in said
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     (tmp_path / "in.json").write_bytes(b"\xef\xbb\xbf" + (DATA / CHARTQA).read_bytes())
     convert.main(["chartqa", "--input", str(tmp_path / "in.json"), "--out", str(tmp_path / "o.jsonl")])
     assert (tmp_path / "o.jsonl").read_bytes().count(b"\n") == 2

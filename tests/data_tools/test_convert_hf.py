@@ -152,7 +152,7 @@ def test_conversations_and_chat_messages(tmp_path):
         {"from": "human", "value": "<image>\nWhat?"},
         {"from": "gpt", "value": "Red."},
     ]
-    assert left_out == {"c_2": "a turn from none of human, user, gpt, assistant, system"}
+    assert left_out == {"c_2": "the speaker of a turn is none of human, user, gpt, assistant, system"}
 
 
 def test_another_image_in_the_place_is_not_overwritten(cauldron, tmp_path):
@@ -160,7 +160,7 @@ def test_another_image_in_the_place_is_not_overwritten(cauldron, tmp_path):
     place = tmp_path / "images/ai2d/0000/00000001_0.jpg"
     place.parent.mkdir(parents=True)
     place.write_bytes(b"mine")
-    with pytest.raises(UserError, match="holds another image"):
+    with pytest.raises(UserError, match="is another image"):
         run(tmp_path / "source.parquet", tmp_path)
     assert place.read_bytes() == b"mine"
     place.write_bytes(b"")
@@ -176,14 +176,14 @@ def test_mistakes(cauldron, tmp_path, monkeypatch):
 
     root = ("--image-root", str(tmp_path / "images"))
     cauldron.to_parquet(tmp_path / "source.parquet")
-    assert "say below which folder with --image-root" in refused(tmp_path / "source.parquet")
+    assert "give their folder with --image-root" in refused(tmp_path / "source.parquet")
     assert "no column url among images, texts; name it with --image-column" in refused(
         tmp_path / "source.parquet", *root, "--image-column", "url"
     )
     DatasetDict({"train": cauldron}).save_to_disk(tmp_path / "dict")
     assert "has no split 'dev' but train" in refused(tmp_path / "dict", *root, "--split", "dev")
     (tmp_path / "empty").mkdir()
-    assert "neither what `save_to_disk` writes" in refused(tmp_path / "empty", *root)
+    assert "neither the state.json of `save_to_disk`" in refused(tmp_path / "empty", *root)
     (tmp_path / "torn.parquet").write_bytes((tmp_path / "source.parquet").read_bytes()[:500])
     assert "torn.parquet cannot be read" in refused(tmp_path / "torn.parquet", *root)
     assert "is neither a .parquet file nor a folder" in refused(tmp_path / "nowhere", *root)

@@ -12,7 +12,7 @@ from pathlib import Path
 import convert
 import pytest
 from convert_readers.interface import Converted, Skipped
-from convert_writer import skipped_path, write
+from convert_writer import skipped_path, write_records
 
 from mmchat.errors import UserError
 
@@ -30,13 +30,13 @@ ITEMS = [found(1), found(2, ""), Skipped("item 3", "3", "cut", "why"), found(4, 
 
 def test_an_interrupted_conversion_goes_on_at_every_byte(tmp_path):
     whole = tmp_path / "whole.jsonl"
-    write(ITEMS, whole)
+    write_records(ITEMS, whole)
     expected, listed = whole.read_bytes(), skipped_path(whole).read_bytes()
     assert expected.count(b"\n") == 3 and listed.count(b"\n") == 2
     for size in range(len(expected) + 1):
         out = tmp_path / f"{size}.jsonl"
         out.with_name(f"{out.name}.part").write_bytes(expected[:size])
-        tally = write(ITEMS, out)
+        tally = write_records(ITEMS, out)
         assert out.read_bytes() == expected and skipped_path(out).read_bytes() == listed
         assert tally.written == 3 and tally.left_out == {"empty answer": 1, "cut": 1}
     assert not list(tmp_path.glob("*.part"))
@@ -44,13 +44,13 @@ def test_an_interrupted_conversion_goes_on_at_every_byte(tmp_path):
 
 def test_a_part_of_another_conversion_is_refused_and_kept(tmp_path):
     out, part = tmp_path / "o.jsonl", tmp_path / "o.jsonl.part"
-    write(ITEMS, out)
+    write_records(ITEMS, out)
     part.write_bytes(out.read_bytes())
     out.unlink()
     whole = part.read_bytes()
     for items in (ITEMS[3:], ITEMS[:1], [found(1), found(9)]):
-        with pytest.raises(UserError, match="was begun with another input"):
-            write(items, out)
+        with pytest.raises(UserError, match="was started with another input"):
+            write_records(items, out)
         assert part.read_bytes() == whole and not out.exists()
 
 
@@ -59,35 +59,35 @@ def test_lines_that_are_there_are_not_looked_up_again(tmp_path):
     root.mkdir()
     (root / "a.jpg").touch()
     items = [found(1, image="a.jpg"), found(2, image="b.jpg")]
-    tally = write(items, out, root)
+    tally = write_records(items, out, root)
     assert tally.written == 1 and tally.left_out == {"image file missing": 1}
     out.rename(tmp_path / "o.jsonl.part")
     (root / "a.jpg").unlink()
-    assert write(items, out, root).written == 1
+    assert write_records(items, out, root).written == 1
 
 
 @pytest.mark.parametrize("images", [["a.jpg"] * 2, []])
 def test_what_the_schema_refuses_is_left_out(tmp_path, images):
     record = {"id": "x", "image": images, "conversations": [{"from": "human", "value": "<image>" * len(images)}]}
     with pytest.raises(UserError, match="nothing could be converted") as caught:
-        write([Converted("item 1", record)], tmp_path / "o.jsonl")
+        write_records([Converted("item 1", record)], tmp_path / "o.jsonl")
     assert "1  invalid record, e.g. item 1 (x)" in str(caught.value)
     assert "nothing to learn" in json.loads(skipped_path(tmp_path / "o.jsonl").read_text())["detail"]
 
 
 def test_nothing_converted_leaves_the_list_alone(tmp_path):
     with pytest.raises(UserError, match=r"1 items left out, listed in .*o.jsonl.skipped"):
-        write(ITEMS[2:3], tmp_path / "o.jsonl")
+        write_records(ITEMS[2:3], tmp_path / "o.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl.skipped"]
 
 
 def test_strict_stops_at_the_first_and_can_go_on(tmp_path):
     out = tmp_path / "o.jsonl"
     with pytest.raises(UserError, match=r"^item 2: empty answer, and --strict was given$"):
-        write(ITEMS, out, strict=True)
+        write_records(ITEMS, out, strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl.part"]
     mended = [ITEMS[0], found(2, "mended")]
-    assert write(mended, out, strict=True).written == 2
+    assert write_records(mended, out, strict=True).written == 2
     assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl"]
 
 
@@ -96,11 +96,11 @@ def test_finished_and_foreign_files_are_safe(tmp_path):
     with (tmp_path / "o.jsonl.part").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         with pytest.raises(UserError, match="is being written by another conversion"):
-            write(ITEMS, out)
-    write(ITEMS, out)
+            write_records(ITEMS, out)
+    write_records(ITEMS, out)
     before = out.read_bytes()
-    with pytest.raises(UserError, match="is there already"):
-        write(ITEMS[:1], out)
+    with pytest.raises(UserError, match="exists; delete"):
+        write_records(ITEMS[:1], out)
     assert out.read_bytes() == before
 
 

@@ -40,5 +40,5 @@ def test_shares_are_equal_and_seeded(folder, tmp_path):
 
 
 def test_more_than_there_are(folder, tmp_path):
-    with pytest.raises(UserError, match="7 of 'a' are wanted, but there are 6; lower --count"):
+    with pytest.raises(UserError, match="7 of 'a' are needed, but there are 6; lower --count"):
         main([str(folder), "--count", "21", "--out", str(tmp_path / "x.jsonl")])

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from mmchat.errors import UserError
 
 
-@pytest.fixture(scope="module", params=[[], ["--choosing", "5"]], ids=["reporting", "choosing"])
+@pytest.fixture(scope="module", params=[[], ["--fold", "5"]], ids=["reporting", "fold"])
 def written(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("digits") / "data"
     main(["--out", str(out), "--variants", "1", "--size", "16", *request.param])
@@ -19,9 +19,9 @@ def written(request, tmp_path_factory):
 
 
 def test_the_last_297_are_for_reporting_alone(written):
-    out, choosing = written
+    out, fold = written
     numbers = {split: sorted(int(p.stem) for p in (out / split).rglob("*.png")) for split in ("train", "test")}
-    expected = ((0, 1200), (1200, 1500)) if choosing else ((0, 1500), (1500, 1797))
+    expected = ((0, 1200), (1200, 1500)) if fold else ((0, 1500), (1500, 1797))
     assert numbers == {"train": list(range(*expected[0])), "test": list(range(*expected[1]))}
     learned = {int(record["id"].split("-")[0]) for record in json.loads((out / "captions.json").read_text())}
     assert learned == set(numbers["train"])
@@ -53,7 +53,7 @@ def test_images_and_captions_are_of_their_digit(written):
 
 
 def test_the_same_seed_draws_the_same(written, tmp_path):
-    out, choosing = written
+    out, fold = written
     main(
         [
             "--out",
@@ -62,7 +62,7 @@ def test_the_same_seed_draws_the_same(written, tmp_path):
             "1",
             "--size",
             "16",
-            *(["--choosing", "5"] if choosing else []),
+            *(["--fold", "5"] if fold else []),
         ]
     )
     for name in ("captions.json", "captions/0003-00.png"):

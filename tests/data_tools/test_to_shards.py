@@ -107,11 +107,11 @@ def test_shards_of_other_data_are_not_mixed(tmp_path, data):
     with pytest.raises(SystemExit):
         to_shards.main([str(data), str(tmp_path / "shards"), "--records-per-shard", "3"])
     shutil.copytree(tmp_path / "shards", tmp_path / "foreign", ignore=shutil.ignore_patterns(to_shards.PLAN))
-    with pytest.raises(UserError, match="holds tar files already"):
+    with pytest.raises(UserError, match="already has tar files"):
         to_shards.write_shards(open_source(data), tmp_path / "foreign", 5)
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "records.jsonl").touch()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         to_shards.unpack(open_source(data), tmp_path / "done")
 
 
