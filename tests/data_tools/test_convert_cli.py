@@ -14,16 +14,17 @@ GQA, CHARTQA, COCO = "train_balanced_questions.json", "chartqa_train_human.json"
 
 
 @pytest.fixture
-def refused(tmp_path, capsys):
-    """refused(*words): the one line on stderr of a command that ends with status 2."""
+def refused(tmp_path, capsys, monkeypatch):
+    """refused(*argv): the line on stderr of a command that fails with exit status 2."""
+    monkeypatch.setattr(sys, "argv", ["convert.py"])
 
-    def run(*words):
+    def run(*argv):
         with pytest.raises(SystemExit) as caught, reporting():
-            convert.main([str(word) for word in words])
+            convert.main([str(argument) for argument in argv])
         assert caught.value.code == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("converting ")]
-        assert len(said) == 1
-        return said[0]
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("converting ")]
+        assert len(lines) == 1
+        return lines[0]
 
     return run
 

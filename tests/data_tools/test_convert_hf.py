@@ -177,7 +177,7 @@ def test_mistakes(cauldron, tmp_path, monkeypatch):
     root = ("--image-root", str(tmp_path / "images"))
     cauldron.to_parquet(tmp_path / "source.parquet")
     assert "give their folder with --image-root" in refused(tmp_path / "source.parquet")
-    assert "no column url among images, texts; name it with --image-column" in refused(
+    assert "no column url among images, texts; give its name with --image-column" in refused(
         tmp_path / "source.parquet", *root, "--image-column", "url"
     )
     DatasetDict({"train": cauldron}).save_to_disk(tmp_path / "dict")
