@@ -1,17 +1,21 @@
-"""Two dialects in, one list of turns out; every malformed message is refused here.
+"""Messages in either of two dialects become one list of turns. Malformed messages are refused here.
 
-Data dialect (LLaVA JSON): `{"from": "human" | "gpt" | "system" | "tool", "value": str}`, where `<image>` in a
-human value is a placeholder; "observation" and "function_response" are other names of "tool".
-Chat dialect: `{"role": "user" | "assistant" | "system" | "tool", "content": str | parts}` with parts
-`{"type": "image"}` and `{"type": "text", "text": str}`, where text is always text.
-In both, `"train": false` (or OpenAI's `"weight": 0`) on an assistant's message keeps its words unsupervised.
+Data dialect (LLaVA's JSON): `{"from": "human" | "gpt" | "system" | "tool", "value": str}`. `<image>` in a human
+value is a placeholder. "observation" and "function_response" are synonyms of "tool".
+
+Chat dialect: `{"role": "user" | "assistant" | "system" | "tool", "content": str | parts}` with the parts
+`{"type": "image"}` and `{"type": "text", "text": str}`. Text is always text: `<image>` is no placeholder.
+
+In both dialects, `"train": false` (or OpenAI's `"weight": 0`) on an assistant message leaves it unsupervised.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
+
+Dialect = Literal["data", "chat"]
 
 _ROLE_OF = {
     "human": "user",
@@ -21,49 +25,64 @@ _ROLE_OF = {
     "observation": "tool",
     "function_response": "tool",
 }
-_ROLES = {role: role for role in _ROLE_OF.values()}
+_SPEAKER_OF = {"user": "human", "assistant": "gpt", "system": "system", "tool": "tool"}
+_ROLES = {role: role for role in _SPEAKER_OF}
 
 
 class Turn(NamedTuple):
-    """One message, whatever its dialect."""
+    """One message, independent of its dialect."""
 
     role: str
     """system, user, assistant or tool."""
     parts: tuple[str | None, ...]
-    """Text, or None where an image stands (only in a user's turn)."""
+    """Text, or None for an image. Only a user turn holds images."""
     train: bool = False
-    """The words and their end are to be learned: an assistant's turn that does not say `"train": false`."""
+    """Whether the text and the end of the turn are supervised: assistant turns, unless marked `"train": false`."""
+    unprompted: bool = False
+    """An answer that opens a conversation of the data dialect. Alternating templates drop it, as LLaVA does."""
 
     @property
     def text(self) -> str:
-        """The words without the images."""
+        """The text without the images."""
         return "".join(part for part in self.parts if part is not None)
 
 
 def parse_messages(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """One turn for each message; their order is not looked at, which is the template's concern.
+    """Parse messages into turns, one each. The first message decides the dialect.
+
+    The order of turns is not checked here, because it depends on the template.
+
+    Args:
+        messages: Messages of one dialect (see the module's docstring).
 
     Raises:
-        UserError: names the message (by number, from 0), what was found and what was expected.
+        UserError: Names the message (counted from 0), what was found and what was expected.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise UserError(f"messages must be a list of messages, found {type(messages).__name__}")
     if not messages:
         raise UserError("messages is empty: a conversation needs at least one turn")
-    parse = _parse_data if is_data_dialect(messages) else _parse_chat
-    return [parse(message, f"message {number}") for number, message in enumerate(messages)]
+    is_data = isinstance(messages[0], Mapping) and "from" in messages[0]
+    parse = _parse_data if is_data else _parse_chat
+    turns = [parse(message, f"message {number}") for number, message in enumerate(messages)]
+    opening = 1 if turns[0].role == "system" else 0
+    if is_data and opening < len(turns) and turns[opening].role == "assistant":
+        turns[opening] = turns[opening]._replace(unprompted=True)
+    return turns
 
 
-def is_data_dialect(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """The first message says in which dialect all of them are."""
-    return isinstance(messages[0], Mapping) and "from" in messages[0]
+def to_messages(turns: Sequence[Turn], dialect: Dialect) -> list[dict[str, Any]]:
+    """Messages that `parse_messages` reads as these turns, if they came from this dialect."""
+    if dialect == "data":
+        return [{"from": _SPEAKER_OF[turn.role], "value": _data_value(turn), **_train_mark(turn)} for turn in turns]
+    return [{"role": turn.role, "content": _chat_content(turn), **_train_mark(turn)} for turn in turns]
 
 
 def merge_text_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Chat messages with neighbouring text parts joined into one.
+    """Join adjacent text parts of chat messages.
 
-    Needed before `apply_chat_template(..., sanitize_control_tokens=True)`: transformers marks control tokens
-    string by string, so one that is typed across two parts ("<img", "pad>") would pass unmarked.
+    Call this before `apply_chat_template(..., sanitize_control_tokens=True)`: transformers marks control tokens
+    string by string, so a token typed across two parts ("<img", "pad>") would not be marked.
     """
     merged = []
     for message in messages:
@@ -80,16 +99,30 @@ def merge_text_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return merged
 
 
+def _data_value(turn: Turn) -> str:
+    return "".join(IMAGE_PLACEHOLDER if part is None else part for part in turn.parts)
+
+
+def _chat_content(turn: Turn) -> str | list[dict[str, Any]]:
+    if len(turn.parts) == 1 and turn.parts[0] is not None:
+        return turn.parts[0]
+    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in turn.parts]
+
+
+def _train_mark(turn: Turn) -> dict[str, bool]:
+    return {"train": False} if turn.role == "assistant" and not turn.train else {}
+
+
 def _parse_data(message: Mapping[str, Any], where: str) -> Turn:
     if not isinstance(message, Mapping) or "from" not in message or "value" not in message:
         raise UserError(
             f"{where}: expected {{'from': ..., 'value': ...}} like the first message, found {repr(message)[:200]}"
         )
-    role = _known(message["from"], _ROLE_OF, "from", where)
+    role = _role(message["from"], _ROLE_OF, "from", where)
     value = message["value"]
     if not isinstance(value, str):
         raise UserError(f"{where}: 'value' must be a string, found {type(value).__name__}")
-    train = _is_trained(message, role, where)
+    train = _is_supervised(message, role, where)
     if role != "user" or IMAGE_PLACEHOLDER not in value:
         return Turn(role, (value,), train)
     parts: list[str | None] = []
@@ -104,10 +137,10 @@ def _parse_chat(message: Mapping[str, Any], where: str) -> Turn:
             f"{where}: expected {{'role': ..., 'content': ...}} (or all {{'from': ..., 'value': ...}}), "
             f"found {repr(message)[:200]}"
         )
-    role = _known(message["role"], _ROLES, "role", where)
+    role = _role(message["role"], _ROLES, "role", where)
     if message.get("tool_calls"):
         raise UserError(f"{where}: 'tool_calls' is not written by any template; put the call into 'content' as text")
-    train = _is_trained(message, role, where)
+    train = _is_supervised(message, role, where)
     content = message["content"]
     if isinstance(content, str):
         return Turn(role, (content,), train)
@@ -131,22 +164,22 @@ def _parse_part(part: Mapping[str, Any], where: str) -> str | None:
     )
 
 
-def _is_trained(message: Mapping[str, Any], role: str, where: str) -> bool:
-    """What `train` and its synonym `weight` say. None is as if absent: Arrow writes it where others have the key."""
+def _is_supervised(message: Mapping[str, Any], role: str, where: str) -> bool:
+    """Read `train` and its synonym `weight`. None counts as absent: Arrow fills missing keys with it."""
     train, weight = message.get("train"), message.get("weight")
     if train is not None and not isinstance(train, bool):
         raise UserError(f"{where}: 'train' must be true or false, found {train!r}")
     if weight is not None and weight not in (0, 1):
         raise UserError(f"{where}: 'weight' must be 0 or 1, found {weight!r}")
-    said = {bool(value) for value in (train, weight) if value is not None}
-    if len(said) == 2:
+    marks = {bool(value) for value in (train, weight) if value is not None}
+    if len(marks) == 2:
         raise UserError(f"{where}: 'train' is {train!r} but 'weight' is {weight!r}; keep one of them")
-    if role != "assistant" and True in said:
+    if role != "assistant" and True in marks:
         raise UserError(f"{where}: only an assistant's message can be trained on, this one is the {role}'s")
-    return role == "assistant" and False not in said
+    return role == "assistant" and False not in marks
 
 
-def _known(name: Any, roles: Mapping[str, str], key: str, where: str) -> str:
+def _role(name: Any, roles: Mapping[str, str], key: str, where: str) -> str:
     if not isinstance(name, str) or name not in roles:
         raise UserError(f"{where}: unknown {key!r} {name!r}, expected one of {', '.join(roles)}")
     return roles[name]

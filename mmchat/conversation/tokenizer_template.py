@@ -6,11 +6,10 @@ templates rewrite earlier turns), labels are unknown and an error is raised.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mmchat.conversation.codec import Codec, codec_for
-from mmchat.conversation.messages import Turn, parse_messages
+from mmchat.conversation.messages import Turn
 from mmchat.conversation.prompt import parse_prompt
 from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
 from mmchat.conversation.special_tokens import drop_marks, mark_tokens
@@ -19,7 +18,7 @@ from mmchat.errors import UserError
 
 
 def write_with_tokenizer_template(
-    messages: Sequence[Mapping[str, Any]],
+    conversation: Sequence[Turn],
     tokenizer,
     slots: SlotTokens,
     system: str | None,
@@ -28,7 +27,7 @@ def write_with_tokenizer_template(
     """Write a conversation as segments with the tokenizer's own chat template.
 
     Args:
-        messages: As in `render`.
+        conversation: The turns.
         tokenizer: A fast transformers tokenizer.
         slots: The slot tokens.
         system: System message of conversations that have none. None and "" keep the default of the Jinja, if any.
@@ -38,11 +37,11 @@ def write_with_tokenizer_template(
         UserError: There is no chat template, it refuses the conversation or leaves out an image, or it does not show
             where an answer begins and ends.
     """
-    turns = parse_messages(messages)
+    turns = list(conversation)
     if drop_marks(system or "") and turns[0].role != "system":
         turns.insert(0, Turn("system", (system,)))
     codec = codec_for(tokenizer)
-    runner = JinjaRunner(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(messages))
+    runner = JinjaRunner(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(conversation))
     if add_generation_prompt:
         text, spans = runner.write(len(turns), add_generation_prompt=True), ()
     elif runner.has_generation_blocks:

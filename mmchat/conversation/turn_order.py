@@ -1,34 +1,35 @@
-"""Turns in the order that a template can write; what it cannot write is refused here (docs/guides/templates.md)."""
+"""Check that a template can write a conversation's order of turns (docs/guides/templates.md)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from mmchat.conversation.messages import Turn, is_data_dialect, parse_messages
+from mmchat.conversation.messages import Turn
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import TEMPLATES
 from mmchat.errors import UserError
 
 FOLLOWS = {"user": (None, "assistant"), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
-"""What may stand in front of each role; None is the beginning."""
+"""The roles that may precede each role. None is the start of the conversation."""
 
 
 class Dialogue(NamedTuple):
     system: str | None
-    """None: the messages hold no system message."""
+    """The system message; None if there is none."""
     turns: list[Turn]
-    """Of the user, the assistant and tools."""
+    """Turns of the user, the assistant and tools."""
 
 
-def read_dialogue(messages: Sequence[Mapping[str, Any]], template: Template) -> Dialogue:
-    """The system message and the turns of `messages`.
+def to_dialogue(conversation: Sequence[Turn], template: Template) -> Dialogue:
+    """Separate the system message from the turns and check their order.
+
+    An alternating template drops an unprompted opening answer, as LLaVA and Vary do: no question precedes it.
 
     Raises:
-        UserError: malformed messages, a role that the template lacks, or turns that are out of order.
+        UserError: A role that the template lacks, or turns out of order.
     """
-    turns = parse_messages(messages)
+    turns = list(conversation)
     system = turns.pop(0).text if turns[0].role == "system" else None
-    if is_data_dialect(messages) and template.alternating and turns and turns[0].role == "assistant":
-        # As LLaVA and Vary do: an opening answer to no question cannot be learned from.
+    if template.alternating and turns and turns[0].unprompted:
         turns.pop(0)
     _check_roles(turns, template)
     if template.alternating:
@@ -43,10 +44,10 @@ def _check_roles(turns: list[Turn], template: Template) -> None:
     if "system" in roles:
         raise UserError("a system message may only be the first message")
     if "tool" in roles and template.tool is None:
-        able = ", ".join(name for name, known in TEMPLATES.items() if known.tool is not None)
+        with_tools = ", ".join(name for name, known in TEMPLATES.items() if known.tool is not None)
         raise UserError(
-            f"template {template.name!r} has no place for a tool's message; these have one: {able} "
-            "(and auto, if the tokenizer's chat template writes it)"
+            f"template {template.name!r} has no place for a tool's message; these have one: {with_tools} "
+            "(and auto, if the tokenizer's chat template writes tools)"
         )
 
 
@@ -56,8 +57,8 @@ def _check_order(turns: list[Turn], template: Template) -> None:
         if before not in FOLLOWS[turn.role]:
             due = " or ".join(f"{role}'s" for role, allowed in FOLLOWS.items() if before in allowed)
             raise UserError(
-                f"turn {number} is the {turn.role}'s where the {due} is due: template {template.name!r} "
-                "needs user and assistant to take turns, the user first, and tools to follow the assistant"
+                f"turn {number} is the {turn.role}'s, expected the {due}: in template {template.name!r} "
+                "user and assistant alternate, the user first, and tool messages follow the assistant"
             )
         before = turn.role
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.data.image_refs import ImageRef, make_image_ref
-from mmchat.data.records import IMAGE_KEYS, Rejected
+from mmchat.data.record_layouts import IMAGE_KEYS
+from mmchat.data.records import Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json

@@ -50,7 +50,7 @@ class LengthMeasure:
         if self.max_turns is not None:
             record = limit_turns(record, self.max_turns)
         views = self._views(record)
-        rendered = self.processor.render(record.messages, views, self.max_length, template=self.template)
+        rendered = self.processor.render(record.turns, views, self.max_length, template=self.template)
         # The first position of a row predicts nothing, so it is no loss term.
         supervised = len(rendered.labels) - 1 - rendered.labels[1:].count(IGNORE_INDEX)
         images, shown = len(record.images), sum(views)

@@ -13,6 +13,7 @@ from mmchat.conversation import (
     DEFAULT_SLOTS,
     Rendered,
     SlotTokens,
+    Turn,
     control_tokens,
     count_images,
     encode_prompt,
@@ -77,7 +78,7 @@ class MMChatProcessor(ProcessorMixin):
 
     def render(
         self,
-        messages: list[dict],
+        messages: Sequence[dict[str, Any]] | Sequence[Turn],
         views: Sequence[int] | None = None,
         max_length: int | None = None,
         add_generation_prompt: bool = False,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.conversation import parse_messages, render
+from mmchat.conversation import Turn, parse_messages, render
 from mmchat.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "guides" / "templates.md"
@@ -39,9 +39,9 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "two turns of one role": Case([U, U, A], Refused("turn 1 is the user's where the assistant's is due")),
+    "two turns of one role": Case([U, U, A], Refused("turn 1 is the user's, expected the assistant's")),
     "the same in `vary_opt`": Case([U, U, A, A], "a\na\n[eos]", template="vary_opt"),
-    "leading assistant turn": Case([A, U, B], Refused("turn 0 is the assistant's where the user's is due"), "b#"),
+    "leading assistant turn": Case([A, U, B], Refused("turn 0 is the assistant's, expected the user's"), "b#"),
     "trailing user turn": Case([U, A, U], "a#"),
     "trailing tool turn": Case([U, A, T], "a#"),
     "empty answer": Case([U, turn("assistant", "")], "#"),
@@ -50,8 +50,8 @@ CASES = {
     "system message without a place": Case([S, U, A], Refused("no place for a system"), template="vary_opt"),
     "tool turn after an answer": Case([U, A, T, B], "a#b#"),
     "tool turn after a tool turn": Case([U, A, T, T, B], "a#b#"),
-    "tool turn after a user turn": Case([U, T, A], Refused("turn 1 is the tool's where the assistant's is due")),
-    "user turn after a tool turn": Case([U, A, T, U, B], Refused("turn 3 is the user's where the assistant's or")),
+    "tool turn after a user turn": Case([U, T, A], Refused("turn 1 is the tool's, expected the assistant's")),
+    "user turn after a tool turn": Case([U, A, T, U, B], Refused("turn 3 is the user's, expected the assistant's or")),
     "tool turn in a template without": Case(
         [U, A, T, B], Refused("'gemma' has no place for a tool.*chatml, llama_3, qwen_2,"), template="gemma"
     ),
@@ -123,4 +123,4 @@ def test_both_dialects_give_the_same_turns():
         (turn.role, turn.text, turn.train, turn.parts.count(None)) for turn in turns
     ]
     for name in ("tool", "observation", "function_response"):
-        assert parse_messages([{"from": name, "value": "<image>"}])[0] == ("tool", ("<image>",), False)
+        assert parse_messages([{"from": name, "value": "<image>"}])[0] == Turn("tool", ("<image>",))

@@ -1,5 +1,6 @@
 """From records to one padded batch; what cannot be used is named, never replaced."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from mmchat.constants import IGNORE_INDEX
+from mmchat.conversation import parse_messages
 from mmchat.data.collate import Collator
 from mmchat.data.config import DataConfig
 from mmchat.data.dataset import MixtureDataset
@@ -92,8 +94,8 @@ def test_a_batch_that_lost_everything_still_has_a_row(collate):
     assert collate([]).input_ids.shape == (1, 1)
 
 
-def mixture_of(path, tmp_path):
-    return open_mixture(DataConfig(path=str(path)), Quarantine(tmp_path / "quarantine.jsonl", "stop"))
+def mixture_of(path, tmp_path, **source):
+    return open_mixture(DataConfig(path=str(path), **source), Quarantine(tmp_path / "quarantine.jsonl", "stop"))
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
     model, processor = load_assistant(assistant_dir)
 
     def encode(record, images, template):
-        rendered = processor.render(record.messages, template=template)
+        rendered = processor.render(record.turns, template=template)
         pixels = [processor.image_processor.pixels(image) for image in images]
         return EncodedSample(rendered.input_ids, rendered.labels, pixels)
 
@@ -193,3 +195,23 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
             ids, labels = torch.tensor([sample.encoded.input_ids]), torch.tensor([sample.encoded.labels])
             alone += model(ids, labels=labels, **pixels).loss * (labels[:, 1:] != IGNORE_INDEX).sum()
     torch.testing.assert_close(together, alone / batch.supervised, atol=1e-5, rtol=0)
+
+
+def test_a_record_is_parsed_once(assistant_dir, tiny_records, tmp_path, monkeypatch):
+    """From the file to the loss, messages become turns once, also where a record is shortened."""
+    objective = AssistantObjective(RunConfig(**run_values(tmp_path, assistant_dir, tiny_records)))
+    calls = []
+
+    def counted(messages):
+        calls.append(len(messages))
+        return parse_messages(messages)
+
+    for module in ("mmchat.conversation.messages", "mmchat.conversation.render", "mmchat.data.records"):
+        monkeypatch.setattr(importlib.import_module(module), "parse_messages", counted)
+    mixture = mixture_of(tiny_records, tmp_path, max_turns=1)
+    assert len(calls) == len(mixture) == 4  # the scan for usable records
+    calls.clear()
+    dataset = MixtureDataset(mixture, objective.encode, objective.collator.square)
+    batch = objective.collator([dataset[number] for number in range(4)])
+    assert objective.loss_sum(objective.model, batch, images_anywhere=True) > 0
+    assert len(batch.ids) == len(calls) == 4

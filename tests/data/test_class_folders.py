@@ -21,7 +21,7 @@ def test_records_come_class_by_class(folders):
     source = open_source(folders)
     records = list(source)
     assert [record.id for record in records] == ["cat/z.PNG", "dog/b.png", "dog/deeper/a.jpg"]
-    assert [record.messages[-1]["content"] for record in records] == ["cat", "dog", "dog"]
+    assert [record.turns[-1].text for record in records] == ["cat", "dog", "dog"]
     assert records[2].images[0].open().size == (30, 22)
     digest = source.digest()
     (folders / "cat" / "z.PNG").write_bytes((folders / "cat" / "z.PNG").read_bytes() + b"\0")

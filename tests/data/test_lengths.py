@@ -58,7 +58,7 @@ def slowly(source: Source, processor, max_length, template=None) -> np.ndarray:
         row = (0, 0, 0, 0, 0)
         if not isinstance(record, Rejected):
             try:
-                rendered = processor.render(record.messages, max_length=max_length, template=template)
+                rendered = processor.render(record.turns, max_length=max_length, template=template)
                 learned = sum(label != IGNORE_INDEX for label in rendered.labels[1:])
                 images = len(rendered.image_spans)
                 row = (
@@ -250,5 +250,5 @@ def test_half_a_character_is_a_bad_record(tmp_path, processor):
     lines = [json.dumps(talk("Q \ud83d", "A")), json.dumps(talk("Q \ud83d\ude00", "A"))]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = open_source(tmp_path / "a.jsonl")
-    assert "U+D83D alone, half a character, at 3" in source[0].reason
+    assert "lone surrogate U+D83D at character 3" in source[0].reason
     assert (length_index(source, LengthMeasure(processor, MAX_LENGTH), workers=0).tokens > 0).tolist() == [False, True]

@@ -47,7 +47,7 @@ MALFORMED = {
     "part": ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "neither text nor image"),
     "image-twice": (
         {"image": "0.png", "messages": [{"role": "user", "content": [{"type": "image", "image": "0.png"}]}]},
-        "images both inside the messages and beside them",
+        "images both in the messages and in the record",
     ),
     "exchange": ({"texts": [{"user": "a"}]}, 'exchange 1 must be {"user": text, "assistant": text}'),
     "caption-alone": ({"caption": "a cat"}, "a caption needs one image, found 0"),
@@ -217,3 +217,14 @@ def test_quarantine_counts_on_other_ranks(tmp_path: Path):
     quarantine.add(Rejected("a:1", "", "why"))
     assert len(quarantine) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_system_key_beside_turns_of_either_dialect(root):
+    chat = [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": "Yes."}]
+    data = [{"from": "human", "value": "Hm?"}, {"from": "gpt", "value": "Yes."}]
+    for turns in (chat, data):
+        record = parse_record({"conversations": turns, "system": "Be brief."}, "there:1", root)
+        assert [(turn.role, turn.text) for turn in record.turns][:2] == [("system", "Be brief."), ("user", "Hm?")]
+        own = [{**turns[0], "from": "system", "value": "Own."} if "from" in turns[0] else turns[0] | {"role": "system"}]
+        record = parse_record({"conversations": own + turns, "system": "Be brief."}, "there:1", root)
+        assert [turn.role for turn in record.turns] == ["system", "user", "assistant"]

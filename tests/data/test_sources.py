@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmchat.conversation import parse_messages
 from mmchat.data.records import Record, Rejected, write_records
 from mmchat.data.shards import INDEX_SUFFIX, index_shard, open_index
 from mmchat.data.sources import open_source
@@ -353,7 +354,7 @@ def test_written_records_read_back(tmp_path, suffix):
     path = tmp_path / "deep" / f"data.{suffix}"
     turns = [{"from": "human", "value": "\n\u2028é"}, {"from": "gpt", "value": "\u4f60\n"}]
     write_records(path, [{"id": "a", "conversations": turns}, {"conversations": turns}])
-    assert [record.messages for record in open_source(path)] == [turns, turns]
+    assert [record.turns for record in open_source(path)] == [tuple(parse_messages(turns))] * 2
     assert len(path.read_text().split("\n")) == (3 if suffix == "jsonl" else 5)
 
 

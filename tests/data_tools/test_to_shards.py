@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import to_shards
 
+from mmchat.data.records import Record
 from mmchat.data.shards import INDEX_SUFFIX
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
@@ -41,7 +42,7 @@ def contents(folder):
 
 
 def seen(source):
-    return [(r.id, r.messages, r.extra, [image.read() for image in r.images]) for r in source if hasattr(r, "messages")]
+    return [(r.id, r.turns, r.extra, [image.read() for image in r.images]) for r in source if isinstance(r, Record)]
 
 
 def test_to_shards_and_back(tmp_path, data, capsys):

@@ -65,7 +65,7 @@ def test_what_the_index_holds_is_what_training_makes(config):
             number += 1
     objective.processor.render([{"from": "human", "value": "text"}, {"from": "gpt", "value": "alone"}])
     with pytest.raises(UserError, match=r"hold 2 image\(s\), image_tokens is given for 0"):
-        objective.processor.render(feed.mixture.find(1)[1].messages)
+        objective.processor.render(feed.mixture.find(1)[1].turns)
     assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 3
 
 

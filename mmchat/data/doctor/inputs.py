@@ -12,7 +12,8 @@ from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import SourceConfig
 from mmchat.data.doctor.record_checks import RecordChecker
 from mmchat.data.image_refs import ImageRef, make_image_ref
-from mmchat.data.records import IMAGE_KEYS, Record, Rejected
+from mmchat.data.record_layouts import IMAGE_KEYS
+from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
 

@@ -1,13 +1,13 @@
 """One record: everything that can be said without looking at another one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import Turn, control_tokens, get_template
-from mmchat.conversation.messages import is_data_dialect
 from mmchat.data.config import SourceConfig
 from mmchat.data.doctor.findings import Finding, is_error
 from mmchat.data.doctor.image_checks import ImageCheck, check_image, digest
@@ -75,15 +75,15 @@ class RecordChecker:
         views = self.processor.image_processor.views
         return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in image_checks]
 
-    def _conversation(self, record: Record, turns: list[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
+    def _conversation(self, record: Record, turns: Sequence[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
         """Findings, tokens and supervised tokens of the words as the template writes them."""
-        first = opening(turns, self._alternates and is_data_dialect(record.messages))
+        first = opening(turns, self._alternates)
         problem = order_problem(turns, first)
         findings = answer_findings(turns[first:])
         if self.processor is None:
             return [*findings, *([Finding("role_order", problem)] if problem else [])], 0, 0
         try:
-            rendered = self.processor.render(record.messages, views, template=self.config.template)
+            rendered = self.processor.render(record.turns, views, template=self.config.template)
         except UserError as error:
             if problem:
                 return [*findings, Finding("role_order", str(error))], 0, 0
@@ -98,7 +98,7 @@ class RecordChecker:
 
     def _over_length(self, record: Record, views: list[int], tokens: int) -> Finding:
         try:
-            cut = self.processor.render(record.messages, views, self.max_length, template=self.config.template).cut
+            cut = self.processor.render(record.turns, views, self.max_length, template=self.config.template).cut
         except UserError as error:
             return Finding("over_length", f"has {tokens:,} tokens: {error}")
         return Finding(
@@ -113,7 +113,7 @@ class RecordChecker:
         return template.alternating and not template.from_tokenizer
 
 
-def content_digest(turns: list[Turn], image_checks: list[ImageCheck]) -> tuple[int, int]:
+def content_digest(turns: Sequence[Turn], image_checks: list[ImageCheck]) -> tuple[int, int]:
     """The same for records with the same images, byte for byte, and the same words from the same speakers."""
     content = repr(([seen.digest for seen in image_checks], [(turn.role, turn.parts, turn.train) for turn in turns]))
     return digest(content.encode("utf-8"))

@@ -30,11 +30,11 @@ def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)))
 
 
-def opening(turns: Sequence[Turn], drops_answer: bool) -> int:
-    """At which turn the conversation begins: behind the system message, and behind an opening answer, which LLaVA
-    drops in its own dialect."""
+def opening(turns: Sequence[Turn], alternates: bool) -> int:
+    """Number of the first turn that is written: after the system message and, if the template alternates, after an
+    unprompted answer."""
     first = 1 if turns[0].role == "system" else 0
-    return first + (drops_answer and [turn.role for turn in turns[first : first + 1]] == ["assistant"])
+    return first + (alternates and any(turn.unprompted for turn in turns[first : first + 1]))
 
 
 def order_problem(turns: Sequence[Turn], first: int) -> str | None:

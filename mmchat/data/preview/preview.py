@@ -145,7 +145,7 @@ def preview_with_images(
 ) -> RecordPreview:
     """Raises UserError as `conversation.render`."""
     views = [processor.image_processor.views(one.original.size) for one in seen]
-    rendered = processor.render(record.messages, views, max_length, template=template)
+    rendered = processor.render(record.turns, views, max_length, template=template)
     pieces = read_pieces(rendered, processor.tokenizer)
     return RecordPreview(record.where, record.id, template or processor.template, pieces, seen, rendered.cut)
 

@@ -67,7 +67,7 @@ class AssistantObjective(Objective):
     ) -> EncodedSample:
         pixels = [self.processor.image_processor.pixels(image) for image in images]
         views = [len(per_tower[0]) for per_tower in (pixels if features is None else features)]
-        rendered = self.processor.render(record.messages, views, self.max_length, template=template)
+        rendered = self.processor.render(record.turns, views, self.max_length, template=template)
         grids = self.processor.image_processor.grids(image.size for image in images)
         return EncodedSample(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids)
 
