@@ -42,6 +42,11 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
     dialect: Dialect = "chat"
 
+    @property
+    def answers(self) -> list[str]:
+        """The text of every assistant turn; of a caption record, the caption."""
+        return [turn.text for turn in self.turns if turn.role == "assistant"]
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -118,6 +123,22 @@ def limit_turns(record: Record, exchanges: int) -> Record:
         if answers == exchanges:
             return replace(record, turns=record.turns[: number + 1], images=record.images[:images])
     return record
+
+
+def image_and_answer(record: Record, answer_name: str) -> tuple[ImageRef, str]:
+    """The image and the answer of a record that holds one of each.
+
+    Args:
+        record: The record.
+        answer_name: What error messages call the answer, as "caption" or "label".
+
+    Raises:
+        UserError: Other than one image and one answer.
+    """
+    images, answers = record.images, record.answers
+    if len(images) != 1 or len(answers) != 1:
+        raise UserError(f"expected one image and one {answer_name}, found {len(images)} and {len(answers)}")
+    return images[0], answers[0]
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

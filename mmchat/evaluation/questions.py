@@ -82,8 +82,7 @@ def read_questions(path: Path, image_root: Path) -> list[Question]:
     """
     questions: list[Question] = []
     for record in one_image_records(open_source(path, image_root), "the question task"):
-        texts = ["".join(part or "" for part in turn.parts) for turn in record.turns if turn.role == "user"]
-        answers = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
+        texts, answers = [turn.text for turn in record.turns if turn.role == "user"], record.answers
         kinds = record.extra.get("kinds", ["question"] * len(texts))
         if not len(texts) == len(answers) == len(kinds):
             raise UserError(
