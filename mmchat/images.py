@@ -1,7 +1,7 @@
-"""From bytes or a path to an RGB image, safely. No torch here: data tools and workers use it alone.
+"""Read an RGB image from bytes or a path, safely. Imports no torch.
 
-An image comes from outside, so everything about it is doubted: the path may leave the data set's
-folder, the file may be cut off, and a few kilobytes may claim a billion pixels.
+Images are untrusted input: a path may leave the data set's folder, a file may be truncated, and a few kilobytes may
+claim a billion pixels.
 """
 
 import base64
@@ -25,20 +25,22 @@ MAX_PIXELS = 178_956_970
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 _PNG_CHUNK, _PNG_CHECKSUM = struct.Struct(">I4s"), 4
-"""Length and kind before a chunk's data, bytes behind it."""
+"""Header of a chunk (length, type); bytes of the checksum after its data."""
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
-    """The absolute path of `relative` under `root`, links followed.
+    """The absolute path of `relative` below `root`, with links resolved.
 
     Raises:
-        UserError: the path leaves `root` (`..`, an absolute path, or a link that points outside).
+        UserError: The path leaves `root` (`..`, an absolute path, or a link that points outside).
     """
     root = root.resolve()
     if "\0" in relative:
-        raise UserError(f"image path {relative!r} holds a null character, which no path can", "missing_image")
+        raise UserError(
+            f"image path {relative!r} holds a null character, which is not allowed in a path", "missing_image"
+        )
     path = (root / relative).resolve()
     if not path.is_relative_to(root):
         raise UserError(
@@ -56,54 +58,54 @@ def load_image(
     draft: int | None = None,
     number: int = 0,
 ) -> Image.Image:
-    """Decode one image completely, turn it as its EXIF orientation says, and convert it to RGB.
+    """Decode one image, apply its EXIF orientation, and convert it to RGB.
 
-    Transparent pixels are laid over white, because dropping alpha would show whatever colour lies beneath.
+    Transparent pixels are composited over white: dropping alpha would show arbitrary colours.
 
     Args:
-        source: a file path or the encoded bytes.
-        max_pixels: refuse before decoding what claims more (decompression bombs).
-        name: what messages call bytes; where they came from.
-        draft: decode a JPEG at a half, a quarter or an eighth of its size (libjpeg leaves out the finest cosines), as
-            long as both sides keep so many pixels.
-        number: which of the images in a file that holds several (`image_count`).
+        source: A file path or the encoded bytes.
+        max_pixels: Refuse larger images before decoding (decompression bombs).
+        name: Name of the image in error messages, if `source` is bytes.
+        draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size (libjpeg then drops high frequencies), as long as both
+            sides keep at least this many pixels.
+        number: Index of the image in a file that holds several (see `image_count`).
 
     Raises:
-        UserError: missing, undecodable, truncated or oversized; the message names the source.
+        UserError: The image is missing, undecodable, truncated or too large. The message names it.
     """
     with _opened(source, max_pixels, name, number) as image:
         if draft is not None:
             image.draft(None, (draft, draft))
-        ImageOps.exif_transpose(image, in_place=True)  # else it would copy what it need not turn
+        ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy an upright image
         return _to_rgb(image)
 
 
 def image_size(source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, name: str = "") -> tuple[int, int]:
-    """Width and height that `load_image` would give, from the image's header; arguments and errors as there."""
+    """Width and height of what `load_image` returns, read from the header. Arguments and errors as there."""
     with _opened(source, max_pixels, name) as image:
         width, height = image.size
-        # Of a TIFF Pillow tells the size after turning.
+        # For TIFF, Pillow reports the size after rotation.
         sideways = image.format != "TIFF" and orientation(image) in SIDEWAYS
         return (height, width) if sideways else (width, height)
 
 
 def image_count(source: str | Path) -> int:
-    """How many pages a TIFF holds; 1 of any other image (frames of an animation are no pages). Errors as above."""
+    """Number of pages of a TIFF; 1 for other images, animations included. Errors as in `load_image`."""
     with _opened(source, MAX_PIXELS, "") as image:
         return image.n_frames if image.format == "TIFF" else 1
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image that was opened and not decoded; 1 is upright."""
-    if image.format == "PNG" and not _png_ends_with_words(image.fp):
-        exif = Image.Image.getexif(image)  # PNG's own would decode the image to look behind its pixels
+    """EXIF orientation of an image that is opened but not decoded. 1 is upright."""
+    if image.format == "PNG" and not _png_has_text_after_pixels(image.fp):
+        exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the image to read chunks after its pixels
     else:
         exif = image.getexif()
     return exif.get(Exif.Orientation, 1)
 
 
-def _png_ends_with_words(file: BinaryIO) -> bool:
-    """Whether EXIF or text, which XMP is, comes after a PNG's pixels (PNG specification, section 5.3: chunks)."""
+def _png_has_text_after_pixels(file: BinaryIO) -> bool:
+    """Whether EXIF or text (which includes XMP) follows a PNG's pixels (PNG specification, section 5.3: chunks)."""
     before, pixels, found = file.tell(), False, False
     file.seek(len(b"\x89PNG\r\n\x1a\n"))
     while not found and len(head := file.read(_PNG_CHUNK.size)) == _PNG_CHUNK.size:
@@ -119,11 +121,11 @@ def _png_ends_with_words(file: BinaryIO) -> bool:
 def _opened(
     source: str | Path | bytes | BinaryIO, max_pixels: int, name: str, number: int = 0
 ) -> Iterator[Image.Image]:
-    """The image before it is decoded; raises UserError for it, and for whatever Pillow raises while it is open."""
+    """Open an image without decoding it. Turns what Pillow raises while it is open into UserError."""
     name = f"image {name or source}" if name or not isinstance(source, bytes) else "image bytes"
     try:
         with warnings.catch_warnings():
-            # Pillow warns from half its limit on; `max_pixels` below is the one rule here.
+            # Pillow warns above half its limit; here only `max_pixels` counts.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 if number:
@@ -135,9 +137,7 @@ def _opened(
                         "make it smaller, or raise the limit if you trust it"
                     )
                 if image.mode in ("I", "F"):
-                    raise UserError(
-                        f"{name} holds 32-bit shades and does not tell which is white; convert it to 8 or 16 bits"
-                    )
+                    raise UserError(f"{name} has 32-bit pixels of unknown range; convert it to 8 or 16 bits")
                 yield image
     except UserError:
         raise
@@ -150,15 +150,15 @@ def _opened(
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is refused as a decompression bomb: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # What Pillow's decoders raise on cut-off or damaged files.
+        # What Pillow's decoders raise on truncated or damaged files.
         raise UserError(f"{name} is broken or cut off: {error}") from None
 
 
 def extension_of(data: bytes, name: str) -> str:
-    """What a file of these bytes is to be called (`jpg`, `png`, ...): by what they are, not by what it was called.
+    """File extension (`jpg`, `png`, ...) of encoded bytes, by their content.
 
     Raises:
-        UserError: they are no image, or a decompression bomb; the message calls them `name`.
+        UserError: Not an image, or a decompression bomb. The message names it `name`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -170,7 +170,7 @@ def extension_of(data: bytes, name: str) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to 8, turning all but the darkest shades white.
+        # Pillow would clip 16 bits to 8: all but the darkest values would become white.
         image = image.convert("I").point(lambda shade: shade * (1 / 257)).convert("L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -180,7 +180,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def data_uri(image: Image.Image, side: int | None = None) -> str:
-    """An image as a PNG inside an HTML page, its longer side at most `side` pixels."""
+    """An image as a PNG data URI, its longer side at most `side` pixels."""
     if side is not None:
         image = image.copy()
         image.thumbnail((side, side))
@@ -190,12 +190,14 @@ def data_uri(image: Image.Image, side: int | None = None) -> str:
 
 
 def find_images(paths: list[Path], suffixes: Set[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The image files that `paths` name, folders searched recursively, in a stable order, each once.
+    """Find image files, in a stable order, each once.
 
-    suffixes: what files in folders end in, small letters.
+    Args:
+        paths: Files, taken as they are, and folders, searched recursively.
+        suffixes: Lower-case suffixes of the files to take from folders.
 
     Raises:
-        UserError: a path does not exist, or nothing that looks like an image was found.
+        UserError: A path does not exist, or no image was found.
     """
     found: dict[Path, None] = {}
     for path in paths:

@@ -71,7 +71,7 @@ def test_a_png_may_say_behind_its_pixels_how_it_lies(make_image):
 
 def test_a_size_is_refused_as_the_image_is(make_image, tmp_path):
     deep = Image.new("F", (3, 3))
-    for data, words in ((b"no image", "not in a format"), (encoded(deep, "TIFF"), "32-bit shades")):
+    for data, words in ((b"no image", "not in a format"), (encoded(deep, "TIFF"), "32-bit pixels")):
         for read in (load_image, image_size):
             with pytest.raises(UserError, match=f"image a.png .*{words}"):
                 read(data, name="a.png")

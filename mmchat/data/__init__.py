@@ -1,1 +1,1 @@
-"""From files to batches: records, their order, encoding in workers, collation. Never a `nn.Module`."""
+"""From files to batches: records, their order, encoding in workers, collation. Contains no `nn.Module`."""

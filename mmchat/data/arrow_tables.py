@@ -1,6 +1,6 @@
-"""Parquet files and `datasets` folders as a table of records, memory-mapped by Hugging Face `datasets`.
+"""Parquet files and `datasets` folders as a table of rows, memory-mapped by Hugging Face `datasets`.
 
-Images stay encoded: a row's are `{"bytes", "path"}`, as `datasets.Image` stores them.
+Images stay encoded: `{"bytes", "path"}`, as `datasets.Image` stores them.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from mmchat.extras import require
 
 
 class ArrowTable:
-    """files: parquet, which `datasets` converts to Arrow once, in the cache; or the Arrow files themselves."""
+    """Rows of parquet files, which `datasets` converts to Arrow once in the cache, or of Arrow files."""
 
     def __init__(self, *files: str, name: str = "", dataset: Any = None) -> None:
         self.files = list(files)
@@ -25,12 +25,12 @@ class ArrowTable:
                 ),
                 self._name,
             )
-        # Arrow hands out what is stored; any other format would decode the images.
+        # The "arrow" format returns stored values; other formats would decode the images.
         self._dataset = dataset.with_format("arrow")
 
     @classmethod
     def from_disk(cls, folder: str) -> "ArrowTable":
-        """What `Dataset.save_to_disk` wrote; UserError where it is a dictionary of splits."""
+        """Open what `Dataset.save_to_disk` wrote. Raises UserError for a dictionary of splits."""
         dataset = _open(lambda datasets: datasets.load_from_disk(folder), folder)
         if isinstance(dataset, dict):
             splits = ", ".join(f"{folder}/{split}" for split in dataset)

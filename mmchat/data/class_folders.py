@@ -1,4 +1,4 @@
-"""A folder for each class, with its images in it: `dogs/rex.jpg` is an image of the class "dogs"."""
+"""One folder per class: `dogs/rex.jpg` is an image of the class "dogs"."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from mmchat.images import IMAGE_SUFFIXES
 
 
 class ClassFolders:
-    """Images by number, class by class and each in the order of its files' names; at any depth below its class.
+    """A table of images, sorted by class and file name. Images may be at any depth below their class folder.
 
     Raises:
-        UserError: a folder has no image, or images lie beside the folders, of no class.
+        UserError: A class folder has no image, or an image is outside every class folder.
     """
 
     def __init__(self, path: str) -> None:
@@ -19,7 +19,7 @@ class ClassFolders:
         stray = sorted(p.name for p in self._root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if stray:
             raise UserError(
-                f"{path} holds {len(stray)} images beside its classes' folders ({stray[0]}); move them into one"
+                f"{path} holds {len(stray)} images outside its class folders ({stray[0]}); move them into one"
             )
         self._rows = [(folder.name, image) for folder in _folders(self._root) for image in _images(folder)]
         self.files = [str(image) for _, image in self._rows]
@@ -44,5 +44,5 @@ def _folders(root: Path) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not found:
-        raise UserError(f"{folder} holds no image; remove it, or fill it")
+        raise UserError(f"{folder} holds no image; remove the folder, or add images")
     return found

@@ -1,4 +1,4 @@
-"""A list of samples becomes one batch of tensors, padded or packed, on the CPU."""
+"""Collate samples into one batch of tensors, padded or packed, on the CPU."""
 
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -16,14 +16,20 @@ from mmchat.vision.spec import Grid
 
 @dataclass
 class Batch:
-    """What one forward takes.
+    """The input of one forward.
 
-    input_ids, attention_mask: int[B, L], padded on the right. labels: int[B, L], -100 where not supervised.
-    pixel_values: per tower float32[views, 3, H, W]; None where the batch holds no image. images: how many it holds.
-    rejected: samples that should have been here, with the reason. cut: tokens that `max_length` took away.
-    packed: how long the samples are that lie one behind another in the only row; None where each has a row.
-    tower_features: per tower [views, tokens, width], instead of pixel values; None where the towers run.
-    grids: rows and columns of each image's patches, where the aspect is native, else None.
+    Attributes:
+        input_ids: int[B, L], padded on the right.
+        attention_mask: int[B, L].
+        labels: int[B, L], -100 if not supervised.
+        pixel_values: Per tower float32[views, 3, H, W]; None if the batch holds no image.
+        ids: Record ids of the samples.
+        rejected: Unusable samples of this batch, with the reason.
+        cut: Number of tokens removed by `max_length`.
+        packed: Lengths of the samples concatenated in the single row; None if each sample has its own row.
+        images: Number of images.
+        tower_features: Per tower [views, tokens, width], in place of pixel values; None if the towers run.
+        grids: Rows and columns of each image's patches for native-aspect towers, else None.
     """
 
     input_ids: torch.Tensor
@@ -42,26 +48,26 @@ class Batch:
         if device.type == "cpu":
             return self
 
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
+        def on_device(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
 
         return replace(
             self,
-            input_ids=moved(self.input_ids),
-            attention_mask=moved(self.attention_mask),
-            labels=moved(self.labels),
-            pixel_values=self.pixel_values and list(map(moved, self.pixel_values)),
-            tower_features=self.tower_features and list(map(moved, self.tower_features)),
+            input_ids=on_device(self.input_ids),
+            attention_mask=on_device(self.attention_mask),
+            labels=on_device(self.labels),
+            pixel_values=self.pixel_values and list(map(on_device, self.pixel_values)),
+            tower_features=self.tower_features and list(map(on_device, self.tower_features)),
         )
 
     @property
     def views(self) -> int:
-        seen = self.pixel_values or self.tower_features
-        return 0 if seen is None else len(seen[0])
+        per_tower = self.pixel_values or self.tower_features
+        return 0 if per_tower is None else len(per_tower[0])
 
     @property
     def lengths(self) -> list[int]:
-        """Real tokens of each sample."""
+        """Tokens of each sample, without padding."""
         if not self.ids:
             return []
         return self.attention_mask.sum(dim=1).tolist() if self.packed is None else self.packed
@@ -72,20 +78,25 @@ class Batch:
 
     @property
     def positions(self) -> int:
-        """Tokens and padding."""
+        """Tokens, padding included."""
         return self.input_ids.numel()
 
     @property
     def supervised(self) -> int:
-        """Positions whose loss counts; nothing predicts the first of a row."""
+        """Number of supervised positions. Nothing predicts the first position of a row."""
         return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 @dataclass
 class Collator:
-    """specs: the towers', in order. slot_id: the slot token, None where sequences hold no slots.
+    """Makes a `Batch` of samples.
 
-    packs: samples share one row instead of having a padded one each.
+    Attributes:
+        pad_id: Padding token.
+        specs: Specs of the towers, in order.
+        slot_id: Slot token; None if sequences hold no slots.
+        tokens_per_view: Slots of one view.
+        packs: Concatenate the samples in one row instead of padding each to its own.
     """
 
     pad_id: int
@@ -103,7 +114,7 @@ class Collator:
         samples = [item for item in items if isinstance(item, Sample)]
         for sample in samples:
             self._check_slots(sample)
-        # A batch that lost all its samples still has a row, so that its rank takes part in the step.
+        # A batch without usable samples still has a row, so that its rank takes part in the step.
         encoded = [sample.encoded for sample in samples]
         rows = [(one.input_ids, _targets(one)) for one in encoded] or [([self.pad_id], [IGNORE_INDEX])]
         lengths = [len(ids) for ids, _ in rows]
@@ -142,7 +153,7 @@ class Collator:
 
 
 def pixel_values(images: list[list[np.ndarray]], specs: list[TowerSpec]) -> list[torch.Tensor] | None:
-    """What the towers take: per image and tower uint8[views, 3, H, W] -> per tower float32[views, 3, H, W]."""
+    """Normalise and stack: per image and tower uint8[views, 3, H, W] -> per tower float32[views, 3, H, W]."""
     if not images:
         return None
     return [
@@ -159,7 +170,7 @@ def _tower_features(images: list[list[np.ndarray]]) -> list[torch.Tensor] | None
 
 
 def _targets(encoded: EncodedSample) -> list[int]:
-    """Labels but for the first: what comes before a sample, be it another one, predicts nothing of it."""
+    """Labels without the first: in a packed row, the previous sample must not predict it."""
     if encoded.labels is None:
         return [IGNORE_INDEX] * len(encoded.input_ids)
     return [IGNORE_INDEX, *encoded.labels[1:]]

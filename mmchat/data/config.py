@@ -1,4 +1,4 @@
-"""What a run, the doctor and `mmchat data show` are told about data."""
+"""The data section of a run config; `mmchat data check` and `mmchat data show` read it too."""
 
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,22 @@ from mmchat.settings import settings
 
 @settings
 class SourceConfig:
-    """One data set of a mixture."""
+    """One source of a mixture."""
 
     path: str = Field(description="file, folder, pattern with * or fsspec address; layouts: docs/guides/data.md")
-    image_root: str | None = Field(None, description="folder that image paths are relative to; null: the data's own")
+    image_root: str | None = Field(
+        None, description="folder that image paths are relative to; null: the folder of the data"
+    )
     max_samples: int | None = Field(None, gt=0, description="use only the first N usable records")
-    repeat: float = Field(1.0, gt=0, description="times the records come in one epoch; 0.5 takes half of them in turn")
+    repeat: float = Field(1.0, gt=0, description="how often one epoch uses each record; 0.5 uses alternating halves")
     weight: float | None = Field(None, gt=0, description="share of an epoch, relative to the other sources' weights")
     max_turns: int | None = Field(None, gt=0, description="keep only the first N exchanges of each record")
-    template: str | None = Field(None, description="conversation template of this source; null: the model's own")
-    index: Path | None = Field(None, description="clean.npz of `mmchat data check`: use the records it found sound")
+    template: str | None = Field(None, description="conversation template of this source; null: the model's")
+    index: Path | None = Field(None, description="clean.npz of `mmchat data check`: use only the clean records")
     draft: bool = Field(
         False,
-        description="decode a JPEG at 1/2, 1/4 or 1/8 where its sides stay twice the largest tower's or longer; faster "
-        "for large ones, but not to the bit",
+        description="decode large JPEGs at 1/2, 1/4 or 1/8 if both sides stay twice the largest tower's or longer; "
+        "faster, but not bit-identical",
     )
     allow_http: bool = Field(False, description="fetch images, or the file itself, over http(s)")
 
@@ -32,23 +34,23 @@ class SourceConfig:
 class DataConfig(SourceConfig):
     """One source by its own keys, or several under `sources`."""
 
-    path: str | None = Field(None, description="one data set: file, folder, pattern with * or fsspec address")
-    sources: dict[str, SourceConfig] = Field(default_factory=dict, description="several data sets by name")
-    epoch_samples: int | None = Field(None, gt=0, description="samples of one epoch, shared out by the weights")
-    max_length: int = Field(2048, gt=0, description="tokens per sample, slots included; longer samples are cut")
+    path: str | None = Field(None, description="one source: file, folder, pattern with * or fsspec URL")
+    sources: dict[str, SourceConfig] = Field(default_factory=dict, description="several sources by name")
+    epoch_samples: int | None = Field(None, gt=0, description="samples of one epoch, divided by the weights")
+    max_length: int = Field(2048, gt=0, description="maximum tokens per sample, slots included; longer samples are cut")
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "DataConfig":
         if (self.path is None) == (not self.sources):
             raise ValueError("give either path, or sources with a path each")
         if self.sources:
-            own = [key for key, default in _DEFAULTS.items() if getattr(self, key) != default]
-            if own:
-                raise ValueError(f"{', '.join(own)} belongs to each of the sources, not beside them")
+            misplaced = [key for key, default in _DEFAULTS.items() if getattr(self, key) != default]
+            if misplaced:
+                raise ValueError(f"{', '.join(misplaced)} belongs to each of the sources, not beside them")
         return self
 
     def by_name(self) -> dict[str, SourceConfig]:
-        """All sources; a lone one is called by its path."""
+        """All sources by name. A single source is named by its path."""
         if self.sources:
             return self.sources
         return {self.path: SourceConfig(path=self.path, **{key: getattr(self, key) for key in _DEFAULTS})}

@@ -1,7 +1,7 @@
-"""Several sources as one stream of samples: how many of each an epoch holds, and which.
+"""Several sources as one stream: how many samples of each an epoch holds, and which.
 
-A sample's number counts through all sources, one behind the other. Numbers, counts and order depend on nothing
-but the sizes of the sources and the settings, so they are the same on every rank and after every restart.
+Samples are numbered consecutively over all sources. Numbers, counts and order depend only on the sizes of the sources
+and the settings, so they are the same on every rank and after every restart.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,23 @@ from mmchat.errors import UserError
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """sizes: samples in each source. counts: how many of them one epoch takes (more than there are repeats)."""
+    """How many samples an epoch takes from each source.
+
+    Attributes:
+        sizes: Samples in each source.
+        counts: Samples that one epoch takes from each; a count above the size repeats samples.
+    """
 
     sizes: tuple[int, ...]
     counts: tuple[int, ...]
 
     @property
     def samples(self) -> int:
-        """Samples of one epoch."""
+        """Number of samples in one epoch."""
         return sum(self.counts)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """int64[samples]: the sample numbers of one epoch, in the order of training."""
+        """int64[samples]: the sample numbers of one epoch, in training order."""
         return _order(self, seed, epoch)
 
 
@@ -42,14 +47,14 @@ def _order(plan: EpochPlan, seed: int, epoch: int) -> np.ndarray:
 
 
 def _choice(source: int, size: int, count: int, seed: int, epoch: int) -> np.ndarray:
-    """int64[count]: which samples of a source an epoch takes.
+    """int64[count]: the samples of a source that an epoch takes.
 
-    They are a stretch of an endless row of shuffles, each holding every sample once; epoch after epoch takes
-    the next stretch. So no sample comes a second time before all have come a first time.
+    The source is an endless sequence of shuffles, each with every sample once; every epoch takes the next `count`
+    samples of it. So no sample repeats before all have been seen.
     """
     positions = epoch * count + np.arange(count)
     if count % size == 0:
-        return positions % size  # whole rounds: the order within the epoch is shuffled anyway
+        return positions % size  # whole rounds: the epoch is shuffled afterwards
     rounds = range(positions[0] // size, positions[-1] // size + 1)
     shuffles = [
         np.random.Generator(np.random.Philox(key=[seed, (source + 1 << 32) + r])).permutation(size) for r in rounds
@@ -60,24 +65,24 @@ def _choice(source: int, size: int, count: int, seed: int, epoch: int) -> np.nda
 def epoch_counts(
     sizes: Sequence[int], repeats: Sequence[float], weights: Sequence[float | None], samples: int | None
 ) -> tuple[int, ...]:
-    """Exact samples per source and epoch.
+    """Number of samples that one epoch takes from each source.
 
-    Without weights a source gives `size x repeat`, rounded. With weights the epoch holds `samples` (None: as many
-    as without weights), shared out in proportion to them by largest remainders, so that the sum is exact.
+    Without weights a source contributes `size x repeat`, rounded. With weights the epoch holds `samples` (None: as many
+    as without weights), divided in proportion to the weights by largest remainders, so that the sum is exact.
 
     Raises:
-        UserError: only some sources have weights, or `samples` is given without weights.
+        UserError: Only some sources have weights, or `samples` is given without weights.
     """
     counts = [round(size * repeat) for size, repeat in zip(sizes, repeats, strict=True)]
-    given = [weight for weight in weights if weight is not None]
-    if not given:
+    given_weights = [weight for weight in weights if weight is not None]
+    if not given_weights:
         if samples is not None:
-            raise UserError("epoch_samples is shared out by weight; give every source a weight")
+            raise UserError("epoch_samples is divided by weight; give every source a weight")
         return tuple(counts)
-    if len(given) < len(weights):
-        raise UserError("either every source has a weight or none; the others could only be guessed")
+    if len(given_weights) < len(weights):
+        raise UserError("some sources have a weight and some have none; give every source a weight, or none")
     total = sum(counts) if samples is None else samples
-    exact = [total * weight / sum(given) for weight in given]
+    exact = [total * weight / sum(given_weights) for weight in given_weights]
     shares = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
     for number in by_remainder[: total - sum(shares)]:

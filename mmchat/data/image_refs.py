@@ -1,4 +1,4 @@
-"""Where a record's image is: a file, bytes, a stretch of a tar shard, an address. Nothing is read before `read`."""
+"""References to images: a file, bytes, a member of a tar shard, a URL. Nothing is read before `read` or `open`."""
 
 import base64
 import binascii
@@ -22,34 +22,34 @@ from mmchat.images import image_size, load_image, resolve_inside
 
 FETCH_SECONDS = 30
 MAX_FETCHED_BYTES = 64 << 20
-"""An address that sends more than this is no image for training."""
+"""Limit for one image fetched over http(s)."""
 
 
 class ImageRef:
-    """One image of a record. `name` is what messages call it."""
+    """One image of a record, not yet read. Error messages call it `name`."""
 
     name: str
 
     def read(self) -> bytes:
-        """The encoded bytes; UserError where they cannot be had."""
+        """The encoded bytes. Raises UserError if they cannot be read."""
         raise NotImplementedError
 
     def open(self, draft: int | None = None) -> Image.Image:
-        """The decoded RGB image; `draft` and UserError as `images.load_image`."""
+        """The decoded RGB image. `draft` and UserError as in `images.load_image`."""
         return load_image(self.read(), name=self.name, draft=draft)
 
     def size(self) -> tuple[int, int]:
-        """Width and height of the decoded image, from its header; UserError as `open`."""
+        """Width and height of the decoded image, read from its header. Raises UserError as `open`."""
         with self.stream() as file:
             return image_size(file, name=self.name)
 
     def stream(self) -> BinaryIO:
-        """The encoded bytes as a file to be closed, read as far as need be; UserError as `read`."""
+        """A file of the encoded bytes, read only as far as needed. Close it. Raises UserError as `read`."""
         return io.BytesIO(self.read())
 
 
 @contextmanager
-def _about_an_image() -> Iterator[None]:
+def _image_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -58,7 +58,7 @@ def _about_an_image() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ImageFile(ImageRef):
-    """`path` as the record writes it, below the source's image root."""
+    """A file at `path`, as stored in the record, below the source's image root."""
 
     root: str
     path: str
@@ -68,7 +68,7 @@ class ImageFile(ImageRef):
         return self.resolve()
 
     def resolve(self) -> str:
-        """UserError where the path leaves the root."""
+        """The full path. Raises UserError if it leaves the root."""
         if not storage.is_remote(self.root):
             return str(_resolved(self.root, self.path))
         inside = posixpath.normpath(self.path)
@@ -79,12 +79,12 @@ class ImageFile(ImageRef):
 
     def read(self) -> bytes:
         path = self.resolve()
-        with _about_an_image():
+        with _image_errors():
             return storage.read_bytes(path)
 
     def stream(self) -> BinaryIO:
         path = self.resolve()
-        with _about_an_image():
+        with _image_errors():
             return storage.open_binary(path)
 
 
@@ -99,7 +99,7 @@ class ImageBytes(ImageRef):
 
 @dataclass(frozen=True)
 class ImageDataUri(ImageRef):
-    """`data:image/png;base64,...` (RFC 2397), kept as it came and decoded when read."""
+    """`data:image/png;base64,...` (RFC 2397), decoded when read."""
 
     uri: str = field(repr=False)
     name: str = "data URI"
@@ -108,18 +108,18 @@ class ImageDataUri(ImageRef):
         header, comma, body = self.uri.partition(",")
         if not comma or not header.endswith(";base64"):
             raise UserError(
-                f"image {self.uri[:40]!r} is no base64 data URI; expected data:image/png;base64,...",
+                f"image {self.uri[:40]!r} is not a base64 data URI; expected data:image/png;base64,...",
                 "undecodable_image",
             )
         try:
             return base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise UserError(f"image {self.uri[:40]!r}... is no valid base64: {error}", "undecodable_image") from None
+            raise UserError(f"image {self.uri[:40]!r}... is not valid base64: {error}", "undecodable_image") from None
 
 
 @dataclass(frozen=True)
 class ImageInShard(ImageRef):
-    """Bytes [start, stop) of a larger file: a member of a tar shard."""
+    """Bytes [start, stop) of a tar shard."""
 
     file: str
     start: int
@@ -153,29 +153,32 @@ class ImageUrl(ImageRef):
 
 
 def make_image_ref(entry: Any, root: str, allow_http: bool) -> ImageRef:
-    """The image that a record's entry means: a path, an address, a data URI, bytes, or `{"bytes", "path"}`.
+    """A reference to the image of a record's entry.
 
-    A local file is looked up, not read.
+    Args:
+        entry: A path, a URL, a data URI, bytes, or `{"bytes", "path"}` as Hugging Face `datasets` stores it.
+        root: Folder that paths are relative to. A local file must exist there; it is not read.
+        allow_http: Accept http(s) URLs.
 
     Raises:
-        UserError: the entry is none of these, its file does not exist or lies outside `root`, or it would have
-            to be fetched although `allow_http` is off.
+        UserError: The entry is none of these, its file does not exist or is outside `root`, or it is a URL and
+            `allow_http` is off.
     """
     if isinstance(entry, ImageRef):
         return entry
     if isinstance(entry, bytes):
         return ImageBytes(entry)
-    if isinstance(entry, Mapping):  # how Hugging Face `datasets` stores an image
+    if isinstance(entry, Mapping):
         if isinstance(entry.get("bytes"), bytes):
             return ImageBytes(entry["bytes"], str(entry.get("path") or "bytes"))
         entry = entry.get("path")
     if not isinstance(entry, str):
-        raise UserError(f"an image must be a path, an address, a data URI or bytes, found {entry!r:.80}")
+        raise UserError(f"an image must be a path, a URL, a data URI or bytes, found {entry!r:.80}")
     if entry.startswith("data:"):
         return ImageDataUri(entry)
     if entry.startswith(("http://", "https://")):
         if not allow_http:
-            problem = f"image {entry[:200]} would have to be fetched; allow it with allow_http, or download it"
+            problem = f"image {entry[:200]} is a URL; set allow_http to fetch it, or download it"
             raise UserError(problem, kind="not_fetched")
         return ImageUrl(entry)
     return _file(root, entry)
@@ -185,14 +188,14 @@ def _file(root: str, path: str) -> ImageFile:
     image = ImageFile(root, path)
     if storage.is_remote(root):
         image.resolve()
-        return image  # asking for every single file would take longer than reading it once
+        return image  # a remote lookup per file would take longer than reading it once
     try:
         found = _resolved(root, path)
         is_file = found.is_file()
     except (OSError, UnicodeEncodeError) as error:
-        # a name longer than the file system takes, a folder that may not be entered, half a character
-        why = error.strerror if isinstance(error, OSError) else "no file can have this name"
-        raise UserError(f"image {path!r:.80} cannot be looked up: {why}", "missing_image") from None
+        # A name too long for the file system, a folder without permission, a lone surrogate.
+        why = error.strerror if isinstance(error, OSError) else "not a valid file name"
+        raise UserError(f"image {path!r:.80} cannot be found: {why}", "missing_image") from None
     if not is_file:
         raise UserError(f"image {found} does not exist", kind="missing_image")
     return image

@@ -1,4 +1,4 @@
-"""Images with a class each: a folder for every class, or a table with an image and a label column. No torch here."""
+"""Images with class labels: one folder per class, or a table with an image and a label column. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LABEL_KEYS = ("label", "class", "category")
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images[i] belongs to classes[targets[i]]; every class has a number, whether an image is of it or not."""
+    """`images[i]` belongs to `classes[targets[i]]`. A class may have no image."""
 
     images: list[ImageRef]
     targets: list[int]
@@ -38,58 +38,63 @@ class ClassNames:
 
 
 def parse_class_names(listed: Sequence[str], where: str) -> ClassNames:
-    """Raises UserError where nothing is listed, or something twice; `where` begins the message."""
-    words = tuple(name.strip() for name in listed)
-    if not any(words):
+    """Classes whose labels are their names.
+
+    Raises:
+        UserError: The list is empty, or holds an empty or a repeated name. The message begins with `where`.
+    """
+    names = tuple(name.strip() for name in listed)
+    if not any(names):
         raise UserError(f"{where} names no label")
-    if "" in words:
-        raise UserError(f"{where}: label {words.index('') + 1} of {len(words)} is empty")
-    if twice := sorted({word for word in words if words.count(word) > 1}):
-        raise UserError(f"{where} names {', '.join(map(repr, twice))} more than once; each label must be there once")
-    return ClassNames(words, words)
+    if "" in names:
+        raise UserError(f"{where}: label {names.index('') + 1} of {len(names)} is empty")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{where} names {', '.join(map(repr, repeated))} more than once; name each label once")
+    return ClassNames(names, names)
 
 
 def read_class_names(path: Path) -> ClassNames:
-    """Labels of a text file, one a line; or of a .json object, what the data set calls a class -> words for it.
+    """Read classes from a text file with one name per line, or from a .json object of label -> name.
 
     Raises:
-        UserError: the file is missing or no text, names nothing, or a label twice.
+        UserError: The file is missing or not text, is empty, or repeats a name.
     """
     if path.suffix == ".json":
         named = read_json(path)
         if not isinstance(named, dict) or not all(isinstance(words, str) for words in named.values()):
-            raise UserError(f"labels {path} must hold an object of class: words, found {type(named).__name__}")
+            raise UserError(f"labels {path} must hold an object of label: name, found {type(named).__name__}")
         return ClassNames(tuple(named), parse_class_names(list(named.values()), f"labels {path}").names)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"labels {path} does not exist") from None
     except (IsADirectoryError, UnicodeDecodeError):
-        raise UserError(f"labels {path} is no text file; expected one label a line") from None
+        raise UserError(f"labels {path} is not a text file; expected one label per line") from None
     return parse_class_names([line for line in lines if line.strip()], f"labels {path}")
 
 
 def read_labelled(
     path: str | Path, image_root: str | Path | None = None, names: ClassNames | None = None
 ) -> LabelledImages:
-    """All images of a folder of classes, or of a table in any storage that `open_source` reads.
+    """Read the labelled images of class folders, or of a table in any storage that `open_source` reads.
 
     Args:
-        image_root: of a table, as `open_source` has it.
-        names: the classes and their order, and words for them; None takes what is found, in alphabetical order, as it
-            is called. Labels that are numbers count `names` from 0.
+        path: The folder or table.
+        image_root: Folder that a table's image paths are relative to, as in `open_source`.
+        names: The classes in order. None takes the labels found, in alphabetical order. Integer labels index `names`
+            from 0.
 
     Raises:
-        UserError: nothing is there, a row has no image or no label, or a label is not among `names`.
+        UserError: No image, a row without image or label, or a label that is not in `names`.
     """
     pairs = _pairs(path, image_root)
     if not pairs:
-        raise UserError(f"{path} holds no labelled image; expected a folder for each class, or a table")
+        raise UserError(f"{path} holds no labelled image; expected one folder per class, or a table")
     if names is None:
         if numbered := [where for _, label, where in pairs if isinstance(label, int)]:
-            raise UserError(f"{numbered[0]}: the label is a number; name the classes, in their order")
-        found = tuple(sorted({str(label) for _, label, _ in pairs}))
-        names = ClassNames(found, found)
+            raise UserError(f"{numbered[0]}: the label is a number; name the classes in order")
+        labels = tuple(sorted({str(label) for _, label, _ in pairs}))
+        names = ClassNames(labels, labels)
     known = {key: number for number, key in enumerate(names.labels)}
     targets = [_target(label, where, known) for _, label, where in pairs]
     return LabelledImages([image for image, *_ in pairs], targets, list(names.names))
@@ -98,8 +103,8 @@ def read_labelled(
 def _target(label: str | int, where: str, known: Mapping[str, int]) -> int:
     number = label if isinstance(label, int) else known.get(label, -1)
     if not 0 <= number < len(known):
-        listed = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
-        raise UserError(f"{where}: label {label!r} is none of the {len(known)} that were named ({listed})")
+        shown = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
+        raise UserError(f"{where}: label {label!r} is none of the {len(known)} named classes ({shown})")
     return number
 
 

@@ -1,11 +1,11 @@
-"""How long every sample of a source is, without decoding an image: what packing, grouping and planning read.
+"""The length index: tokens, images and views of every sample, for packing, grouping and planning.
 
-Twenty bytes a sample, built once in parallel and kept in the cache under a hash of the data and of everything
-that makes lengths: tokenizer, template, slots, towers.
+No image is decoded. The index takes twenty bytes per sample. It is built once, in parallel, and cached under a hash of
+the data and of everything that lengths depend on: tokenizer, template, slots, towers.
 
-Where slots hang on an image's size (tiles, native aspect) its header is read as well. Loose image files are no part
-of the hash, as looking at each would take as long: one that is replaced by another size keeps its old length here, and
-is trained on as it is.
+If the number of slots depends on image size (tiles, native aspect), image headers are read too. Loose image files are
+not part of the hash, because checking each would take as long as reading its header: an image replaced by one of
+another size keeps its old length in the index, and is trained on as it is.
 """
 
 import contextlib
@@ -30,14 +30,18 @@ from mmchat.files import write_bytes
 
 CHUNK = 1_000
 FORMAT = 2
-"""Raised when what is counted changes: older indexes are then made anew."""
+"""Version of the index. Increase it when the columns change; older indexes are then rebuilt."""
 
 
 @dataclass(frozen=True)
 class LengthMeasure:
-    """Measures one record as training will see it, with the model's own processor.
+    """Measures one record as training will see it.
 
-    template, max_turns: the source's own; None is the model's template, and all turns.
+    Attributes:
+        processor: The model's processor.
+        max_length: As in training; None does not cut.
+        template: The template of the source; None is the model's.
+        max_turns: The limit of the source; None is no limit.
     """
 
     processor: Any
@@ -46,18 +50,18 @@ class LengthMeasure:
     max_turns: int | None = None
 
     def __call__(self, record: Record) -> tuple[int, ...]:
-        """The columns of `LengthIndex`; UserError where the record cannot be used."""
+        """The columns of `LengthIndex`. Raises UserError if the record is unusable."""
         if self.max_turns is not None:
             record = limit_turns(record, self.max_turns)
         views = self._views(record)
         rendered = self.processor.render(record.turns, views, self.max_length, template=self.template)
-        # The first position of a row predicts nothing, so it is no loss term.
+        # Nothing predicts the first position of a row, so it is no loss term.
         supervised = len(rendered.labels) - 1 - rendered.labels[1:].count(IGNORE_INDEX)
-        images, shown = len(record.images), sum(views)
-        return len(rendered.input_ids), supervised, images, shown, shown * self._patches
+        images, view_count = len(record.images), sum(views)
+        return len(rendered.input_ids), supervised, images, view_count, view_count * self._patches
 
     def _views(self, record: Record) -> list[int]:
-        """Of each image, none of which is looked at where they hang on nothing."""
+        """Number of views of each image. Reads image headers only if it depends on image size."""
         if not self._views_vary:
             return [1] * len(record.images)
         return [self.processor.image_processor.views(image.size()) for image in record.images]
@@ -71,7 +75,7 @@ class LengthMeasure:
         return sum(spec.tokens for spec in self.processor.image_processor.specs)
 
     def key(self) -> str:
-        """Tells whether two measures give the same numbers."""
+        """Equal for measures that give the same numbers."""
         p = self.processor
         tokenizer = (p.tokenizer.backend_tokenizer.to_str(), p.tokenizer.special_tokens_map, p.tokenizer.chat_template)
         model = (p.system, p.slots, p.image_tokens, p.image_processor.towers)
@@ -81,9 +85,14 @@ class LengthMeasure:
 
 @dataclass(frozen=True)
 class LengthIndex:
-    """uint32[samples] each. A sample that cannot be used has 0 tokens.
+    """Lengths of samples, uint32[samples] each. An unusable sample has 0 tokens.
 
-    tokens: with slots. views: what a tower sees of the images. patches: features of the views, of all towers.
+    Attributes:
+        tokens: Tokens, slots included.
+        supervised: Supervised positions.
+        images: Images.
+        views: Views of the images that each tower sees.
+        patches: Patch features of these views, summed over towers.
     """
 
     tokens: np.ndarray
@@ -94,7 +103,7 @@ class LengthIndex:
 
     @property
     def columns(self) -> list[np.ndarray]:
-        """In the order in which they are kept."""
+        """The columns in stored order."""
         return [getattr(self, field.name) for field in fields(self)]
 
     def __len__(self) -> int:
@@ -102,7 +111,7 @@ class LengthIndex:
 
     @property
     def usable(self) -> np.ndarray:
-        """int64: the numbers of the samples that can be used."""
+        """int64: numbers of the usable samples."""
         return np.flatnonzero(self.tokens)
 
 
@@ -120,24 +129,29 @@ class _Work:
             record = self.source[index]
             if isinstance(record, Rejected):
                 continue
-            with contextlib.suppress(UserError):  # `mmchat data check` tells which and why
+            with contextlib.suppress(UserError):  # `mmchat data check` reports which and why
                 row[:] = self.measure(record)
         return rows
 
 
 def index_path(source: Any, measure: LengthMeasure) -> Path:
-    """Where the cache keeps the index of this data, measured like this."""
+    """Path of the cached index of this data with this measure."""
     key = hashlib.blake2b(f"{FORMAT} {source.digest()} {measure.key()}".encode(), digest_size=16).hexdigest()
     return storage.cache_dir() / "lengths" / f"{key}.npy"
 
 
 def length_index(source: Any, measure: LengthMeasure, workers: int | None = None) -> LengthIndex:
-    """The lengths of all records of a `Source`, from the cache if they are there.
+    """Lengths of all records of a source, from the cache if possible.
 
-    Those that could not be used are measured again: an image that was missing may be there by now.
+    Records that were unusable are measured again: a missing image may exist now.
+
+    Args:
+        source: A `Source`.
+        measure: How to measure a record.
+        workers: Number of processes. 0 works in this process; None decides by the number of records.
 
     Raises:
-        UserError: the source cannot be read, or none of its records can be used; tells why the first cannot.
+        UserError: The source cannot be read, or has no usable record; the message says what is wrong with the first.
     """
     path, work = index_path(source, measure), _Work(source, measure)
     columns = _known(path, len(source))
@@ -146,7 +160,7 @@ def length_index(source: Any, measure: LengthMeasure, workers: int | None = None
         chunks: Sequence[Sequence[int]] = chunk_ranges(len(source), CHUNK)
     else:
         unusable = np.flatnonzero(columns[0] == 0)
-        chunks = [unusable[part.start : part.stop].tolist() for part in chunk_ranges(len(unusable), CHUNK)]
+        chunks = [unusable[chunk.start : chunk.stop].tolist() for chunk in chunk_ranges(len(unusable), CHUNK)]
     changed = False
     for chunk, rows in map_chunks(work, chunks, f"lengths of {source.name}", workers) if chunks else ():
         columns[:, chunk] = rows.T
@@ -154,30 +168,30 @@ def length_index(source: Any, measure: LengthMeasure, workers: int | None = None
     if not columns.any() and len(source):
         record = source[0]
         reason = why_unusable(measure, record)
-        raise UserError(f"no record of {source.name} can be used; the first: {reason}")
+        raise UserError(f"{source.name} has no usable record; the first: {reason}")
     if changed:
         buffer = io.BytesIO()
         np.save(buffer, columns)
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
             write_bytes(path, buffer.getvalue())
     return LengthIndex(*columns)
 
 
 def mixture_sizes(mixture: Mixture, processor: Any, max_length: int | None) -> np.ndarray:
-    """int64[samples, 2]: tokens and views of every sample of a mixture, by number. Raises as `length_index`."""
-    lengths = [source_lengths(part, source_measure(part, processor, max_length)) for part in mixture.sources]
+    """int64[samples, 2]: tokens and views of every sample of a mixture. Raises as `length_index`."""
+    lengths = [source_lengths(s, source_measure(s, processor, max_length)) for s in mixture.sources]
     return np.concatenate([np.stack([one.tokens, one.views], axis=1) for one in lengths]).astype(np.int64)
 
 
-def source_measure(part: MixtureSource, processor: Any, max_length: int | None) -> LengthMeasure:
-    """How the samples of one source of a mixture are measured."""
-    return LengthMeasure(processor, max_length, part.config.template, part.config.max_turns)
+def source_measure(source: MixtureSource, processor: Any, max_length: int | None) -> LengthMeasure:
+    """The measure for one source of a mixture."""
+    return LengthMeasure(processor, max_length, source.config.template, source.config.max_turns)
 
 
-def source_lengths(part: MixtureSource, measure: LengthMeasure) -> LengthIndex:
-    """The lengths of the usable records of one source of a mixture, in their order. Raises as `length_index`."""
-    index = length_index(part.source, measure)
-    return LengthIndex(*(column[part.usable] for column in index.columns))
+def source_lengths(source: MixtureSource, measure: LengthMeasure) -> LengthIndex:
+    """Lengths of the usable records of one source of a mixture. Raises as `length_index`."""
+    index = length_index(source.source, measure)
+    return LengthIndex(*(column[source.usable] for column in index.columns))
 
 
 def _known(path: Path, samples: int) -> np.ndarray | None:
@@ -189,7 +203,7 @@ def _known(path: Path, samples: int) -> np.ndarray | None:
 
 
 def why_unusable(measure: LengthMeasure, record: Record | Rejected) -> str:
-    """Why a record has no length."""
+    """Why the record has no length."""
     if isinstance(record, Rejected):
         return record.reason
     try:

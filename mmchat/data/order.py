@@ -1,8 +1,8 @@
-"""Which samples form which step: a pure function of (seed, epoch, mixture).
+"""Which samples form which optimizer step: a pure function of (seed, epoch, mixture).
 
-The stream of samples is epoch after epoch, each in the order of its `EpochPlan`. Optimizer step `s` takes the
-`batch_size` samples from position `s * batch_size` on, whatever the number of ranks or the size of a
-micro-batch; so a checkpoint needs to remember only the step, and resume reads no skipped sample.
+The stream of samples is the epochs in sequence, each in the order of its `EpochPlan`. Optimizer step `s` takes the
+`batch_size` samples at position `s * batch_size`, for any number of ranks and any micro-batch size. A checkpoint
+therefore stores only the step, and a resumed run reads no sample that it skips.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,12 @@ from mmchat.data.epoch_plan import EpochPlan
 class BatchOrder:
     """Cuts the stream into optimizer steps.
 
-    total_samples: where the stream ends (samples x epochs), or None for a run bounded by steps; the last
-    step of a run bounded by epochs may be smaller.
+    Attributes:
+        plan: The samples of an epoch.
+        seed: Seed of the shuffles.
+        batch_size: Samples per optimizer step.
+        total_samples: Length of the stream (samples x epochs), or None for a run bounded by steps. The last step of a
+            run bounded by epochs may be smaller.
     """
 
     plan: EpochPlan
@@ -31,29 +35,29 @@ class BatchOrder:
         return None if self.total_samples is None else -(-self.total_samples // self.batch_size)
 
     def epoch(self, step: int) -> float:
-        """Epochs begun after `step` steps, as a fraction."""
+        """Epochs completed after `step` steps, as a fraction."""
         return step * self.batch_size / self.plan.samples
 
     def step(self, step: int) -> list[int]:
-        """Numbers of the samples of one optimizer step."""
+        """Sample numbers of one optimizer step."""
         start, end = step * self.batch_size, self._end(step + 1)
         size = self.plan.samples
         return [int(self.plan.order(self.seed, position // size)[position % size]) for position in range(start, end)]
 
     def taken(self, steps: int) -> np.ndarray:
-        """int64: numbers of the samples of the first `steps` steps, each once, in ascending order."""
+        """int64: distinct sample numbers of the first `steps` steps, ascending."""
         end, size = self._end(steps), self.plan.samples
         epochs = [self.plan.order(self.seed, start // size)[: end - start] for start in range(0, end, size)]
         return np.unique(np.concatenate(epochs))
 
     def _end(self, steps: int) -> int:
-        """Position in the stream after so many steps."""
+        """Position in the stream after `steps` steps."""
         end = steps * self.batch_size
         return end if self.total_samples is None else min(end, self.total_samples)
 
 
 def split_micro_batches(numbers: Sequence[int], size: int, rank: int, ranks: int) -> list[list[int]]:
-    """This rank's micro-batches of `size` samples; equally many on every rank, the last perhaps smaller or empty."""
+    """This rank's micro-batches of `size` samples. All ranks get the same number; the last may be smaller or empty."""
     per_round = size * ranks
     starts = range(rank * size, -(-len(numbers) // per_round) * per_round, per_round)
     return [list(numbers[start : start + size]) for start in starts]

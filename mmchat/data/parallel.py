@@ -1,4 +1,4 @@
-"""Work on a long list in chunks, on several processes, with progress; results come in order and one at a time."""
+"""Process a long list in chunks, in several processes, with a progress bar. Results come in order."""
 
 import os
 import threading
@@ -16,11 +16,11 @@ Result = TypeVar("Result")
 Chunk = Sequence[int]
 """Numbers of items."""
 SMALL = 4_000
-"""Fewer items than this are done before other processes have started."""
+"""Fewer items than this are finished before worker processes have started."""
 
 
 def default_workers(items: int) -> int:
-    """Processes for `items` items: 0 is this process, else one per core it may use."""
+    """Worker processes for `items` items: one per available core, or 0 (this process) for short lists."""
     return 0 if items < SMALL else len(os.sched_getaffinity(0))
 
 
@@ -30,14 +30,18 @@ def map_chunks(
     title: str,
     workers: int | None = None,
 ) -> Iterator[tuple[Chunk, Result]]:
-    """`work` on every chunk, in order. At most a few results wait, so memory does not grow with the list.
+    """Apply `work` to every chunk and yield (chunk, result) in order.
+
+    Only a few results are held, so memory does not grow with the list.
 
     Args:
-        work: picklable; it is sent to each process once.
-        workers: processes; 0 works in this one, None decides by the number of items.
+        work: Picklable; sent to each process once.
+        chunks: The numbers of the items of each chunk.
+        title: Title of the progress bar.
+        workers: Number of processes. 0 works in this process; None decides by the number of items.
 
     Raises:
-        UserError: a process was killed from outside (as the kernel does where memory runs out).
+        UserError: A worker was killed, for example by the kernel when memory ran out.
     """
     total = sum(map(len, chunks))
     workers = default_workers(total) if workers is None else workers
@@ -49,12 +53,12 @@ def map_chunks(
 
 
 def chunk_ranges(total: int, size: int) -> list[range]:
-    """0..total in stretches of `size`."""
+    """range(total) in ranges of `size`, the last perhaps shorter."""
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _in_processes(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int) -> Iterator[Result]:
-    # Spawned, not forked: the tokenizers library has threads, which a fork would leave hanging.
+    # Spawned, not forked: the threads of the tokenizers library would deadlock after a fork.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _receive, (work,))
     waiting: deque[Future] = deque()
     try:
@@ -66,7 +70,7 @@ def _in_processes(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], work
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, as happens where memory runs out; start again with fewer --workers"
+            "a worker process was killed, perhaps because memory ran out; start again with fewer --workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -82,7 +86,7 @@ def _receive(work: Callable[[Chunk], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work, and hold its memory, for ever."""
+    """Exit with the parent process: an orphaned worker would wait for work forever and hold its memory."""
     parent_process().join()
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What was left out and why: one JSON line per sample in `quarantine.jsonl`, each sample once."""
+"""Unusable samples and why they are skipped: one JSON line per sample in `quarantine.jsonl`."""
 
 import json
 from pathlib import Path
@@ -10,36 +10,39 @@ from mmchat.files import append_json_line, split_complete_lines
 
 
 class Quarantine:
-    """Answers every unusable sample as the user's policy says: an error, or a counted line in a file.
+    """Handles unusable samples by the user's policy: an error, or a line in a file. Each sample is counted once.
 
-    writes: False on all ranks but one, which count only.
+    Args:
+        path: The file.
+        policy: `on_bad_sample`: "stop" or "skip".
+        writes: Whether this rank writes the file; the others only count.
     """
 
     def __init__(self, path: Path, policy: str, writes: bool = True) -> None:
         self.path, self.policy, self.writes = path, policy, writes
-        self._seen = set()
+        self._places = set()
         if path.exists():
             lines, cut = split_complete_lines(path)
             if cut and writes:
                 path.write_bytes(b"".join(line + b"\n" for line in lines))
-            self._seen = {json.loads(line)["where"] for line in lines}
+            self._places = {json.loads(line)["where"] for line in lines}
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._places)
 
     def add(self, rejected: Rejected) -> None:
-        """Raises UserError under the policy "stop", and always where the record is not to blame."""
+        """Record a sample. Raises UserError under the policy "stop", and always if the feature cache is at fault."""
         if rejected.kind == NO_FEATURES:
             raise UserError(f"{rejected.where}: {rejected.reason}")
         if self.policy == "stop":
             raise UserError(
                 f"{rejected.where}: {rejected.reason}\n"
-                "  mend the record, or set on_bad_sample to skip (bad samples are then left out, counted "
+                "  fix the record, or set on_bad_sample to skip (bad samples are then skipped, counted "
                 f"and listed in {self.path})"
             )
-        if rejected.where in self._seen:
+        if rejected.where in self._places:
             return
-        self._seen.add(rejected.where)
+        self._places.add(rejected.where)
         if not self.writes:
             return
         append_json_line(self.path, {"where": rejected.where, "id": rejected.id, "reason": rejected.reason})

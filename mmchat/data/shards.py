@@ -1,10 +1,10 @@
-"""WebDataset tar shards: members with one key are one sample; an index gives random access.
+"""WebDataset tar shards: members with the same key form one sample; an index gives random access.
 
-    000017.json  the record, any layout of records.py     000017.jpg           its image
-    000018.txt   or only a caption                        000018.0.jpg, .1.jpg several, in order
+    000017.json  the record, in any layout of records.py   000017.jpg            its image
+    000018.txt   or only a caption                         000018.0.jpg, .1.jpg  several images, in order
 
-(webdataset/webdataset, "The WebDataset Format": the key is the name up to the first dot of its last part.)
-The index stands beside its shard as `<shard>.index.npz` (to_shards writes it), else in the cache.
+The key is the file name up to its first dot (webdataset/webdataset, "The WebDataset Format"). The index is
+`<shard>.index.npz` next to the shard (to_shards writes it), else in the cache.
 """
 
 import contextlib
@@ -40,10 +40,16 @@ class Member:
 
 @dataclass
 class ShardIndex:
-    """Where everything in one shard stands.
+    """Positions of all members of one shard.
 
-    bounds: int64[samples + 1], a sample's stretch of the members. spans: int64[members, 2], bytes of each.
-    extension: int32[members], a place in `extensions`. keys: where each sample's key stands in `key_bytes`.
+    Attributes:
+        size: Size of the shard in bytes.
+        bounds: int64[samples + 1]; the members of sample i are [bounds[i], bounds[i + 1]).
+        spans: int64[members, 2]; bytes [start, stop) of each member.
+        extension: int32[members]; index into `extensions`.
+        extensions: The distinct extensions.
+        keys: int64[samples + 1]; the key of sample i is `key_bytes[keys[i]:keys[i + 1]]`.
+        key_bytes: All keys, concatenated.
     """
 
     size: int
@@ -81,7 +87,7 @@ class ShardIndex:
 
     @classmethod
     def load(cls, data: bytes) -> "ShardIndex":
-        """Raises ValueError for what is no index."""
+        """Read an index file. Raises ValueError if the data is not an index."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 extensions = stored["extensions"].tobytes().decode().split("\n")
@@ -89,11 +95,11 @@ class ShardIndex:
                 key_bytes = stored["key_bytes"].tobytes()
                 return cls(int(stored["size"]), **arrays, extensions=extensions, key_bytes=key_bytes)
         except (KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"no index of a shard: {error}") from None
+            raise ValueError(f"not an index of a shard: {error}") from None
 
 
 class TarTable:
-    """The samples of one shard."""
+    """The samples of one shard as a table of rows."""
 
     def __init__(self, path: str) -> None:
         self.files = [path]
@@ -120,31 +126,31 @@ class TarTable:
             problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
             return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
         except (ValueError, TypeError, RecursionError) as error:
-            return where, Rejected(where, "", f"its .json is no object: {error}", "invalid_json")
-        named = item.pop("image", None) or item.pop("images", None) or []
+            return where, Rejected(where, "", f"its .json is not an object: {error}", "invalid_json")
+        names = item.pop("image", None) or item.pop("images", None) or []
         item.pop("images", None)
-        named = [named] if isinstance(named, str) else named
-        if named and len(named) != len(images):
-            return where, Rejected(where, key, f"its .json names {len(named)} images, the shard holds {len(images)}")
+        names = [names] if isinstance(names, str) else names
+        if names and len(names) != len(images):
+            return where, Rejected(where, key, f"its .json names {len(names)} images, the shard holds {len(images)}")
         return where, {"id": key, **item, "images": images}
 
 
 def open_index(path: str) -> ShardIndex:
-    """The index of a shard: the one beside it, or the one in the cache, or a new one.
+    """The index of a shard: from the file next to it, from the cache, or newly built.
 
     Raises:
-        UserError: the shard is no tar file, is cut off, or the index beside it belongs to another file.
+        UserError: The shard is not a tar file or is truncated, or the index next to it belongs to another file.
     """
     with storage.open_binary(path) as file:
         size = file.seek(0, os.SEEK_END)
-    beside = path + INDEX_SUFFIX
-    if storage.exists(beside):
+    adjacent = path + INDEX_SUFFIX
+    if storage.exists(adjacent):
         try:
-            index = ShardIndex.load(storage.read_bytes(beside))
+            index = ShardIndex.load(storage.read_bytes(adjacent))
         except (ValueError, OSError) as error:
-            raise UserError(f"{beside} is damaged ({error}); delete it, it is then made anew") from None
+            raise UserError(f"{adjacent} is damaged ({error}); delete it, it is then rebuilt") from None
         if index.size != size:
-            raise UserError(f"{beside} belongs to a shard of {index.size} bytes, {path} has {size}; delete it")
+            raise UserError(f"{adjacent} belongs to a shard of {index.size} bytes, {path} has {size}; delete it")
         return index
     digest = storage.content_digest([path])
     cached = storage.cache_dir() / "shards" / f"{digest}{INDEX_SUFFIX}"
@@ -157,7 +163,7 @@ def open_index(path: str) -> ShardIndex:
 
 
 def index_shard(path: str, size: int) -> ShardIndex:
-    """One pass over the headers of a tar file; contents are skipped."""
+    """Build an index in one pass over the headers of a tar file. Raises UserError as `open_index`."""
     groups: dict[str, int] = {}
     rows: list[tuple[int, int, int, str]] = []  # sample, start, stop, extension
     try:
@@ -166,17 +172,17 @@ def index_shard(path: str, size: int) -> ShardIndex:
                 key, _, extension = _split(member.name)
                 stop = member.offset_data + member.size
                 if stop > size:
-                    raise UserError(f"{path} is cut off inside {member.name}; copy it again")
+                    raise UserError(f"{path} is truncated inside {member.name}; copy it again")
                 rows.append((groups.setdefault(key, len(groups)), member.offset_data, stop, extension.lower()))
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                # tarfile itself takes a missing end, and rubbish behind the first member, for the end
+                # tarfile treats a missing end, and garbage after the first member, as the end.
                 raise UserError(
-                    f"{path} has no end-of-archive mark at byte {tar.offset}: cut off or damaged; copy it again"
+                    f"{path} has no end-of-archive mark at byte {tar.offset}: truncated or damaged; copy it again"
                 )
     except tarfile.TarError as error:
-        raise UserError(f"{path} is no tar file that could be read to its end: {error}") from None
-    rows.sort(key=lambda row: row[0])  # stable: members of one key may be scattered
+        raise UserError(f"{path} is not a tar file, or is damaged: {error}") from None
+    rows.sort(key=lambda row: row[0])  # stable sort: members of one key need not be adjacent
     extensions = sorted({row[3] for row in rows})
     place = {extension: number for number, extension in enumerate(extensions)}
     encoded = [key.encode("utf-8", "surrogateescape") for key in groups]
@@ -198,7 +204,7 @@ def _caption(texts: dict[str, bytes]) -> dict[str, str]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Files of the archive, one at a time: the archive would keep every header it has read."""
+    """Regular files of the archive. Clears the list in which tarfile keeps every header."""
     while (member := tar.next()) is not None:
         tar.members = []
         if member.isfile() and not _split(member.name)[0].rpartition("/")[2].startswith("."):

@@ -1,9 +1,9 @@
-"""Data sets in any storage, opened as numbered records: `open_source(path)[i]`, nothing held but offsets.
+"""Data sets in any storage, opened as numbered records: `open_source(path)[i]`. Only offsets are held in memory.
 
-.json .jsonl   a JSON array, or one object a line           .tar       WebDataset shards (shards.py)
+.json .jsonl   a JSON array, or one object per line          .tar       WebDataset shards (shards.py)
 .csv .tsv      a header line; an image and a caption column  .parquet   images and text in columns
-a folder       all such files in it, in order of their names; what `datasets.save_to_disk` wrote; or, for each class,
-               a folder of images (class_folders.py)
+a folder       all such files in it, sorted by name; or what `datasets.save_to_disk` wrote; or one folder of images per
+               class (class_folders.py)
 """
 
 from collections.abc import Iterator
@@ -31,21 +31,18 @@ TABLES = {
 
 
 class Table(Protocol):
-    """Stored objects by number; random access, safe to share with other processes.
-
-    files: what they are stored in, for hashing.
-    """
+    """Stored objects by number, with random access from any process. `files` are hashed to identify the data."""
 
     files: list[str]
 
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> tuple[str, Any]:
-        """`where` (file:record) and the decoded object, or a `Rejected` where it cannot be decoded."""
+        """`where` (file:record), and the decoded object or a `Rejected` if it cannot be decoded."""
 
 
 class Source:
-    """The records of one data set, decoded when asked for."""
+    """The records of one data set, decoded on access."""
 
     def __init__(self, name: str, table: Table, image_root: str, allow_http: bool = False) -> None:
         self.name, self.table, self.image_root, self.allow_http = name, table, image_root, allow_http
@@ -63,12 +60,12 @@ class Source:
         return (self[index] for index in range(len(self)))
 
     def digest(self) -> str:
-        """A hash of the stored contents; the same data in another place has the same."""
+        """A hash of the stored contents, independent of their path."""
         return storage.content_digest(self.table.files)
 
 
 class _Chain:
-    """Several tables, one behind the other."""
+    """Several tables, concatenated."""
 
     def __init__(self, tables: list[Table]) -> None:
         self.tables = tables
@@ -84,7 +81,7 @@ class _Chain:
 
 
 def open_source(path: str | Path, image_root: str | Path | None = None, allow_http: bool = False) -> Source:
-    """Open a file, a folder, a pattern with `*`, or an address of fsspec's.
+    """Open a file, a folder, a pattern with `*`, or an fsspec URL.
 
     Args:
         image_root: folder that image paths are relative to; None is the folder of the file, or the folder itself.
@@ -96,15 +93,15 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
     """
     path = str(path)
     if path.startswith(("http://", "https://")) and not allow_http:
-        raise UserError(f"{path} would have to be fetched over the network; allow it with allow_http, or download it")
-    patterned = any(sign in PurePosixPath(path).name for sign in "*?[") and not Path(path).exists()
-    files = storage.expand(path) if patterned else storage.list_folder(path)
-    root = str(image_root) if image_root else path if files is not None and not patterned else _parent(path)
+        raise UserError(f"{path} is fetched over http; set allow_http to allow it, or download it")
+    is_pattern = any(sign in PurePosixPath(path).name for sign in "*?[") and not Path(path).exists()
+    files = storage.expand(path) if is_pattern else storage.list_folder(path)
+    root = str(image_root) if image_root else path if files is not None and not is_pattern else _parent(path)
     if files is None:
         if not storage.exists(path):
             raise UserError(f"data file {path} does not exist")
         files = [path]
-    elif not patterned and any(
+    elif not is_pattern and any(
         PurePosixPath(file).name in ("dataset_info.json", "dataset_dict.json") for file in files
     ):
         return Source(path, ArrowTable.from_disk(path), root, allow_http)
@@ -114,7 +111,7 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
         return Source(path, ClassFolders(path), root, allow_http)
     if not known:
         raise UserError(
-            f"{path} holds no data file; expected one of {', '.join(TABLES)}, or a folder of images for each class"
+            f"{path} holds no data file; expected one of {', '.join(TABLES)}, or one folder of images per class"
         )
     families = {TABLES[kind] for kind in kinds}
     if len(families) > 1:

@@ -1,6 +1,6 @@
-"""Files of a data set, on this machine or behind an address that fsspec opens (s3://, gs://, hf://, ...).
+"""Files of a data set: local, or at an address that fsspec opens (s3://, gs://, hf://, ...).
 
-Local paths never pass through fsspec. Nothing is fetched over http unless the user allowed it.
+Local paths bypass fsspec. Nothing is fetched over http(s) unless the user allows it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from mmchat.errors import UserError
 from mmchat.files import write_json
 
 HASH_BLOCK = 1 << 24
-"""Bytes read at a time."""
+"""Block size for hashing, in bytes."""
 
 
 def is_remote(path: str) -> bool:
@@ -24,7 +24,7 @@ def is_remote(path: str) -> bool:
 
 
 def cache_dir() -> Path:
-    """Where indexes and fetched files are kept: `MMCHAT_CACHE`, else `~/.cache/mmchat`."""
+    """Folder of indexes and fetched files: `MMCHAT_CACHE`, else `~/.cache/mmchat`."""
     return Path(os.environ.get("MMCHAT_CACHE") or Path.home() / ".cache" / "mmchat")
 
 
@@ -33,10 +33,10 @@ def join(root: str, relative: str) -> str:
 
 
 def list_folder(path: str) -> list[str] | None:
-    """Files directly in a folder, sorted; None where `path` is no folder."""
+    """Files directly in a folder, sorted; None if `path` is not a folder."""
     if not is_remote(path):
         return sorted(str(p) for p in Path(path).iterdir() if p.is_file()) if Path(path).is_dir() else None
-    with _explained(path):
+    with _file_errors(path):
         system, inside = _filesystem(path)
         if not system.isdir(inside):
             return None
@@ -44,9 +44,9 @@ def list_folder(path: str) -> list[str] | None:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?` or `[...]` names, sorted; UserError where there is none."""
+    """Files that match a pattern with `*`, `?` or `[...]`, sorted. Raises UserError if none does."""
     if is_remote(pattern):
-        with _explained(pattern):
+        with _file_errors(pattern):
             system, inside = _filesystem(pattern)
             found = [system.unstrip_protocol(name) for name in system.glob(inside)]
     else:
@@ -59,18 +59,18 @@ def expand(pattern: str) -> list[str]:
 def exists(path: str) -> bool:
     if not is_remote(path):
         return Path(path).is_file()
-    with _explained(path):
+    with _file_errors(path):
         system, inside = _filesystem(path)
         return bool(system.isfile(inside))
 
 
 def open_binary(path: str) -> BinaryIO:
-    """A seekable file, opened for reading.
+    """Open a seekable file for reading.
 
     Raises:
-        UserError: it is missing, a folder, or its file system cannot be reached.
+        UserError: It is missing or a folder, or its file system cannot be reached.
     """
-    with _explained(path):
+    with _file_errors(path):
         if not is_remote(path):
             return Path(path).open("rb")
         system, inside = _filesystem(path)
@@ -78,8 +78,8 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Bytes [start, stop) of a file; behind an address only these are fetched. Raises UserError as `open_binary`."""
-    with _explained(path):
+    """Bytes [start, stop) of a file. Of a remote file only these are fetched. Raises UserError as `open_binary`."""
+    with _file_errors(path):
         if is_remote(path):
             system, inside = _filesystem(path)
             return system.cat_file(inside, start, stop)
@@ -89,12 +89,12 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def local_copy(path: str) -> str:
-    """The path itself, or of a remote file the copy in the cache, fetched when it is new there."""
+    """The path itself; for a remote file, the path of its cached copy, fetched if missing or changed."""
     if not is_remote(path):
         return path
     import fsspec
 
-    with _explained(path):
+    with _file_errors(path):
         options = {"cache_storage": str(cache_dir() / "files"), "check_files": True}
         return fsspec.open_local(f"filecache::{path}", filecache=options)
 
@@ -102,34 +102,34 @@ def local_copy(path: str) -> str:
 def content_digest(paths: list[str]) -> str:
     """A BLAKE2b hash over the contents of files, in order.
 
-    Hashing is remembered by (path, size, time of change), as git does, so an unchanged file is read once only.
+    Digests are cached by (path, size, modification time), as in git, so an unchanged file is read once.
     """
-    whole = hashlib.blake2b(digest_size=16)
+    digests = hashlib.blake2b(digest_size=16)
     for path in paths:
-        whole.update(_remembered_digest(path).encode())
-    return whole.hexdigest()
+        digests.update(_file_digest(path).encode())
+    return digests.hexdigest()
 
 
-def _remembered_digest(path: str) -> str:
+def _file_digest(path: str) -> str:
     if is_remote(path):
-        with _explained(path):
+        with _file_errors(path):
             system, inside = _filesystem(path)
             return hashlib.blake2b(repr(system.checksum(inside)).encode(), digest_size=16).hexdigest()
-    with _explained(path):
+    with _file_errors(path):
         stat = Path(path).stat()
     state = {"path": str(Path(path).absolute()), "size": stat.st_size, "changed": stat.st_mtime_ns}
     name = hashlib.blake2b(state["path"].encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    memory = cache_dir() / "digests" / f"{name}.json"
+    cached = cache_dir() / "digests" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError):
-        known: dict[str, Any] = json.loads(memory.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(cached.read_text(encoding="utf-8"))
         if {key: known.get(key) for key in state} == state:
             return known["digest"]
     digest = hashlib.blake2b(digest_size=16)
     with open_binary(path) as file:
         while block := file.read(HASH_BLOCK):
             digest.update(block)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_json(memory, {**state, "digest": digest.hexdigest()})
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        write_json(cached, {**state, "digest": digest.hexdigest()})
     return digest.hexdigest()
 
 
@@ -140,8 +140,8 @@ def _filesystem(path: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """What a file system raises, as one message that names the file."""
+def _file_errors(path: str) -> Iterator[None]:
+    """Turn file system errors into a UserError that names the file."""
     try:
         yield
     except FileNotFoundError:

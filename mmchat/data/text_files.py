@@ -1,4 +1,4 @@
-"""JSON, JSONL and CSV with random access: one pass finds where records stand, each is parsed when asked for."""
+"""JSON, JSONL and CSV with random access: one pass finds the position of every record; records are parsed on access."""
 
 import codecs
 import csv
@@ -16,7 +16,7 @@ from mmchat.errors import UserError
 
 BLOCK = 1 << 22
 MAX_RECORD_BYTES = 1 << 27
-"""A JSON value that has not ended after so many bytes never will: the array is broken."""
+"""Largest JSON value. A longer one means a broken array."""
 
 _AFTER = tuple(" \t\r\n,]")
 _OPENING, _SPACE = re.compile("\ufeff?\\s*\\["), re.compile(r"\s*")
@@ -24,7 +24,7 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 
 
 class JsonTable:
-    """A JSON array of records, or one a line."""
+    """A JSON array of records, or one record per line."""
 
     def __init__(self, path: str) -> None:
         self.files = [path]
@@ -54,7 +54,7 @@ class JsonTable:
 
 
 class CsvTable:
-    """Rows below a header line: comma-separated, or tab-separated in a `.tsv`."""
+    """Rows below a header line, comma-separated, or tab-separated in a `.tsv`."""
 
     def __init__(self, path: str) -> None:
         self.files = [path]
@@ -69,7 +69,7 @@ class CsvTable:
             )
 
     def __len__(self) -> int:
-        return max(len(self._offsets) - 2, 0)  # the header, and the end of the last row
+        return max(len(self._offsets) - 2, 0)  # without the header and the end of the last row
 
     def row(self, index: int) -> tuple[str, Any]:
         where = f"{self.files[0]}:row {index + 1}"
@@ -79,15 +79,16 @@ class CsvTable:
             problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
             return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
         except csv.Error as error:
-            return where, Rejected(where, "", f"is no valid row: {error}")
+            return where, Rejected(where, "", f"is not a valid row: {error}")
         if len(values) != len(self._header):
-            return where, Rejected(where, "", f"has {len(values)} columns where the header has {len(self._header)}")
+            return where, Rejected(where, "", f"has {len(values)} columns, but the header has {len(self._header)}")
         return where, {key: value for key, value in zip(self._header, values, strict=True) if value}
 
     def _starts(self, file: BinaryIO, path: str) -> Iterator[int]:
-        """Where each row starts, the header's first, and where the last one ends; blank lines belong to the row before.
+        """Byte positions: the start of every row, header included, then the end of the last. A blank line belongs to
+        the previous row.
 
-        Latin-1 gives every byte a character, so that broken text is found where it is, in its own row.
+        Decodes as Latin-1, in which every byte is a character, so that an encoding error is reported in its own row.
         """
         position = 0
 
@@ -104,7 +105,7 @@ class CsvTable:
                     yield start
                 start = position
         except csv.Error as error:
-            raise UserError(f"{path} is no valid CSV near byte {position}: {error}") from None
+            raise UserError(f"{path} is not valid CSV near byte {position}: {error}") from None
         yield position
 
     def _read(self, number: int) -> Iterator[list[str]]:
@@ -116,7 +117,7 @@ class CsvTable:
 
 
 def _is_array(file: BinaryIO, path: str) -> bool:
-    """Whether a JSON file begins with "["; leaves the file at its beginning."""
+    """Whether a JSON file begins with "[". Rewinds the file."""
     beginning = file.read(1 << 12).removeprefix(_UTF8_BOM).lstrip()
     file.seek(0)
     if beginning[:1] != b"[" and not path.lower().endswith(".jsonl"):
@@ -126,15 +127,15 @@ def _is_array(file: BinaryIO, path: str) -> bool:
             found = json.loads(first)
         except (json.JSONDecodeError, UnicodeDecodeError):
             found = None
-        # One object a line is welcome under any name; one lone value is not.
+        # One object per line is accepted under any file name; a single value is not.
         if not isinstance(found, dict) or not {"conversations", "messages", "texts", "caption", "text"} & found.keys():
-            kind = "dict" if beginning[:1] == b"{" else "no array"
-            raise UserError(f"data file {path} must hold a JSON array of records, found {kind}")
+            kind = "an object" if beginning[:1] == b"{" else "something else"
+            raise UserError(f"data file {path} must hold a JSON array of records or one record per line, found {kind}")
     return beginning[:1] == b"["
 
 
 def _spans_of_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]:
-    """Start, stop and number (from 1) of each line that is not blank."""
+    """Start, stop and number (from 1) of every line that is not blank."""
     position = 0
     for number, line in enumerate(file, 1):
         start, position = position, position + len(line)
@@ -145,10 +146,10 @@ def _spans_of_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]
 
 
 def _spans_of_array(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]:
-    """Start, stop and number (from 1) of each element of a JSON array.
+    """Start, stop and number (from 1) of every element of a JSON array.
 
     Raises:
-        UserError: the array is broken; what stands behind the break could only be guessed.
+        UserError: The array is broken. The rest of it cannot be read reliably.
     """
     window = _Window(file, path)
     window.skip(_OPENING)
@@ -173,14 +174,14 @@ def _spans_of_array(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]
 
 
 class _Window:
-    """A part of a JSON text that moves forward; knows at which byte of the file its position stands."""
+    """A window that moves forward over a JSON text and knows the byte offset of its position in the file."""
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self.file, self.path = file, path
         self.text, self.position = "", 0
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._json = json.JSONDecoder()
-        self._counted, self._bytes, self._lines = 0, 0, 1  # up to which character bytes and lines are counted
+        self._counted, self._bytes, self._lines = 0, 0, 1  # characters up to which bytes and lines are counted
         self._ended = False
 
     def offset(self) -> int:
@@ -195,7 +196,7 @@ class _Window:
         return self.text[self.position : self.position + 1]
 
     def skip(self, pattern: re.Pattern) -> None:
-        """Move behind `pattern`, which matches at the position (perhaps nothing)."""
+        """Move past a match of `pattern` at the position. It may match the empty string."""
         while True:
             match = pattern.match(self.text, self.position)
             if (match is None or match.end() == len(self.text)) and self._more():
@@ -204,7 +205,7 @@ class _Window:
             return
 
     def value(self) -> None:
-        """Move behind the value at the position."""
+        """Move past the value at the position."""
         while True:
             try:
                 _, end = self._json.raw_decode(self.text, self.position)
@@ -218,12 +219,12 @@ class _Window:
                 raise UserError(f"{self.path}: a record near byte {self.offset()} is nested too deeply") from None
             after, length = self.text[end : end + 1], end - self.position
             if after not in _AFTER and self._more():
-                continue  # a number may go on in the next block
-            self.position += length  # not `end`: at the end of the file `_more` has still moved the text
+                continue  # a number may continue in the next block
+            self.position += length  # not `end`: at the end of the file `_more` has moved the text
             return
 
     def _more(self) -> bool:
-        """Read on, twice as much as is held, so that a long value is not tried again and again."""
+        """Read on, doubling the window, so that a long value is parsed only a few times."""
         if self._ended:
             return False
         self.offset()
@@ -237,16 +238,16 @@ class _Window:
         return not self._ended
 
     def broken(self, problem: str) -> UserError:
-        """What to say about the text at the position, with its line and column in the file."""
+        """An error about the text at the position, with its line and column in the file."""
         end = self.offset()
         self.file.seek(max(0, end - BLOCK))
         line = self.file.read(min(end, BLOCK)).rpartition(b"\n")[2].decode("utf-8", "replace")
         return UserError(
             f"{self.path}:{self._lines}: invalid JSON: {problem} at column {len(line) + 1}; "
-            "a broken array cannot be read in part: mend it, or store one record a line as .jsonl"
+            "a broken array cannot be read in part: fix it, or store one record per line as .jsonl"
         )
 
 
 def _problem(error: json.JSONDecodeError) -> str:
-    """Some of json's messages end with "at" already."""
+    """The message without the "at" that some of json's messages end with."""
     return f"{error.msg.removesuffix(' at')} at column {error.colno}"

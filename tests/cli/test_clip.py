@@ -160,7 +160,7 @@ LONG = "word " * 40
         (["classify", "CKPT", "EMPTY", "--labels", "a,b"], "no image found in EMPTY"),
         (["classify", "nowhere", "CLASSES", "--labels", "a,b"], "nowhere"),
         (["eval", "CKPT", "EMPTY"], "EMPTY holds no data file"),
-        (["eval", "CKPT", "CLASSES", "--labels", "cat,dog"], "label 'house [x]' is none of the 2 that were named"),
+        (["eval", "CKPT", "CLASSES", "--labels", "cat,dog"], "label 'house [x]' is none of the 2 named classes"),
         (["search", "query", "CKPT", "a cat"], "CKPT does not exist; make it with"),
         (["search", "index", "EMPTY", "--ckpt", "CKPT", "--out", "i"], "no image found in"),
     ],

@@ -35,8 +35,8 @@ def test_labelled_images_are_read_from_there(folders):
 
 def test_mistakes(folders, make_image):
     (folders / "empty").mkdir()
-    with pytest.raises(UserError, match="empty holds no image; remove it, or fill it"):
+    with pytest.raises(UserError, match="empty holds no image; remove the folder, or add images"):
         open_source(folders)
     make_image().save(folders / "stray.png")
-    with pytest.raises(UserError, match=r"holds 1 images beside its classes' folders \(stray.png\)"):
+    with pytest.raises(UserError, match=r"holds 1 images outside its class folders \(stray.png\)"):
         open_source(folders)

@@ -35,14 +35,14 @@ def test_tables(folders, tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = read_labelled(tmp_path / "t.jsonl", folders, parse_class_names(["cat", "dog"], "--labels"))
     assert data.targets == [1, 0] and data.images[0].open().size == (30, 22)
-    with pytest.raises(UserError, match=r"t\.jsonl:1: the label is a number; name the classes, in their order"):
+    with pytest.raises(UserError, match=r"t\.jsonl:1: the label is a number; name the classes in order"):
         read_labelled(tmp_path / "t.jsonl", folders)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("image,label\ndog/a.png,wolf\n", r"row 1: label 'wolf' is none of the 2 that were named \(cat, dog\)"),
+        ("image,label\ndog/a.png,wolf\n", r"row 1: label 'wolf' is none of the 2 named classes \(cat, dog\)"),
         ("image,label\ndog/a.png,\n", "row 1: expected one of label, class, category, found none of them"),
         ("image,label,class\ndog/a.png,cat,cat\n", "expected one of label, class, category, found label, class"),
         ("picture,label\ndog/a.png,cat\n", "row 1: expected one of image, .* found none"),
@@ -57,16 +57,16 @@ def test_mistakes_in_a_table(folders, rows, message):
 
 
 def test_mistakes_in_folders(folders, tmp_path, make_image):
-    with pytest.raises(UserError, match=r"c\.png: label 'cat' is none of the 1 that were named \(dog\)"):
+    with pytest.raises(UserError, match=r"c\.png: label 'cat' is none of the 1 named classes \(dog\)"):
         read_labelled(folders, names=parse_class_names(["dog"], "--labels"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no data file"):
         read_labelled(tmp_path / "empty")
     (folders / "wolf").mkdir()
-    with pytest.raises(UserError, match="wolf holds no image; remove it, or fill it"):
+    with pytest.raises(UserError, match="wolf holds no image; remove the folder, or add images"):
         read_labelled(folders)
     make_image().save(folders / "stray.png")
-    with pytest.raises(UserError, match=r"holds 1 images beside its classes' folders \(stray.png\)"):
+    with pytest.raises(UserError, match=r"holds 1 images outside its class folders \(stray.png\)"):
         read_labelled(folders)
 
 
@@ -94,5 +94,5 @@ def test_labels_of_a_file(tmp_path):
     with pytest.raises(UserError, match=r"labels\.json names 'a cat' more than once"):
         read_class_names(tmp_path / "labels.json")
     (tmp_path / "labels.json").write_text('["a cat"]')
-    with pytest.raises(UserError, match="must hold an object of class: words, found list"):
+    with pytest.raises(UserError, match="must hold an object of label: name, found list"):
         read_class_names(tmp_path / "labels.json")

@@ -72,7 +72,7 @@ def test_weights_share_an_epoch_out(sizes, weights, samples):
 def test_counts_by_repeats_and_weights():
     assert epoch_counts([10, 4], [1.0, 2.5], [None, None], None) == (10, 10)
     assert epoch_counts([10, 4], [1.0, 2.5], [3, 1], None) == (15, 5)
-    with pytest.raises(UserError, match="either every source has a weight or none"):
+    with pytest.raises(UserError, match="some sources have a weight and some have none"):
         epoch_counts([10, 4], [1, 1], [3, None], None)
     with pytest.raises(UserError, match="give every source a weight"):
         epoch_counts([10, 4], [1, 1], [None, None], 5)

@@ -14,7 +14,8 @@ from mmchat.cli.main import main
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.config import SourceConfig
 from mmchat.data.preview.html import write_page
-from mmchat.data.preview.preview import choose_records, contact_sheet, open_unscanned, preview_record, runs
+from mmchat.data.preview.pieces import runs
+from mmchat.data.preview.preview import choose_records, contact_sheet, open_unscanned, preview_record
 from mmchat.data.preview.terminal import half_blocks, print_samples
 from mmchat.data.records import Rejected
 from mmchat.model.directory import load_processor
@@ -130,7 +131,9 @@ def test_records_that_training_rejects_say_why(processor, tmp_path, make_image):
 def test_without_colours_brackets_tell(processor, tiny_records):
     _, first, *_ = samples_of(tiny_records, processor)
     lines = printed([first], width=300).splitlines()
-    assert lines[0].startswith("⟦supervised⟧  ignored  ⟨control token⟩  ⟦⟨supervised one⟩⟧  [image 1: 256 slots]")
+    assert lines[0].startswith(
+        "⟦supervised⟧  ignored  ⟨control token⟩  ⟦⟨supervised control token⟩⟧  [image 1: 256 slots]"
+    )
     assert lines[-2].endswith("USER:·⟨<img>⟩[image 1: 16 slots]⟨</img>⟩·↵")
     assert lines[-1] == "What is this? ASSISTANT:⟦·An image of noise.⟨</s>⟩⟧"
     with_ids = printed([first], tokens=True, width=300)

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import render
-from mmchat.data.preview.preview import Piece, printable, read_pieces, runs
+from mmchat.data.preview.pieces import Piece, read_pieces, runs
+from mmchat.data.preview.printable import printable
 from mmchat.errors import UserError
 
 TOKENIZERS = Path(__file__).parents[1] / "fixtures" / "tokenizers"

@@ -51,7 +51,7 @@ MALFORMED = {
     ),
     "exchange": ({"texts": [{"user": "a"}]}, 'exchange 1 must be {"user": text, "assistant": text}'),
     "caption-alone": ({"caption": "a cat"}, "a caption needs one image, found 0"),
-    "http": ({**GOOD, "image": "https://example.org/a.png"}, "would have to be fetched; allow it with allow_http"),
+    "http": ({**GOOD, "image": "https://example.org/a.png"}, "is a URL; set allow_http to fetch it"),
     "no-answer": ({**GOOD, "conversations": turns("<image>")}, "has no gpt turn, so there is nothing to learn"),
     "two-slots": ({**GOOD, "conversations": turns("<image><image>", "a")}, "2 <image> in the human turns but 1 images"),
     "no-slot": ({**GOOD, "conversations": turns("What?", "<image>")}, "0 <image> in the human turns but 1 images"),
@@ -61,7 +61,7 @@ MALFORMED = {
     "outside": ({**GOOD, "image": "../0.png"}, "leaves the image root"),
     "absolute": ({**GOOD, "image": "/etc/passwd"}, "leaves the image root"),
     "null-byte": ({**GOOD, "image": "a\0.png"}, "null character"),
-    "endless": ({**GOOD, "image": "x" * 5000}, "cannot be looked up: File name too long"),
+    "endless": ({**GOOD, "image": "x" * 5000}, "cannot be found: File name too long"),
 }
 
 

@@ -76,7 +76,7 @@ def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):
 
 def test_a_source_that_cannot_be_measured_is_a_message(feed, tmp_path):
     records = write_records(tmp_path / "long", 3, images=1)
-    with pytest.raises(SharedError, match=r"no record of \S+records.json can be used; the first: "):
+    with pytest.raises(SharedError, match=r"records.json has no usable record; the first: "):
         feed(objective={"packing": {}}, data={"path": str(records), "max_length": 9})
 
 

@@ -3,7 +3,7 @@
 import shlex
 
 from mmchat.data.doctor.run import CheckResult
-from mmchat.data.preview.preview import printable
+from mmchat.data.preview.printable import printable
 
 
 def cleanly(text: str, longest: int) -> str:

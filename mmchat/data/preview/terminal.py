@@ -1,4 +1,4 @@
-"""Samples in the terminal: colours where there are some, brackets where there are none."""
+"""Samples in the terminal: in colour, or with brackets if the terminal has no colour."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,13 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.text import Text
 
-from mmchat.data.preview.preview import ImagePreview, RecordPreview, contact_sheet, printable, runs
+from mmchat.data.preview.pieces import runs
+from mmchat.data.preview.preview import ImagePreview, RecordPreview, contact_sheet
+from mmchat.data.preview.printable import printable
 from mmchat.data.records import Rejected
 
 IMAGE_COLUMNS = 32
-"""Width of an image; a character holds two pixels, one above the other."""
+"""Width of an image in characters. A character shows two pixels, one above the other."""
 
 STYLES = {
     ("text", False): "grey54",
@@ -27,11 +29,11 @@ STYLES = {
     ("broken", False): "red on grey35",
     ("broken", True): "bold red on green",
 }
-"""(kind, supervised) -> style. Background means: one token, written by the template and not typed."""
+"""(kind, supervised) -> style. A background marks a single token that the template writes."""
 
 
 def print_samples(console: Console, samples: Iterable[RecordPreview | Rejected], tokens: bool = False) -> None:
-    """Legend and samples; `tokens` adds every id."""
+    """Print a legend and the samples. `tokens` adds every token id."""
     plain = console.no_color or console.color_system is None
     console.print(legend(plain))
     for sample in samples:
@@ -49,37 +51,37 @@ def print_samples(console: Console, samples: Iterable[RecordPreview | Rejected],
 
 
 def legend(plain: bool) -> Text:
-    """The notation, in the notation."""
-    words = [
+    """The legend, in the notation that it explains."""
+    entries = [
         ("supervised", "text", True),
         ("ignored", "text", False),
         ("control token", "control", False),
-        ("supervised one", "control", True),
+        ("supervised control token", "control", True),
         ("image 1: 256 slots", "image", False),
     ]
     gap = Text("  ")
-    shown = [_learned(_piece(*word, plain), word[2], plain) for word in words]
+    shown = [_mark_supervised(_piece(*entry, plain), entry[2], plain) for entry in entries]
     return gap.join([*shown, Text("↵ break  · space  ⇥ tab", STYLES["text", False])])
 
 
 def conversation(sample: RecordPreview, plain: bool, tokens: bool = False) -> Text:
-    """The whole text; with `tokens` each piece is followed by its ids, and every other one is underlined."""
+    """The conversation. With `tokens`, ids follow each piece, and every second piece is underlined."""
     whole = Text(overflow="fold")
     number = 0
-    for supervised, stretch in groupby(runs(sample.pieces), lambda run: run[1]):
+    for supervised, group in groupby(runs(sample.pieces), lambda run: run[1]):
         text = Text()
-        for kind, _, pieces in stretch:
+        for kind, _, pieces in group:
             if not tokens:
                 text.append_text(_piece("".join(visible for _, visible in pieces), kind, supervised, plain))
                 continue
             for piece, visible in pieces:
-                words, line_break = visible.removesuffix("\n"), visible[len(visible.removesuffix("\n")) :]
-                shown = _piece(words, kind, supervised, plain)
+                text_only, line_break = visible.removesuffix("\n"), visible[len(visible.removesuffix("\n")) :]
+                shown = _piece(text_only, kind, supervised, plain)
                 shown.stylize("underline" if number % 2 else "")
                 ids = str(piece.ids[0]) if kind == "image" else ",".join(map(str, piece.ids))
                 text.append_text(shown).append(f"/{ids}/", "blue").append(line_break)
                 number += 1
-        whole.append_text(_learned(text, supervised, plain))
+        whole.append_text(_mark_supervised(text, supervised, plain))
     return whole
 
 
@@ -87,22 +89,22 @@ def _piece(text: str, kind: str, supervised: bool, plain: bool) -> Text:
     if kind == "image":
         text = f"[{text}]"
     elif kind != "text":
-        text = f"⟨{text}⟩"  # no spaces: lines would be broken at them
+        text = f"⟨{text}⟩"  # no spaces: lines would break there
     return Text(text, "" if plain else STYLES[kind, supervised])
 
 
-def _learned(text: Text, supervised: bool, plain: bool) -> Text:
+def _mark_supervised(text: Text, supervised: bool, plain: bool) -> Text:
     return Text.assemble("⟦", text, "⟧") if supervised and plain else text
 
 
 def _images(images: list[ImagePreview]) -> Iterator[Group]:
-    for number, seen in enumerate(images, 1):
-        for came, views in seen.towers:
-            yield Group(half_blocks(contact_sheet(views)), Text(f"image {number}: {came}", "cyan"))
+    for number, image in enumerate(images, 1):
+        for description, views in image.towers:
+            yield Group(half_blocks(contact_sheet(views)), Text(f"image {number}: {description}", "cyan"))
 
 
 def half_blocks(pixels: np.ndarray, columns: int = IMAGE_COLUMNS) -> Text:
-    """uint8[3, H, W] -> lines of upper half blocks: the letter's colour is above, its background below."""
+    """uint8[3, H, W] as lines of upper half blocks: the foreground is the upper pixel, the background the lower."""
     rows = 2 * math.ceil(columns * pixels.shape[1] / pixels.shape[2] / 2)
     small = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((columns, rows), Image.Resampling.BOX))
     text = Text(no_wrap=True)
