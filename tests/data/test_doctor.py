@@ -49,7 +49,7 @@ def test_a_second_look_sees_what_was_mended(run, records, tmp_path):
 def test_exit_statuses(run, records, tmp_path):
     good = write_jsonl(tmp_path / "good.jsonl", [record("a", "a.png"), record("b", "b.png"), record("text")])
     status, printed, _ = run(good, "--out", tmp_path / "good")
-    assert status == 0 and "Training may start: no errors in 3 records." in printed
+    assert status == 0 and "No errors in 3 records: training can start." in printed
     assert "next: mmchat train CONFIG\n" in printed
     assert "not checked: Lengths" in printed
     for words, message in [
@@ -57,8 +57,8 @@ def test_exit_statuses(run, records, tmp_path):
         ((good, "--against", tmp_path / "none.json"), "does not exist"),
         ((good, "--model", tmp_path), "config.json"),
         ((good, "--template", "x"), "unknown conversation template 'x'"),
-        ((tmp_path, "--out", tmp_path), "is the data's own place"),
-        ((good, "--out", good), "is the data's own place"),
+        ((tmp_path, "--out", tmp_path), "is the data itself; choose another folder"),
+        ((good, "--out", good), "is the data itself; choose another folder"),
         ((good, "--out", records), "cannot be written: "),
     ]:
         status, printed, err = run(*words)

@@ -58,7 +58,7 @@ def test_a_killed_pass_goes_on_and_ends_the_same(records, tmp_path, when, monkey
     for name in OUTPUTS:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     write_reports(answer)
-    assert f"{answer.known} had been examined before" in (out / "report.md").read_text()
+    assert f"{answer.known} checked earlier" in (out / "report.md").read_text()
     answer.partial.delete()
     assert {path.name for path in out.iterdir()} == {*OUTPUTS, "report.html", "report.md"}
     assert check(ask(records, out)).known == 0
@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(run, records, tmp_path, monkeyp
         patched.setattr(os, "fsync", full)
         status, printed, err = run(records, "--out", out, "--workers", "0")
     assert (status, printed) == (2, "")
-    assert "cannot be written: No space left on device" in err and "start again, the pass goes on" in err
+    assert "cannot be written: No space left on device" in err and "start again to resume" in err
     assert not list(out.glob("*.jsonl")) and not list(out.rglob("*.tmp"))
     assert check(ask(records, out)).known > 0
 
@@ -139,4 +139,4 @@ def test_a_defect_names_the_record(records, tmp_path, monkeypatch):
     monkeypatch.setattr("mmchat.data.doctor.record_checks.check_image", broken)
     with pytest.raises(ZeroDivisionError) as caught:
         check(ask(records, tmp_path / "out"))
-    assert caught.value.__notes__ == [f"while examining record 0 of {records}"]
+    assert caught.value.__notes__ == [f"while checking record 0 of {records}"]

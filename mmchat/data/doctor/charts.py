@@ -1,4 +1,4 @@
-"""Histograms as plain numbers, which the page draws as SVG in its own colours."""
+"""Histograms as coordinates, which the page draws as SVG."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ import numpy as np
 
 BINS = 40
 TAIL = 99.5
-"""Percent of the values that get bins of their own; what is longer shares the last one."""
+"""Percentile up to which values get regular bins. Larger values share the last bin."""
 FEW = 8
-"""Distinct values up to which each has a bar with its name."""
+"""With at most this many distinct values, each has its own labelled bar."""
 WIDTH, HEIGHT, BROADEST = 320, 110, 48
 
 
 @dataclass(frozen=True)
 class Bar:
-    """In pixels of a chart of WIDTH x HEIGHT; tip: what the bar counts."""
+    """A bar in a chart of WIDTH x HEIGHT pixels. `tip`: its tooltip."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """ticks: (x, anchor, text). mark: where a limit stands. quantiles: (name, text)."""
+    """A histogram. `ticks`: (x, anchor, text). `mark`: x of a limit. `quantiles`: (name, text)."""
 
     title: str
     bars: list[Bar]
@@ -36,61 +36,61 @@ class Chart:
 
 
 def histogram(title: str, values: np.ndarray, limit: int | None = None, decimals: int = 0) -> Chart | None:
-    """values: any numbers; None where there is none. limit: drawn as a line if it lies within the chart."""
+    """A histogram of `values`, or None without values. `limit` is drawn as a line if it is within the chart."""
     if not len(values):
         return None
 
-    def say(value: float) -> str:
+    def label(value: float) -> str:
         return f"{value:,.{decimals}f}"
 
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= FEW:
-        return Chart(title, *_one_bar_each(distinct, counts, say), quantiles(values, say))
+        return Chart(title, *_one_bar_each(distinct, counts, label), quantiles(values, label))
     edges = _edges(values, decimals == 0)
     counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
     beyond = values.max() > edges[-1]
     return Chart(
         title,
-        _bars(counts, _spans(edges, beyond, decimals == 0, say)),
+        _bars(counts, _spans(edges, beyond, decimals == 0, label)),
         [
-            (0, "start", say(edges[0])),
-            (WIDTH / 2, "middle", say((edges[0] + edges[-1]) / 2)),
-            (WIDTH, "end", say(edges[-1]) + ("+" if beyond else "")),
+            (0, "start", label(edges[0])),
+            (WIDTH / 2, "middle", label((edges[0] + edges[-1]) / 2)),
+            (WIDTH, "end", label(edges[-1]) + ("+" if beyond else "")),
         ],
-        quantiles(values, say),
+        quantiles(values, label),
         _place(limit, edges) if limit is not None and edges[0] <= limit <= edges[-1] else None,
     )
 
 
-def quantiles(values: np.ndarray, say: Callable[[float], str]) -> list[tuple[str, str]]:
+def quantiles(values: np.ndarray, label: Callable[[float], str]) -> list[tuple[str, str]]:
     low, median, high, largest = np.percentile(values, [0, 50, 95, 100])
-    return [("least", say(low)), ("median", say(median)), ("95 % up to", say(high)), ("most", say(largest))]
+    return [("min", label(low)), ("median", label(median)), ("95th percentile", label(high)), ("max", label(largest))]
 
 
 def _edges(values: np.ndarray, whole: bool) -> np.ndarray:
     low, high = float(values.min()), float(np.percentile(values, TAIL))
     if whole:
-        # Whole numbers get bins of whole width, so that no bin counts more of them than its neighbour.
+        # Integer-width bins, so that all bins cover the same number of integers.
         width = max(1, -(-int(high - low + 1) // BINS))
         return low + width * np.arange(int((high - low) // width) + 2)
     return np.linspace(low, high if high > low else low + 1, BINS + 1)
 
 
 def _one_bar_each(
-    distinct: np.ndarray, counts: np.ndarray, say: Callable[[float], str]
+    distinct: np.ndarray, counts: np.ndarray, label: Callable[[float], str]
 ) -> tuple[list[Bar], list[tuple[float, str, str]]]:
-    names = [say(value) for value in distinct.tolist()]
+    names = [label(value) for value in distinct.tolist()]
     width = WIDTH / len(names)
     return _bars(counts, names), [((number + 0.5) * width, "middle", name) for number, name in enumerate(names)]
 
 
-def _spans(edges: np.ndarray, beyond: bool, whole: bool, say: Callable[[float], str]) -> list[str]:
-    """What each bin holds, in words."""
+def _spans(edges: np.ndarray, beyond: bool, whole: bool, label: Callable[[float], str]) -> list[str]:
+    """The range of each bin, as text."""
     spans = []
     for start, stop in zip(edges[:-1].tolist(), (edges[1:] - whole).tolist(), strict=True):
-        spans.append(say(start) if start == stop else f"{say(start)} to {say(stop)}")
+        spans.append(label(start) if start == stop else f"{label(start)} to {label(stop)}")
     if beyond:
-        spans[-1] = f"{say(edges[-2])} and more"
+        spans[-1] = f"{label(edges[-2])} and more"
     return spans
 
 

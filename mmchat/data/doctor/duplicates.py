@@ -1,21 +1,21 @@
-"""Equal and nearly equal things among many, in memory and time that grow with their number only."""
+"""Find equal and nearly equal items, in nearly linear time and memory."""
 
 from itertools import combinations
 
 import numpy as np
 
 DISTANCE = 3
-"""Differing bits, of 64, up to which two images look alike."""
+"""Maximum differing bits, of 64, between similar images."""
 SHARE = 6
-"""And at most one of so many steps that either image has: three of eight would be another drawing."""
+"""And at most one in this many of the steps of either image: three of eight would be another drawing."""
 LONGEST_RUN = 64
-"""Candidates compared per table; where more images share half of their bits, the earliest are enough."""
+"""Candidates compared per table. If more images share half their bits, only the earliest are compared."""
 
 _BLOCKS = ((0, 11), (11, 22), (22, 33), (33, 44), (44, 54), (54, 64))
 
 
 def first_equal(digests: np.ndarray) -> np.ndarray:
-    """uint64[n, 2] -> int64[n]: the number of the first row that is equal, often its own."""
+    """uint64[n, 2] -> int64[n]: index of the first equal row, possibly the row itself."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal rows stay in order
     ordered = digests[order]
     begins = np.ones(len(digests), bool)
@@ -26,17 +26,17 @@ def first_equal(digests: np.ndarray) -> np.ndarray:
 
 
 def find_equal(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """uint64[n, 2], uint64[m, 2] -> int64[n]: the first row of `known` that is equal, -1 where there is none."""
+    """uint64[n, 2], uint64[m, 2] -> int64[n]: the first equal row of `known`, or -1."""
     first = first_equal(np.concatenate([known, digests]))[len(known) :]
     return np.where(first < len(known), first, -1)
 
 
 def find_near(hashes: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """uint64[n, 2], uint64[m, 2], int64[n] -> int64[n]: the first of `known[:before]` that looks alike, or -1.
+    """uint64[n, 2], uint64[m, 2], int64[n] -> int64[n]: the first similar row of `known[:before]`, or -1.
 
-    Alike are both hashes within DISTANCE bits and one in SHARE. Three differing bits leave three of six blocks
-    untouched, so alike hashes are equal in one of the 20 choices of three blocks: about 32 bits, which few images
-    share by chance (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
+    Similar means both hashes differ by at most DISTANCE bits and by one in SHARE. Three differing bits leave at least
+    three of six blocks unchanged, so similar hashes agree in one of the 20 choices of three blocks: about 32 bits,
+    which few images share by chance (Manku et al. 2007, Detecting Near-Duplicates for Web Crawling).
     """
     found = np.full(len(hashes), len(known), np.int64)
     for blocks in combinations(_BLOCKS, len(_BLOCKS) - DISTANCE):
@@ -49,8 +49,8 @@ def find_near(hashes: np.ndarray, known: np.ndarray, before: np.ndarray) -> np.n
         active = np.flatnonzero(left < right)
         while len(active):
             candidates = order[left[active]]
-            asked, held = hashes[active], known[candidates]
-            differing, steps = np.bitwise_count(asked ^ held), np.bitwise_count(asked | held)
+            left_hash, right_hash = hashes[active], known[candidates]
+            differing, steps = np.bitwise_count(left_hash ^ right_hash), np.bitwise_count(left_hash | right_hash)
             near = (differing <= DISTANCE) & (differing * SHARE <= steps)
             alike = near.all(axis=1) & (candidates < before[active])
             found[active[alike]] = np.minimum(found[active[alike]], candidates[alike])

@@ -1,4 +1,4 @@
-"""The kinds of finding, and how bad each is."""
+"""The kinds of finding and their severity."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,9 +8,12 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Kind:
-    """severity: an error cannot or must not be trained on; a warning stays in, and is told.
+    """A kind of finding.
 
-    title: what people call it. meaning: what is wrong, or what becomes of it, in one sentence.
+    Attributes:
+        severity: A record with an error is excluded from the clean index; a warning is only reported.
+        title: Short name.
+        meaning: What is wrong, or what training does about it, in one sentence.
     """
 
     severity: Severity
@@ -19,7 +22,7 @@ class Kind:
 
 
 class Finding(NamedTuple):
-    """Something about one record. image: which of its images, from 0; -1 is the record itself."""
+    """A finding about one record. `image` is the index of one of its images, or -1 for the record itself."""
 
     kind: str
     reason: str
@@ -27,39 +30,53 @@ class Finding(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "malformed_record": Kind("error", "malformed record", "No layout that we read, or a key of the wrong type."),
+    "malformed_record": Kind("error", "malformed record", "An unknown layout, or a value of the wrong type."),
     "invalid_json": Kind("error", "invalid JSON", "The record cannot be decoded."),
-    "not_utf8": Kind("error", "not UTF-8", "The bytes are text in another encoding, or no text."),
-    "lone_surrogate": Kind("error", "lone surrogate", "Half a character, which no tokenizer can encode."),
-    "path_outside_root": Kind("error", "path outside the root", "An image path or link leaves the image root."),
-    "missing_image": Kind("error", "missing image", "The image's file is not there or cannot be read."),
-    "not_fetched": Kind("error", "address not allowed", "The image would have to be fetched (--allow-http)."),
-    "undecodable_image": Kind("error", "undecodable image", "The bytes are no image that we can read."),
-    "truncated_image": Kind("error", "truncated image", "It begins like an image, the rest is cut off or damaged."),
-    "decompression_bomb": Kind("error", "decompression bomb", "It claims more pixels than we accept; not decoded."),
-    "slot_mismatch": Kind("error", "slots and images differ", "There are more or fewer <image> than images."),
-    "role_order": Kind("error", "turns out of order", "An unknown speaker, or turns that no template can write."),
-    "nothing_to_learn": Kind("error", "nothing to learn", "There is no answer, or none that may be trained on."),
-    "empty_answers": Kind("error", "all answers empty", "Only the end of an answer would be learned."),
+    "not_utf8": Kind("error", "not UTF-8", "The bytes are text in another encoding, or not text."),
+    "lone_surrogate": Kind("error", "lone surrogate", "Half a UTF-16 pair, which no tokenizer can encode."),
+    "path_outside_root": Kind("error", "path outside the image root", "An image path or link leaves the image root."),
+    "missing_image": Kind("error", "missing image", "The image file does not exist or cannot be read."),
+    "not_fetched": Kind("error", "URL not allowed", "The image is a URL; allow fetching with --allow-http."),
+    "undecodable_image": Kind("error", "undecodable image", "The bytes are not an image in a supported format."),
+    "truncated_image": Kind("error", "truncated image", "The header is intact, the rest is missing or damaged."),
+    "decompression_bomb": Kind(
+        "error", "decompression bomb", "The header claims too many pixels; the image is not decoded."
+    ),
+    "slot_mismatch": Kind("error", "image count mismatch", "The numbers of <image> placeholders and of images differ."),
+    "role_order": Kind(
+        "error", "turns out of order", "An unknown speaker, or an order of turns that templates cannot write."
+    ),
+    "nothing_to_learn": Kind("error", "nothing to learn", "There is no answer, or all are marked as not trained."),
+    "empty_answers": Kind("error", "all answers empty", "Only the end-of-answer token would be learned."),
     "template_refusal": Kind("error", "refused by the template", "The model's template cannot write this record."),
     "over_length": Kind(
-        "error", "over length", "Cut to the allowed length nothing could be learned, or an image breaks."
+        "error", "over length", "After truncation to max_length, no answer is left or an image is cut."
     ),
-    "leak": Kind("error", "leak of the evaluation set", "The evaluation set holds the same image or conversation."),
-    "exact_duplicate": Kind("error", "exact duplicate", "The same images and the same words as an earlier record."),
-    "cut_text": Kind("warning", "cut to the length", "Its end is beyond the allowed length and will not be learned."),
-    "empty_answer": Kind("warning", "some answers empty", "An answer is empty, others are not; its end is learned."),
-    "exif_rotation": Kind("warning", "turned by EXIF", "We turn the image as its camera says; other tools do not."),
-    "extreme_aspect": Kind("warning", "extreme aspect", "Squashed or cropped to a square, little of it is left."),
-    "tiny_image": Kind("warning", "tiny image", "A side has hardly any pixels."),
-    "huge_image": Kind("warning", "huge image", "Decoding it takes long and much memory in every epoch."),
+    "leak": Kind("error", "evaluation leak", "The evaluation set holds the same image or conversation."),
+    "exact_duplicate": Kind("error", "exact duplicate", "Same images and same text as an earlier record."),
+    "cut_text": Kind(
+        "warning", "truncated to max_length", "The end of the record exceeds max_length and is not learned."
+    ),
+    "empty_answer": Kind(
+        "warning", "some answers empty", "Of an empty answer only the end-of-answer token is learned."
+    ),
+    "exif_rotation": Kind(
+        "warning", "EXIF rotation", "The image is rotated by its EXIF orientation; other tools may not do that."
+    ),
+    "extreme_aspect": Kind(
+        "warning", "extreme aspect", "Little of the image is left when it is resized or cropped to a square."
+    ),
+    "tiny_image": Kind("warning", "tiny image", "A side is smaller than one patch."),
+    "huge_image": Kind("warning", "huge image", "Decoding takes much time and memory in every epoch."),
     "control_tokens": Kind(
-        "warning", "control tokens in text", "We encode them as text; other tools take them for real."
+        "warning",
+        "control tokens in text",
+        "They are encoded as text here; other tools may treat them as control tokens.",
     ),
     "replacement_character": Kind("warning", "replacement character", "U+FFFD: a character was lost in a conversion."),
-    "mojibake": Kind("warning", "mojibake", "UTF-8 that was read in another encoding and saved so."),
-    "near_leak": Kind("warning", "near the evaluation set", "An image looks like one of the evaluation set."),
-    "near_duplicate": Kind("warning", "near duplicate", "An image looks like one of an earlier record."),
+    "mojibake": Kind("warning", "mojibake", "UTF-8 text that was decoded with another encoding."),
+    "near_leak": Kind("warning", "near evaluation leak", "An image is nearly the same as one of the evaluation set."),
+    "near_duplicate": Kind("warning", "near duplicate", "An image is nearly the same as one of an earlier record."),
 }
 
 

@@ -1,4 +1,4 @@
-"""One image, read once: whether it can be decoded, what is odd about it, and what it is recognised by."""
+"""Check one image, read once: whether it can be decoded, what is unusual, and its hashes for comparison."""
 
 import hashlib
 import io
@@ -14,27 +14,31 @@ from mmchat.errors import UserError
 from mmchat.images import MAX_PIXELS, load_image, orientation
 
 MAX_ASPECT = 10
-"""Long side over short side; a CLIP patch of 14 pixels would see a tenth of that across."""
+"""Maximum long side over short side."""
 MIN_SIDE = 10
-"""Pixels; less than one patch of any tower."""
+"""Minimum side in pixels: less than one patch of any tower."""
 HUGE_PIXELS = 50_000_000
-"""Decoded it takes 150 MB in every worker."""
+"""Pixels above which an image counts as huge: decoded it takes 150 MB in every worker."""
 SHADE_MARGIN = 3
-"""Grey levels between neighbours that count as a step: what JPEG adds to an even surface does not."""
+"""Minimum grey-level difference between neighbours that counts as a step, above JPEG noise on an even surface."""
 LEAST_STEPS, MOST_STEPS = 6, 58
-"""Of 64 bits; outside there is too little in the image (a blank page, a slope of light) to tell it from others."""
+"""Steps of 64. Outside this range the image has too little content (a blank page, a gradient) to be compared."""
 KEPT = 4096
-"""Images whose check a process remembers: files that many records share are decoded once."""
+"""Number of image checks that a process caches: a file shared by many records is decoded once."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """digest: of the encoded bytes, two uint64; None where they could not be decoded.
+    """The result of checking one image.
 
-    hash: two 64-bit difference hashes, of steps along rows and along columns; zeros where they say nothing.
-    width, height: as training sees them, turned.
+    Attributes:
+        problems: (kind, reason) of each finding.
+        digest: BLAKE2b of the encoded bytes as two uint64; None if the image cannot be decoded.
+        hash: Two 64-bit difference hashes, along rows and along columns; zeros if the image has too little content.
+        width: In pixels, after EXIF rotation.
+        height: In pixels, after EXIF rotation.
     """
 
     problems: tuple[tuple[str, str], ...]
@@ -45,8 +49,8 @@ class ImageCheck:
 
 
 def check_image(image: ImageRef) -> ImageCheck:
-    """Read and decode as training does. What is wrong comes as (kind, reason), nothing is raised."""
-    # Bytes would be kept alive by the memory that is to save reading them.
+    """Read and decode an image as training does. Problems are returned, not raised."""
+    # Inline bytes are not cached: the cache would keep them alive.
     return _check_image(image) if isinstance(image, ImageBytes | ImageDataUri) else _check_image_once(image)
 
 
@@ -59,7 +63,7 @@ def _check_image(ref: ImageRef) -> ImageCheck:
         image = load_image(data, name=ref.name)
     except UserError as error:
         return ImageCheck(((_why_undecodable(data), str(error)),))
-    problems = [*_turned(data), *_odd_shape(image.width, image.height)]
+    problems = [*_rotation_finding(data), *_shape_findings(image.width, image.height)]
     problems = tuple((kind, f"image {ref.name} {what}") for kind, what in problems)
     return ImageCheck(problems, digest(data), difference_hash(image), image.width, image.height)
 
@@ -69,12 +73,12 @@ _check_image_once = lru_cache(maxsize=KEPT)(_check_image)
 
 def digest(data: bytes) -> tuple[int, int]:
     """128 bits of BLAKE2b as two uint64."""
-    whole = hashlib.blake2b(data, digest_size=16).digest()
-    return int.from_bytes(whole[:8], "little"), int.from_bytes(whole[8:], "little")
+    digest_bytes = hashlib.blake2b(data, digest_size=16).digest()
+    return int.from_bytes(digest_bytes[:8], "little"), int.from_bytes(digest_bytes[8:], "little")
 
 
 def difference_hash(image: Image.Image) -> tuple[int, int]:
-    """Which of 8x8 steps between neighbouring areas go up, along rows and along columns (dHash, Krawetz 2013)."""
+    """Bits of the 8x8 steps between adjacent areas that go up, along rows and along columns (dHash, Krawetz 2013)."""
     grey = image.convert("L")
     across = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
     down = np.asarray(grey.resize((8, 9), Image.Resampling.BOX), np.int16)
@@ -94,7 +98,7 @@ def _why_undecodable(data: bytes) -> str:
         with _header(data) as image:
             if image.width * image.height > MAX_PIXELS:
                 return "decompression_bomb"
-            # Shades of 32 bits are refused for what they mean, not for being damaged.
+            # 32-bit pixels are refused for their unknown range, not for damage.
             return "undecodable_image" if image.mode in ("I", "F") else "truncated_image"
     except Image.DecompressionBombError:
         return "decompression_bomb"
@@ -103,13 +107,13 @@ def _why_undecodable(data: bytes) -> str:
         return "truncated_image" if begins else "undecodable_image"
 
 
-def _turned(data: bytes) -> list[tuple[str, str]]:
+def _rotation_finding(data: bytes) -> list[tuple[str, str]]:
     with _header(data) as image:
-        turned = orientation(image)
-    return [("exif_rotation", f"has the EXIF orientation {turned}")] if turned in range(2, 9) else []
+        found = orientation(image)
+    return [("exif_rotation", f"has the EXIF orientation {found}")] if found in range(2, 9) else []
 
 
-def _odd_shape(width: int, height: int) -> list[tuple[str, str]]:
+def _shape_findings(width: int, height: int) -> list[tuple[str, str]]:
     shape = f"has {width:,}x{height:,} pixels"
     found = []
     if max(width, height) > MAX_ASPECT * min(width, height):

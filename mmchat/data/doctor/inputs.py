@@ -1,4 +1,4 @@
-"""What a pass checks: the sources of a mixture as training would read them, and evaluation sets."""
+"""The inputs of a check: the sources of a mixture as training reads them, and evaluation sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from mmchat.errors import UserError
 
 DEEPEST = 20
 EXCHANGE = [{"from": "human", "value": f"{IMAGE_PLACEHOLDER}\na"}, {"from": "gpt", "value": "b"}]
-"""What every template can write."""
+"""An exchange that every template can write."""
 LONGEST_TEXT = 10_000
-"""Characters of one text that quarantine files repeat; a data URI has millions."""
+"""Maximum characters of a text that is copied to the quarantine files; a data URI has millions."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedSource:
-    """One source. numbers: which records of it are looked at, all or those of its clean index."""
+    """One source and how to check it. `numbers`: the records to check, all or those of its clean index."""
 
     name: str
     config: SourceConfig
@@ -41,7 +41,7 @@ class CheckedSource:
         return self.source[int(self.numbers[place])]
 
     def stored(self, place: int) -> tuple[str, str, Any]:
-        """where, id, and the object as it is stored, fit for JSON."""
+        """`where`, id, and the stored object in a form that JSON can hold."""
         where, item = self.source.table.row(int(self.numbers[place]))
         if isinstance(item, Rejected):
             return item.where, item.id, shortened(item.raw)
@@ -49,7 +49,7 @@ class CheckedSource:
         return where, where if identity is None else str(identity)[:LONGEST_TEXT], shortened(item)
 
     def images(self, place: int) -> list[ImageRef]:
-        """As many of the record's images as can be had, also where the reader refused it."""
+        """The images of a record, as far as they can be found, also of a rejected record."""
         record = self.record(place)
         if isinstance(record, Record):
             return list(record.images)
@@ -64,7 +64,7 @@ class CheckedSource:
         return images
 
     def key(self) -> str:
-        """Tells whether two passes look at the same records."""
+        """Equal for checks of the same records."""
         chosen = "all" if isinstance(self.numbers, range) else np.asarray(self.numbers).tobytes().hex()
         return f"{self.name} {self.config!r} {self.source.digest()} {chosen}"
 
@@ -72,8 +72,12 @@ class CheckedSource:
 def open_checked_source(
     name: str, config: SourceConfig, processor: Any = None, max_length: int | None = None
 ) -> CheckedSource:
-    """Raises UserError: the source or its index cannot be opened, it is empty, or its template does not exist or does
-    not fit the model's tokenizer (so that no record could be written)."""
+    """Open a source to check.
+
+    Raises:
+        UserError: The source or its index cannot be opened or is empty, or its template does not exist or does not fit
+            the model's tokenizer, so that no record could be rendered.
+    """
     if config.template is not None:
         get_template(config.template)
     if processor is not None:
@@ -86,7 +90,7 @@ def open_checked_source(
 
 
 def shortened(value: Any, depth: int = 0) -> Any:
-    """What JSON can hold of a stored object: no bytes, no text without end, no depth without bottom."""
+    """A stored object in a form that JSON can hold: no bytes, limited text length and depth."""
     if isinstance(value, ImageRef):
         return value.name[:LONGEST_TEXT]
     if isinstance(value, bytes):

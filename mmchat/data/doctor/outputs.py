@@ -1,4 +1,4 @@
-"""From the partial results of a pass to its files: quarantine, warnings, clean indexes and counts."""
+"""Collect partial results into quarantine.jsonl, warnings.jsonl and counts."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from mmchat.files import as_json_line
 
 
 class Example(NamedTuple):
-    """A finding to be shown. images: (which source, its record, the record's image) of what it is about."""
+    """A finding for the report. `images`: (source, record number, image index) of the images concerned."""
 
     finding: Finding
     where: str
@@ -22,7 +22,14 @@ class Example(NamedTuple):
 
 @dataclass
 class Tally:
-    """findings: of each kind. records: which have at least one error, or only warnings. examples: by kind."""
+    """Counts of findings.
+
+    Attributes:
+        findings: By kind.
+        erroneous: Records with at least one error.
+        warned: Records with warnings only.
+        examples: Examples by kind.
+    """
 
     findings: Counter[str] = field(default_factory=Counter)
     erroneous: int = 0
@@ -31,7 +38,7 @@ class Tally:
 
 
 class Gatherer:
-    """Writes one line a finding, in the order of the data, errors apart from warnings."""
+    """Writes one line per finding, in the order of the data: errors to one file, warnings to another."""
 
     def __init__(self, quarantine: BinaryIO, warnings: BinaryIO, held_out: list[CheckedSource], examples: int) -> None:
         self._files = {True: quarantine, False: warnings}
@@ -41,19 +48,19 @@ class Gatherer:
     def add(
         self, source: CheckedSource, number: int, starts: range, partial: PartialResults, relations: Relations
     ) -> None:
-        """All findings of one source, chunk by chunk."""
+        """Write all findings of one source, chunk by chunk."""
         for start in starts:
-            own: dict[int, list[Finding]] = {}
+            found: dict[int, list[Finding]] = {}
             for record, finding in partial.findings(number, start):
-                own.setdefault(record, []).append(finding)
+                found.setdefault(record, []).append(finding)
             stop = min(start + starts.step, len(source))
-            for record in sorted(own.keys() | relations.records(start, stop)):
-                self._add_record(source, record, own.get(record, []), list(relations.of(record)))
+            for record in sorted(found.keys() | relations.records(start, stop)):
+                self._add_record(source, record, found.get(record, []), list(relations.of(record)))
 
-    def _add_record(self, source: CheckedSource, record: int, own: list[Finding], related: list[Relation]) -> None:
+    def _add_record(self, source: CheckedSource, record: int, single: list[Finding], related: list[Relation]) -> None:
         where, identity, raw = source.stored(record)
-        found = [(finding, [(source, record, finding.image)]) for finding in own]
-        found += [self._in_words(source, relation) for relation in related]
+        found = [(finding, [(source, record, finding.image)]) for finding in single]
+        found += [self._describe_relation(source, relation) for relation in related]
         bad = any(is_error(finding.kind) for finding, _ in found)
         self.tally.erroneous += bad
         self.tally.warned += not bad
@@ -65,7 +72,7 @@ class Gatherer:
             if len(examples) < self._examples:
                 examples.append(Example(finding, where, identity, images))
 
-    def _in_words(
+    def _describe_relation(
         self, source: CheckedSource, relation: Relation
     ) -> tuple[Finding, list[tuple[CheckedSource, int, int]]]:
         other, place = source, relation.other
@@ -74,18 +81,18 @@ class Gatherer:
             other = self._held_out[number]
         where, *_ = other.stored(place)
         what = "has" if relation.image < 0 else f"image {relation.image + 1} is"
-        said = {
+        phrases = {
             "leak": "the same words as" if relation.image < 0 else "the same as in",
             "exact_duplicate": "the same images and words as",
             "near_leak": "nearly the same as in",
             "near_duplicate": "nearly the same as in",
         }
         images = [(source, relation.record, relation.image), (other, place, relation.other_image)]
-        return Finding(relation.kind, f"{what} {said[relation.kind]} {where}", relation.image), images
+        return Finding(relation.kind, f"{what} {phrases[relation.kind]} {where}", relation.image), images
 
 
 def locate(sources: list[CheckedSource], record: int) -> tuple[int, int]:
-    """Of a record counted through several sources: which source, and its number there."""
+    """Source and record number within it, for a record counted through several sources."""
     for number, source in enumerate(sources):
         if record < len(source):
             return number, record
@@ -94,7 +101,7 @@ def locate(sources: list[CheckedSource], record: int) -> tuple[int, int]:
 
 
 def flat_counts(tally: Tally, sources: list[CheckedSource], kept: list[int]) -> dict[str, int]:
-    """`findings.json`: what a program asks for, by one flat name each."""
+    """The contents of `findings.json`: flat names and counts, for programs."""
     counts = {
         "records": sum(map(len, sources)),
         "records/sound": sum(kept),

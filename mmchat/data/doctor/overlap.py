@@ -1,4 +1,4 @@
-"""What only several records tell together: duplicates, look-alikes, and what the evaluation set holds too."""
+"""Comparisons between records: duplicates, similar images, and overlap with the evaluation sets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from mmchat.data.doctor.partial_results import RecordStats
 
 @dataclass(frozen=True)
 class Relation:
-    """A record, or one of its images, is like another one; image -1 is the record itself.
+    """A record or one of its images equals or resembles another. Image -1 is the record itself.
 
-    Of leaks the other one belongs to the evaluation set, whose records are counted through all its sources.
+    For leaks, `other` is a record of the evaluation sets, counted through all of them.
     """
 
     kind: str
@@ -24,7 +24,7 @@ class Relation:
 
 
 class Relations:
-    """All relations of one source, as arrays; `of(record)` says them in words for one record."""
+    """All relations of one source, as arrays. `of(record)` lists those of one record."""
 
     def __init__(self, stats: RecordStats, held_out: RecordStats | None) -> None:
         self._stats, self._held_out = stats, held_out
@@ -37,7 +37,7 @@ class Relations:
         sound[stats.owner[self.leaked >= 0]] = False
         self.duplicate = _duplicates(stats.digest, sound)
         self.sound = sound & (self.duplicate < 0)
-        self._looks = self._distinct_images()
+        self._comparable = self._distinct_images()
         self.near = self._find_near()
         if held_out is not None:
             self._find_near_leaks(held_out)
@@ -50,7 +50,7 @@ class Relations:
         return {*found.tolist(), *self._stats.owner[first:last][imaged].tolist()}
 
     def of(self, record: int) -> Iterator[Relation]:
-        """In a fixed order: leaks, a duplicate, near leaks, near duplicates."""
+        """Relations of a record in a fixed order: leaks, a duplicate, near leaks, near duplicates."""
         first, last = np.searchsorted(self._stats.owner, (record, record + 1)).tolist()
         images = range(first, last)
         if self.leaked_text[record] >= 0:
@@ -64,12 +64,12 @@ class Relations:
     def _of_images(self, kind: str, found: np.ndarray, others: RecordStats | None, images: range) -> Iterator[Relation]:
         for image in images:
             if (other := int(found[image])) >= 0:
-                whose = (int(self._stats.owner[image]), int(self._stats.place[image]))
-                yield Relation(kind, *whose, int(others.owner[other]), int(others.place[other]))
+                image_of = (int(self._stats.owner[image]), int(self._stats.place[image]))
+                yield Relation(kind, *image_of, int(others.owner[other]), int(others.place[other]))
 
     def _find_leaks(self, held_out: RecordStats) -> None:
         stats = self._stats
-        # With images a record leaks by any of them; the words alone ("What is this?") say nothing.
+        # A record with images leaks by any image; equal text alone ("What is this?") means nothing there.
         texts = np.flatnonzero(stats.sound & (stats.images == 0))
         known = np.flatnonzero((held_out.images == 0) & held_out.digest.any(axis=1))
         found = find_equal(stats.digest[texts], held_out.digest[known])
@@ -78,30 +78,30 @@ class Relations:
         self.leaked[sound] = find_equal(stats.image_digest[sound], held_out.image_digest)
 
     def _distinct_images(self) -> np.ndarray:
-        """Images of sound records, each once, that have enough in them to be told apart."""
+        """Distinct images of records without errors that have enough content to be compared."""
         stats = self._stats
         numbers = np.flatnonzero(self.sound[stats.owner])
         first = numbers[first_equal(stats.image_digest[numbers]) == np.arange(len(numbers))]
         return first[stats.hash[first].any(axis=1)]
 
     def _find_near(self) -> np.ndarray:
-        hashes, owner = self._stats.hash[self._looks], self._stats.owner
+        hashes, owner = self._stats.hash[self._comparable], self._stats.owner
         near = find_near(hashes, hashes, np.arange(len(hashes)))
-        image, other = self._looks[near >= 0], self._looks[near[near >= 0]]
-        elsewhere = owner[image] != owner[other]  # two states of one scene in a record are there on purpose
+        image, other = self._comparable[near >= 0], self._comparable[near[near >= 0]]
+        elsewhere = owner[image] != owner[other]  # similar images within one record are intended
         found = np.full(len(owner), -1)
         found[image[elsewhere]] = other[elsewhere]
         return found
 
     def _find_near_leaks(self, held_out: RecordStats) -> None:
         known = np.flatnonzero(held_out.hash.any(axis=1))
-        everything = np.full(len(self._looks), len(known))
-        found = find_near(self._stats.hash[self._looks], held_out.hash[known], everything)
-        self.near_leak[self._looks[found >= 0]] = known[found[found >= 0]]
+        everything = np.full(len(self._comparable), len(known))
+        found = find_near(self._stats.hash[self._comparable], held_out.hash[known], everything)
+        self.near_leak[self._comparable[found >= 0]] = known[found[found >= 0]]
 
 
 def _duplicates(digests: np.ndarray, sound: np.ndarray) -> np.ndarray:
-    """int64[n]: the sound record that a sound one repeats, -1 for the others."""
+    """int64[n]: the earlier record that each repeats, -1 if none. Records with errors are ignored."""
     numbers = np.flatnonzero(sound)
     first = numbers[first_equal(digests[numbers])]
     found = np.full(len(digests), -1)

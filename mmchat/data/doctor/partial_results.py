@@ -1,6 +1,6 @@
-"""What was found out about every record, in files of one chunk each: the pass can be killed and goes on.
+"""Results of a check on disk, one file per chunk, so that a killed check can resume.
 
-Only arrays of fixed width are held for the whole of a data set: about 80 bytes a record with one image.
+Only fixed-width arrays are held in memory for the whole data set: about 80 bytes per record with one image.
 """
 
 import contextlib
@@ -22,11 +22,20 @@ KEY = "key.json"
 
 @dataclass(frozen=True)
 class RecordStats:
-    """Of n records and their p decoded images.
+    """Columns about n records and their p decoded images.
 
-    sound: bool[n]. digest: uint64[n, 2], zeros where there is none. tokens, supervised, turns, images: uint32[n].
-    owner, place: uint32[p], whose image it is, and which of the record's. image_digest, hash: uint64[p, 2].
-    size: uint32[p, 2], width and height.
+    Attributes:
+        sound: bool[n]; the record has no error.
+        digest: uint64[n, 2]; of images and text, zeros if unknown.
+        tokens: uint32[n].
+        supervised: uint32[n]; supervised tokens.
+        turns: uint32[n].
+        images: uint32[n]; number of images.
+        owner: uint32[p]; the record of each image.
+        place: uint32[p]; its index within the record.
+        image_digest: uint64[p, 2]; of the encoded bytes.
+        hash: uint64[p, 2]; difference hashes, zeros if the image has too little content.
+        size: uint32[p, 2]; width and height.
     """
 
     sound: np.ndarray
@@ -46,8 +55,8 @@ class RecordStats:
 
     @classmethod
     def of(cls, checked: list[CheckedRecord], start: int) -> "RecordStats":
-        """start: the first record's number."""
-        seen = [
+        """Stats of checked records; the first has the number `start`."""
+        images = [
             (start + number, place, check)
             for number, one in enumerate(checked)
             for place, check in enumerate(one.image_checks)
@@ -60,24 +69,24 @@ class RecordStats:
             np.array([one.sound for one in checked], bool),
             np.array([one.digest or (0, 0) for one in checked], np.uint64).reshape(-1, 2),
             *counts.T,
-            np.array([number for number, _, _ in seen], np.uint32),
-            np.array([place for _, place, _ in seen], np.uint32),
-            np.array([check.digest for *_, check in seen], np.uint64).reshape(-1, 2),
-            np.array([check.hash for *_, check in seen], np.uint64).reshape(-1, 2),
-            np.array([(check.width, check.height) for *_, check in seen], np.uint32).reshape(-1, 2),
+            np.array([number for number, _, _ in images], np.uint32),
+            np.array([place for _, place, _ in images], np.uint32),
+            np.array([check.digest for *_, check in images], np.uint64).reshape(-1, 2),
+            np.array([check.hash for *_, check in images], np.uint64).reshape(-1, 2),
+            np.array([(check.width, check.height) for *_, check in images], np.uint32).reshape(-1, 2),
         )
 
     @classmethod
     def joined(cls, parts: list["RecordStats"]) -> "RecordStats":
-        """One behind the other; `owner` must count through them."""
+        """Concatenate. `owner` must already count through all parts."""
         return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
 
 class PartialResults:
-    """The files of one pass, in a folder that belongs to one request: the same data, asked the same."""
+    """The files of one check in a folder. They belong to one key: the same data and settings."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        """Results of another request are deleted."""
+        """Open the folder. Results with another key are deleted."""
         self.directory = directory
         with contextlib.suppress(UserError):
             if read_json(directory / KEY) == key:
@@ -105,7 +114,7 @@ class PartialResults:
         return RecordStats.joined(parts)
 
     def findings(self, source: int, start: int) -> Iterator[tuple[int, Finding]]:
-        """The record's number and what was found, in order."""
+        """Record number and finding, in order."""
         with np.load(self._path(source, start), allow_pickle=False) as stored:
             lines = stored["findings"].tobytes().decode("utf-8")
         for line in lines.split("\n")[:-1]:
@@ -113,7 +122,7 @@ class PartialResults:
             yield number, Finding(*finding)
 
     def delete(self) -> None:
-        # The key first, lest what is left be taken for a pass to go on with. Nothing of others: the user chose
+        # The key first, so that an interrupted deletion cannot be resumed from. Only our own files: the user chose
         # the folder.
         (self.directory / KEY).unlink(missing_ok=True)
         for pattern in ("[0-9][0-9][0-9]-[0-9]*.npz", ".*.npz.*.tmp", f".{KEY}.*.tmp"):

@@ -1,4 +1,4 @@
-"""One record: everything that can be said without looking at another one."""
+"""Check one record by itself."""
 
 import re
 from collections.abc import Sequence
@@ -18,9 +18,15 @@ from mmchat.errors import UserError
 
 @dataclass(frozen=True)
 class CheckedRecord:
-    """digest: of images and words, None where an image could not be had or the reader refused the record.
+    """The result of checking one record.
 
-    tokens, supervised: before any cut; 0 without a model.
+    Attributes:
+        findings: Errors and warnings.
+        image_checks: One per image.
+        digest: Of images and text; None if an image cannot be decoded or the record is malformed.
+        tokens: Tokens before truncation; 0 without a model.
+        supervised: Supervised tokens before truncation; 0 without a model.
+        turns: Number of turns.
     """
 
     findings: list[Finding]
@@ -37,7 +43,13 @@ class CheckedRecord:
 
 @dataclass(frozen=True)
 class RecordChecker:
-    """processor: the model's, or None: then lengths, its tokens and what its template refuses stay unchecked."""
+    """Checks records of one source.
+
+    Attributes:
+        config: The source.
+        processor: The model's processor. Without it, lengths, its control tokens and its template are not checked.
+        max_length: As in training; None does not cut.
+    """
 
     config: SourceConfig
     processor: Any = None
@@ -50,11 +62,11 @@ class RecordChecker:
             record = limit_turns(record, self.config.max_turns)
         turns = record.turns
         image_checks = [check_image(image) for image in record.images]
-        findings = [Finding(kind, what, at) for at, seen in enumerate(image_checks) for kind, what in seen.problems]
+        findings = [Finding(kind, what, at) for at, check in enumerate(image_checks) for kind, what in check.problems]
         findings += spelling_findings(turns, self._tokens)
-        refusals, tokens, supervised = self._conversation(record, turns, self._views(image_checks))
-        findings += refusals
-        decoded = all(seen.digest is not None for seen in image_checks)
+        conversation_findings, tokens, supervised = self._conversation(record, turns, self._views(image_checks))
+        findings += conversation_findings
+        decoded = all(check.digest is not None for check in image_checks)
         return CheckedRecord(
             findings,
             image_checks,
@@ -69,14 +81,14 @@ class RecordChecker:
         return token_pattern(control_tokens(self.processor.tokenizer) if self.processor else ())
 
     def _views(self, image_checks: list[ImageCheck]) -> list[int]:
-        """Of each image; one that could not be decoded, which is told anyway, counts as one."""
+        """Number of views of each image. An undecodable image, which has its own finding, counts as one."""
         if self.processor is None or not self.processor.image_processor.views_vary:
             return [1] * len(image_checks)
         views = self.processor.image_processor.views
-        return [1 if seen.digest is None else views((seen.width, seen.height)) for seen in image_checks]
+        return [1 if check.digest is None else views((check.width, check.height)) for check in image_checks]
 
     def _conversation(self, record: Record, turns: Sequence[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
-        """Findings, tokens and supervised tokens of the words as the template writes them."""
+        """Findings, tokens and supervised tokens of the conversation as the template writes it."""
         first = opening(turns, self._alternates)
         problem = order_problem(turns, first)
         findings = answer_findings(turns[first:])
@@ -93,7 +105,7 @@ class RecordChecker:
         tokens = len(rendered.input_ids)
         if self.max_length is not None and tokens > self.max_length:
             findings.append(self._over_length(record, views, tokens))
-        # The first position of a row predicts nothing, so it is no loss term.
+        # Nothing predicts the first position of a row, so it is no loss term.
         return findings, tokens, tokens - 1 - rendered.labels[1:].count(IGNORE_INDEX)
 
     def _over_length(self, record: Record, views: list[int], tokens: int) -> Finding:
@@ -114,6 +126,6 @@ class RecordChecker:
 
 
 def content_digest(turns: Sequence[Turn], image_checks: list[ImageCheck]) -> tuple[int, int]:
-    """The same for records with the same images, byte for byte, and the same words from the same speakers."""
-    content = repr(([seen.digest for seen in image_checks], [(turn.role, turn.parts, turn.train) for turn in turns]))
+    """Equal for records with byte-identical images and the same text from the same roles."""
+    content = repr(([check.digest for check in image_checks], [(turn.role, turn.parts, turn.train) for turn in turns]))
     return digest(content.encode("utf-8"))

@@ -1,6 +1,6 @@
-"""What a pass found, for people: `report.html`, which needs nothing beside it, and `report.md`.
+"""The reports of a check: a self-contained `report.html`, and `report.md`.
 
-Everything in a record is a stranger's text: Jinja escapes it, `printable` names what would steer, lengths are cut.
+Records are untrusted text: Jinja escapes it, `printable` replaces control characters, and lengths are limited.
 """
 
 import base64
@@ -26,13 +26,13 @@ from mmchat.html import render
 SIDE = 128
 """Longest side of a thumbnail, in pixels."""
 SAMPLES = 24
-"""Images in the grid of samples."""
+"""Number of images in the grid of samples."""
 EXAMPLE_TEXT, CAPTION_TEXT = 400, 90
-"""Characters shown of a reason and of a caption."""
+"""Maximum characters shown of a reason and of a caption."""
 
 
 def write_reports(result: CheckResult) -> tuple[Path, Path]:
-    """Raises OSError where they cannot be written."""
+    """Write both reports and return their paths. Raises OSError if they cannot be written."""
     values = _values(result)
     page, text = result.request.out / "report.html", result.request.out / "report.md"
     write_text(page, render("data_check.html", **values))
@@ -81,7 +81,7 @@ def _sources(result: CheckResult) -> list[dict[str, Any]]:
             {
                 "name": source.name,
                 "records": len(source),
-                "sound": result.counts[f"source/{source.name}/sound"],
+                "clean": result.counts[f"source/{source.name}/sound"],
                 "images": int(stats.images.sum(dtype=np.int64)),
                 "tokens": int(stats.tokens.sum(dtype=np.int64)),
                 "supervised": int(stats.supervised.sum(dtype=np.int64)),
@@ -91,7 +91,7 @@ def _sources(result: CheckResult) -> list[dict[str, Any]]:
 
 
 def charts(result: CheckResult) -> list[Chart]:
-    """Of all sources together; what was not measured has no chart."""
+    """Charts of all sources together. What was not measured has no chart."""
     columns = {
         name: np.concatenate([getattr(stats, name) for stats in result.stats])
         for name in ("tokens", "supervised", "turns", "images")
@@ -99,19 +99,19 @@ def charts(result: CheckResult) -> list[Chart]:
     size = np.concatenate([stats.size for stats in result.stats]).astype(np.int64)
     read, measured = columns["turns"] > 0, columns["tokens"] > 0
     drawn = [
-        histogram("tokens of a record", columns["tokens"][measured], result.request.data.max_length),
-        histogram("supervised tokens of a record", columns["supervised"][measured]),
-        histogram("turns of a record", columns["turns"][read]),
-        histogram("images of a record", columns["images"][read]),
-        histogram("width of an image", size[:, 0]),
-        histogram("height of an image", size[:, 1]),
-        histogram("aspect of an image (width / height)", size[:, 0] / np.maximum(size[:, 1], 1), decimals=2),
+        histogram("tokens per record", columns["tokens"][measured], result.request.data.max_length),
+        histogram("supervised tokens per record", columns["supervised"][measured]),
+        histogram("turns per record", columns["turns"][read]),
+        histogram("images per record", columns["images"][read]),
+        histogram("image width", size[:, 0]),
+        histogram("image height", size[:, 1]),
+        histogram("image aspect ratio (width / height)", size[:, 0] / np.maximum(size[:, 1], 1), decimals=2),
     ]
     return [chart for chart in drawn if chart is not None]
 
 
 def _samples(result: CheckResult) -> list[dict[str, str]]:
-    """Records with an image, taken evenly from everything, so that nobody chose them."""
+    """Records with an image, at even intervals over all sources."""
     imaged = [(source, np.flatnonzero(f.images)) for source, f in zip(result.sources, result.stats, strict=True)]
     total = sum(len(numbers) for _, numbers in imaged)
     cells = []
@@ -128,9 +128,11 @@ def _sample(source: CheckedSource, place: int) -> dict[str, str]:
     record = source.record(place)
     if not isinstance(record, Record):
         return {"uri": ""}
-    said = {role: next((turn.text for turn in record.turns if turn.role == role), "") for role in ("user", "assistant")}
-    words = {role: cleanly(text.strip(), CAPTION_TEXT) for role, text in said.items()}
-    return {"uri": _thumbnail(record.images[0]), "where": cleanly(record.where, EXAMPLE_TEXT), **words}
+    texts = {
+        role: next((turn.text for turn in record.turns if turn.role == role), "") for role in ("user", "assistant")
+    }
+    shown = {role: cleanly(text.strip(), CAPTION_TEXT) for role, text in texts.items()}
+    return {"uri": _thumbnail(record.images[0]), "where": cleanly(record.where, EXAMPLE_TEXT), **shown}
 
 
 def _thumbnail_of(source: CheckedSource, place: int, image: int) -> str:
@@ -139,7 +141,7 @@ def _thumbnail_of(source: CheckedSource, place: int, image: int) -> str:
 
 
 def _thumbnail(ref: ImageRef) -> str:
-    """A data URI; empty where the image cannot be decoded."""
+    """A data URI; empty if the image cannot be decoded."""
     try:
         image = ref.open()
     except UserError:
@@ -154,10 +156,10 @@ def _thumbnail(ref: ImageRef) -> str:
 
 def _pace(result: CheckResult) -> str:
     done = sum(map(len, result.sources + result.held_out)) - result.known
-    known = f", {result.known:,} had been examined before" if result.known else ""
+    known = f", {result.known:,} checked earlier" if result.known else ""
     return f"{done:,} records in {result.seconds:,.1f} s, {done / result.seconds:,.0f} a second{known}"
 
 
 def _code(text: str) -> str:
-    """A code span of Markdown, which also fits into a table."""
+    """A Markdown code span that is safe within a table."""
     return "`" + cleanly(text, EXAMPLE_TEXT).replace("`", "'").replace("|", "¦") + "`"

@@ -1,7 +1,7 @@
-"""The pass over all records: in parallel, chunk by chunk, each chunk's outcome on the disk before the next one.
+"""Check all records in parallel, in chunks. The result of each chunk is written to disk.
 
-A pass that was killed goes on with the chunks that are missing, if data and settings are still the same; a pass that
-came to its end leaves no partial results, so that the next one sees the images that were mended meanwhile.
+A killed check resumes with the missing chunks if data and settings are unchanged. A finished check deletes its partial
+results, so that the next one notices images that were fixed in the meantime.
 """
 
 import contextlib
@@ -27,17 +27,22 @@ from mmchat.errors import UserError
 from mmchat.files import atomic_file, write_json
 
 CHUNK = 500
-"""Records that a killed pass does twice, at most, per process."""
+"""Records per chunk: at most this many per process are repeated after a kill."""
 FORMAT = 1
-"""Raised when what is found changes: results of older passes are then made anew."""
+"""Version of the partial results. Increase it when findings change; older results are then recomputed."""
 
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What is asked of a pass.
+    """What to check.
 
-    against: evaluation sets. processor: the model's, None where no model was named. workers: processes, None decides.
-    examples: findings of each kind that the report shows.
+    Attributes:
+        data: The sources.
+        out: Folder for the results.
+        against: Evaluation sets to compare with.
+        processor: The model's processor; None without a model.
+        workers: Number of processes. 0 works in this process; None decides by the number of records.
+        examples: Findings of each kind that the report shows.
     """
 
     data: DataConfig
@@ -50,10 +55,20 @@ class CheckRequest:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What the reports are made of.
+    """The result of a check, from which the reports are made.
 
-    stats, clean: one per source, in their order. seconds: this start took. known: records that an earlier start,
-    which was stopped, had checked.
+    Attributes:
+        request: What was checked.
+        sources: The sources.
+        held_out: The evaluation sets.
+        unread: Records of the evaluation sets that could not be read.
+        stats: Per source.
+        clean: Path of each source's clean index.
+        counts: Contents of `findings.json`.
+        tally: Findings by kind.
+        partial: The partial results, to be deleted once the reports are written.
+        seconds: Duration of this run of the check.
+        known: Records checked by an earlier run that was stopped.
     """
 
     request: CheckRequest
@@ -74,10 +89,10 @@ class CheckResult:
 
 
 def check(request: CheckRequest) -> CheckResult:
-    """Examine everything, write everything into `request.out` but the reports.
+    """Check all records and write everything but the reports to `request.out`.
 
     Raises:
-        UserError: a source cannot be opened, or `out` cannot be written.
+        UserError: A source cannot be opened, or `out` cannot be written.
     """
     begun = time.perf_counter()
     data, out = request.data, request.out
@@ -87,10 +102,10 @@ def check(request: CheckRequest) -> CheckResult:
     held_out = [open_checked_source(config.path, config) for config in request.against]
     for source in sources:
         if out.resolve() == Path(source.config.path).resolve():
-            raise UserError(f"{out} is the data's own place; name another --out")
+            raise UserError(f"--out {out} is the data itself; choose another folder")
     with explain_write_errors(out):
         partial = PartialResults(out / "parts", _key(sources + held_out, request))
-    known = _examine(sources + held_out, partial, request.workers)
+    known = _check_missing_chunks(sources + held_out, partial, request.workers)
     stats = [partial.stats(number, _starts(source)) for number, source in enumerate(sources)]
     other, unread = _held_out_stats(held_out, len(sources), partial)
     clean = [clean_path(out, sources, number) for number in range(len(sources))]
@@ -101,10 +116,10 @@ def check(request: CheckRequest) -> CheckResult:
         atomic_file(out / "warnings.jsonl") as warnings,
     ):
         gatherer = Gatherer(errors, warnings, held_out, request.examples)
-        for number, (source, own) in enumerate(zip(sources, stats, strict=True)):
-            relations = Relations(own, other)
+        for number, (source, source_stats) in enumerate(zip(sources, stats, strict=True)):
+            relations = Relations(source_stats, other)
             gatherer.add(source, number, _starts(source), partial, relations)
-            kept.append(_keep(clean[number], source, relations))
+            kept.append(_save_clean_index(clean[number], source, relations))
     counts = flat_counts(gatherer.tally, sources, kept)
     with explain_write_errors(out):
         write_json(out / "findings.json", counts)
@@ -115,24 +130,25 @@ def check(request: CheckRequest) -> CheckResult:
 
 
 def clean_path(out: Path, sources: list[CheckedSource], number: int) -> Path:
+    """Path of the clean index of source `number`."""
     if len(sources) == 1:
         return out / "clean.npz"
     return out / f"clean.{number + 1}.{file_name(sources[number].name)}.npz"
 
 
 def file_name(name: str) -> str:
-    """`name` as a part of a file's name."""
+    """`name` as part of a file name."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "data"
 
 
 @contextlib.contextmanager
 def explain_write_errors(out: Path) -> Iterator[None]:
-    """A full disk, or a folder that may not be written, as a sentence."""
+    """Turn errors of writing (a full disk, missing permission) into a UserError."""
     try:
         yield
     except OSError as error:
-        what = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-        raise UserError(f"{out} cannot be written: {what}; mend that and start again, the pass goes on") from None
+        problem = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        raise UserError(f"{out} cannot be written: {problem}; fix that and start again to resume the check") from None
 
 
 @dataclass(frozen=True)
@@ -148,14 +164,14 @@ class _Work:
             try:
                 checked.append(source.checker(source.record(place)))
             except Exception as error:
-                error.add_note(f"while examining record {place} of {source.name}")
+                error.add_note(f"while checking record {place} of {source.name}")
                 raise
         with explain_write_errors(self.partial.directory):
             self.partial.save(number, start, checked)
 
 
-def _examine(sources: list[CheckedSource], partial: PartialResults, workers: int | None) -> int:
-    """Does what is missing; returns how many records were there."""
+def _check_missing_chunks(sources: list[CheckedSource], partial: PartialResults, workers: int | None) -> int:
+    """Check the chunks without a result. Returns the number of records that had one."""
     missing, known, offset = [], 0, 0
     for number, source in enumerate(sources):
         for start in _starts(source):
@@ -173,7 +189,7 @@ def _examine(sources: list[CheckedSource], partial: PartialResults, workers: int
 def _held_out_stats(
     held_out: list[CheckedSource], first: int, partial: PartialResults
 ) -> tuple[RecordStats | None, int]:
-    """The evaluation sets as one, and how many of their records could not be read."""
+    """Stats of all evaluation sets, concatenated, and the number of their unreadable records."""
     found, offset, unread = [], 0, 0
     for number, source in enumerate(held_out, first):
         stats = partial.stats(number, _starts(source))
@@ -184,7 +200,7 @@ def _held_out_stats(
     return (RecordStats.joined(found) if found else None), unread
 
 
-def _keep(path: Path, source: CheckedSource, relations: Relations) -> int:
+def _save_clean_index(path: Path, source: CheckedSource, relations: Relations) -> int:
     keep = np.asarray(source.numbers, np.int64)[relations.sound]
     save_clean_index(path, source.source, keep)
     return len(keep)

@@ -1,4 +1,4 @@
-"""What a pass found, as a table in the terminal. Nothing in it is read as markup."""
+"""The result of a check as a table in the terminal. Text of records is never parsed as markup."""
 
 from rich.console import Console
 from rich.table import Table

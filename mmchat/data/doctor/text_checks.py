@@ -1,4 +1,4 @@
-"""The words of one record: their order, what is empty, what spells a control token, broken encodings."""
+"""Check the text of one record: order of turns, empty answers, control tokens, broken encodings."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,15 +17,15 @@ WELL_KNOWN_TOKENS = (
     *(IMAGE_PLACEHOLDER, "<img>", "</img>", "<imgpad>", "<im_start>", "<im_end>", "<im_patch>", "<video>"),
     *("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|image|>", "<IMG_CONTEXT>"),
 )
-"""Control tokens of Llama, Qwen, Gemma, Phi, LLaVA, Vary and their kin: typed into a text, some tool obeys them."""
+"""Control tokens of Llama, Qwen, Gemma, Phi, LLaVA, Vary and others. In plain text, some tools act on them."""
 
 _SHOWN = 60
-"""Characters of a text that a reason quotes."""
+"""Characters of a text that a finding quotes."""
 
 
 def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of `tokens` and of the well-known ones."""
-    # The longest first, as the tokenizers library matches them.
+    """A pattern that matches `tokens` and the well-known ones."""
+    # Longest first, as in the tokenizers library.
     longest_first = sorted({*tokens, *WELL_KNOWN_TOKENS}, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)))
 
@@ -38,46 +38,46 @@ def opening(turns: Sequence[Turn], alternates: bool) -> int:
 
 
 def order_problem(turns: Sequence[Turn], first: int) -> str | None:
-    """What templates that alternate would refuse from turn `first` on (docs/guides/templates.md); None: nothing."""
+    """What an alternating template would refuse from turn `first` on (docs/guides/templates.md); None if nothing."""
     before = None
     for number, (role, *_) in enumerate(turns[first:], first):
         if role == "system":
             return f"turn {number} is a system message, which may only be the first"
         if before not in FOLLOWS[role]:
-            return f"turn {number} is the {role}'s {f'behind the {before}' if before else 'in the beginning'}"
+            return f"turn {number} is the {role}'s {f'after the {before}' if before else 'at the beginning'}"
         before = role
     return None
 
 
 def answer_findings(turns: Sequence[Turn]) -> list[Finding]:
-    """Answers that say nothing, and records that teach nothing."""
+    """Empty answers, and records without a supervised answer."""
     answers = [turn for turn in turns if turn.role == "assistant"]
-    learned = [turn for turn in answers if turn.train]
-    if not learned:
+    supervised = [turn for turn in answers if turn.train]
+    if not supervised:
         return [Finding("nothing_to_learn", f"none of the {len(answers)} answers may be trained on")]
-    empty = sum(not turn.text.strip() for turn in learned)
+    empty = sum(not turn.text.strip() for turn in supervised)
     if not empty:
         return []
-    kind = "empty_answers" if empty == len(learned) else "empty_answer"
-    return [Finding(kind, f"{empty} of {len(learned)} answers are empty")]
+    kind = "empty_answers" if empty == len(supervised) else "empty_answer"
+    return [Finding(kind, f"{empty} of {len(supervised)} answers are empty")]
 
 
 def spelling_findings(turns: Sequence[Turn], tokens: re.Pattern[str]) -> Iterator[Finding]:
-    """At most one finding of a kind for a record, which quotes the first place."""
+    """Control tokens and encoding damage: at most one finding per kind, which quotes the first occurrence."""
     texts = [part for turn in turns for part in turn.parts if part]
     spelled = [match[0] for text in texts for match in tokens.finditer(text)]
     if spelled:
         named = ", ".join(dict.fromkeys(spelled))
         yield Finding("control_tokens", f"the text spells {named:.200}")
-    foreign = [text for text in texts if not text.isascii()]
-    for text in foreign:
+    non_ascii = [text for text in texts if not text.isascii()]
+    for text in non_ascii:
         if (at := text.find("\ufffd")) >= 0:
             yield Finding("replacement_character", f"the text holds U+FFFD: {_around(text, at)}")
             break
-    for text in foreign:
-        if (mended := ftfy.fix_encoding(text)) != text:
-            at = next((n for n, (a, b) in enumerate(zip(text, mended, strict=False)) if a != b), len(mended))
-            yield Finding("mojibake", f"the text reads {_around(text, at)}, probably for {_around(mended, at)}")
+    for text in non_ascii:
+        if (fixed := ftfy.fix_encoding(text)) != text:
+            at = next((n for n, (a, b) in enumerate(zip(text, fixed, strict=False)) if a != b), len(fixed))
+            yield Finding("mojibake", f"the text reads {_around(text, at)}, probably for {_around(fixed, at)}")
             break
 
 
