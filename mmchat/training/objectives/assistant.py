@@ -47,7 +47,7 @@ class AssistantObjective(Objective):
         if config.objective.augment_towers:
             _check_augmented(config.objective.augment_towers, self.collator.specs)
         self.augmented = config.objective.augment_towers
-        self.augment = TrainingAugment(self._retouch if config.objective.augment_towers else None, config.seed)
+        self.augment = TrainingAugment(self._retouch, config.seed) if config.objective.augment_towers else None
         if config.objective.feature_cache is not None and self.collator.specs[0].native:
             raise UserError(
                 "feature_cache keeps a record for each view, and with fit native each patch is one: leave "

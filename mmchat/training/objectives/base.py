@@ -114,17 +114,17 @@ class TrainingAugment:
     """Changes images of training samples; held-out images stay as they are.
 
     Args:
-        change: images of a record and a generator -> changed images; None changes nothing. The generator depends on the
-            seed, the sample's number and the step only.
+        change: images of a record and a generator -> changed images. The generator depends on the seed, the sample's number
+            and the step only.
     """
 
-    change: Callable[[list[Image.Image], np.random.Generator], list] | None
+    change: Callable[[list[Image.Image], np.random.Generator], list]
     seed: int
 
     def __call__(
         self, images: list[Image.Image], number: int, step: int | None
     ) -> list[Image.Image] | list[list[Image.Image]]:
-        if self.change is None or step is None:
+        if step is None:
             return images
         return self.change(images, np.random.default_rng([self.seed, number, step]))
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.records import Record
+from mmchat.data.records import Record, image_and_answer
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, DistillationConfig, RunConfig
@@ -41,7 +41,7 @@ class ClassifyObjective(Objective):
             self.specs.append(self.teacher.towers[0].spec)
         self.collator = Collator(pad_id=0, specs=self.specs)
         self.augmentation = config.objective.augmentation
-        self.augment = TrainingAugment(self._views if config.objective.augmentation else None, config.seed)
+        self.augment = TrainingAugment(self._views, config.seed) if config.objective.augmentation else None
 
     def _views(self, images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
         return [random_view(image, self.collator.square, self.augmentation, draw) for image in images]
@@ -62,10 +62,8 @@ class ClassifyObjective(Objective):
         Raises:
             UserError: there are not one image and one label, or the label is none of the model's.
         """
-        answers = ["".join(filter(None, turn.parts)) for turn in record.turns if turn.role == "assistant"]
-        if len(record.images) != 1 or len(answers) != 1:
-            raise UserError(f"expected one image and one label, found {len(record.images)} and {len(answers)}")
-        label = str(record.extra.get("label", answers[0]))
+        _, answer = image_and_answer(record, "label")
+        label = str(record.extra.get("label", answer))
         if self.distillation is not None and self.distillation.weight == 1:
             return self.classes.get(label, IGNORE_INDEX)
         if label not in self.classes:

@@ -13,7 +13,7 @@ from mmchat.contrastive.directory import clip_from_config, load_clip_directory, 
 from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.losses import info_nce, pairwise_sigmoid
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.records import Record
+from mmchat.data.records import Record, image_and_answer
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, RunConfig
@@ -34,7 +34,7 @@ class ContrastiveObjective(PairwiseObjective):
         self._losses_of = LOSSES[config.objective.loss]
         self.tokenizer = load_tokenizer(config.model, self.model)
         self.spec = self.model.towers[0].spec
-        self.augment = TrainingAugment(_squares if config.objective.random_crop else None, config.seed)
+        self.augment = TrainingAugment(_squares, config.seed) if config.objective.random_crop else None
         self.context_length = self.model.config.context_length
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
@@ -55,10 +55,8 @@ class ContrastiveObjective(PairwiseObjective):
         Raises:
             UserError: there are not one image and one caption.
         """
-        captions = ["".join(turn.parts) for turn in record.turns if turn.role == "assistant"]
-        if len(record.images) != 1 or len(captions) != 1:
-            raise UserError(f"expected one image and one caption, found {len(record.images)} and {len(captions)}")
-        return truncate_caption(self.tokenizer, captions[0].replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
+        _, caption = image_and_answer(record, "caption")
+        return truncate_caption(self.tokenizer, caption.replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
     def terms(self, batch: Batch) -> int:
         return batch.images
