@@ -180,7 +180,7 @@ def test_a_validation_takes_no_shares(values):
         ({"sources": {"b": {"path": "b"}}, "template": "plain"}, "template belongs to each of the sources"),
         (
             {"sources": {"b": {"path": "b", "wieght": 2}}},
-            "unknown key 'sources.b.wieght'; the nearest .* 'sources.NAME.w",
+            "unknown key 'sources.b.wieght'; the nearest valid key is 'sources.b.weight'",
         ),
         ({"sources": {"b": {}}}, "key 'sources.b.path' is missing"),
         ({"path": "a", "repeat": 0}, "repeat: .*greater than 0"),
