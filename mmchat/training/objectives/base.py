@@ -114,8 +114,8 @@ class TrainingAugment:
     """Changes images of training samples; held-out images stay as they are.
 
     Args:
-        change: images of a record and a generator -> changed images. The generator depends on the seed, the sample's number
-            and the step only.
+        change: images of a record and a generator -> changed images. The generator depends on the seed, the
+            sample's number and the step only.
     """
 
     change: Callable[[list[Image.Image], np.random.Generator], list]
