@@ -96,4 +96,6 @@ def press(driver: WebDriver, label: str) -> None:
 def requested(driver: WebDriver) -> list[str]:
     """Every URL that the page requested since the last call."""
     events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
-    return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    # Chromium's own start page may still load when the log is cleared.
+    return [one["request"]["url"] for one in requests if not one["documentURL"].startswith("chrome://")]
