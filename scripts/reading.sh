@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# A small Vary from nothing: on 2 CPU cores, within 30 minutes, it learns to read lines of up to 24 characters.
+# Trains a small Vary from random weights to read lines of up to 24 characters: less than 30 minutes on 2 CPU cores.
 #
-#   bash scripts/reading.sh           finished steps are skipped, an interrupted one is resumed
-#   bash scripts/reading.sh --fresh   delete data/reading and runs/reading first
+#   bash scripts/reading.sh           skips finished steps and resumes an interrupted one
+#   bash scripts/reading.sh --fresh   deletes data/reading and runs/reading first
 #
-# Pages grow from 32 to 256 pixels, letters stay as large. Scores are of lines and of a family of fonts that no training page
-# has; half of the lines are shuffled words or random letters. Result: runs/reading/256/report.html and runs/reading/scores.md.
+# Pages grow from 32 to 256 pixels with the same font size. Scores are on lines and on a font family that no training
+# page has; half of the lines are shuffled words or random letters. Result: runs/reading/256/report.html and
+# runs/reading/scores.md.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
@@ -16,51 +17,51 @@ DATA=data/reading RUN=runs/reading CONFIGS=configs/vary
 begin "${1:-}" "$DATA" "$RUN"
 
 prepare_environment all
-# One rank on each core; threads that spin while they wait would take it from the other.
+# One rank on each core. Spinning threads would slow the other rank down.
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
-# drawn SIDE PAGES OPTION...: pages of SIDE pixels, a line of up to SIDE / 32 * 3 characters in every 32 of their rows.
-drawn() {
+# draw SIDE PAGES OPTION...: pages of SIDE pixels with a line of up to SIDE / 32 * 3 characters in every 32 pixels.
+draw() {
   local side=$1 pages=$2
   step "    $side x $side pixels" "$DATA/$side/preview.png" \
-    python data_tools/make_lines.py --out "$DATA/$side" --width "$side" --rows $((side / 32)) --characters $((side * 3 / 32)) \
-    --count "$pages" --freedom 0.25 --prompt "Read this." "${@:3}"
+    python data_tools/make_lines.py --out "$DATA/$side" --width "$side" --rows $((side / 32)) --characters $((side * 3 /
+    32)) \ --count "$pages" --freedom 0.25 --prompt "Read this." "${@:3}"
 }
 
-# learned SIDE PAGES-A-STEP STEPS: a stage, from SIDE-init.
-learned() {
+# stage SIDE BATCH_SIZE STEPS: trains a stage, starting from SIDE-init.
+stage() {
   step "    $1 x $1 pixels" "$RUN/$1/model" \
     mmchat train "$CONFIGS/small.yaml" --ranks 2 --resume --run_dir "$RUN/$1" --model "$RUN/$1-init" \
     --data.path "$DATA/$1/train.jsonl" --validation.path "$DATA/$1/dev.jsonl" --batch_size "$2" --steps "$3"
 }
 
-# grown FROM TO: the model of stage FROM for pages of TO pixels.
-grown() {
+# resize FROM TO: converts the model of stage FROM to pages of TO pixels.
+resize() {
   step "    from $1 to $2 pixels" "$RUN/$2-init" \
     mmchat resize "$RUN/$1/model" --image-size "$2" --keep-positions --out "$RUN/$2-init"
 }
 
 started=$SECONDS
-say "1/5 drawing pages"
-drawn 256 20000 --heldout 1000
-for stage in "32 60000" "64 26000" "128 16000"; do
+say "1/5 draw pages"
+draw 256 20000 --heldout 1000
+for pages in "32 60000" "64 26000" "128 16000"; do
   # shellcheck disable=SC2086
-  drawn $stage --heldout 500 --avoid "$DATA/256/heldout.jsonl"
+  draw $pages --heldout 500 --avoid "$DATA/256/heldout.jsonl"
 done
-step "2/5 training the tokenizer" "$RUN/tokenizer" \
+step "2/5 train the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/256/train.jsonl" --vocab-size 340 --out "$RUN/tokenizer"
-step "3/5 the assistant begins" "$RUN/32-init" \
-  mmchat init --language "$CONFIGS/small_language.json" --tokenizer "$RUN/tokenizer" --vision "$CONFIGS/small_tower.json" \
-  --projector mlp2x_gelu --template vary_opt --out "$RUN/32-init"
-say "4/5 it learns to read"
-learned 32 256 300
-grown 32 64
-learned 64 64 400
-grown 64 128
-learned 128 32 500
-grown 128 256
-learned 256 16 1200
-step "5/5 held-out lines" "$RUN/256/scores.json" \
+step "3/5 create the assistant" "$RUN/32-init" \
+  mmchat init --language "$CONFIGS/small_language.json" --tokenizer "$RUN/tokenizer" --vision
+  "$CONFIGS/small_tower.json" \ --projector mlp2x_gelu --template vary_opt --out "$RUN/32-init"
+say "4/5 train it to read"
+stage 32 256 300
+resize 32 64
+stage 64 64 400
+resize 64 128
+stage 128 32 500
+resize 128 256
+stage 256 16 1200
+step "5/5 evaluate on held-out lines" "$RUN/256/scores.json" \
   mmchat eval "$RUN/256/model" "$DATA/256/heldout.jsonl" --metric ned --blind blank --max-new-tokens 48 --out "$RUN/256"
 mmchat report "$RUN/256" --stage "$RUN/32" --stage "$RUN/64" --stage "$RUN/128" >/dev/null
 python - "$RUN" <<'PYTHON' | tee "$RUN/scores.md"
@@ -72,7 +73,7 @@ families = ("", ", unseen family")
 
 
 def row(name, kinds):
-    """Of several kinds together, weighted by how many lines each has."""
+    """A row for several kinds, weighted by their numbers of lines."""
     lines = [scores[f"kind/{kind}/questions"] for kind in kinds]
     means = []
     for metric in ("ned", "ned/blind"):
@@ -80,8 +81,8 @@ def row(name, kinds):
     return f"| {name} | {sum(lines)} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |"
 
 
-print("| held-out lines | number | edit distance / longer text | about a blank page |\n|---|---|---|---|")
-for family, where in zip(families, (", fonts as in training", ", unseen family of fonts")):
+print("| held-out lines | number | edit distance / longer text | on a blank page |\n|---|---|---|---|")
+for family, where in zip(families, (", fonts as in training", ", unseen font family")):
     for kind in ("english", "shuffled", "letters"):
         print(row(kind + where, [kind + family]))
 print(row("**english**", ["english" + family for family in families]))
@@ -89,6 +90,6 @@ print(row("**shuffled words and random letters**", [kind + family for kind in ("
 PYTHON
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 echo "  table    $RUN/scores.md
-  report   $RUN/256/report.html   (curves of all stages, held-out pages with what was read)
+  report   $RUN/256/report.html   (curves of all stages, held-out pages with the model's output)
   try next . .venv/bin/activate
            mmchat ocr $RUN/256/model $DATA/256/heldout --prompt \"Read this.\" --out read.jsonl"

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Few labels, many images, on scikit-learn's real handwritten digits: SimCLR without labels, fine-tuned with 1 %, 10 % and
-# all of them, then distilled over all images; each beside training on those labels alone (SimCLR v2, arXiv:2006.10029).
+# Semi-supervised learning on scikit-learn's real handwritten digits: SimCLR without labels, fine-tuned with 1 %, 10 %
+# and all of them, then distilled over all images. Each is compared with training on those labels alone (SimCLR v2,
+# arXiv:2006.10029).
 #
-#   bash scripts/semi_supervised.sh           finished steps are skipped, an interrupted one is resumed
-#   bash scripts/semi_supervised.sh --fresh   delete runs/digits/simclr and runs/semi_supervised first
+#   bash scripts/semi_supervised.sh           skips finished steps and resumes an interrupted one
+#   bash scripts/semi_supervised.sh --fresh   deletes runs/digits/simclr and runs/semi_supervised first
 #
-# The first 1,500 scans are for learning and for every choice; all scores are of the last 297. Result: table and image in
-# runs/semi_supervised. Two runs go at once.
+# Training and all choices of hyperparameters use the first 1,500 scans; scores are on the last 297. Result: table and
+# image in runs/semi_supervised. Two runs are trained at the same time.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
@@ -19,22 +20,21 @@ begin "${1:-}" "$SIMCLR" "$RUN"
 prepare_environment all
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
-# start NAME TOWER: a tower with a new head, where runs begin.
+# start NAME TOWER: creates a classifier from a tower and a new head, from which runs start.
 start() {
-  step "2/4 $1 tower with a head" "$RUN/$1" \
+  step "2/4 create the classifier of the $1 tower" "$RUN/$1" \
     mmchat vision init "$2" --classes "$DATA/train" --pool max --out "$RUN/$1"
 }
 
-# classify NAME MODEL DATA SEED KEYS...: one run.
+# classify NAME MODEL DATA SEED KEYS...: one training run.
 classify() {
-  local name=$1 model=$2 data=$3 seed=$4
-  shift 4
-  step "3/4 $name" "$RUN/$name/model" mmchat train configs/vision/digits.yaml --ranks 1 --resume --run_dir "$RUN/$name" \
+  local name=$1 model=$2 data=$3 seed=$4 shift 4 step "3/4 $name" "$RUN/$name/model" mmchat train
+  configs/vision/digits.yaml --ranks 1 --resume --run_dir "$RUN/$name" \
     --model "$model" --data.path "$data" --seed "$seed" "$@"
 }
 
-# compare COUNT SEED LABELS KEYS...: labels alone, SimCLR fine-tuned with them, and the student of that, which sees all
-# images without labels.
+# compare COUNT SEED LABELS KEYS...: trains on labels alone, fine-tunes SimCLR with them, and distils the result into a
+# student on all images without labels.
 compare() {
   local name=$1/$2 seed=$2 labels=$3
   shift 3
@@ -44,7 +44,7 @@ compare() {
     --objective.distillation.teacher "$RUN/$name/tuned/model" --objective.distillation.weight 1 --objective.distillation.temperature 1
 }
 
-# few COUNT SEED KEYS...: the same with so many labels, drawn by the seed.
+# few COUNT SEED KEYS...: the same with COUNT labels, drawn with the seed.
 few() {
   local labels=$RUN/labels/$1-$2.jsonl
   step "3/4 $1 labels, drawn with seed $2" "$labels" \
@@ -53,20 +53,20 @@ few() {
 }
 
 started=$SECONDS
-step "1/4 the digits as images" "$DATA/captions.json" python data_tools/real_digits.py --out "$DATA"
-step "2/4 SimCLR: a tower that learns without labels" "$SIMCLR/model" \
+step "1/4 write the digits as images" "$DATA/captions.json" python data_tools/real_digits.py --out "$DATA"
+step "2/4 train SimCLR, a tower without labels" "$SIMCLR/model" \
   mmchat train configs/clip/digits_simclr.yaml --ranks 1 --resume
 start random configs/clip/digits_simclr_tower.json
 start simclr "$SIMCLR/model"
-# Two runs at once, of one thread each. A batch is no larger than there are labels.
-say "3/4 15 labels: $RUN/15.log tells how it goes"
+# Two runs at the same time, one thread each. The batch size is at most the number of labels.
+say "3/4 15 labels, in the background: progress is in $RUN/15.log"
 (for seed in 0 1 2; do few 15 "$seed" --batch_size 15 --steps 150; done) >"$RUN/15.log" 2>&1 &
 fewest=$!
 few 150 0
 compare 1500 0 "$DATA/train"
 few 150 1
 few 150 2
-wait "$fewest" || die "a run with 15 labels failed; the end of $RUN/15.log says why"
+wait "$fewest" || die "a run with 15 labels failed; see the end of $RUN/15.log"
 say "4/4 the table"
 python - "$RUN" <<'PYTHON'
 import json, sys
@@ -95,14 +95,9 @@ for place, (share, name) in enumerate(shares.items()):
         axes.errorbar(x, 100 * middle, [[100 * (middle - low)], [100 * (high - middle)]], color="black", capsize=3)
         axes.plot([x] * len(found), [100 * one for one in found], "o", color="black", markersize=3)
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
-axes.set(xticks=range(3), xticklabels=[f"{name} labels" for name in shares.values()], ylabel="% of 297 digits told right")
-axes.set_ylim(0, 100)
-figure.legend(loc="outside upper center", ncols=3, frameon=False)
-figure.savefig(run / "scores.png", dpi=130)
-lines += ["", "% of the last 297 digits (95 % interval of so many); of several draws of the labels the mean, and lowest to highest."]
-(run / "scores.md").write_text("\n".join(lines) + "\n")
-print("\n".join(lines))
-PYTHON
-say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
-echo "  table   $RUN/scores.md"
-echo "  image $RUN/scores.png"
+axes.set(xticks=range(3), xticklabels=[f"{name} labels" for name in shares.values()], ylabel="accuracy on 297 digits,
+%") axes.set_ylim(0, 100) figure.legend(loc="outside upper center", ncols=3, frameon=False) figure.savefig(run /
+"scores.png", dpi=130) lines += ["", "Accuracy on the last 297 digits in % (95 % interval). For several draws of the
+labels: mean, then lowest to highest."] (run / "scores.md").write_text("\n".join(lines) + "\n") print("\n".join(lines))
+PYTHON say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s" echo "  table
+$RUN/scores.md" echo "  image   $RUN/scores.png"

@@ -14,9 +14,8 @@ GQA, CHARTQA, COCO = "train_balanced_questions.json", "chartqa_train_human.json"
 
 
 @pytest.fixture
-def refused(tmp_path, capsys, monkeypatch):
+def refused(tmp_path, capsys):
     """refused(*argv): the line on stderr of a command that fails with exit status 2."""
-    monkeypatch.setattr(sys, "argv", ["convert.py"])
 
     def run(*argv):
         with pytest.raises(SystemExit) as caught, reporting():
