@@ -31,14 +31,14 @@ PHRASES = {
         for kind in ("leftmost", "rightmost", "highest", "lowest")
     },
 }
-STATE = "What do you see?"
+STATEMENT_PROMPT = "What do you see?"
 # Weight of each kind of question in a conversation: kinds that fewer scenes allow have larger weights.
-EAGERNESS = {"count": 0.5, "color_of_digit": 0.5, "digit_of_color": 0.6, "has_digit": 0.8, "count_color": 0.8}
-EAGERNESS |= {"leftmost": 1.5, "rightmost": 1.5, "highest": 1.3, "lowest": 1.3}
+KIND_WEIGHTS = {"count": 0.5, "color_of_digit": 0.5, "digit_of_color": 0.6, "has_digit": 0.8, "count_color": 0.8}
+KIND_WEIGHTS |= {"leftmost": 1.5, "rightmost": 1.5, "highest": 1.3, "lowest": 1.3}
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneDigit:
     """One digit of a scene. x, y (centre) and size (side of its square) are fractions of the image's side."""
 
     digit: int
@@ -70,7 +70,7 @@ class Question:
     mentions: frozenset[int] = frozenset()
 
 
-def in_a_row(things: tuple[Thing, ...]) -> bool:
+def clearly_ordered(things: tuple[SceneDigit, ...]) -> bool:
     """Whether the order from left to right is unambiguous."""
     return all(b.x - a.x >= 0.08 for a, b in itertools.pairwise(things))
 
@@ -79,30 +79,30 @@ def with_article(name: object) -> str:
     return f"{'an' if str(name).startswith(('orange', '8')) else 'a'} {name}"
 
 
-def listing(things: tuple[Thing, ...]) -> str:
+def listing(things: tuple[SceneDigit, ...]) -> str:
     """'a red 7, a blue 3 and a white 1', in the order of the digits."""
     names = [with_article(t.name) for t in things]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
-def holders(things: tuple[Thing, ...], attribute: str, value: object) -> list[int]:
+def indices_with(things: tuple[SceneDigit, ...], attribute: str, value: object) -> list[int]:
     return [i for i, thing in enumerate(things) if getattr(thing, attribute) == value]
 
 
-def unique(things: tuple[Thing, ...], attribute: str) -> list[int]:
+def unique_indices(things: tuple[SceneDigit, ...], attribute: str) -> list[int]:
     """Indices of the digits whose value of the attribute no other digit has."""
-    return [i for i, t in enumerate(things) if len(holders(things, attribute, getattr(t, attribute))) == 1]
+    return [i for i, t in enumerate(things) if len(indices_with(things, attribute, getattr(t, attribute))) == 1]
 
 
-def digit_of_color(thing: Thing) -> str:
+def digit_of_color(thing: SceneDigit) -> str:
     return f"the {thing.name}"
 
 
-def color_of_digit(thing: Thing) -> str:
+def color_of_digit(thing: SceneDigit) -> str:
     return f"the {thing.digit} is {thing.color}"
 
 
-def presence(digit: int, thing: Thing | None) -> str:
+def presence(digit: int, thing: SceneDigit | None) -> str:
     return f"there is {with_article(thing.name)}" if thing else f"there is no {digit}"
 
 
@@ -110,7 +110,7 @@ def number_of_color(color: str, number: int) -> str:
     return f"{color} digits: {number}"
 
 
-def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
+def candidates(rng: random.Random, things: tuple[SceneDigit, ...]) -> list[Question]:
     """All questions with an unambiguous answer in this scene (clear margins, no ties)."""
     found: list[Question] = []
 
@@ -118,46 +118,46 @@ def candidates(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
         text = rng.choice(PHRASES[kind]).format(slot)
         found.append(Question(kind, text, str(value), answer, frozenset(mentions)))
 
-    def ask_extreme(kind: str, measure: Callable[[Thing], float]) -> None:
+    def ask_extreme(kind: str, measure: Callable[[SceneDigit], float]) -> None:
         first, second = sorted(range(len(things)), key=lambda i: measure(things[i]))[:2]
         if measure(things[second]) - measure(things[first]) >= 0.1:
             ask(kind, things[first].digit, digit_of_color(things[first]), [first])
 
-    if in_a_row(things):
+    if clearly_ordered(things):
         ask("describe", listing(things), listing(things), [*range(len(things))])
     ask("count", len(things), str(len(things)), [])
-    for i in unique(things, "digit"):
+    for i in unique_indices(things, "digit"):
         ask("color_of_digit", things[i].color, color_of_digit(things[i]), [i], things[i].digit)
-    for i in unique(things, "color"):
+    for i in unique_indices(things, "color"):
         ask("digit_of_color", things[i].digit, digit_of_color(things[i]), [i], things[i].color)
     if len(things) > 1:
         ask_extreme("leftmost", lambda t: t.x)
         ask_extreme("rightmost", lambda t: -t.x)
         ask_extreme("highest", lambda t: t.y)
         ask_extreme("lowest", lambda t: -t.y)
-    single, absent = unique(things, "digit"), sorted(set(range(10)) - {t.digit for t in things})
+    single, absent = unique_indices(things, "digit"), sorted(set(range(10)) - {t.digit for t in things})
     if single and rng.random() < 0.6:
         thing = things[rng.choice(single)]
         ask("has_digit", "yes", presence(thing.digit, thing), [things.index(thing)], with_article(thing.digit))
     else:
         digit = rng.choice(absent)
         ask("has_digit", "no", presence(digit, None), [], with_article(digit))
-    color = numbered_color(rng, things, 0.2)
-    spoken = holders(things, "color", color)
-    ask("count_color", len(spoken), number_of_color(color, len(spoken)), spoken, color)
+    color = sample_color(rng, things, 0.2)
+    mentioned = indices_with(things, "color", color)
+    ask("count_color", len(mentioned), number_of_color(color, len(mentioned)), mentioned, color)
     return found
 
 
-def numbered_color(rng: random.Random, things: tuple[Thing, ...], none: float) -> str:
+def sample_color(rng: random.Random, things: tuple[SceneDigit, ...], none: float) -> str:
     """A random colour. none: probability of a colour that no digit has; otherwise all counts are equally likely."""
     by_number: dict[int, list[str]] = {}
     for color in COLORS:
-        by_number.setdefault(len(holders(things, "color", color)), []).append(color)
+        by_number.setdefault(len(indices_with(things, "color", color)), []).append(color)
     number = 0 if rng.random() < none else rng.choice(sorted(by_number.keys() - {0}))
     return rng.choice(by_number[number])
 
 
-def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
+def converse(rng: random.Random, things: tuple[SceneDigit, ...]) -> list[Question]:
     """Up to seven questions in random order, none of which can be answered from the others.
 
     Questions of a conversation mention different digits. A description mentions all digits, so it is the only question
@@ -168,37 +168,37 @@ def converse(rng: random.Random, things: tuple[Thing, ...]) -> list[Question]:
     if found[0].kind == "describe" and rng.random() < 0.35:
         return found[:1]
     found = [q for q in found if q.kind != "describe"]
-    found.sort(key=lambda q: rng.random() ** (1 / EAGERNESS[q.kind]), reverse=True)
-    wanted, chosen = rng.choice((3, 4, 5, 6, 7)), []
+    found.sort(key=lambda q: rng.random() ** (1 / KIND_WEIGHTS[q.kind]), reverse=True)
+    max_questions, chosen = rng.choice((3, 4, 5, 6, 7)), []
     for question in found:
         trial = [*chosen, question]
         kinds = {q.kind for q in trial}
-        spoken = frozenset().union(*(q.mentions for q in trial))
-        disjoint = len(spoken) == sum(len(q.mentions) for q in trial)
+        mentioned = frozenset().union(*(q.mentions for q in trial))
+        disjoint = len(mentioned) == sum(len(q.mentions) for q in trial)
         counting, absence = "count" in kinds, bool(kinds & {"has_digit", "count_color"})
-        most = len(things) - 1 if counting and absence else 3 if counting or absence else 4
-        if len(chosen) < wanted and disjoint and (len(spoken) <= most or len(trial) == 1):
+        max_mentioned = len(things) - 1 if counting and absence else 3 if counting or absence else 4
+        if len(chosen) < max_questions and disjoint and (len(mentioned) <= max_mentioned or len(trial) == 1):
             chosen = trial
     return rng.sample(chosen, len(chosen))
 
 
-def statements(rng: random.Random, things: tuple[Thing, ...]) -> str:
+def statements(rng: random.Random, things: tuple[SceneDigit, ...]) -> str:
     """True sentences in random order, worded like the answers, at most one about each digit.
 
     In a description, digits are identified by their order from left to right. Here a digit can be identified only by
     its colour, or the colour by its digit. Answering questions requires this binding.
     """
-    said, spoken = [], set()
+    said, mentioned = [], set()
     for color in rng.sample(list(COLORS), len(COLORS)):
-        places = holders(things, "color", color)
+        places = indices_with(things, "color", color)
         if rng.random() < (0.08, 0.15, 0.5)[min(len(places), 2)]:
             said.append(number_of_color(color, len(places)))
-            spoken.update(places)
-    digits, colors = unique(things, "digit"), unique(things, "color")
+            mentioned.update(places)
+    digits, colors = unique_indices(things, "digit"), unique_indices(things, "color")
     for i, thing in enumerate(things):
         forms = [digit_of_color(thing)] * (i in colors) + [color_of_digit(thing)] * (i in digits)
         forms += [presence(thing.digit, thing)] * (i in digits and rng.random() < 0.3)
-        if i not in spoken and forms:
+        if i not in mentioned and forms:
             said.append(rng.choice(forms))
     if not said or rng.random() < 0.5:
         said.append(presence(rng.choice(sorted(set(range(10)) - {t.digit for t in things})), None))

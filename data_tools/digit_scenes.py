@@ -26,7 +26,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from digit_questions import COLORS, STATE, Question, Thing, candidates, converse, in_a_row, listing, statements
+from digit_questions import (
+    COLORS,
+    STATEMENT_PROMPT,
+    Question,
+    SceneDigit,
+    candidates,
+    clearly_ordered,
+    converse,
+    listing,
+    statements,
+)
 from PIL import Image
 
 from mmchat.command_line.errors import reporting
@@ -62,7 +72,7 @@ def glyphs() -> tuple[list[Image.Image], list[int]]:
 
 def compose(
     rng: random.Random, glyph_range: tuple[int, int], numbers: tuple[int, ...] = SCENE_NUMBERS
-) -> tuple[bool, tuple[Thing, ...]]:
+) -> tuple[bool, tuple[SceneDigit, ...]]:
     """A random scene: whether the background is light, and digits whose squares do not overlap, from left to right.
 
     Args:
@@ -72,7 +82,7 @@ def compose(
     light = rng.random() < 0.5
     palette = [name for name in COLORS if name not in (FADES_ON_LIGHT if light else FADES_ON_DARK)]
     number = rng.choices(range(1, len(numbers) + 1), numbers)[0]
-    things: list[Thing] = []
+    things: list[SceneDigit] = []
     for _ in range(number):
         glyph = rng.randrange(*glyph_range)
         repeat = things and rng.random() < 0.25
@@ -87,11 +97,11 @@ def compose(
                 size = max(0.25, size * 0.93)
             if trials == 400:  # three digits leave no room for a fourth: start again
                 return compose(rng, glyph_range, numbers)
-        things.append(Thing(glyphs()[1][glyph], color, x, y, size, glyph))
+        things.append(SceneDigit(glyphs()[1][glyph], color, x, y, size, glyph))
     return light, tuple(sorted(things, key=lambda t: t.x))
 
 
-def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) -> Image.Image:
+def draw(rng: random.Random, light: bool, things: tuple[SceneDigit, ...], side: int) -> Image.Image:
     """The RGB image: a tinted gradient with each scan slightly rotated, sheared, scaled and coloured."""
     low = 200 if light else 8
     tint = [rng.uniform(low, low + 40) for _ in range(3)]
@@ -118,27 +128,27 @@ def draw(rng: random.Random, light: bool, things: tuple[Thing, ...], side: int) 
     return image
 
 
-def talk(rng: random.Random, split: str, things: tuple[Thing, ...]) -> list[Question]:
+def make_questions(rng: random.Random, split: str, things: tuple[SceneDigit, ...]) -> list[Question]:
     """Questions and answers of the record of an image."""
     if split == "captions":
-        return [Question("caption", STATE, listing(things), listing(things))]
+        return [Question("caption", STATEMENT_PROMPT, listing(things), listing(things))]
     if rng.random() < STATED.get(split, 0.0):
         said = statements(rng, things)
-        return [Question("statements", STATE, said, said)]
+        return [Question("statements", STATEMENT_PROMPT, said, said)]
     return candidates(rng, things)[:1] if split == "statements" else converse(rng, things)
 
 
-def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
+def make_sample(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
     """Image and record `index` of a split, a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
     light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS))
-    while split == "statements" and not in_a_row(things):
+    while split == "statements" and not clearly_ordered(things):
         light, things = compose(rng, GLYPHS[split], NUMBERS[split])
     image = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
     if split == "named":
         return image, {"id": name, "image": f"{name}.png", "label": listing(things)}
-    questions = talk(rng, split, things)
+    questions = make_questions(rng, split, things)
     turns = []
     for number, question in enumerate(questions):
         turns.append({"from": "human", "value": "<image>\n" * (number == 0) + question.text})
@@ -149,9 +159,9 @@ def make(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dic
     return image, record
 
 
-def save(out: Path, split: str, seed: int, side: int, index: int) -> dict:
-    image, record = make(split, index, seed, side)
-    image.save(out / record["image"], compress_level=1)
+def save_sample(out: Path, split: str, seed: int, side: int, index: int) -> dict:
+    image, record = make_sample(split, index, seed, side)
+    image.save_sample(out / record["image"], compress_level=1)
     return record
 
 
@@ -168,7 +178,7 @@ def write_split(
     """
     (out / split).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
-        stream = pool.map(functools.partial(save, out, split, seed, side), range(number), chunksize=64)
+        stream = pool.map(functools.partial(save_sample, out, split, seed, side), range(number), chunksize=64)
         records = list(track(stream, f"drawing {split}", total=number))
     if reference:
         verify(records, reference)

@@ -1,4 +1,4 @@
-"""The quickstart's data: its answers are right, its questions independent, its bytes reproducible."""
+"""The quickstart's data: answers are correct, questions are independent, bytes are reproducible."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import digit_questions as talk
+import digit_questions
 import digit_scenes as ds
 import numpy as np
 import pytest
@@ -26,13 +26,13 @@ def conversations():
     for index in range(1500):
         rng = random.Random(f"test/{index}")
         light, things = ds.compose(rng, ds.GLYPHS["train"])
-        made.append((light, things, talk.converse(rng, things)))
+        made.append((light, things, digit_questions.converse(rng, things)))
     return made
 
 
 def answer(things, text: str) -> str | None:
-    """What the text asks, read off the scene by rules of this test's own; None where it is ill-posed."""
-    colors = "|".join(talk.COLORS)
+    """The answer to a question, computed independently of the generator; None if it is ambiguous."""
+    colors = "|".join(digit_questions.COLORS)
     digit, color = re.search(r"\d", text), re.search(colors, text)
     extreme = re.search(r"leftmost|rightmost|highest|lowest", text)
     if re.match(r"Describe|What is in", text):
@@ -62,10 +62,10 @@ def answer(things, text: str) -> str | None:
 
 
 def claims(things, said: str) -> list[bool]:
-    """Whether each sentence of an answer or of statements is true, by rules of this test's own."""
+    """Whether each sentence of an answer or of statements is true, computed independently of the generator."""
     true = []
     for sentence in re.split(r", | and ", said):
-        color, digit = re.search("|".join(talk.COLORS), sentence), re.search(r"\d", sentence)
+        color, digit = re.search("|".join(digit_questions.COLORS), sentence), re.search(r"\d", sentence)
         same_color = [t for t in things if color and t.color == color[0]]
         same_digit = [t for t in things if digit and t.digit == int(digit[0])]
         both = [t for t in same_color if t in same_digit]
@@ -81,25 +81,25 @@ def claims(things, said: str) -> list[bool]:
 
 
 def worlds(things):
-    """Other scenes that differ in one respect: a digit, a colour, one thing fewer, one more."""
+    """Scenes that differ in one respect: a digit, a colour, one thing fewer or one more."""
     for i, thing in enumerate(things):
         rest = things[:i] + things[i + 1 :]
         for digit in range(10):
             yield (*rest, dataclasses.replace(thing, digit=digit))
             yield tuple(dataclasses.replace(t, digit=digit) if t.digit == thing.digit else t for t in things)
-        for color in talk.COLORS:
+        for color in digit_questions.COLORS:
             yield (*rest, dataclasses.replace(thing, color=color))
             yield tuple(dataclasses.replace(t, color=color) if t.color == thing.color else t for t in things)
         if rest:
             yield rest
     if len(things) < 4:
         for x, y in itertools.product((0.2, 0.5, 0.8), (0.2, 0.5, 0.8)):
-            for digit, color in itertools.product(range(10), talk.COLORS):
-                yield (*spread(things), talk.Thing(digit, color, x, y, 0.3))
+            for digit, color in itertools.product(range(10), digit_questions.COLORS):
+                yield (*spread(things), digit_questions.SceneDigit(digit, color, x, y, 0.3))
 
 
 def spread(things):
-    """The same scene with room between: every order kept, on which alone the answers hang."""
+    """The same scene with larger distances. Answers depend only on the order, which is kept."""
     ranks = {name: sorted(getattr(t, name) for t in things) for name in ("x", "y")}
     far = dict.fromkeys(("x", "y"), (0.05, 0.35, 0.65, 0.95))
     if len(things) < 3:
@@ -120,23 +120,23 @@ def test_answers_are_right_and_unambiguous(conversations):
 def test_statements_are_true_and_each_thing_has_one(conversations):
     lengths = collections.Counter()
     for index, (_, things, _) in enumerate(conversations):
-        said = talk.statements(random.Random(index), things)
+        said = digit_questions.statements(random.Random(index), things)
         assert all(claims(things, said)), (things, said)
-        named = re.findall(rf"({'|'.join(talk.COLORS)}) (\d)", said)
+        named = re.findall(rf"({'|'.join(digit_questions.COLORS)}) (\d)", said)
         assert len(named) == len(set(named))
         lengths[len(said.split(", "))] += 1
     assert {1, 2, 3, 4} <= lengths.keys()
 
 
-def test_false_claims_are_seen():
+def test_false_claims_are_detected():
     """The two tests above can fail."""
-    things = (talk.Thing(7, "red", 0.3, 0.3, 0.3),)
+    things = (digit_questions.SceneDigit(7, "red", 0.3, 0.3, 0.3),)
     said = "the red 7, the 7 is red, red digits: 1, there is no 3, the red 3, red digits: 2, there is no 7"
     assert claims(things, said) == [True] * 4 + [False] * 3
 
 
-def test_no_question_gives_another_away(conversations):
-    """For each question there are worlds in which all else that was said holds, and its answer is another."""
+def test_no_question_reveals_the_answer_of_another(conversations):
+    """For each question there are scenes in which all other answers are the same and its answer differs."""
     needed = {"count": 1, "count_color": 1, "has_digit": 1, "color_of_digit": 3}
     for _, things, questions in conversations[:600]:
         missing = {q: needed.get(q.kind, 5) for q in questions}
@@ -150,12 +150,12 @@ def test_no_question_gives_another_away(conversations):
                 break
         else:
             known = [(q, others[q]) for q in questions if len(others[q]) < missing[q]]
-            pytest.fail(f"given away: {known} in {things} by {questions}")
+            pytest.fail(f"revealed: {known} in {things} by {questions}")
 
 
-def test_the_reasoner_sees_a_leak():
-    """The test above can fail: who says which digit is red has said that it is there."""
-    things = (talk.Thing(7, "red", 0.3, 0.3, 0.3), talk.Thing(2, "blue", 0.7, 0.7, 0.3))
+def test_a_revealed_answer_is_detected():
+    """The test above can fail: the answer which digit is red reveals that the digit is present."""
+    things = (digit_questions.SceneDigit(7, "red", 0.3, 0.3, 0.3), digit_questions.SceneDigit(2, "blue", 0.7, 0.7, 0.3))
     said = [("Which digit is red?", "7"), ("Is there a 7?", "yes")]
     held = [w for w in worlds(things) if answer(w, said[0][0]) == said[0][1]]
     assert held and {answer(w, said[1][0]) for w in held} == {"yes"}
@@ -172,7 +172,7 @@ def test_kinds_are_many_balanced_and_in_any_order(conversations):
     assert all(seen == ({0} if kind == "describe" else {0, 1, 2}) for kind, seen in places.items())
 
 
-def test_the_commonest_answer_scores_low(conversations):
+def test_the_most_common_answer_scores_low(conversations):
     answers = collections.defaultdict(collections.Counter)
     for *_, questions in conversations:
         for question in questions:
@@ -187,7 +187,7 @@ def test_digits_stay_apart_inside_and_visible(conversations):
             assert a.color not in (("yellow", "white") if light else ("black",))
             assert all(max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.size + b.size) / 2 for b in things[:i])
     for index in range(50):
-        image, _ = ds.make("train", index, 0, 64)
+        image, _ = ds.make_sample("train", index, 0, 64)
         pixels = np.asarray(image, dtype=int)
         far = np.abs(pixels - np.median(pixels, axis=(0, 1))).sum(-1) > 100
         assert far.mean() > 0.01
@@ -212,7 +212,7 @@ def test_same_bytes_for_any_number_of_workers(tmp_path):
     assert one == two and len(one) == 71
 
 
-def test_verify_refuses_another_test(tmp_path):
+def test_verify_refuses_another_heldout_split(tmp_path):
     records = ds.write_split(tmp_path, "heldout", 5, seed=0, side=64, workers=1)
     ds.verify(records, tmp_path / "heldout.json")
     with pytest.raises(UserError, match="--heldout 5"):
@@ -223,11 +223,11 @@ def test_verify_refuses_another_test(tmp_path):
     words = ["--out", str(tmp_path / "again"), "--heldout", "5", "--verify", str(tmp_path / "other.json"), *few]
     with pytest.raises(UserError, match="heldout/000003: `sha256` differs"):
         ds.main(words)
-    # Whoever looks for the file, as the quickstart does, must not take the refused test for a finished one.
+    # The quickstart checks for this file, so a refused split must not leave it.
     assert (tmp_path / "again" / "dev.json").exists() and not (tmp_path / "again" / "heldout.json").exists()
 
 
-def test_a_users_mistake_is_one_line_and_status_2(tmp_path):
+def test_a_user_error_is_one_line_and_exit_status_2(tmp_path):
     tool = Path(__file__).parents[2] / "data_tools" / "digit_scenes.py"
     (tmp_path / "none.json").write_text("[]")
     few = [word for split in ds.GLYPHS for word in (f"--{split}", "2")]
