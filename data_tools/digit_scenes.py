@@ -161,7 +161,7 @@ def make_sample(split: str, index: int, seed: int, side: int) -> tuple[Image.Ima
 
 def save_sample(out: Path, split: str, seed: int, side: int, index: int) -> dict:
     image, record = make_sample(split, index, seed, side)
-    image.save_sample(out / record["image"], compress_level=1)
+    image.save(out / record["image"], compress_level=1)
     return record
 
 
