@@ -297,7 +297,7 @@ def test_a_wrong_import_is_found():
 ROOTS = ("mmchat", "data_tools", "bench", "configs", "scripts", "tests", "demo", "docs")
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, id=name_of(p)) for p in pages() if name_of(p) != "README.md"])
+@pytest.mark.parametrize("page", [pytest.param(p, id=name_of(p)) for p in pages()])
 def test_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for fence in fences_of(text, name_of(page)):
