@@ -1,4 +1,4 @@
-"""One step of a run again: which samples it held, how long they are, what the model makes of each."""
+"""Replays one step of a run: its samples, their lengths and the loss of each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,14 @@ from mmchat.training.optim.lora import add_adapters
 
 @dataclass
 class ReplayedSample:
-    """loss: mean over its supervised tokens. left_out: why the sample cannot be used, "" if it can."""
+    """One sample of the step.
+
+    Args:
+        where: its place in the data.
+        supervised: tokens with a loss.
+        loss: mean over its supervised tokens.
+        left_out: why the sample cannot be used; "" if it can.
+    """
 
     id: str
     where: str
@@ -39,30 +46,38 @@ class ReplayedSample:
 
 @dataclass
 class Replay:
-    """weights: where they came from, in words. loss: over all supervised tokens of the step, as a run logs it."""
+    """A replayed step.
+
+    Args:
+        weights: where they come from, for the user.
+    """
 
     weights: str
     samples: list[ReplayedSample]
 
     @property
     def loss(self) -> float:
+        """Mean over all supervised tokens of the step, as a run logs it."""
         total = sum(sample.loss * sample.supervised for sample in self.samples)
         return total / max(1, sum(sample.supervised for sample in self.samples))
 
 
 @torch.no_grad()
 def replay(run_dir: Path, step: int) -> Replay:
-    """Rebuild the batch of `step` (from 1) and run each of its samples alone, without dropout.
+    """Rebuild the batch of a step and run each of its samples alone, without dropout.
 
-    The weights are those of the newest sound checkpoint before the step, or those that the run started from.
+    The weights are those of the newest undamaged checkpoint before the step, or those that the run started from.
+
+    Args:
+        step: from 1.
 
     Raises:
-        UserError: no such run or step, or its model or data are not where they were.
+        UserError: there is no such run or step, or its model or data have moved.
     """
     config = load_written_config(run_dir / "config.yaml")
     if config.objective.kind != "assistant":
         raise UserError(
-            f"replay shows losses per sample; objective {config.objective.kind} has losses of whole batches only"
+            f"replay shows losses per sample; objective {config.objective.kind} only has losses of whole batches"
         )
     mixture = open_mixture(config.data, Quarantine(run_dir / "quarantine.jsonl", config.on_bad_sample, writes=False))
     order = batch_order(config, mixture)
@@ -70,13 +85,13 @@ def replay(run_dir: Path, step: int) -> Replay:
     if not 1 <= step <= total:
         raise UserError(f"{run_dir} has the steps 1 to {total}, found {step}")
     objective = AssistantObjective(config)
-    add_adapters(objective.model, config.trainable)  # an update of zero until a checkpoint says otherwise
+    add_adapters(objective.model, config.trainable)  # updates are zero until a checkpoint is loaded
     objective.model.eval()
     weights = _load_nearest(objective.model, run_dir / "checkpoints", step, config.model)
     dataset = MixtureDataset(mixture, objective.encode, objective.collator.square, augment=objective.augment)
     planned = 0 if config.overfit_one_batch else step - 1
     with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-        return Replay(weights, [_one(objective, dataset, number, planned) for number in order.step(planned)])
+        return Replay(weights, [_replay_sample(objective, dataset, number, planned) for number in order.step(planned)])
 
 
 def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: str) -> str:
@@ -90,12 +105,12 @@ def _load_nearest(model: torch.nn.Module, checkpoints: Path, step: int, origin: 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     with weights_only_loading():
-        if read_manifest(checkpoint).zero_stage == 3:  # every rank saved its part
+        if read_manifest(checkpoint).zero_stage == 3:  # every rank saved its shard
             return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
         return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu")["module"]
 
 
-def _one(objective: AssistantObjective, dataset: MixtureDataset, number: int, step: int) -> ReplayedSample:
+def _replay_sample(objective: AssistantObjective, dataset: MixtureDataset, number: int, step: int) -> ReplayedSample:
     where = dataset.mixture.find(number)[1].where
     sample = dataset[number, step]
     if isinstance(sample, Rejected):

@@ -22,7 +22,7 @@ def test_a_model_made_for_the_other_loss_is_refused(make_tower, sigmoid):
     model = DualEncoder(DualEncoderConfig([make_tower().config.to_dict()], text, 4, sigmoid=sigmoid))
     right, wrong = ("sigmoid", "softmax") if sigmoid else ("softmax", "sigmoid")
     _check_loss(right, model, "runs/clip")
-    said = rf"loss is {wrong}, but the model in runs/clip has .*logit_bias.*; say {right}"
+    said = rf"loss is {wrong}, but the model in runs/clip has .*logit_bias.*; set it to {right}"
     with pytest.raises(UserError, match=said):
         _check_loss(wrong, model, "runs/clip")
 

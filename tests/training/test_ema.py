@@ -39,7 +39,7 @@ def test_it_is_the_formula(layer):
 
 
 @pytest.mark.parametrize(("before", "now"), [(1, 1), (3, 2), (2, 4), (1, 16)])
-def test_shares_of_other_ranks_are_cut_anew(layer, tmp_path, monkeypatch, before, now):
+def test_shards_are_split_for_other_ranks(layer, tmp_path, monkeypatch, before, now):
     """16 ranks share 3 biases: most get nothing."""
     (tmp_path / "manifest.json").write_text(f'{{"ranks": {before}, "zero_stage": 0, "files": {{}}}}')
     for rank in range(before):
@@ -54,7 +54,7 @@ def test_shares_of_other_ranks_are_cut_anew(layer, tmp_path, monkeypatch, before
         on_rank(monkeypatch, rank, now)
         average = average_of(layer)
         average.restore(tmp_path)
-        for name, share in average._shares.items():
+        for name, share in average._shards.items():
             found[name].append(share)
     for name, tensor in expected.items():
         assert torch.equal(torch.cat(found[name]), tensor)

@@ -105,8 +105,8 @@ def test_lora_in_a_tower_from_the_table_to_the_merged_model(make_assistant, tmp_
 @pytest.mark.parametrize(
     ("name", "last", "message"),
     [
-        ("towers", 3, r"towers is to train the last 3 blocks of towers\.0: up to its feature layer it has 2"),
-        ("language_model", 1, "language_model covers no vision tower, of which alone `last` counts the blocks"),
+        ("towers", 3, r"towers cannot train the last 3 blocks of towers\.0: up to its feature layer it has 2"),
+        ("language_model", 1, "language_model covers no vision tower; `last` counts blocks of towers only"),
         ("towers.0.backbone", 1, "towers.0.backbone covers no vision tower"),
     ],
 )

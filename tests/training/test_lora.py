@@ -103,7 +103,7 @@ def test_counts_in_the_table(make_assistant):
         ({"langauge_model": "lora"}, "no module 'langauge_model'; the nearest is 'language_model', top level: towers"),
         (
             {"language_model": {"mode": "lora", "dropout": 0.1}, "towers": "lora"},
-            "the lora rules want dropouts of 0.05, 0.1; PEFT keeps one",
+            "the lora rules have dropouts of 0.05, 0.1; PEFT has one",
         ),
     ],
 )

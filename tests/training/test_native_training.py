@@ -124,11 +124,13 @@ def test_what_is_shown_is_what_is_seen(config, make_image, tmp_path):
 
 def test_what_cannot_be_combined(config, tmp_path):
     data = str(write_records(tmp_path / "more", 3))
-    with pytest.raises(UserError, match=r"hangs on its size, which a draft has not: leave out data\.draft$"):
+    with pytest.raises(
+        UserError, match=r"depend on its size, which decoding as a draft changes: leave out data\.draft$"
+    ):
         build_model(config(data={"path": data, "draft": True}))
     frozen = {"towers": "frozen", "projectors": "full", "language_model": "full"}
     cached = {"objective": {"feature_cache": str(tmp_path / "features")}, "trainable": frozen}
-    with pytest.raises(UserError, match="feature_cache keeps a record for each view, and with fit native"):
+    with pytest.raises(UserError, match="feature_cache stores one record per view, and with fit native"):
         build_model(config(**cached))
     cached["objective"]["fit"] = "squash"
     build_model(config(**cached))

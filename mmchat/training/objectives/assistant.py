@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Batch, Collator
-from mmchat.data.feature_store import ImageFeatures
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
@@ -24,7 +23,11 @@ from mmchat.vision.transforms.page_augmentation import augment_page
 
 
 class AssistantObjective(Objective):
-    """Next-token loss over the supervised positions of conversations."""
+    """Next-token loss over the supervised positions of conversations.
+
+    Raises:
+        UserError: the model cannot be opened, or does not go with `objective` or `data` of the config.
+    """
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         if weights:
@@ -32,7 +35,6 @@ class AssistantObjective(Objective):
         else:
             self.model, self.processor = assistant_from_config(config.model, fit=config.objective.fit)
         self.max_length = config.data.max_length
-        self.features: ImageFeatures | None = None
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,
             specs=self.processor.image_processor.specs,
@@ -44,19 +46,20 @@ class AssistantObjective(Objective):
             enable_packing(self.model.language_model)
         if self.processor.image_processor.views_vary:
             _refuse_drafts(config)
-        if config.objective.augment_towers:
-            _check_augmented(config.objective.augment_towers, self.collator.specs)
-        self.augmented = config.objective.augment_towers
-        self.augment = TrainingAugment(self._retouch, config.seed) if config.objective.augment_towers else None
+        self.augmented_towers = config.objective.augment_towers
+        if self.augmented_towers:
+            _check_augmented(self.augmented_towers, self.collator.specs)
+        self.augment = TrainingAugment(self._augment, config.seed) if self.augmented_towers else None
         if config.objective.feature_cache is not None and self.collator.specs[0].native:
             raise UserError(
-                "feature_cache keeps a record for each view, and with fit native each patch is one: leave "
+                "objective.feature_cache stores one record per view, and with fit native each patch is a view: leave "
                 "feature_cache out, or choose another fit"
             )
 
-    def _retouch(self, images: list[Image.Image], draw: np.random.Generator) -> list[list[Image.Image]]:
-        towers = range(len(self.collator.specs))
-        return [[augment_page(one, draw) if tower in self.augmented else one for tower in towers] for one in images]
+    def _augment(self, images: list[Image.Image], draw: np.random.Generator) -> list[list[Image.Image]]:
+        """Each image once for every tower, changed for some."""
+        changes = [tower in self.augmented_towers for tower in range(len(self.collator.specs))]
+        return [[augment_page(image, draw) if changed else image for changed in changes] for image in images]
 
     def encode(
         self,
@@ -75,11 +78,11 @@ class AssistantObjective(Objective):
         return batch.supervised
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
-        seen = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
-        images, dummies = seen, 0
-        if not batch.images and (images_on_any_rank or not self._text_trains()):
-            # Another rank has images, or nothing that text passes is trained and a backward would have nowhere to go:
-            # run the same modules here, into no slot, with a gradient of zero.
+        images = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
+        dummies = 0
+        if not batch.images and (images_on_any_rank or not self._language_model_trains()):
+            # Another rank has images, or text alone would reach no trained parameter. Run the same modules here on a
+            # dummy that fills no slot and gets a gradient of zero.
             images, dummies = self._dummy_image(batch.input_ids.device), 1
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
@@ -91,7 +94,7 @@ class AssistantObjective(Objective):
             input_ids=batch.input_ids,
             **images,
             dummy_images=dummies,
-            # Only positions that predict something supervised reach the head: bool[B, L] -> float[n, V].
+            # Only positions that predict a supervised token reach the head: bool[B, L] -> float[n, V].
             logits_to_keep=F.pad(supervised, (0, 1)),
             use_cache=False,
             **attention,
@@ -105,7 +108,7 @@ class AssistantObjective(Objective):
             return {"pixel_values": [blank_image(spec, device) for spec in specs], **grids}
         return {"tower_features": [torch.zeros(1, spec.tokens, spec.dim, device=device) for spec in specs]}
 
-    def _text_trains(self) -> bool:
+    def _language_model_trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.language_model.parameters())
 
     def save(self, directory: Path) -> None:
@@ -113,26 +116,26 @@ class AssistantObjective(Objective):
 
 
 def _check_augmented(towers: list[int], specs: list[TowerSpec]) -> None:
-    """Raises UserError where there is no such tower, or the only one takes an image's size from the image."""
+    """Raises UserError if there is no such tower, or towers see images at their native size."""
     if any(spec.native for spec in specs):
         raise UserError(
-            "augment_towers is for towers that see squares; leave it out, or choose another fit than native"
+            "objective.augment_towers is for towers that see squares; leave it out, or choose another fit than native"
         )
     if unknown := sorted(set(towers) - set(range(len(specs)))):
-        raise UserError(f"augment_towers names tower {unknown[0]}; the model's are 0 to {len(specs) - 1}")
+        raise UserError(f"objective.augment_towers names tower {unknown[0]}; the model's are 0 to {len(specs) - 1}")
 
 
 def _refuse_drafts(config: RunConfig) -> None:
-    """A draft is smaller than its image, and would be seen in other views."""
-    parts = {"data": config.data, "validation": config.validation}
+    """Raises UserError for sources with drafts: a draft is smaller than its image, so it has other views."""
+    groups = {"data": config.data, "validation": config.validation}
     found = [
         f"{key}.sources.{name}.draft" if data.sources else f"{key}.draft"
-        for key, data in parts.items()
+        for key, data in groups.items()
         if data is not None
         for name, source in data.by_name().items()
         if source.draft
     ]
     if found:
         raise UserError(
-            f"what a tower sees of an image hangs on its size, which a draft has not: leave out {', '.join(found)}"
+            f"the views of an image depend on its size, which decoding as a draft changes: leave out {', '.join(found)}"
         )

@@ -1,4 +1,4 @@
-"""Supervised training of a tower: an image's class, from a linear head on its pooled feature."""
+"""Supervised training of a tower: classes of images, by a linear head on the pooled feature."""
 
 from pathlib import Path
 
@@ -22,13 +22,12 @@ from mmchat.vision.transforms.augmentation import random_view
 
 
 class ClassifyObjective(Objective):
-    """Cross-entropy with an image's label, and with what a teacher says of it. A sample's only id is its class.
+    """Cross-entropy with the label, and with a teacher's answers if there is one. A sample's only id is its class.
 
-    Views are drawn as SimCLR's are: as a function of the seed, the step and the sample's number.
+    Random views are a function of the seed, the step and the sample's number.
     """
 
     model: ImageClassifier
-    features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         self.model = load_classifier(config.model, dtype=WEIGHTS) if weights else classifier_from_config(config.model)
@@ -56,11 +55,12 @@ class ClassifyObjective(Objective):
         return EncodedSample([self.class_of(record)], None, [[preprocess(images[0], spec) for spec in self.specs]])
 
     def class_of(self, record: Record) -> int:
-        """Of its `label`, or of its caption where it has none. Where the teacher alone counts, a label that is none of
-        the model's says nothing.
+        """The class of a record's `label`, or of its caption if it has none.
+
+        If only the teacher counts, an unknown label gives `IGNORE_INDEX`.
 
         Raises:
-            UserError: there are not one image and one label, or the label is none of the model's.
+            UserError: there is not exactly one image and one label, or the model has no such class.
         """
         _, answer = image_and_answer(record, "label")
         label = str(record.extra.get("label", answer))
@@ -88,28 +88,27 @@ class ClassifyObjective(Objective):
         return self.distillation.weight * soft + (1 - self.distillation.weight) * loss
 
     def count_correct(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
-        """Of images whose class is known."""
+        """Counts images whose class is known."""
         batch = batch.to(device)
         answers, classes = self._logits(module, batch).argmax(dim=1), batch.input_ids[:, 0]
         known = int((classes != IGNORE_INDEX).sum()) if batch.images else 0
         return (int((answers == classes).sum()), known) if known else (0, 0)
 
     def _logits(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        """float[B, classes]; of a blank image where none could be used, so that all ranks run the same modules."""
-        seen = (
-            blank_image(self.specs[0], batch.input_ids.device) if batch.pixel_values is None else batch.pixel_values[0]
-        )
-        return module(seen).float()
+        """float[B, classes]; of a blank image if no image could be used, so that all ranks run the same modules."""
+        if batch.pixel_values is None:
+            return module(blank_image(self.specs[0], batch.input_ids.device)).float()
+        return module(batch.pixel_values[0]).float()
 
     def save(self, directory: Path) -> None:
         save_classifier(self.model, directory)
 
 
 def _teacher(distillation: DistillationConfig, student: ImageClassifier) -> ImageClassifier:
-    """In evaluation mode; its tower may see images of another size.
+    """The teacher in evaluation mode; its tower may see images at another size.
 
     Raises:
-        UserError: it is no classifier, or tells other classes apart.
+        UserError: it is not a classifier, or has other classes than the student.
     """
     teacher = load_classifier(distillation.teacher, dtype=WEIGHTS).eval().requires_grad_(False)
     if teacher.config.classes != student.config.classes:

@@ -23,18 +23,17 @@ from mmchat.vision.transforms.augmentation import random_square_crop
 
 
 class ContrastiveObjective(PairwiseObjective):
-    """Images against captions, all of a step's on all ranks: InfoNCE, or a sigmoid for every pair."""
+    """All images of a step against all its captions, over all ranks: InfoNCE, or a sigmoid for every pair."""
 
     model: DualEncoder
-    features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         self.model = load_clip_directory(config.model, dtype=WEIGHTS) if weights else clip_from_config(config.model)
         _check_loss(config.objective.loss, self.model, config.model)
-        self._losses_of = LOSSES[config.objective.loss]
+        self._pair_losses = LOSSES[config.objective.loss]
         self.tokenizer = load_tokenizer(config.model, self.model)
         self.spec = self.model.towers[0].spec
-        self.augment = TrainingAugment(_squares, config.seed) if config.objective.random_crop else None
+        self.augment = TrainingAugment(_crop_squares, config.seed) if config.objective.random_crop else None
         self.context_length = self.model.config.context_length
         pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         self.collator = Collator(pad_id=pad_id, specs=[self.spec])
@@ -50,10 +49,10 @@ class ContrastiveObjective(PairwiseObjective):
         return EncodedSample(ids, None, [[preprocess(images[0], self.spec)]], cut)
 
     def caption_ids(self, record: Record) -> tuple[list[int], int]:
-        """The caption, and how many of its tokens were cut off.
+        """Ids of the caption, and the number of tokens that were cut off.
 
         Raises:
-            UserError: there are not one image and one caption.
+            UserError: there is not exactly one image and one caption.
         """
         _, caption = image_and_answer(record, "caption")
         return truncate_caption(self.tokenizer, caption.replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
@@ -62,22 +61,22 @@ class ContrastiveObjective(PairwiseObjective):
         return batch.images
 
     def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """The scalars are the inverse temperature and, where there is one, the bias."""
+        """The scalars are the inverse temperature and, if the model has one, the bias."""
         pixels, mask = batch.pixel_values, batch.attention_mask
         if pixels is None:
-            # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
+            # No sample could be used. Run the same modules as other ranks, with a gradient of zero.
             pixels, mask = [blank_image(self.spec, mask.device)], torch.ones_like(mask)
         images, texts, *scalars = module(pixels[0], batch.input_ids, mask)
         return torch.stack([images, texts], dim=1)[: batch.images], *scalars
 
     def pair_loss_sum(self, pairs: torch.Tensor, *scalars: torch.Tensor) -> torch.Tensor:
-        return self._losses_of(*pairs.unbind(dim=1), *scalars).sum()
+        return self._pair_losses(*pairs.unbind(dim=1), *scalars).sum()
 
     def save(self, directory: Path) -> None:
         save_clip(self.model, self.tokenizer, directory)
 
 
-def _squares(images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
+def _crop_squares(images: list[Image.Image], draw: np.random.Generator) -> list[Image.Image]:
     return [random_square_crop(image, draw) for image in images]
 
 
@@ -85,9 +84,9 @@ LOSSES = {"softmax": info_nce, "sigmoid": pairwise_sigmoid}
 
 
 def _check_loss(loss: str, model: DualEncoder, where: str) -> None:
-    """Raises UserError where the model is made for the other loss."""
+    """Raises UserError if the model is made for the other loss."""
     biased = model.logit_bias is not None
     if biased != (loss == "sigmoid"):
         found = "has a logit_bias, which softmax leaves untrained" if biased else "has no logit_bias"
         other = "sigmoid" if biased else "softmax"
-        raise UserError(f"contrastive.loss is {loss}, but the model in {where} {found}; say {other}, or start another")
+        raise UserError(f"objective.loss is {loss}, but the model in {where} {found}; set it to {other}")

@@ -1,23 +1,24 @@
 """Cross-entropy of many logits without a copy of them in full precision.
 
-At a vocabulary of 50,000 to 250,000 words logits are a step's largest tensors, and torch keeps them three times: as
-they are, in fp32, and as their gradient. Here they are there once. A few rows at a time are looked at in fp32, and in
-the backward their gradient takes their own place.
+At a vocabulary of 50,000 to 250,000 tokens logits are a step's largest tensors, and torch holds them three times: as
+they are, in fp32, and as their gradient. Here they are held once: a few rows at a time are converted to fp32, and the
+backward writes their gradient over them.
 """
 
 import torch
 
 CHUNK = 2**21
-"""Logits that are looked at at a time: 8 MiB of fp32."""
+"""Logits converted at a time: 8 MiB of fp32."""
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum over rows of -log softmax(logits)[target], in fp32.
 
-    The backward overwrites `logits`. Whoever needs them afterwards is told so by autograd, a second backward too.
+    The backward overwrites `logits`. Autograd raises if they are used afterwards, or in a second backward.
 
     Args:
-        logits: float[n, V]. targets: int[n].
+        logits: float[n, V].
+        targets: int[n].
     """
     return _CrossEntropySum.apply(logits, targets)
 

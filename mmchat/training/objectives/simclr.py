@@ -1,4 +1,4 @@
-"""SimCLR: a tower grown from images without a word."""
+"""SimCLR: a tower trained on images alone."""
 
 from pathlib import Path
 
@@ -21,13 +21,12 @@ from mmchat.vision.transforms.augmentation import random_view
 
 
 class SimCLRObjective(PairwiseObjective):
-    """NT-Xent over two views of each image of a step. The run starts from any source of a tower, and leaves a tower.
+    """NT-Xent over two views of each image of a step. The run starts from any tower and writes a tower.
 
-    A sample's two views are drawn anew in every step, as a function of the seed, the step and the sample's number.
+    The views of a sample are a function of the seed, the step and the sample's number.
     """
 
     model: SimCLR
-    features = None
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         torch.manual_seed(config.seed)  # the head is new, and so may be the tower
@@ -58,7 +57,7 @@ class SimCLRObjective(PairwiseObjective):
     def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor]:
         pixels = batch.pixel_values
         if pixels is None:
-            # Nothing of this micro-batch could be used: run the same modules on nothing, with a gradient of zero.
+            # No sample could be used. Run the same modules as other ranks, with a gradient of zero.
             pixels = [blank_image(self.spec, batch.input_ids.device, views=2)]
         return (module(pixels[0]).unflatten(0, (-1, 2))[: batch.images],)
 

@@ -1,4 +1,4 @@
-"""A moving average of the trained weights, of which every rank keeps its share, whatever the ZeRO stage."""
+"""Exponential moving average (EMA) of the trained weights, sharded over ranks at every ZeRO stage."""
 
 from pathlib import Path
 
@@ -16,39 +16,39 @@ FILE = "average-rank-{}.pt"
 
 
 class WeightAverage:
-    """average = decay * average + (1 - decay) * weights after every step taken.
+    """average = decay * average + (1 - decay) * weights, after every step taken.
 
-    The decay is at most (1 + step) / (10 + step), so that the weights at the start are soon forgotten (TensorFlow's
+    The decay is at most (1 + step) / (10 + step), so that the initial weights are soon forgotten (TensorFlow's
     `tf.train.ExponentialMovingAverage`).
     """
 
     def __init__(self, groups: list[ModuleGroup], decay: float) -> None:
-        """Make it when the weights are where they are trained."""
+        """Create it after the engine, when the weights are on their device and sharded."""
         self.decay = decay
         self._weights = {name: parameter for group in groups for name, parameter in group.trained.items()}
-        self._shares = {name: _share(parameter).clone() for name, parameter in self._weights.items()}
+        self._shards = {name: _shard(parameter).clone() for name, parameter in self._weights.items()}
 
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        shares = [_share(parameter) for parameter in self._weights.values()]
-        get_ema_multi_avg_fn(decay)(list(self._shares.values()), shares, step)
+        shards = [_shard(parameter) for parameter in self._weights.values()]
+        get_ema_multi_avg_fn(decay)(list(self._shards.values()), shards, step)
 
     def save(self, files: ChecksummedFiles, checkpoint: Path) -> None:
-        files.save(self._shares, str(checkpoint / FILE.format(collectives.rank())))
+        files.save(self._shards, str(checkpoint / FILE.format(collectives.rank())))
 
     def restore(self, checkpoint: Path) -> None:
-        """Take this rank's share of what all ranks of then have saved."""
+        """Load this rank's shard from what all ranks, perhaps more or fewer, have saved."""
         paths = [checkpoint / FILE.format(rank) for rank in range(read_manifest(checkpoint).ranks)]
         saved = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
-        for name, share in self._shares.items():
-            share.copy_(_cut(torch.cat([of_rank[name] for of_rank in saved])))
+        for name, shard in self._shards.items():
+            shard.copy_(_cut(torch.cat([of_rank[name] for of_rank in saved])))
 
     def whole(self) -> dict[str, torch.Tensor] | None:
-        """All averaged tensors by name on rank 0's CPU; None on other ranks. All ranks call this."""
+        """All averaged tensors by name, on rank 0's CPU; None on other ranks. All ranks call this."""
         state = {}
-        for name, share in self._shares.items():
+        for name, shard in self._shards.items():
             shape = full_shape(self._weights[name])
-            padded = F.pad(share, (0, _size(shape.numel()) - share.numel()))
+            padded = F.pad(shard, (0, _size(shape.numel()) - shard.numel()))
             flat = collectives.all_gather_concat(padded)
             if collectives.rank() == 0:
                 state[name] = flat[: shape.numel()].view(shape).cpu()
@@ -56,7 +56,7 @@ class WeightAverage:
 
 
 def _size(numel: int) -> int:
-    """Of a share: ZeRO 3 cuts in the same way, so that its parts serve as they are."""
+    """Elements of a shard. ZeRO 3 shards in the same way, so its shards can be used as they are."""
     return -(-numel // collectives.ranks())
 
 
@@ -65,8 +65,8 @@ def _cut(flat: torch.Tensor) -> torch.Tensor:
     return flat[collectives.rank() * size : (collectives.rank() + 1) * size]
 
 
-def _share(parameter: nn.Parameter) -> torch.Tensor:
-    """This rank's share of the weights as they are now, float32[n]; the last ranks' may be shorter or empty."""
+def _shard(parameter: nn.Parameter) -> torch.Tensor:
+    """This rank's shard of the current weights, float32[n]; that of the last ranks may be shorter or empty."""
     if not is_zero_param(parameter):
         return _cut(parameter.detach().flatten())
     numel = full_shape(parameter).numel()

@@ -1,8 +1,8 @@
-"""Frozen weights, held as autocast would round them anyway: half the memory, and no cast in each forward.
+"""Frozen weights in bf16: half the memory, and no cast in each forward.
 
-Under `precision: bf16` a linear layer or convolution computes with its weight and bias rounded to bf16, whatever they
-are kept in. So those that are frozen are kept rounded, which changes no bit of what a run computes. The originals come
-back from the model directory before the end, since frozen weights are written as they were read.
+Under `precision: bf16` autocast rounds the weight and bias of linear layers and convolutions to bf16 in every forward.
+Frozen ones are therefore stored rounded, which changes no bit of the results. Before the model is written the originals
+are read again from the model directory, so that frozen weights are saved as they were.
 """
 
 from collections.abc import Iterator
@@ -17,19 +17,23 @@ from mmchat.errors import UserError
 from mmchat.training.config import RunConfig
 
 ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
-"""Not norms, which compute in fp32, nor embeddings, whose output nothing rounds. Conv1D is GPT-2's linear layer."""
+"""Not norms, which compute in fp32, nor embeddings, whose output is not rounded. Conv1D is GPT-2's linear layer."""
 
 
 def keeps_rounded(config: RunConfig) -> bool:
-    """Whether a run keeps them so. Not under ZeRO 3, where parameters of two types in parts were not tried."""
+    """Whether a run does this. Not under ZeRO 3, where sharding parameters of two dtypes is untested."""
     return config.precision == "bf16" and config.distributed.zero_stage < 3
 
 
 def round_frozen(model: nn.Module, directory: Path) -> None:
-    """Keep in bf16 what is frozen, and only used where autocast rounds it; `directory` holds the originals."""
+    """Convert to bf16 the frozen weights that autocast rounds anyway.
+
+    Args:
+        directory: holds the originals.
+    """
     stored = {name for name, _ in _stored(directory)}
     for name, parameter in rounded_anyway(model).items():
-        # transformers may name or cut a weight otherwise than its file does; such a one could not be found again.
+        # transformers may rename or split a weight of the file; its original could not be found again.
         if _name_in_file(name) in stored:
             parameter.data = parameter.data.to(torch.bfloat16)
 
@@ -53,15 +57,15 @@ def restore_frozen(model: nn.Module, directory: Path) -> None:
     if rounded:
         raise UserError(
             f"{directory} no longer holds the frozen weights that this run started from: {min(rounded)} and "
-            f"{len(rounded) - 1} more are missing or others; put them back, then go on with --resume"
+            f"{len(rounded) - 1} more are missing or differ; restore them, then resume with --resume"
         )
 
 
 def rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, what belongs to nothing but layers that autocast rounds, and is not trained."""
+    """Frozen parameters, by name, that are used only by layers whose weights autocast rounds."""
     found, exact = {}, set()
     for path, module in model.named_modules():
-        # No derived kinds: they may compute in another way.
+        # Exactly these classes: a subclass may compute differently.
         rounds = type(module) in ROUNDED_BY_AUTOCAST
         for name, parameter in module.named_parameters(recurse=False):
             if rounds and not parameter.requires_grad:
@@ -72,12 +76,12 @@ def rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _name_in_file(name: str) -> str:
-    """PEFT puts an adapted layer one level deeper."""
+    """PEFT moves an adapted layer one level down."""
     return name.replace(".base_layer.", ".")
 
 
 def _stored(directory: Path) -> Iterator[tuple[str, safe_open]]:
-    """Names of a model directory's tensors and the open file that has them."""
+    """Name of each tensor in a model directory, and the open file that holds it."""
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118, it is no mapping

@@ -1,4 +1,4 @@
-"""Which layers the lora rules of a trainability table mean, and the adapter put beside them."""
+"""Selects the layers of the trainability table's lora rules and adds an adapter to them."""
 
 from peft import PeftModel
 from torch import nn
@@ -7,17 +7,20 @@ from transformers.pytorch_utils import Conv1D
 from mmchat.errors import UserError
 from mmchat.model.adapter import LoraShape, add_adapter
 from mmchat.model.modeling import MMChatForConditionalGeneration
-from mmchat.training.optim.param_groups import below_last, check_names, idle_parameters, owner
+from mmchat.training.optim.param_groups import below_last, check_names, idle_parameters, rule_for
 from mmchat.training.optim.trainable import LORA_DROPOUT, Rule
 
 LINEAR = (nn.Linear, Conv1D)
 
 
 def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) -> PeftModel | None:
-    """Change `model` as the table's lora rules say; None where there is no such rule.
+    """Add an adapter to `model`, in place, as the lora rules say.
+
+    Returns:
+        PEFT's handle on the model, or None if there is no lora rule.
 
     Raises:
-        UserError: a rule names no module, a target is no linear layer of its module, or rules want different dropouts.
+        UserError: a rule names no module, a target is not a linear layer of its module, or dropouts differ.
     """
     lora = {name: rule for name, rule in rules.items() if rule.mode == "lora"}
     if not lora:
@@ -26,8 +29,8 @@ def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) 
     dropouts = {LORA_DROPOUT if rule.dropout is None else rule.dropout for rule in lora.values()}
     if len(dropouts) > 1:
         raise UserError(
-            f"trainable: the lora rules want dropouts of {', '.join(map(str, sorted(dropouts)))}; "
-            "PEFT keeps one for a whole adapter, so name the same everywhere"
+            f"trainable: the lora rules have dropouts of {', '.join(map(str, sorted(dropouts)))}; "
+            "PEFT has one dropout per adapter, so use the same everywhere"
         )
     layers = {
         layer: LoraShape(lora[name].lora_rank, lora[name].lora_alpha)
@@ -38,8 +41,9 @@ def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) 
 
 
 def target_layers(model: MMChatForConditionalGeneration, rules: dict[str, Rule], name: str) -> list[str]:
-    """Names of the linear layers that rule `name` adapts: those that no longer rule governs, that a forward uses,
-    and that lie among the rule's last blocks where it says `last`.
+    """Names of the linear layers that rule `name` adapts.
+
+    They belong to no longer rule, are used by a forward, and are in the last blocks if the rule has `last`.
 
     Raises:
         UserError: there are none, or a target is not among them.
@@ -47,27 +51,27 @@ def target_layers(model: MMChatForConditionalGeneration, rules: dict[str, Rule],
     head, left_out = model.get_output_embeddings(), idle_parameters(model)
     if rules[name].last is not None:
         left_out |= below_last(model, rules)
-    there = [
+    candidates = [
         path
         for path, module in model.named_modules()
         if isinstance(module, LINEAR)
         and module is not head
         and id(module.weight) not in left_out
-        and owner(path, rules) == name
+        and rule_for(path, rules) == name
     ]
     targets = rules[name].targets
-    if not there:
+    if not candidates:
         raise UserError(f"trainable: {name} has no linear layer that LoRA could adapt (the LM head is never one)")
     for target in targets or ():
-        if not any(_ends_with(path, target) for path in there):
-            endings = dict.fromkeys(path.rpartition(".")[2] for path in there)
+        if not any(_ends_with(path, target) for path in candidates):
+            endings = dict.fromkeys(path.rpartition(".")[2] for path in candidates)
             raise UserError(
                 f"trainable: {name} has no linear layer {target!r} to adapt; there are: {', '.join(endings)} "
                 "(never the LM head, nor layers that no forward uses)"
             )
-    return [path for path in there if targets is None or any(_ends_with(path, target) for target in targets)]
+    return [path for path in candidates if targets is None or any(_ends_with(path, target) for target in targets)]
 
 
 def _ends_with(path: str, target: str) -> bool:
-    """As PEFT matches: by whole parts of the name."""
+    """As PEFT matches: by whole components of the name."""
     return path == target or path.endswith(f".{target}")

@@ -1,4 +1,4 @@
-"""AdamW for everything, or Muon for the matrices inside the networks and AdamW for what is left."""
+"""AdamW for everything, or Muon for the matrices inside the networks and AdamW for the rest."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ MUON_MOMENTUM = 0.95
 
 
 def build_optimizer(model: nn.Module, groups: list[ModuleGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer that the config names, over everything that the table trains."""
-    wanted = optimizer_groups(groups, config.lr, config.weight_decay)
+    """The optimizer of the config, over all parameters that the trainability table trains."""
+    parameter_groups = optimizer_groups(groups, config.lr, config.weight_decay)
     if config.name == "adamw":
-        return _adamw(wanted, config)
-    inner = hidden_matrices(model)
+        return _adamw(parameter_groups, config)
+    hidden = hidden_matrices(model)
     for_muon, for_adamw = [], []
-    for group in wanted:
-        matrices = [p for p in group["params"] if id(p) in inner]
-        others = [p for p in group["params"] if id(p) not in inner]
+    for group in parameter_groups:
+        matrices = [p for p in group["params"] if id(p) in hidden]
+        others = [p for p in group["params"] if id(p) not in hidden]
         for_muon += [{**group, "params": matrices}] if matrices else []
         for_adamw += [{**group, "params": others}] if others else []
     return MuonWithAdamW(for_muon, for_adamw, config)
@@ -34,9 +34,9 @@ def _adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """`id` of the weight of every linear layer but an output head: vocabularies do better with AdamW (Jordan).
+    """`id` of the weight of every linear layer except an output head: vocabularies do better with AdamW (Jordan).
 
-    LoRA's factors are no layers of their own; AdamW is what they were published with.
+    LoRA's factors are excluded: they were published with AdamW.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
@@ -44,10 +44,10 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two of torch's optimizers as one. Muon's steps are scaled to AdamW's root mean square (Liu et al. 2025,
-    arXiv:2502.16982), so that one learning rate and one decay serve both.
+    """Two of torch's optimizers as one.
 
-    Muon looks at whole matrices: it cannot work on the flat shards that ZeRO cuts.
+    Muon's steps are scaled to AdamW's root mean square (Liu et al. 2025, arXiv:2502.16982), so that both can share one
+    learning rate and one decay. Muon needs whole matrices and does not work on the flat shards of ZeRO.
     """
 
     def __init__(self, for_muon: list[dict], for_adamw: list[dict], config: OptimizerConfig) -> None:
@@ -58,7 +58,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             )
         if for_adamw:
             self.parts["adamw"] = _adamw(for_adamw, config)
-        # The groups are the parts' own dictionaries: a schedule that sets a rate here sets it there.
+        # These are the same dictionaries as in the two optimizers: a schedule that sets a rate here sets it there.
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
     def step(self, closure: Any = None) -> None:

@@ -21,7 +21,13 @@ from mmchat.vision.classifier import ImageClassifier
 
 @dataclass
 class ModuleGroup:
-    """The parameters that one rule governs."""
+    """The parameters that one rule applies to.
+
+    Args:
+        name: of the module, as in the rule.
+        trained, frozen: parameters by full name.
+        idle: elements of parameters that no forward uses.
+    """
 
     name: str
     rule: Rule
@@ -32,7 +38,7 @@ class ModuleGroup:
 
 def check_names(model: nn.Module, rules: dict[str, Rule]) -> None:
     """Raises UserError for a rule that names no module."""
-    # A parameter that hangs directly on the model (CLIP's logit_scale) is named like a module.
+    # A parameter of the model itself (CLIP's logit_scale) is named like a module.
     top = [*(name for name, _ in model.named_children()), *(name for name, _ in model.named_parameters(recurse=False))]
     known = {*top, *(name for name, _ in model.named_modules())}
     for name in rules:
@@ -43,8 +49,8 @@ def check_names(model: nn.Module, rules: dict[str, Rule]) -> None:
             )
 
 
-def owner(name: str, rules: dict[str, Rule]) -> str | None:
-    """The rule that governs a module or parameter: the longest that is its name or the beginning of it."""
+def rule_for(name: str, rules: dict[str, Rule]) -> str | None:
+    """The name of the rule for a module or parameter: the longest that equals or is a parent of its name."""
     return max((rule for rule in rules if name == rule or name.startswith(f"{rule}.")), key=len, default=None)
 
 
@@ -55,15 +61,15 @@ def idle_parameters(model: nn.Module) -> set[int]:
 
 
 def reads_pooled(model: nn.Module) -> bool:
-    """Whether of its towers the pooled output is used, for which more of them runs than for patch features."""
+    """Whether the model uses the pooled output of its towers, for which more layers run than for patch features."""
     return isinstance(model, DualEncoder | ImageClassifier) and model.config.pool == "pooled"
 
 
 def below_last(model: nn.Module, rules: dict[str, Rule]) -> set[int]:
-    """`id` of the parameters that a rule's `last` leaves out: what of its towers lies below their last blocks.
+    """`id` of the parameters that a rule's `last` leaves out: those of its towers below the last blocks.
 
     Raises:
-        UserError: the rule covers no tower, or one that has no such blocks.
+        UserError: the rule covers no tower, or a tower without such blocks.
     """
     below: set[int] = set()
     for name, rule in rules.items():
@@ -72,25 +78,28 @@ def below_last(model: nn.Module, rules: dict[str, Rule]) -> set[int]:
         covered = {
             path: module
             for path, module in model.named_modules()
-            if isinstance(module, VisionTower) and owner(path, rules) == name
+            if isinstance(module, VisionTower) and rule_for(path, rules) == name
         }
         if not covered:
-            raise UserError(f"trainable: {name} covers no vision tower, of which alone `last` counts the blocks")
+            raise UserError(f"trainable: {name} covers no vision tower; `last` counts blocks of towers only")
         for path, tower in covered.items():
             try:
                 last = {id(parameter) for parameter in tower.last_parameters(rule.last, reads_pooled(model))}
             except UserError as error:
                 raise UserError(
-                    f"trainable: {name} is to train the last {rule.last} blocks of {path}: {error}"
+                    f"trainable: {name} cannot train the last {rule.last} blocks of {path}: {error}"
                 ) from None
             below |= {id(parameter) for parameter in tower.parameters()} - last
     return below
 
 
 def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
-    """Set `requires_grad` throughout and return the table, one group per rule.
+    """Set `requires_grad` of every parameter.
 
-    Rules of mode lora need `mmchat.training.optim.lora.add_adapters` first: what it added is what they train.
+    Rules of mode lora train what `mmchat.training.optim.lora.add_adapters` added, which must be called first.
+
+    Returns:
+        The trainability table, one group per rule.
 
     Raises:
         UserError: a rule names no module, a parameter has no rule, or nothing would be trained.
@@ -99,12 +108,12 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
     idle, adapters, below = idle_parameters(model), adapter_parameters(model), below_last(model, rules)
     groups = {name: ModuleGroup(name, rule, {}, {}, 0) for name, rule in rules.items()}
     for name, parameter in model.named_parameters():
-        governing = owner(name, rules)
-        if governing is None:
+        applicable = rule_for(name, rules)
+        if applicable is None:
             raise UserError(
-                f"trainable: no rule covers {name}; say frozen, full or lora for {name.partition('.')[0]!r}"
+                f"trainable: no rule covers {name}; add frozen, full or lora for {name.partition('.')[0]!r}"
             )
-        group = groups[governing]
+        group = groups[applicable]
         unused = id(parameter) in idle
         wanted = group.rule.mode == "full" or (group.rule.mode == "lora" and id(parameter) in adapters)
         left_out = unused or (group.rule.last is not None and id(parameter) in below)
@@ -118,7 +127,7 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
 
 
 def optimizer_groups(groups: list[ModuleGroup], lr: float, weight_decay: float) -> list[dict]:
-    """Parameter groups for a torch optimizer; gains and biases (one-dimensional tensors) are not decayed."""
+    """Parameter groups for a torch optimizer. Gains and biases (one-dimensional tensors) are not decayed."""
     found = []
     for group in groups:
         rate = lr if group.rule.lr is None else group.rule.lr

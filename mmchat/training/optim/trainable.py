@@ -18,18 +18,18 @@ class Rule:
     """How one module is trained."""
 
     mode: Literal["frozen", "full", "lora"] = Field(
-        "full", description="full: every parameter; lora: an update beside its linear layers; `NAME: MODE` says it, too"
+        "full", description="full: every parameter; lora: low-rank updates of its linear layers. Short: `NAME: MODE`"
     )
-    lr: float | None = Field(None, ge=0, description="peak learning rate; null takes optimizer.lr")
-    weight_decay: float | None = Field(None, ge=0, description="null takes optimizer.weight_decay")
+    lr: float | None = Field(None, ge=0, description="peak learning rate; null: optimizer.lr")
+    weight_decay: float | None = Field(None, ge=0, description="of matrices; null: optimizer.weight_decay")
     last: int | None = Field(
-        None, gt=0, description="of a tower: train its last so many blocks and the norm after them; null: all of it"
+        None, gt=0, description="towers: train only the last N blocks and the norm after them; null: all blocks"
     )
     rank: int | None = Field(None, gt=0, description="lora: rank of an update; null: 128")
-    alpha: int | None = Field(None, gt=0, description="lora: an update is scaled by alpha / rank; null: twice the rank")
-    dropout: float | None = Field(None, ge=0, lt=1, description="lora: of what enters an update; null: 0.05")
+    alpha: int | None = Field(None, gt=0, description="lora: updates are scaled by alpha / rank; null: twice the rank")
+    dropout: float | None = Field(None, ge=0, lt=1, description="lora: dropout of the input of an update; null: 0.05")
     targets: list[str] | None = Field(
-        None, min_length=1, description="lora: names of linear layers, or their endings; null: all but the LM head"
+        None, min_length=1, description="lora: names of linear layers, or suffixes of them; null: all but the LM head"
     )
 
     @model_validator(mode="after")
@@ -38,7 +38,7 @@ class Rule:
         if keys and self.mode != "lora":
             raise ValueError(f"{', '.join(keys)} belong to mode lora, but the mode is {self.mode}")
         if self.last is not None and self.mode == "frozen":
-            raise ValueError("last says which blocks are trained, but the mode is frozen")
+            raise ValueError("last selects the blocks to train, but the mode is frozen")
         return self
 
     @property
@@ -51,4 +51,4 @@ class Rule:
 
 
 Trainable = dict[str, Annotated[Rule, Shorthand("mode")]]
-"""Module name -> rule; a bare mode stands for a rule with the run's own rate and decay."""
+"""Module name -> rule; a bare mode stands for a rule with the rate and decay of `optimizer`."""

@@ -7,10 +7,15 @@ from mmchat.training.optim.param_groups import ModuleGroup
 
 
 def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, origin: str) -> Table:
-    """The table that a run prints before its first step."""
+    """A row per rule.
+
+    Args:
+        lr, weight_decay: of rules without their own.
+        origin: where the weights come from.
+    """
     table = Table(title=f"What is trained (weights from {origin})", title_justify="left")
     for column in ("module", "mode", "trained", "frozen", "of these unused", "lr", "weight decay"):
-        # Folded: on a narrow screen a name goes on below rather than lose its end.
+        # On a narrow terminal a name is folded rather than cut.
         table.add_column(column, justify="left" if column in ("module", "mode") else "right", overflow="fold")
     for group in groups:
         trained = sum(full_shape(p).numel() for p in group.trained.values())
