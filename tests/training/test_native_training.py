@@ -1,30 +1,19 @@
-"""Training on images of native aspect: what is measured is made, and a step's gradient is that of its samples."""
+"""Training on images at their native aspect: what only that has. `test_varying_views` has the rest."""
 
 import json
 import re
 
 import numpy as np
 import pytest
-import torch
 
 from mmchat.cli.main import main
 from mmchat.data.config import SourceConfig
-from mmchat.data.dataset import MixtureDataset
-from mmchat.data.doctor.record_checks import RecordChecker
-from mmchat.data.lengths import source_lengths, source_measure
 from mmchat.data.preview.preview import open_unscanned, preview_record
 from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
-from mmchat.planning.plan import Hardware, make_plan
-from mmchat.settings import validate
 from mmchat.training.build_model import build_model
-from mmchat.training.config import RunConfig
-from mmchat.training.monitoring.flops import model_flops
-from tests.invariants.test_gradients import assert_equal
-from tests.training_fixtures import gradients, opened, run_values, write_mixture, write_records
-
-SIZES = ((60, 28), (31, 24), (30, 95))
-"""Of 10, 12 and 12 patches in grids of 2 x 5, 3 x 4 and 6 x 2."""
+from tests.training.varying_views import SIZES, run_over_sizes
+from tests.training_fixtures import opened, write_records
 
 
 @pytest.fixture(scope="module")
@@ -37,78 +26,7 @@ def model(make_assistant, native_tower, tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, model, monkeypatch):
     """config(**changes): a run over a mixture of three storages, images of different sizes."""
-    monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
-    values = run_values(tmp_path, model, write_mixture(tmp_path / "data", 12, SIZES), steps=2, batch_size=6)
-    return lambda **changes: validate(RunConfig, values | changes, "test")
-
-
-def test_what_the_index_holds_is_what_training_makes(config):
-    objective, feed = opened(config())
-    dataset = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
-    number, look = 0, RecordChecker(SourceConfig(path="any"), objective.processor)
-    for part in feed.mixture.sources:
-        lengths = source_lengths(part, source_measure(part, objective.processor, 400))
-        for tokens, _, images, views, patches in zip(*lengths.columns, strict=True):
-            encoded = dataset[number].encoded
-            assert (len(encoded.input_ids), encoded.images, encoded.views) == (tokens, images, views)
-            assert patches == views == sum(rows * columns for rows, columns in encoded.grids)
-            sizes = [image.open().size for image in feed.mixture.find(number)[1].images]
-            expected = [objective.collator.specs[0].grid(size) for size in sizes]
-            assert objective.collator([dataset[number]]).grids == (expected or None)
-            assert look(feed.mixture.find(number)[1]).tokens == tokens
-            number += 1
-    assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 3
-
-
-WAYS = {
-    "packed": {"objective": {"packing": {"tokens": 400, "images": 40}}},
-    "of like length": {"objective": {"packing": {"tokens": 400, "padded": True}}},
-    "one by one": {"micro_batch_size": 1},
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_gradients_are_those_of_the_padded_step(config, way):
-    objective, feed = opened(config())
-    (_, [padded]), *_ = feed.steps(0)
-    loss, expected = gradients(objective, [padded])
-    assert padded.images == len(padded.grids) > 0 and len(set(padded.grids)) > 1
-    other, feed = opened(config(**WAYS[way]))
-    (_, batches), *_ = feed.steps(0)
-    assert len(batches) > 1 and {id for batch in batches for id in batch.ids} == set(padded.ids)
-    assert any(batch.grids is None for batch in batches) == (way == "one by one")  # a sample of text alone
-    assert sum(batch.views for batch in batches) == padded.views
-    found_loss, found = gradients(other, batches)
-    assert found_loss == pytest.approx(loss, rel=1e-6) and found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert_equal(found[name], gradient, expected, f"{way}: {name}")
-
-
-def test_a_few_steps_are_learned(config):
-    objective, feed = opened(config(overfit_one_batch=True))
-    (_, batches), *_ = feed.steps(0)
-    trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-3)
-    losses = []
-    for _ in range(4):
-        losses.append(gradients(objective, batches)[0])
-        optimizer.step()
-    assert losses[-1] < losses[0] - 0.5
-
-
-def test_the_plan_is_what_the_run_does(config):
-    run = config(objective={"packing": {"tokens": 400}}, precision="bf16")
-    plan = make_plan(run, Hardware())
-    objective, feed = opened(run)
-    steps = [batches for _, batches in feed.steps(0)]
-    assert [(row.step, row.tokens, row.images) for row in plan.rows] == [
-        (number, sum(b.tokens for b in batches), sum(b.images for b in batches))
-        for number, batches in enumerate(steps, 1)
-    ]
-    assert plan.steps[0].patches.most == max(sum(b.views for b in batches) for batches in steps)
-    assert plan.worst.batch.views > plan.worst.batch.images > 1
-    assert plan.memory and not plan.problems
-    assert model_flops(objective.model) is plan.cost is None
+    return run_over_sizes(tmp_path, model, monkeypatch)
 
 
 def test_what_is_shown_is_what_is_seen(config, make_image, tmp_path):

@@ -19,6 +19,7 @@ from mmchat.training.config import (
     load_written_config,
     may_change,
 )
+from mmchat.training.run_dir import claim_run_dir
 from tests.launching import ROOT, write_config
 from tests.training_fixtures import run_values
 
@@ -67,6 +68,19 @@ def test_every_key_is_decided_for_resume():
 def test_what_may_change_on_resume(values, before, after, changed):
     old, new = (validate(RunConfig, values | changes, "here") for changes in (before, after))
     assert changed_keys(old, new) == changed
+
+
+def test_a_run_is_not_resumed_as_another(tmp_path, values):
+    """`objective.patch_dropout` and `overfit_one_batch` were let through once."""
+    values |= {"objective": {"kind": "classify", "patch_dropout": 0.5}, "overfit_one_batch": True, "resume": True}
+    assert claim_run_dir(validate(RunConfig, values, "here"), print) is None
+    assert claim_run_dir(validate(RunConfig, values | {"workers": 3}, "here"), print) is None
+    for changes, message in (
+        ({"objective": "classify"}, r"objective\.patch_dropout: 0\.5 -> 0\.0"),
+        ({"overfit_one_batch": False}, "overfit_one_batch: True -> False"),
+    ):
+        with pytest.raises(UserError, match=rf"was started with other settings \({message}\); a resumed run must keep"):
+            claim_run_dir(validate(RunConfig, values | changes, "here"), print)
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
