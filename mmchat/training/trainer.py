@@ -156,7 +156,7 @@ class Trainer:
                     self.average.update(step)
                 bar.advance(note=self.logger.log_step(step, result))
                 self._watch_gradients(step)
-                if result.stop:  # whoever sent the signal may not wait long: evaluations are made up for on resume
+                if result.stop:  # whatever sent the signal may not wait long: evaluations are made on resume
                     owed = any(True for _ in self.evaluations(step))
                     saved = saver.save(step, at_once=True, guard=self.guard.state(), owes_validation=owed)
                     self.logger.log_stop(result.stop, step, saved)
