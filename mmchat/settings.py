@@ -25,6 +25,7 @@ settings = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra
 """Decorator of every configuration dataclass: immutable, keyword only, unknown keys forbidden."""
 
 COMMAND_LINE = "command line"
+NOT_A_MAPPING = ("dataclass_type", "dict_type", "model_attributes_type")
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,16 @@ def _sentences(schema: type, finding: dict[str, Any], origin: _Origin, moved: Ma
         )
         if new_places := {old: new for old, new in moved.items() if old in present}:
             return [f"{source}: key {old!r} has moved to {new!r}" for old, new in new_places.items()]
+        if groups := {new.rpartition(".")[0] for old, new in moved.items() if old.startswith(f"{key}.")}:
+            return [f"{source}: the keys of {key!r} have moved to {min(groups)!r}"]
         return [f"{source}: {_unknown(schema, place.path, place.owner, place.variants)}"]
     if finding["type"] in ("missing", "missing_argument"):
         return [f"{source}: key {key!r} is missing"]
     if finding["type"] == "union_tag_invalid":
         kinds = finding["ctx"]["expected_tags"].replace("'", "")
         return [f"{source}: {key}.kind must be one of {kinds}, found {finding['ctx']['tag']!r}"]
+    if finding["type"] in NOT_A_MAPPING:
+        return [f"{source}: {key} must hold key: value pairs, found {finding['input']!r:.80}"]
     if finding["type"] == "value_error":
         return [f"{source}: {f'{key}: ' if key else ''}{finding['ctx']['error']}"]
     return [f"{source}: {key}: {finding['msg']}, found {finding['input']!r:.80}"]

@@ -154,6 +154,8 @@ def locate(schema: type, location: tuple[str | int, ...]) -> Place:
     annotation: Any = schema
     owner, variants = None, ()
     for element in location:
+        if element == "[key]":  # pydantic's name for the key, as opposed to the value, of the entry before
+            continue
         inner = dataclasses_in(annotation)
         if len(inner) > 1 and not _is_mapping(annotation):
             annotation = next((one for one in inner if kind_of(one) == element), None)

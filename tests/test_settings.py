@@ -107,7 +107,7 @@ def test_words_that_belong_to_no_key():
         (["--optimizer.lr", "fast"], r"optimizer\.lr: Input should be a valid number.*found 'fast'$"),
         (["--kind", "c"], r"kind: Input should be 'a' or 'b', found 'c'$"),
         (["--name", "[1]"], r"name: Input should be a valid string, found \[1\]$"),
-        (["--optimizer", "null"], r"optimizer: .*found None$"),
+        (["--optimizer", "null"], r"optimizer must hold key: value pairs, found None$"),
     ],
 )
 def test_what_does_not_fit(config, words, message):
@@ -215,11 +215,15 @@ def test_a_union_by_kind(tmp_path, pet, overrides, expected):
         ({"pet": {"kind": "dog", "tricks": {"sit": "well"}}}, r"pet.tricks.sit: Input should be a valid integer"),
         ({"romms": 3}, "key 'romms' has moved to 'rooms'"),
         ({"house": {"rooms": 3, "pet": "cat"}}, "key 'house.rooms' has moved to 'rooms'"),
+        ({"flat": {"names": 3}}, "the keys of 'flat' have moved to 'pet'"),
+        ({"pet": 5}, "pet must hold key: value pairs, found 5"),
+        ({"pet": None}, "pet must hold key: value pairs, found None"),
+        ({"pet": {"kind": "dog", "tricks": 3}}, "pet.tricks must hold key: value pairs, found 3"),
     ],
 )
 def test_what_does_not_fit_a_union(values, message):
     with pytest.raises(UserError, match=rf"^here: {message}[^\n]*$"):
-        validate(Home, values, "here", {"romms": "rooms", "house.rooms": "rooms"})
+        validate(Home, values, "here", {"romms": "rooms", "house.rooms": "rooms", "flat.name": "pet.name"})
 
 
 def test_each_finding_names_where_it_was_written(config):
