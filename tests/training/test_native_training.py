@@ -1,4 +1,4 @@
-"""Training on images at their native aspect: what only that has. `test_varying_views` has the rest."""
+"""Training on images at their native aspect: what only that has. `test_varying_views_training` has the rest."""
 
 import json
 import re

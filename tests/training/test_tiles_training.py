@@ -1,4 +1,4 @@
-"""Training on images in tiles: what only tiles have. `test_varying_views` has the rest."""
+"""Training on images in tiles: what only tiles have. `test_varying_views_training` has the rest."""
 
 import base64
 import json
