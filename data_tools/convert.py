@@ -103,7 +103,7 @@ KINDS = {
     ),
     "chartqa": Kind(
         questions.chartqa,
-        "ChartQA: train_human.json, train_augmented.json, beside png/",
+        "ChartQA: train_human.json, train_augmented.json, next to png/",
         '--input "ChartQA Dataset/train/train_human.json" --image-root "ChartQA Dataset/train"',
         _QUESTIONS,
     ),
