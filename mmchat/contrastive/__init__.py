@@ -1,4 +1,5 @@
-"""CLIP itself: a dual encoder grown from image-caption pairs, or opened. Later stages take its tower."""
+"""Dual encoders (CLIP, SigLIP) and SimCLR: training objectives, pretrained models, search. Later stages take the
+tower."""
 
 from importlib import import_module
 

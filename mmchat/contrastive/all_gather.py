@@ -1,4 +1,4 @@
-"""Embeddings of all ranks on every rank, with gradients: what is contrasted is the batch of the whole step."""
+"""Differentiable all-gather of embeddings, so that the contrastive loss sees the batch of the whole step."""
 
 from typing import Any
 
@@ -7,28 +7,35 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 
-def all_gather(own: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """float[n, ...] of this rank -> float[N, ...] of all ranks in their order, and at which row this rank's begin.
+def all_gather(local: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Gather the rows of all ranks, in order of rank.
 
-    Ranks may hold unequally many rows, or none. A gradient that reaches the rows of another rank is sent there and
-    added up: where each rank's loss is its share of a sum, every rank gets the gradient of the whole sum. All ranks
-    call this equally often, and in the backward, too. Without a process group it is `own`.
+    Ranks may hold different numbers of rows, or none. The backward sums the gradients of all ranks: if the total loss
+    is the sum of the ranks' losses, every rank gets its gradient. All ranks must call this equally often, in the
+    backward too.
+
+    Args:
+        local: Rows of this rank: float[n, ...].
+
+    Returns:
+        Rows of all ranks, float[N, ...], and the index of this rank's first row. Without a process group, `local` and
+        0.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return own, 0
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=own.device)
-    counts[dist.get_rank()] = len(own)
+        return local, 0
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=local.device)
+    counts[dist.get_rank()] = len(local)
     dist.all_reduce(counts)
     rows = counts.tolist()
-    return _Gather.apply(own, rows), sum(rows[: dist.get_rank()])
+    return _Gather.apply(local, rows), sum(rows[: dist.get_rank()])
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    def forward(ctx: Any, local: torch.Tensor, rows: list[int]) -> torch.Tensor:
         ctx.rows = rows
-        # Collectives take equally long tensors.
-        padded = F.pad(own, [0, 0] * (own.dim() - 1) + [0, max(rows) - len(own)])
+        # Collectives need tensors of one size.
+        padded = F.pad(local, [0, 0] * (local.dim() - 1) + [0, max(rows) - len(local)])
         parts = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(parts, padded.contiguous())
         return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])

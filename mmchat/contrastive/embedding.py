@@ -1,4 +1,4 @@
-"""Images and texts to unit vectors: a dual encoder with its tokenizer and its preprocessing."""
+"""Embed images and texts with a dual encoder, its tokenizer and its preprocessing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,13 @@ TEXTS_AT_A_TIME = 256
 
 
 class Embedder:
-    """truncate: cut texts that are too long for the model, which otherwise raise."""
+    """Images and texts -> unit vectors.
+
+    Args:
+        model: The dual encoder.
+        tokenizer: Its tokenizer.
+        truncate: Whether to truncate texts that are too long, instead of raising.
+    """
 
     def __init__(self, model: DualEncoder, tokenizer: Any, truncate: bool = False) -> None:
         self.model, self.tokenizer, self.truncate = model, tokenizer, truncate
@@ -26,37 +32,44 @@ class Embedder:
 
     @classmethod
     def open(cls, source: str | Path, truncate: bool = False) -> "Embedder":
-        """A dual encoder with its tokenizer, on the accelerator if there is one; UserError as `load_clip` and
-        `load_tokenizer`."""
+        """Open a dual encoder and its tokenizer in fp32, on the GPU if there is one.
+
+        Raises:
+            UserError: See `load_clip` and `load_tokenizer`.
+        """
         model = load_clip(source, dtype="float32").eval()
         tokenizer = load_tokenizer(source, model)
         return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, truncate)
 
     @property
     def scale(self) -> float:
-        """The inverse temperature that similarities are multiplied by."""
+        """The inverse temperature, the factor of similarities."""
         scale = self.model.logit_scale.exp().item()
         return scale if self.model.config.sigmoid else min(scale, MAX_LOGIT_SCALE)
 
     @torch.no_grad()
     def images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB images, in one forward -> float32[B, P], unit length."""
+        """Embed RGB images in one forward: unit vectors float32[B, P]."""
         pixels = normalise([preprocess(image, self.spec)[0] for image in images], self.spec)
         return self._encode_image(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """float32[B, P], unit length. Raises UserError for a text that is too long, unless they are to be cut."""
+        """Embed texts: unit vectors float32[B, P].
+
+        Raises:
+            UserError: A text is too long and `truncate` is False.
+        """
         rows = [torch.tensor(self.ids(text)) for text in texts]
         parts = [self._padded(rows[i : i + TEXTS_AT_A_TIME]) for i in range(0, len(rows), TEXTS_AT_A_TIME)]
         return np.concatenate([self._encode_text(*part).float().cpu().numpy() for part in parts])
 
     def ids(self, text: str) -> list[int]:
-        """A text's tokens with those that begin and end it. Raises UserError where it is too long and not to be cut."""
+        """Token ids of a text with special tokens. Raises like `texts`."""
         return encode_caption(self.tokenizer, text, self.model.config.context_length, self.truncate)
 
     def _padded(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask: int[B, L] each. The mask hides what pads, so that any id does."""
+        """Ids and attention mask, int[B, L] each. Padding is masked, so any id will do."""
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         return ids.to(self.device), mask.to(self.device)

@@ -1,4 +1,4 @@
-"""What is said of a label, so that it reads like a caption. No torch here."""
+"""Prompt templates that turn labels into captions, for zero-shot classification. No torch."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,17 @@ GENERAL_PROMPTS = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven of 80 that did nearly as well as all in openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb."""
+"""Seven of CLIP's 80 templates, nearly as good as all (openai/CLIP,
+notebooks/Prompt_Engineering_for_ImageNet.ipynb)."""
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises UserError for a prompt without a place for the label."""
+    """Raise UserError unless every prompt holds `{}` once."""
     for prompt in prompts:
         if prompt.count("{}") != 1:
-            raise UserError(f"prompt {prompt!r} must hold {{}} once, where the label goes")
+            raise UserError(f"prompt {prompt!r} must hold {{}} once, in place of the label")
 
 
 def prompted(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """Every prompt of the first label, then of the next."""
+    """All prompts of the first label, then all of the next."""
     return [prompt.replace("{}", label) for label in labels for prompt in prompts]

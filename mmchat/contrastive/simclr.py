@@ -1,4 +1,4 @@
-"""A tower that learns from images alone, by telling views of one from those of others."""
+"""SimCLR (Chen et al. 2020, arXiv:2002.05709): a tower learns from images alone, by contrasting augmented views."""
 
 from itertools import pairwise
 
@@ -11,10 +11,10 @@ from mmchat.vision import VisionTower, refuse_several_views
 
 
 class SimCLR(nn.Module):
-    """A tower and the projection head that is left behind when it is handed on (Chen et al. 2020, arXiv:2002.05709).
+    """A tower and a projection head, which is dropped after training.
 
-    The head has no batch norm, so that a view's vector does not depend on what shares its forward, and a step may be
-    split over micro-batches and ranks.
+    The head has no batch norm, so that an embedding does not depend on its batch and a step can be split over
+    micro-batches and ranks.
     """
 
     def __init__(self, tower: VisionTower, config: SimCLRConfig) -> None:
@@ -30,7 +30,7 @@ class SimCLR(nn.Module):
         self.head = nn.Sequential(*layers[:-1])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """float[B, 3, H, W] -> float[B, P], unit length."""
+        """float[B, 3, H, W] -> unit vectors float[B, P]."""
         patches = self.towers[0](pixel_values).patches
         pooled = patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
         return F.normalize(self.head(pooled).float(), dim=-1)

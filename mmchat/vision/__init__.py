@@ -1,7 +1,6 @@
-"""Eyes: an image tensor becomes patch features.
+"""Vision towers: image tensor -> patch features.
 
-`TowerSpec` and `preprocess` are torch-free (data workers use them alone), so the towers themselves
-are imported on first access.
+`TowerSpec` and `preprocess` need no torch, and data workers import only these. Towers are imported on first access.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What towers of transformer blocks share: which hidden states are the features, and what is then left unused."""
+"""Towers of transformer blocks: selection of hidden states, unused parameters, patch dropout, resizing."""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -15,22 +15,24 @@ from mmchat.vision.tower import TowerOutput, VisionTower
 
 
 class BlockTower(VisionTower):
-    """A transformers model over square patches: embeddings, `blocks`, a `last_norm`, perhaps a pooling head.
+    """A transformers model over square patches: embeddings, `blocks`, `last_norm`, perhaps a pooling head.
 
-    A leaf names its classes and where its parts are; everything else is here.
+    A subclass names its classes and the places of its parts.
     """
 
     backbone_class: type[PreTrainedModel]
     class_tokens = 1
-    """Before the patches there are so many class tokens (0 or 1) ..."""
+    """Number of class tokens before the patches: 0 or 1."""
     margin = False
-    """Whether released towers have sizes that the patch does not divide; pixels right and below are then not seen."""
+    """Whether released towers have image sizes that are not a multiple of the patch size. Pixels right and below are
+    then ignored."""
     position_table: str | None = None
-    """Key in `backbone.state_dict()` of learned positions, [.., class tokens + patches, width]; None: computed ones."""
+    """Key of the learned positions in `backbone.state_dict()`, [.., class tokens + patches, width]; None: none are
+    learned."""
     interpolation = "bicubic"
-    """How they are interpolated."""
+    """Mode in which learned positions are interpolated."""
     patch_dropout = 0.0
-    """Share of each image's patches that no block sees in training, drawn anew each time (Li et al. 2022, FLIP,
+    """Fraction of each image's patches that is dropped before the blocks in training, at random (FLIP, Li et al. 2022,
     arXiv:2212.00794)."""
     backbone: PreTrainedModel
     takes_attention = True
@@ -59,68 +61,73 @@ class BlockTower(VisionTower):
 
     @classmethod
     def with_size(cls, backbone: dict[str, Any], image_size: int) -> dict[str, Any]:
-        """`TowerConfig.backbone` for images of another side."""
+        """`TowerConfig.backbone` for another image size."""
         return {**backbone, "image_size": image_size}
 
     @property
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
-        """The backbone's own, in order."""
+        """The backbone's blocks, in order."""
 
     @property
     @abstractmethod
     def last_norm(self) -> nn.Module:
-        """What the backbone does after its last block."""
+        """The norm after the last block."""
 
     @abstractmethod
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        """What enters the first block, float[B, prefix + patches, width], and what every block is told besides."""
+        """Input of the first block, float[B, prefix + patches, width], and keyword arguments of all blocks."""
 
     @property
     def registers(self) -> int:
-        """... and so many tokens between them and the patches, which are never features."""
+        """Number of register tokens between class token and patches. They are never features."""
         return 0
 
     @property
     def pooling(self) -> nn.Module | None:
-        """The head that makes `pooled` of the normed last hidden state; None: its class token is that, if any."""
+        """The head that pools the normed last hidden state; None: the class token is the pooled output, if there is
+        one."""
         return None
 
     @property
     def blocks_to_run(self) -> int:
-        """For patch features; the pooled output takes all."""
+        """Number of blocks that patch features need. The pooled output needs all."""
         return max(self._layers)
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
-        hidden, told = self.embed(pixel_values)
+        hidden, block_kwargs = self.embed(pixel_values)
         if self.training and self.patch_dropout:
-            hidden = self._some_patches(hidden)
-        patches, normed = self.run_blocks(hidden, told, pooled)
+            hidden = self._drop_patches(hidden)
+        patches, normed = self.run_blocks(hidden, block_kwargs, pooled)
         return TowerOutput(patches, self._pooled(normed) if pooled else None)
 
     def run_blocks(
-        self, hidden: torch.Tensor, told: dict[str, Any], to_the_end: bool
+        self, hidden: torch.Tensor, block_kwargs: dict[str, Any], all_blocks: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `embed` gives -> features float[B, N, D] and, of all blocks, the normed output."""
-        run = len(self.blocks) if to_the_end else self.blocks_to_run
+        """Run the blocks on the output of `embed`.
+
+        Returns:
+            Patch features float[B, N, D]; and if `all_blocks`, the normed output of the last block, else None.
+        """
+        run = len(self.blocks) if all_blocks else self.blocks_to_run
         states = {0: hidden}
         for number, block in enumerate(self.blocks[:run], start=1):
-            hidden = block(hidden, **told)
+            hidden = block(hidden, **block_kwargs)
             if number in self._layers:
                 states[number] = hidden
         patches = torch.cat([self._features(states[layer]) for layer in self._layers], dim=-1)
-        return patches, self.last_norm(hidden) if to_the_end else None
+        return patches, self.last_norm(hidden) if all_blocks else None
 
     def patches_kept(self, patches: int) -> int:
-        """How many of so many patches the blocks see in training."""
+        """Number of patches left of `patches` after patch dropout."""
         return max(1, round(patches * (1 - self.patch_dropout)))
 
-    def _some_patches(self, hidden: torch.Tensor) -> torch.Tensor:
-        before = self.class_tokens + self.registers
-        first, patches = hidden[:, :before], hidden[:, before:]
+    def _drop_patches(self, hidden: torch.Tensor) -> torch.Tensor:
+        prefix_length = self.class_tokens + self.registers
+        prefix, patches = hidden[:, :prefix_length], hidden[:, prefix_length:]
         order = torch.rand(patches.shape[:2], device=hidden.device).argsort(dim=1)
         kept = order[:, : self.patches_kept(patches.shape[1]), None].expand(-1, -1, patches.shape[2])
-        return torch.cat([first, patches.gather(1, kept)], dim=1)
+        return torch.cat([prefix, patches.gather(1, kept)], dim=1)
 
     def _features(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.config.final_norm:
@@ -135,7 +142,7 @@ class BlockTower(VisionTower):
         return self.backbone.config.hidden_size
 
     def _pooled(self, normed: torch.Tensor, *mask: torch.Tensor) -> torch.Tensor:
-        """mask: bool[B, N] for a head that is to see some of the patches only."""
+        """mask: bool[B, N], patches that the head attends to; none: all."""
         if self.pooling is not None:
             return self.pooling(normed, *mask)
         if not self.class_tokens:
@@ -143,7 +150,7 @@ class BlockTower(VisionTower):
         return normed[:, 0]
 
     def _used(self, pooled: bool) -> tuple[int, list[nn.Module]]:
-        """How many blocks run, and what of the parts after them does."""
+        """Number of blocks that run, and the modules after them that run."""
         norm = [self.last_norm] if pooled or self.config.final_norm else []
         head = [self.pooling] if pooled and self.pooling is not None else []
         return len(self.blocks) if pooled else self.blocks_to_run, norm + head
@@ -160,8 +167,8 @@ class BlockTower(VisionTower):
         return [parameter for module in [*self.blocks[run - blocks : run], *used] for parameter in module.parameters()]
 
     def resized(self, image_size: int, keep_positions: bool = False) -> "BlockTower":
-        """Learned positions are stretched as transformers does it in `interpolate_pos_encoding`, antialiased where the
-        config says so."""
+        """Interpolates learned positions as transformers' `interpolate_pos_encoding`, antialiased if the config says
+        so."""
         if image_size == self.spec.image_size:
             return self
         refuse_indivisible_size(image_size, self.spec.patch_size)
@@ -224,8 +231,8 @@ def _interpolate(square: torch.Tensor, grid: tuple[int, int], mode: str, antiali
 
 
 def refuse_indivisible_size(size: int, patch: int, merged: int = 1) -> None:
-    """Raises UserError if squares of `merged` x `merged` patches do not fill an image of this size; names the sizes
-    below and above where they do. Sizes are in pixels."""
+    """Raise UserError unless the image size is a multiple of `merged` patches; names the nearest valid sizes. In
+    pixels."""
     step = patch * merged
     if size < step or size % step:
         below, above = size // step * step, (size // step + 1) * step
@@ -235,27 +242,31 @@ def refuse_indivisible_size(size: int, patch: int, merged: int = 1) -> None:
 
 
 def hidden_state_indices(layer: int | tuple[int, ...], blocks: int) -> list[int]:
-    """Numbers of the hidden states that a `TowerConfig.layer` means in a tower of so many blocks, counted from 0.
+    """Indices from 0 of the hidden states that `TowerConfig.layer` selects.
+
+    Args:
+        layer: See `TowerConfig`.
+        blocks: Number of blocks.
 
     Raises:
-        UserError: there is no such hidden state.
+        UserError: There is no such hidden state.
     """
     layers = [layer] if isinstance(layer, int) else layer
-    found = [one if one >= 0 else blocks + 1 + one for one in layers]
-    for one, index in zip(layers, found, strict=True):
+    indices = [number if number >= 0 else blocks + 1 + number for number in layers]
+    for number, index in zip(layers, indices, strict=True):
         if not 0 <= index <= blocks:
             raise UserError(
-                f"feature layer {one} does not exist in a tower of {blocks} blocks; "
+                f"feature layer {number} does not exist in a tower of {blocks} blocks; "
                 f"expected {-blocks - 1} to {blocks} (-1 is the last block's output)"
             )
-    return found
+    return indices
 
 
 def _side(size: int | list[int] | tuple[int, int]) -> int:
-    """Some configs of transformers give height and width, and all released ones are square."""
+    """Some configs of transformers give height and width; all released towers are square."""
     if isinstance(size, int):
         return size
     height, width = size
     if height != width:
-        raise UserError(f"a tower takes squares, but its config says {height} x {width}")
+        raise UserError(f"a tower takes square images, but its config has {height} x {width}")
     return height

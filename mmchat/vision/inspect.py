@@ -1,4 +1,4 @@
-"""`mmchat vision inspect`: what a tower is, what it sees of an image, and what it makes of that."""
+"""`mmchat vision inspect`: facts about a tower, the views that it sees of an image, and their features."""
 
 from dataclasses import asdict, dataclass
 from math import isqrt
@@ -16,32 +16,47 @@ from mmchat.vision.tower import VisionTower
 from mmchat.vision.transforms.preprocess import image_from_patches, normalise, preprocess
 
 SHOWN_SIDE = 448
-"""Pixels that the longer side of a shown view has at least, so that a person sees something."""
+"""Smallest longer side of a displayed view in pixels."""
 CLIPPED = 1.0
-"""Per cent of the patches that are beyond either end of a colour's scale: a few outliers (arXiv:2309.16588) would leave
-all others grey."""
+"""Percentage of patches clipped at either end of a colour scale. A few outliers (arXiv:2309.16588) would otherwise make
+all others gray."""
 CAPTION_HEIGHT, MARGIN = 28, 8
 
-FIT_WORDS = {
-    "squash": "resized to {size} x {size}, whatever its proportions",
+FIT_DESCRIPTIONS = {
+    "squash": "resized to {size} x {size}, whatever its aspect ratio",
     "pad": "padded to a square with the mean colour, then resized to {size} x {size}",
-    "shortest-edge-crop": "its short side resized to {edge}, then the {size} x {size} in the middle",
-    "tiles": "cut into as many squares of {size} x {size} as suit its size, and the whole once more",
-    "native": "resized to nearly {patches} patches, its proportions kept up to a patch",
-    "longest-edge-pad": "its long side resized to {size}, padded right and below with the mean colour",
+    "shortest-edge-crop": "short side resized to {edge}, then the centre {size} x {size} cropped",
+    "tiles": "cut into a grid of squares of {size} x {size} that suits its size, and the whole as a thumbnail",
+    "native": "resized to nearly {patches} patches, aspect ratio kept up to a patch",
+    "longest-edge-pad": "long side resized to {size}, padded right and below with the mean colour",
 }
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Sizes in pixels. image_size, tokens: as in `TowerSpec`. width: of the features. layer: as in `TowerConfig`; None:
-    the tower is no row of blocks.
+    """Facts about a tower. Sizes in pixels.
 
-    parameters_run: how many of the parameters the features need. dtypes: of the weights, as they were opened.
+    Attributes:
+        source: Where it was opened from.
+        format: Name of its checkpoint format.
+        family: Key of `FAMILIES`.
+        image_size: As in `TowerSpec`.
+        patch_size: As in `TowerSpec`.
+        tokens: As in `TowerSpec`.
+        width: Of a feature.
+        class_token: As in `TowerConfig`.
+        layer: As in `TowerConfig`; None if the tower is not a sequence of blocks.
+        final_norm: As in `TowerConfig`.
+        blocks: Number of blocks, or None.
+        blocks_run: Number of blocks that the features need, or None.
+        parameters: Number of parameters.
+        parameters_run: Number of parameters that the features need.
+        dtypes: Of the weights on disk.
+        preprocessing: As in `TowerSpec`.
     """
 
     source: str
-    layout: str
+    format: str
     family: str
     image_size: int
     patch_size: int
@@ -62,24 +77,30 @@ class Inspection:
 
 
 def inspect_tower(source: str, tower: VisionTower, trust_torchscript: bool = False) -> Inspection:
-    """tower: as `load_tower` opened it from `source`."""
+    """Collect facts about a tower.
+
+    Args:
+        source: Where `load_tower` opened it from.
+        tower: The tower.
+        trust_torchscript: See `load_tower`.
+    """
     idle = sum(parameter.numel() for parameter in tower.idle_parameters())
     parameters = sum(parameter.numel() for parameter in tower.parameters())
-    row = tower if isinstance(tower, BlockTower) else None
+    block_tower = tower if isinstance(tower, BlockTower) else None
     spec = tower.spec
     return Inspection(
         source=source,
-        layout=_layout(source, trust_torchscript),
+        format=_format_name(source, trust_torchscript),
         family=tower.config.family,
         image_size=spec.image_size,
         patch_size=spec.patch_size,
         tokens=spec.tokens,
         width=spec.dim,
         class_token=tower.config.class_token,
-        layer=tower.config.layer if row else None,
+        layer=tower.config.layer if block_tower else None,
         final_norm=tower.config.final_norm,
-        blocks=len(row.blocks) if row else None,
-        blocks_run=row.blocks_to_run if row else None,
+        blocks=len(block_tower.blocks) if block_tower else None,
+        blocks_run=block_tower.blocks_to_run if block_tower else None,
         parameters=parameters,
         parameters_run=parameters - idle,
         dtypes=tuple(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in tower.parameters()})),
@@ -87,40 +108,44 @@ def inspect_tower(source: str, tower: VisionTower, trust_torchscript: bool = Fal
     )
 
 
-def _layout(source: str, trust_torchscript: bool) -> str:
+def _format_name(source: str, trust_torchscript: bool) -> str:
     if source.endswith(".json"):
         return "TowerConfig (its weights are random)"
     return recognise_format(open_weight_files(source, trust_torchscript=trust_torchscript)).name
 
 
-def in_words(how: Preprocessing, size: int) -> list[str]:
-    """What happens to an image before a tower of `size` pixels sees it."""
-    size_words = {"size": size, "edge": round(size / how.crop_fraction), "patches": how.max_patches}
-    shift, scale = (", ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
+def describe(preprocessing: Preprocessing, size: int) -> list[str]:
+    """Lines that describe the preprocessing for a tower with image size `size`."""
+    edge = round(size / preprocessing.crop_fraction)
+    geometry = FIT_DESCRIPTIONS[preprocessing.fit].format(size=size, edge=edge, patches=preprocessing.max_patches)
+    statistics = (preprocessing.mean, preprocessing.std)
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in statistics)
     return [
-        f"{FIT_WORDS[how.fit].format(**size_words)} ({how.resample})",
-        f"red, green, blue from 0 to 1, minus {shift}, divided by {scale}",
+        f"{geometry} ({preprocessing.resample})",
+        f"red, green, blue from 0 to 1, minus {mean}, divided by {std}",
     ]
 
 
 def seen_views(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """The tower's input for an image, float32[squares, 3, S, S]; of native aspect the whole, float32[1, 3, H, W]."""
+    """The tower's input for an image: float32[squares, 3, S, S]; for fit native float32[1, 3, H, W]."""
     views = normalise(preprocess(image, spec), spec)
     grid = spec.grid(image.size)
     return views if grid is None else image_from_patches(views, grid)[None]
 
 
-def as_images(views: np.ndarray, how: Preprocessing) -> list[Image.Image]:
-    """The tower's input as a person sees it: normalisation undone."""
-    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (how.mean, how.std))
-    shades = np.rint((views * std + mean) * 255).clip(0, 255).astype(np.uint8)
-    return [Image.fromarray(view.transpose(1, 2, 0)) for view in shades]
+def as_images(views: np.ndarray, preprocessing: Preprocessing) -> list[Image.Image]:
+    """Undo the normalisation of views."""
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    pixels = np.rint((views * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    return [Image.fromarray(view.transpose(1, 2, 0)) for view in pixels]
 
 
 @torch.no_grad()
 def patch_features(tower: VisionTower, image: Image.Image) -> torch.Tensor:
-    """Of what `seen_views` shows, float32[squares, rows, columns, D], without class tokens. `tower` is turned to fp32
-    and evaluation mode."""
+    """Patch features of the views that `seen_views` shows, without class tokens: float32[squares, rows, columns, D].
+
+    Converts `tower` to fp32 and evaluation mode.
+    """
     tower, spec = tower.float().eval(), tower.spec
     views = torch.from_numpy(normalise(preprocess(image, spec), spec))
     if grid := spec.grid(image.size):
@@ -130,10 +155,15 @@ def patch_features(tower: VisionTower, image: Image.Image) -> torch.Tensor:
 
 
 def principal_components(features: torch.Tensor, count: int = 3) -> tuple[torch.Tensor, float]:
-    """The first components of all patches together, float64[..., count], and their share of the variance.
+    """Principal components of all patches together.
 
-    Signs are such that the channel that weighs most in a component weighs positively; a component that the patches do
-    not have (fewer channels, or all alike) is 0.
+    Args:
+        features: float[..., D].
+        count: Number of components.
+
+    Returns:
+        float64[..., count], and the fraction of the variance that they explain. The channel with the largest weight in
+        a component has a positive sign. Components that do not exist (fewer channels, identical patches) are 0.
     """
     rows = features.double().flatten(0, -2)
     u, strength, directions = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
@@ -146,7 +176,7 @@ def principal_components(features: torch.Tensor, count: int = 3) -> tuple[torch.
 
 
 def as_colours(components: torch.Tensor) -> np.ndarray:
-    """float[squares, rows, columns, 3] -> uint8, each component from dark to bright over all views."""
+    """float[squares, rows, columns, 3] -> uint8; the range of each component over all views becomes 0 to 255."""
     values = components.numpy()
     low, high = np.percentile(values, [CLIPPED, 100 - CLIPPED], axis=(0, 1, 2))
     spread = np.where(high > low, high - low, 1)
@@ -154,19 +184,28 @@ def as_colours(components: torch.Tensor) -> np.ndarray:
 
 
 def write_images(tower: VisionTower, image: Image.Image, out: Path) -> list[Path]:
-    """What the tower sees of an image (`seen.png`), the three first principal components of its patch features as red,
-    green and blue (`features.png`), and both side by side (`inspect.png`), in the folder `out`."""
+    """Write three images that show what a tower sees.
+
+    Args:
+        tower: The tower; converted to fp32 and evaluation mode.
+        image: An RGB image.
+        out: The folder.
+
+    Returns:
+        `seen.png`, the views; `features.png`, the first three principal components of the patch features as red, green
+        and blue; `inspect.png`, both side by side.
+    """
     views = as_images(seen_views(image, tower.spec), tower.spec.preprocessing)
     features = patch_features(tower, image)
     components, share = principal_components(features)
-    # By whole pixels and patches: nothing is smoothed that the tower has not.
+    # Integer scaling, so that nothing is smoothed.
     width, height = views[0].size
-    times = -(-SHOWN_SIDE // max(width, height))
-    shown = (times * width, times * height)
-    seen = [_enlarged(view, shown) for view in views]
-    coloured = [_enlarged(Image.fromarray(view), shown) for view in as_colours(components)]
+    factor = -(-SHOWN_SIDE // max(width, height))
+    size = (factor * width, factor * height)
+    seen = [_enlarged(view, size) for view in views]
+    coloured = [_enlarged(Image.fromarray(view), size) for view in as_colours(components)]
     _, rows, columns, _ = features.shape
-    told = (
+    captions = (
         f"what the tower sees: {width} x {height}" + (f", {len(seen)} views" if len(seen) > 1 else ""),
         f"its features: {columns} x {rows}, {share:.0%} of their variance",
     )
@@ -174,11 +213,11 @@ def write_images(tower: VisionTower, image: Image.Image, out: Path) -> list[Path
     images = {
         "seen.png": seen_sheet,
         "features.png": coloured_sheet,
-        "inspect.png": _side_by_side([seen_sheet, coloured_sheet], told),
+        "inspect.png": _side_by_side([seen_sheet, coloured_sheet], captions),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, ref in images.items():
-        ref.save(out / name)
+    for name, sheet in images.items():
+        sheet.save(out / name)
     return [out / name for name in images]
 
 
@@ -187,7 +226,7 @@ def _enlarged(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _sheet(images: list[Image.Image]) -> Image.Image:
-    """Of one size, in reading order, in a block about as wide as high."""
+    """Lay out images of one size in reading order on a nearly square grid."""
     columns = isqrt(len(images) - 1) + 1
     right, down = (side + MARGIN for side in images[0].size)
     rows = -(-len(images) // columns)
@@ -198,7 +237,7 @@ def _sheet(images: list[Image.Image]) -> Image.Image:
 
 
 def _side_by_side(sheets: list[Image.Image], captions: tuple[str, ...]) -> Image.Image:
-    """Of one size, each under its caption."""
+    """Lay out sheets of one size side by side below their captions."""
     width, height = sheets[0].size
     page = Image.new("RGB", (len(sheets) * (width + MARGIN) + MARGIN, height + CAPTION_HEIGHT + MARGIN), "white")
     draw = ImageDraw.Draw(page)

@@ -1,4 +1,5 @@
-"""What a tower is (`TowerConfig`, saved with the weights) and what it promises (`TowerSpec`). No torch."""
+"""`TowerConfig`, which is saved with a tower's weights, and `TowerSpec`, which describes its input and output. No
+torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,34 +11,45 @@ from mmchat.vision.transforms.tiling import Size, Tiling
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI CLIP's training statistics (openai/CLIP, clip/clip.py `_transform`)."""
+"""Statistics of OpenAI CLIP's training images (openai/CLIP, clip/clip.py `_transform`)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's training images (pytorch/examples, imagenet/main.py)."""
+"""Statistics of ImageNet's training images (pytorch/examples, imagenet/main.py)."""
 HALF = (0.5, 0.5, 0.5)
-"""As mean and as deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
+"""As mean and standard deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
 Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad", "tiles", "native"]
 FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic")
 
 Grid = tuple[int, int]
-"""Rows and columns of the patches that an image of native aspect has."""
+"""Rows and columns of the patches of an image of native aspect ratio."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image of any shape becomes the square that a tower sees, or the squares: each is a view. Of native aspect
-    it stays of its shape, and each of its patches is one.
+    """How an image of any shape becomes the views that a tower sees.
 
-    fit: squash          resize to the square, proportions lost (SigLIP)
-         pad             pad to a square with the mean colour, then resize (LLaVA's `pad`)
-         shortest-edge-crop   resize the short side, crop the centre (CLIP)
-         longest-edge-pad     resize the long side; right and below, what is missing is 0 after normalising (SAM)
-         tiles           cut into as many squares as `tiling` says of its size (InternVL); the only fit with a tiling
-         native          resize, proportions kept up to a patch, to nearly `max_patches` patches (SigLIP 2); the only
-                         fit that has them, and None leaves them to the tower: as many as it learned positions
-    crop_fraction: how much of the resized short side the crop keeps, where there is one (DINOv2: 224 of 256).
+    A view is a square, or with fit "native" a patch. Values of `fit`:
+
+    - squash: resize to the square and lose the aspect ratio (SigLIP)
+    - pad: pad to a square with the mean colour, then resize (LLaVA's `pad`)
+    - shortest-edge-crop: resize the short side, crop the centre (CLIP)
+    - longest-edge-pad: resize the long side, pad right and below with 0 after normalising (SAM)
+    - tiles: cut into squares by `tiling` (InternVL)
+    - native: resize to nearly `max_patches` patches; the aspect ratio is kept up to a patch (SigLIP 2)
+
+    Attributes:
+        mean: Of each channel, for values from 0 to 1.
+        std: Standard deviation of each channel.
+        resample: "bilinear" or "bicubic".
+        fit: See above.
+        crop_fraction: Fraction of the resized short side that the crop keeps (DINOv2: 224 / 256).
+        tiling: Only with fit "tiles"; None: InternVL's.
+        max_patches: Only with fit "native"; None: as many as the tower has learned positions.
+
+    Raises:
+        UserError: A value is unknown or out of range, or belongs to another fit.
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -65,17 +77,21 @@ class Preprocessing:
         if self.fit != "tiles" and self.tiling is not None:
             raise UserError(f"preprocessing has a tiling, but its fit is {self.fit!r}; only fit 'tiles' takes one")
         if self.fit != "native" and self.max_patches is not None:
-            raise UserError(f"preprocessing has max_patches, but its fit is {self.fit!r}; only fit 'native' takes them")
+            raise UserError(f"preprocessing has max_patches, but its fit is {self.fit!r}; only fit 'native' takes it")
         if self.max_patches is not None and self.max_patches < 1:
             raise UserError(f"preprocessing max_patches is {self.max_patches}; expected 1 or more")
 
 
 @dataclass(frozen=True)
 class TowerSpec:
-    """A tower's outside: pixels in, `tokens` features of width `dim` out.
+    """Input and output of a tower: pixels in, `patches: float[B, tokens, dim]` out.
 
-    image_size and patch_size are in pixels; `tokens` is N of `patches: float[B, N, dim]`, features of one view. Where
-    the aspect is native, image_size is the side of the square that positions were learned on.
+    Attributes:
+        image_size: Side of the input square in pixels. With fit "native", of the square with the learned positions.
+        patch_size: Side of a patch in pixels.
+        tokens: Number of features for one view.
+        dim: Width of a feature.
+        preprocessing: How images become views.
     """
 
     image_size: int
@@ -86,7 +102,7 @@ class TowerSpec:
 
     @property
     def native(self) -> bool:
-        """Whether a view is a patch, and images need a grid."""
+        """Whether the fit is "native": a view is a patch and images need a grid."""
         return self.preprocessing.fit == "native"
 
     @property
@@ -95,16 +111,17 @@ class TowerSpec:
         return self.patch_size if self.native else self.image_size
 
     def grid(self, size: Size) -> Grid | None:
-        """Of an image of this size; None where views are squares."""
+        """Grid of patches of an image with this width and height; None unless the fit is "native"."""
         if not self.native:
             return None
         width, height = native_size(*size, self.patch_size, self.preprocessing.max_patches)
         return height // self.patch_size, width // self.patch_size
 
     def views(self, size: Size) -> int:
-        """How many views the tower has of an image of this size; each takes as many slots as any other.
+        """Number of views of an image with this width and height.
 
-        This is all that the number of an image's slots hangs on, so planning, rendering and collation ask here.
+        All views have the same number of image tokens, so this determines an image's slots. Planning, rendering and
+        collation use it.
         """
         if grid := self.grid(size):
             return grid[0] * grid[1]
@@ -112,24 +129,29 @@ class TowerSpec:
         return 1 if tiling is None else tiling.views(size, self.image_size)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TowerSpec":
+        """Inverse of `to_dict`."""
         return cls(**{**values, "preprocessing": Preprocessing(**values["preprocessing"])})
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Everything needed to build a tower without its weights.
+    """All that is needed to build a tower, except its weights.
 
-    family: key of `mmchat.vision.families.FAMILIES`.
-    backbone: keyword arguments of the backbone's transformers config.
-    layer: which hidden state is the feature, counted as transformers does: 0 is the embeddings, -1 the
-        last block's output, -2 the one before (LLaVA, Vary). Several are laid side by side. Blocks above are not run.
-    class_token: keep the class token among the features, in front.
-    final_norm: what is taken goes through the norm after the last block, whichever layer it is (DINOv2).
-    antialias: learned positions are antialiased when they are interpolated for another image size (open_clip, timm).
+    Attributes:
+        family: Key of `mmchat.vision.families.FAMILIES`.
+        backbone: Keyword arguments of the backbone's transformers config.
+        layer: Hidden states that are the features, numbered as in transformers: 0 is the embeddings, -1 the output of
+            the last block, -2 the one before (LLaVA, Vary). Several are concatenated on channels. Blocks above the last
+            are not run.
+        class_token: Whether the class token is the first feature.
+        final_norm: Whether the norm after the last block is applied to the features, whatever the layer (DINOv2).
+        antialias: Whether interpolation of learned positions for another image size is antialiased (open_clip, timm).
+        preprocessing: How images become views.
     """
 
     family: str
@@ -145,10 +167,12 @@ class TowerConfig:
             object.__setattr__(self, "layer", tuple(self.layer))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TowerConfig":
+        """Inverse of `to_dict`."""
         values = dict(values)
         preprocessing = Preprocessing(**values.pop("preprocessing", {}))
         return cls(**values, preprocessing=preprocessing)
@@ -157,34 +181,40 @@ class TowerConfig:
 def with_fit(
     config: TowerConfig, fit: Fit, tiling: Tiling | None = None, max_patches: int | None = None
 ) -> TowerConfig:
-    """With another way to the square, or another fit of its own.
+    """A tower config with another fit.
 
-    tiling: of fit "tiles"; None is the one that it has already, else InternVL's. max_patches: of fit "native"; None
-    are those that it has already, else as many as the tower learned positions.
+    Args:
+        config: The tower's config.
+        fit: See `Preprocessing`.
+        tiling: For fit "tiles"; None: the config's if it has that fit, else InternVL's.
+        max_patches: For fit "native"; None: the config's if it has that fit, else the number of learned positions.
+
+    Raises:
+        UserError: An argument belongs to another fit.
     """
-    before = config.preprocessing
-    if fit == before.fit and tiling is None and max_patches is None:
+    preprocessing = config.preprocessing
+    if fit == preprocessing.fit and tiling is None and max_patches is None:
         return config
-    return replace(config, preprocessing=replace(before, fit=fit, tiling=tiling, max_patches=max_patches))
+    return replace(config, preprocessing=replace(preprocessing, fit=fit, tiling=tiling, max_patches=max_patches))
 
 
 def refuse_several_views(spec: TowerSpec, what: str) -> None:
-    """Raises UserError unless the tower sees one square of each image; `what` needs that."""
+    """Raise UserError unless a tower sees one square of each image, which `what` needs."""
     if (fit := spec.preprocessing.fit) in ("tiles", "native"):
-        raise UserError(f"{what} takes one square of each image, but the tower's fit is {fit!r}; give it another")
+        raise UserError(f"{what} takes one square of each image, but the tower's fit is {fit!r}; choose another fit")
 
 
 def refuse_unequal_views(specs: Sequence[TowerSpec]) -> None:
-    """Raises UserError where towers of one model would cut an image into different views: slots are counted once."""
+    """Raise UserError if the towers of one model have different views of an image: their slots are shared."""
     if len(specs) > 1 and any(spec.native for spec in specs):
         raise UserError(
             f"a tower of fit native must be the only one, found {', '.join(spec.preprocessing.fit for spec in specs)}: "
-            "its patches are no other tower's; give all of them one fit that makes squares (--fit)"
+            "other towers cannot use its patches; give all towers one fit that makes squares (--fit)"
         )
-    ways = {spec.preprocessing.tiling and (spec.preprocessing.tiling, spec.image_size) for spec in specs}
-    if len(ways) > 1:
+    tilings = {spec.preprocessing.tiling and (spec.preprocessing.tiling, spec.image_size) for spec in specs}
+    if len(tilings) > 1:
         found = "; ".join(f"fit {s.preprocessing.fit} {s.preprocessing.tiling or ''} at {s.image_size}" for s in specs)
         raise UserError(
-            f"all towers must see the same tiles of an image, or all of them one square, found {found}; give them one "
+            f"all towers must see the same tiles of an image, or one square each, found {found}; give them the same "
             "fit, tiling and image size"
         )

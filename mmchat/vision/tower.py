@@ -1,4 +1,4 @@
-"""The contract that every vision tower keeps."""
+"""The interface of all vision towers."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 
 @dataclass
 class TowerOutput(ModelOutput):
-    """patches: float[B, N, D], the selected layer's features; pooled: float[B, P] where it was asked for.
+    """Output of a tower. A `ModelOutput`, so that DeepSpeed's ZeRO 3 finds its tensors.
 
-    A `ModelOutput`, so that DeepSpeed's ZeRO 3 finds the tensors in it.
+    Attributes:
+        patches: Features of the selected layers: float[B, N, D].
+        pooled: float[B, P] if requested, else None.
     """
 
     patches: torch.Tensor | None = None
@@ -26,24 +28,28 @@ class TowerOutput(ModelOutput):
 
 
 class VisionTower(nn.Module, ABC):
-    """`tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A leaf wraps one family's `backbone`.
+    """A vision tower: `tower(pixel_values: float[B, 3, H, W]) -> TowerOutput`. A subclass wraps one family's backbone.
 
-    Where `spec.native`, B counts the patches of all images, one image after another in reading order, H and W are a
-    patch's, and `forward` has to be told the images' `grids` as well.
+    If `spec.native`, B counts the patches of all images, concatenated in reading order; H and W are a patch's; and
+    `forward` needs the images' `grids`.
+
+    Attributes:
+        config: The config, which is saved with the weights.
+        spec: Input and output.
     """
 
     backbone: nn.Module
     config_class: type[PreTrainedConfig]
-    """Of the backbone."""
+    """Config class of the backbone."""
     extra_keys: tuple[str, ...] = ()
-    """What `TowerConfig.backbone` may hold besides `config_class`'s values."""
+    """Keys of `TowerConfig.backbone` that `config_class` does not have."""
     takes_attention = False
-    """Whether the backbone's attention can be computed by any function that is registered with transformers."""
+    """Whether the backbone accepts any attention function registered with transformers."""
     any_size = False
-    """Whether the original is used at other sizes than its positions were learned at (DINOv2), so that of two sizes
-    that a source names the one of its image processor is taken."""
+    """Whether the original is used at other image sizes than its positions were learned at (DINOv2). Then the size of
+    the image processor wins over the config's."""
     any_aspect = False
-    """Whether images may keep their aspect (fit native); `forward` then takes `grids`."""
+    """Whether fit "native" is supported. `forward` then takes `grids`."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -52,43 +58,60 @@ class VisionTower(nn.Module, ABC):
 
     @classmethod
     def backbone_config(cls, config: TowerConfig) -> PreTrainedConfig:
-        """Raises UserError: a key that the family does not have, a value of another type, a fit that it cannot have."""
+        """The backbone's transformers config.
+
+        Raises:
+            UserError: A key is unknown, a value has another type, or the family does not support the fit.
+        """
         if config.preprocessing.fit == "native" and not cls.any_aspect:
             raise UserError(
                 f"fit native needs a tower for any aspect ratio, which is siglip2; found {config.family}, which sees "
-                "squares: choose another fit"
+                "squares; choose another fit"
             )
         known = config_keys(cls.config_class) | set(cls.extra_keys)
         for key in sorted(config.backbone.keys() - known):
-            near = get_close_matches(key, known, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
-            raise UserError(f"the backbone of a {config.family} has no {key!r}{meant}")
+            similar = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {similar[0]!r}?" if similar else f"; known: {', '.join(sorted(known))}"
+            raise UserError(f"the backbone of a {config.family} has no {key!r}{hint}")
         try:
             return cls.config_class(**config.backbone)
         except StrictDataclassError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"the backbone of a {config.family} cannot be made: {reason}") from None
+            raise UserError(f"the backbone of a {config.family} is invalid: {reason}") from None
 
     def set_fit(self, fit: Fit) -> None:
-        """Be a tower that was trained on images fitted in this way. Raises UserError: the family cannot have it."""
+        """Change the fit of this tower.
+
+        Raises:
+            UserError: The family does not support it.
+        """
         self.config = with_fit(self.config, fit)
         self.spec = self.spec_of(self.config)
 
     @classmethod
     @abstractmethod
     def spec_of(cls, config: TowerConfig) -> TowerSpec:
-        """What a tower of this configuration promises, known before any weight exists."""
+        """The spec of a tower with this config. Allocates no weights.
+
+        Raises:
+            UserError: The config is invalid for the family.
+        """
 
     @abstractmethod
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
-        """Features of a batch; `pooled=True` also runs what the family's own pooled output needs."""
+        """Compute the features of a batch.
+
+        Args:
+            pixel_values: float[B, 3, H, W], normalised.
+            pooled: Whether to compute the family's pooled output too.
+        """
 
     @property
     def pooled_dim(self) -> int:
         """P, the width of `pooled`.
 
         Raises:
-            UserError: the family has no pooled output.
+            UserError: The family has no pooled output.
         """
         raise UserError(f"a {self.config.family} has no pooled output")
 
@@ -97,26 +120,30 @@ class VisionTower(nn.Module, ABC):
         """Parameters that `forward(pixel_values, pooled)` does not use: blocks above the feature layer, heads."""
 
     def last_parameters(self, blocks: int, pooled: bool = False) -> list[nn.Parameter]:
-        """Those of the last `blocks` blocks that `forward(pixel_values, pooled)` runs, and of what it runs after them.
+        """Parameters of the last `blocks` blocks that `forward(pixel_values, pooled)` runs, and of all modules after
+        them.
 
         Raises:
-            UserError: the tower has not so many blocks, or none at all.
+            UserError: The tower runs fewer blocks, or is not built of blocks.
         """
-        raise UserError(f"a {self.config.family} is no row of blocks")
+        raise UserError(f"a {self.config.family} is not a sequence of blocks")
 
     @abstractmethod
     def resized(self, image_size: int, keep_positions: bool = False) -> "VisionTower":
-        """A tower with the same weights for images of another size, as the original does it: learned positions are
-        stretched over the new grid, for the same images with more pixels.
+        """A tower with the same weights for another image size.
 
-        keep_positions: patches keep the positions that they have, counted from the upper left, and those beyond take
-        the nearest; for images that show more, as large as before (pages that grow).
+        Learned positions are interpolated as in the original: for the same images at another resolution.
+
+        Args:
+            image_size: Side of the images in pixels.
+            keep_positions: Do not interpolate: patches keep their positions, counted from the upper left, and those
+                beyond the old grid get the nearest. For images that show more at the same scale (larger pages).
 
         Raises:
-            UserError: the original cannot, or not to this size.
+            UserError: The family does not support it, or not this size.
         """
 
 
 def config_keys(config_class: type[PreTrainedConfig]) -> set[str]:
-    """Its settings; transformers itself would also take, and ignore, any other."""
+    """The settings of a config class. transformers accepts and ignores others."""
     return set(config_class().to_dict())

@@ -156,7 +156,7 @@ LONG = "word " * 40
         (["classify", "CKPT", "CLASSES", "--labels", "a,,b"], "--labels: label 2 of 3 is empty"),
         (["classify", "CKPT", "CLASSES", "--labels", "a", "--prompts", "a photo"], "must hold {} once"),
         (["classify", "CKPT", "CLASSES", "--labels", "a", "--prompts", "{}", "--ensemble"], "give one of them"),
-        (["classify", "CKPT", "CLASSES", "--labels", LONG], "or have it cut"),
+        (["classify", "CKPT", "CLASSES", "--labels", LONG], "shorten it, or add --truncate"),
         (["classify", "CKPT", "EMPTY", "--labels", "a,b"], "no image found in EMPTY"),
         (["classify", "nowhere", "CLASSES", "--labels", "a,b"], "nowhere"),
         (["eval", "CKPT", "EMPTY"], "EMPTY holds no data file"),

@@ -101,7 +101,7 @@ def test_mistakes(embedder, folder, tmp_path, make_tower, data_dir):
     with pytest.raises(UserError, match="index does not exist; make it with `mmchat clip search index"):
         Index(out)
     index_folder(embedder, "clip", folder / "deep", out)
-    with pytest.raises(UserError, match=r"is an index of .*deep, not of .*images; name another --out"):
+    with pytest.raises(UserError, match=r"is an index of .*deep, not of .*images; choose another --out"):
         index_folder(embedder, "clip", folder, out)
     words = data_dir / "tokenizers" / "llama_like_legacy_false"
     other = Embedder.open(write_clip(make_tower(seed=5, backbone={"hidden_size": 40}), words, tmp_path / "other"))

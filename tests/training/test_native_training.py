@@ -62,7 +62,7 @@ def test_a_dual_encoder_sees_squares(native_tower, data_dir, tmp_path, capsys):
     words = ["clip", "init", *map(str, [*words, "--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false"])]
     with pytest.raises(SystemExit) as stop:
         main(words)
-    assert stop.value.code == 2 and "the tower's fit is 'native'; give it another" in capsys.readouterr().err
+    assert stop.value.code == 2 and "the tower's fit is 'native'; choose another fit" in capsys.readouterr().err
     main([*words, "--fit", "squash"])
     assert "pool pooled" in capsys.readouterr().out
 

@@ -284,7 +284,7 @@ def test_a_key_that_the_backbone_does_not_have(family):
     with pytest.raises(UserError, match=f"the backbone of a {family} has no 'hiden_size'; did you mean 'hidden_size'"):
         build_tower(TowerConfig(family, backbone))
     backbone = {**ORIGINALS[family][1], "hidden_size": "wide"}
-    with pytest.raises(UserError, match=f"the backbone of a {family} cannot be made: .*'hidden_size'.*expected int"):
+    with pytest.raises(UserError, match=f"the backbone of a {family} is invalid: .*'hidden_size'.*expected int"):
         build_tower(TowerConfig(family, backbone))
 
 
@@ -298,7 +298,7 @@ def test_a_published_config_may_have_other_keys(original, tmp_path):
 
 def test_num_patches_that_make_no_square():
     backbone = {**ORIGINALS["siglip2"][1], "num_patches": 17}
-    with pytest.raises(UserError, match="num_patches is 17; learned positions make a square, as 16 do"):
+    with pytest.raises(UserError, match="num_patches is 17; expected a square number, such as 16"):
         build_tower(TowerConfig("siglip2", backbone))
 
 

@@ -130,7 +130,7 @@ def test_under_autocast(path, pixels):
 def test_settings_that_it_does_not_have(path):
     with pytest.raises(UserError, match="a clip_resnet has neither a class token nor a last norm"):
         load_tower(path, class_token=True)
-    with pytest.raises(UserError, match=r"layers \(-1, -2\) .* a feature every \[16, 32\] pixels, .* name one layer"):
+    with pytest.raises(UserError, match=r"layers \(-1, -2\) .* a feature every \[16, 32\] pixels, .* choose one layer"):
         load_tower(path, layer=(-1, -2))
     with pytest.raises(UserError, match=r"4 stages and an even width, found layers \[1, 1, 1\] and width 7"):
         build_tower(TowerConfig("clip_resnet", {"layers": [1, 1, 1], "width": 7}))

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from mmchat.cli.main import main
 from mmchat.vision import load_tower, preprocess
 from mmchat.vision.inspect import (
-    FIT_WORDS,
+    FIT_DESCRIPTIONS,
     as_colours,
     as_images,
-    in_words,
+    describe,
     inspect_tower,
     principal_components,
     seen_views,
@@ -70,7 +70,7 @@ def test_figures_of_a_directory(data_dir, tmp_path):
     unused = ("vision_model.encoder.layers.3.", "vision_model.post_layernorm.")
     idle = sum(tensor.numel() for key, tensor in weights.items() if key.startswith(unused))
     assert (found.parameters, found.parameters_run) == (whole, whole - idle)
-    assert (found.layout, found.family, found.dtypes) == ("Hugging Face directory", "clip_vit", ("float16",))
+    assert (found.format, found.family, found.dtypes) == ("Hugging Face directory", "clip_vit", ("float16",))
     assert (found.image_size, found.patch_size, found.tokens, found.width) == (28, 7, 17, 64)
     assert (found.layer, found.blocks, found.blocks_run, found.class_token) == (-2, 4, 3, True)
 
@@ -88,9 +88,9 @@ def test_the_command_prints_them_and_writes_them_for_machines(run, data_dir, tmp
 
 
 def test_every_fit_has_its_words():
-    assert set(FIT_WORDS) == set(FITS)
+    assert set(FIT_DESCRIPTIONS) == set(FITS)
     pad = Preprocessing((0.5, 0.25, 0.125), (1, 1, 2), "bilinear", "pad")
-    assert in_words(pad, 56) == [
+    assert describe(pad, 56) == [
         "padded to a square with the mean colour, then resized to 56 x 56 (bilinear)",
         "red, green, blue from 0 to 1, minus 0.5, 0.25, 0.125, divided by 1, 1, 2",
     ]

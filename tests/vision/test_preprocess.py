@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
@@ -19,6 +19,7 @@ from mmchat.vision import TowerSpec, normalise, preprocess
 from mmchat.vision.checkpoint_formats.sam import PREPROCESSING as SAM
 from mmchat.vision.checkpoint_formats.vary import PREPROCESSING as VARY
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from mmchat.vision.transforms.preprocess import PILLOW_13, vertical_pass_first
 
 SIGLIP = {"mean": HALF, "std": HALF, "fit": "squash"}
 HOW = {"clip": {"fit": "shortest-edge-crop"}, "pad": {"fit": "pad"}, "siglip": SIGLIP}
@@ -34,7 +35,10 @@ def seen(image, size, **how):
 def test_bit_equal_to_the_originals(data_dir, how, name):
     expected = load_file(data_dir / "image_processors" / "expected.safetensors")[f"{how}.{name}"]
     image = load_image(data_dir / "image_processors" / f"{name}.png")
-    assert np.array_equal(seen(image, 56, **HOW[how]), expected)
+    difference = np.abs(seen(image, 56, **HOW[how]) - expected).max()
+    # The originals ran with Pillow 12. Pillow 13 resizes this image in another order, and each pass rounds to bytes.
+    reordered = PILLOW_13 and (how, name) == ("siglip", "tall")
+    assert difference <= (1 / 255 / min(HALF) * 1.001 if reordered else 0)
 
 
 sides = st.integers(1, 90)
@@ -114,6 +118,22 @@ def test_vary_is_near_the_original(data_dir, name):
     spec = TowerSpec(1024, 64, 256, 8, VARY)
     mine = normalise(preprocess(load_image(data_dir / "image_processors" / f"{name}.png"), spec), spec)[0]
     assert np.abs(mine[:, ::16, ::16] - expected).max() < 0.02
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(sides, st.one_of(sides, st.integers(500, 2000))),
+    st.tuples(sides, sides),
+    st.sampled_from([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]),
+)
+@example((8, 1000), (4, 60), Image.Resampling.BICUBIC)
+@example((60, 50), (90, 40), Image.Resampling.BICUBIC)
+def test_the_order_in_which_pillow_resizes(size, resized, resample):
+    (width, _), (to_width, to_height) = size, resized
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    between = (width, to_height) if vertical_pass_first(size, resized) else (to_width, size[1])
+    in_two_passes = image.resize(between, resample).resize(resized, resample)
+    assert np.array_equal(image.resize(resized, resample), in_two_passes)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mmchat.errors import UserError
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower
 from mmchat.vision.checkpoint_formats.sam import PREPROCESSING as SAM
 from mmchat.vision.checkpoint_formats.vary import PREPROCESSING as VARY
-from mmchat.vision.families.sam import lengthened
+from mmchat.vision.families.sam import extend_distances
 from mmchat.vision.sam_attention import DecomposedAttention
 
 TOLERANCE = 2e-5
@@ -186,7 +186,7 @@ def test_parameters_of_vit_b(family, millions):
 
 
 def test_what_there_is_not(sam):
-    with pytest.raises(UserError, match="attends by relative positions"):
+    with pytest.raises(UserError, match="needs relative positions"):
         build_tower(TowerConfig("sam", {"use_rel_pos": False}))
     with pytest.raises(UserError, match=r"no other layers to choose and no class token; found layer -2, class_token"):
         build_tower(TowerConfig("sam", TINY, layer=-2))
@@ -232,8 +232,8 @@ def test_pages_that_grow():
     torch.testing.assert_close(after[..., :7, :7], before[..., :7, :7], atol=1e-5, rtol=0)
     assert (tower.resized(128).grid(large)[..., :7, :7] - before[..., :7, :7]).abs().max() > 1e-2
     table = torch.arange(7.0)[:, None]
-    assert lengthened(table, 11).flatten().tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6]
-    assert lengthened(table, 3).flatten().tolist() == [2, 3, 4]
+    assert extend_distances(table, 11).flatten().tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6]
+    assert extend_distances(table, 3).flatten().tolist() == [2, 3, 4]
 
 
 def bicubic(grid, side):

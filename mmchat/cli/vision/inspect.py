@@ -64,12 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
 def inspection_table(found: "Inspection") -> "Table":
     from rich.table import Table
 
-    from mmchat.vision.inspect import in_words
+    from mmchat.vision.inspect import describe
 
     side = found.image_size // found.patch_size
     rows = {
         "family": found.family,
-        "layout": found.layout,
+        "format": found.format,
         "image": f"{found.image_size} x {found.image_size} pixels, {side} x {side} patches of {found.patch_size}",
         "features": f"{found.tokens} tokens{', class token in front' * found.class_token}, {found.width} wide",
     }
@@ -83,7 +83,7 @@ def inspection_table(found: "Inspection") -> "Table":
         rows["layer"] = f"{layer} (of {found.blocks} blocks {found.blocks_run} run)"
     rows["parameters"] = f"{found.parameters:,}, of which {found.parameters_run:,} run"
     rows["weights"] = ", ".join(found.dtypes)
-    rows["an image is"] = "\n".join(in_words(found.preprocessing, found.image_size))
+    rows["an image is"] = "\n".join(describe(found.preprocessing, found.image_size))
     table = Table(title=found.source, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""The families of towers, a leaf each. A new one is a file here and a line below."""
+"""Families of towers. A new one is a file here and a line below."""
 
 from mmchat.vision.families.clip_resnet import CLIPResNet
 from mmchat.vision.families.clip_vit import CLIPViT

@@ -1,7 +1,7 @@
 """CLIP's ResNet (Radford et al. 2021, arXiv:2103.00020, section 2.4; openai/CLIP, clip/model.py `ModifiedResNet`).
 
-It differs from the usual one in its stem, three convolutions and an average pool; in its strides, which are average
-pools too; and in its head, an attention pool whose query is the mean of the last grid.
+It differs from a standard ResNet: the stem is three convolutions and an average pool, strides are average pools, and
+the head is an attention pool whose query is the mean of the last grid.
 """
 
 from dataclasses import replace
@@ -19,16 +19,23 @@ from mmchat.vision.spec import TowerConfig, TowerSpec
 from mmchat.vision.tower import TowerOutput, VisionTower
 
 STRIDES = (4, 4, 8, 16, 32)
-"""Pixels from one feature to the next, after the stem and after each stage ..."""
+"""Pixels per feature after the stem and after each stage."""
 CHANNELS = (1, 4, 8, 16, 32)
-"""... and how many features there are, in multiples of the width."""
+"""Channels after the stem and after each stage, in multiples of the width."""
 STAGES = 4
 EXPANSION = 4
 HEAD_WIDTH = 64
 
 
 class ResNetConfig(PreTrainedConfig):
-    """layers: blocks of each stage. width: channels of the stem. output_dim: of the attention pool."""
+    """Config of `ModifiedResNet`.
+
+    Args:
+        layers: Number of blocks of each stage.
+        width: Channels after the stem.
+        image_size: Side of the images in pixels.
+        output_dim: Output width of the attention pool.
+    """
 
     model_type = "clip_resnet"
 
@@ -45,10 +52,10 @@ class ResNetConfig(PreTrainedConfig):
 
 
 class CLIPResNet(VisionTower):
-    """`backbone` holds `ResNetConfig`'s values. Hidden state 0 is the stem's output, 1 to 4 are those of the stages.
+    """CLIP's ResNet. `TowerConfig.backbone` holds `ResNetConfig`'s values.
 
-    Patches are the grid in reading order. The pooled output is the attention pool's, which is CLIP's embedding, and of
-    another width than the patches.
+    Hidden state 0 is the stem's output, 1 to 4 are the outputs of the stages. Patches are a stage's grid in reading
+    order. The pooled output is that of the attention pool: CLIP's embedding, with another width than the patches.
     """
 
     config_class = ResNetConfig
@@ -74,7 +81,7 @@ class CLIPResNet(VisionTower):
         if len(strides) > 1:
             raise UserError(
                 f"layers {config.layer} of a clip_resnet have grids of different sizes, a feature every {strides} "
-                "pixels, and cannot lie side by side; name one layer"
+                "pixels, and cannot be concatenated; choose one layer"
             )
         dim = sum(backbone.width * CHANNELS[layer] for layer in layers)
         return TowerSpec(
@@ -101,22 +108,25 @@ class CLIPResNet(VisionTower):
         return [parameter for module in idle for parameter in module.parameters()]
 
     def resized(self, image_size: int, keep_positions: bool = False) -> "CLIPResNet":
-        """Only the attention pool knows the size of the grid; its positions are interpolated like a ViT's."""
+        """Only the attention pool depends on the image size. Its positions are interpolated like a ViT's."""
         if image_size == self.spec.image_size:
             return self
         config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
         other = type(self)(config).to(next(self.parameters()).dtype)
         state = self.backbone.state_dict()
         table, side = "attnpool.positional_embedding", image_size // STRIDES[-1]
-        how = {"antialias": config.antialias, "keep_positions": keep_positions}
-        state[table] = resize_positions(state[table], 1, (side, side), **how)
+        state[table] = resize_positions(
+            state[table], 1, (side, side), antialias=config.antialias, keep_positions=keep_positions
+        )
         other.backbone.load_state_dict(state)
         return other.train(self.training)
 
 
 class ModifiedResNet(PreTrainedModel):
-    """Its submodules have OpenAI's names, so that nothing has to be renamed. A transformers model for what comes with
-    that: initialisation, activation checkpointing block by block."""
+    """The network, with OpenAI's module names, so that no key is renamed.
+
+    A transformers model, which gives initialisation and gradient checkpointing per block.
+    """
 
     config_class = ResNetConfig
     main_input_name = "pixel_values"
@@ -151,8 +161,8 @@ class ModifiedResNet(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """OpenAI's, but for convolutions: these keep the scale of what passes them (He et al. 2015, arXiv:1502.01852),
-        since here no batch's own statistics do."""
+        """OpenAI's initialisation except for convolutions, which preserve the scale of activations (He et al. 2015,
+        arXiv:1502.01852) because batch statistics do not do so here."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, nn.Linear):
@@ -166,17 +176,17 @@ class ModifiedResNet(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
         elif isinstance(module, Bottleneck):
-            init.zeros_(module.bn3.weight)  # a block begins as the identity
+            init.zeros_(module.bn3.weight)  # the residual branch starts at 0
 
 
 def _stage(channels: int, widened: int, stride: int, blocks: int) -> nn.Sequential:
-    """Only the first block changes the shape: float[B, channels, H, W] -> float[B, widened, H / stride, W / stride]."""
+    """float[B, channels, H, W] -> float[B, widened, H / stride, W / stride]; only the first block changes the shape."""
     rest = [Bottleneck(widened, widened, 1) for _ in range(blocks - 1)]
     return nn.Sequential(Bottleneck(channels, widened, stride), *rest)
 
 
 class Bottleneck(GradientCheckpointingLayer):
-    """float[B, channels, H, W] -> float[B, widened, H / stride, W / stride]."""
+    """Bottleneck block: float[B, channels, H, W] -> float[B, widened, H / stride, W / stride]."""
 
     def __init__(self, channels: int, widened: int, stride: int) -> None:
         super().__init__()
@@ -203,10 +213,10 @@ class Bottleneck(GradientCheckpointingLayer):
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch norm by the statistics that it was loaded with, in training as well.
+    """Batch norm with fixed statistics, in training too. Scale and shift are trainable.
 
-    So what is frozen stays bit-identical, an image's features do not depend on its batch, and a step may be split as
-    one likes. Where a tower is trained, scale and shift are.
+    Frozen weights stay bit-identical, features do not depend on the batch, and a step can be split into any
+    micro-batches.
     """
 
     def __init__(self, channels: int) -> None:
@@ -221,7 +231,10 @@ class FixedBatchNorm(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """float[B, width, side, side] -> float[B, output_dim]: the grid's mean is the query, of itself and the grid."""
+    """Attention pool: float[B, width, side, side] -> float[B, output_dim].
+
+    The mean of the grid is the query; keys and values are the mean and the grid.
+    """
 
     def __init__(self, side: int, width: int, output_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CLIP's ViT without the norm after its last block, which Megatron leaves out of its checkpoints."""
+"""CLIP's ViT without the norm after its last block, which Megatron checkpoints lack."""
 
 import torch
 from torch import nn
@@ -9,12 +9,12 @@ from mmchat.vision.spec import TowerConfig, TowerSpec
 
 NOT_POOLED = (
     "this CLIP tower has no pooled output: its checkpoint comes without the norm after the last block, which "
-    "Megatron leaves out; open OpenAI's or the Hugging Face weights instead"
+    "Megatron does not save; open OpenAI's or the Hugging Face weights instead"
 )
 
 
 class HeadlessCLIPViT(CLIPViT):
-    """Patch features as a CLIP ViT gives them. It has no pooled output: that would take the norm."""
+    """A CLIP ViT without pooled output, which would need the norm. Patch features are unchanged."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)

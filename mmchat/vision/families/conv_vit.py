@@ -1,9 +1,8 @@
-"""A CLIP ViT whose patches are made by a small convolutional stem instead of one matrix.
+"""A CLIP ViT with a convolutional stem instead of a linear patch embedding.
 
-Early convolutions let a transformer learn from few images and few steps (Xiao et al. 2021,
-arXiv:2106.14881); what it bought the quickstart's tower is in docs/lab_log.md. For towers grown
-here: no released checkpoint has this layout. With no transformer block at all the features are local:
-a patch tells what lies around it and nothing of the rest.
+Early convolutions let a transformer learn from few images and few steps (Xiao et al. 2021, arXiv:2106.14881);
+docs/lab_log.md has measurements for the quickstart's tower. No released checkpoint has this architecture. With no
+transformer blocks, features are local.
 """
 
 import torch
@@ -15,8 +14,10 @@ from mmchat.vision.spec import TowerConfig, TowerSpec
 
 
 class ConvViT(CLIPViT):
-    """`backbone` holds CLIPVisionConfig's values, `stem_width`, the channels after the first convolution, and
-    `stem_depth`, the convolutions at full width.
+    """A CLIP ViT with a `ConvStem`.
+
+    `TowerConfig.backbone` holds CLIPVisionConfig's values, `stem_width` (channels after the first convolution) and
+    `stem_depth` (convolutions at full width).
     """
 
     extra_keys = ("stem_width", "stem_depth")
@@ -43,10 +44,10 @@ class ConvViT(CLIPViT):
 
 
 class ConvStem(nn.Module):
-    """float[B, 3, H, W] -> float[B, dim, H / patch_size, W / patch_size].
+    """Convolutional patch embedding: float[B, 3, H, W] -> float[B, dim, H / patch_size, W / patch_size].
 
-    3x3 convolutions: stride 2 with doubling channels until a pixel is a patch, then `depth` at full width;
-    group norm and GELU between them.
+    3x3 convolutions of stride 2 with doubling channels down to one pixel per patch, then `depth` convolutions at full
+    width. Group norm and GELU between them.
     """
 
     def __init__(self, patch_size: int, width: int, dim: int, depth: int) -> None:
@@ -64,7 +65,7 @@ class ConvStem(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """CLIPVisionEmbeddings reads the dtype to compute in from here."""
+        """CLIPVisionEmbeddings reads its compute dtype here."""
         return self.layers[-1].weight
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Self-supervised Vision Transformers, on transformers' classes.
 
 DINOv2 (Oquab et al. 2023, arXiv:2304.07193), the same with registers (Darcet et al. 2023, arXiv:2309.16588), DINOv3
-(Siméoni et al. 2025, arXiv:2508.10104). Their users take the last block's output after the norm (`final_norm`).
+(Siméoni et al. 2025, arXiv:2508.10104). Usual features are the normed output of the last block (`final_norm`).
 """
 
 import torch
@@ -37,12 +37,14 @@ class Dinov2(BlockTower):
         return self.backbone.embeddings(pixel_values), {"attention_mask": None}
 
     def idle_parameters(self, pooled: bool = False) -> list[nn.Parameter]:
-        """Masked patches are for pretraining only."""
-        masked = self.backbone.embeddings.mask_token
-        return super().idle_parameters(pooled) + ([] if masked is None else [masked])
+        """The mask token is for pretraining only."""
+        mask_token = self.backbone.embeddings.mask_token
+        return super().idle_parameters(pooled) + ([] if mask_token is None else [mask_token])
 
 
 class Dinov2WithRegisters(Dinov2):
+    """DINOv2 with register tokens between class token and patches."""
+
     config_class, backbone_class = Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     @property
@@ -51,7 +53,7 @@ class Dinov2WithRegisters(Dinov2):
 
 
 class Dinov3(Dinov2WithRegisters):
-    """Patches know their place by a rotation of queries and keys, computed for any size."""
+    """Rotary positions, computed for any image size."""
 
     config_class, backbone_class = DINOv3ViTConfig, DINOv3ViTModel
     position_table = None
@@ -65,14 +67,13 @@ class Dinov3(Dinov2WithRegisters):
         return self.backbone.norm
 
     def embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        # The norm's, because a frozen patch matrix may be kept rounded, and positions are not.
+        # The dtype of the norm: a frozen patch embedding may be bf16 while positions are fp32.
         pixel_values = pixel_values.to(self.last_norm.weight.dtype)
-        told = {"attention_mask": None, "position_embeddings": self.backbone.rope_embeddings(pixel_values)}
-        return self.backbone.embeddings(pixel_values), told
+        block_kwargs = {"attention_mask": None, "position_embeddings": self.backbone.rope_embeddings(pixel_values)}
+        return self.backbone.embeddings(pixel_values), block_kwargs
 
     def train(self, mode: bool = True) -> "Dinov3":
-        """In training transformers stretches the positions at random, as in pretraining. Here a frozen tower stays a
-        function of the image."""
+        """Keep positions in evaluation mode. In training transformers rescales them at random, as in pretraining."""
         super().train(mode)
         self.backbone.rope_embeddings.train(False)
         return self

@@ -1,7 +1,7 @@
 """InternViT (Chen et al. 2023, arXiv:2312.14238), on transformers' `InternVLVisionModel`.
 
-Its two published shapes differ in more than size: 6B has RMS norms, no bias at queries, keys and values, and norms of
-all heads' queries together, and of their keys; 300M has layer norms and biases. Both scale what a block adds.
+The two published models differ in more than size. 6B has RMS norms, no QKV bias, and norms over the queries of all
+heads and over the keys of all heads; 300M has layer norms and a QKV bias. Both have layer scale.
 """
 
 import torch
@@ -14,7 +14,7 @@ from mmchat.vision.block_tower import BlockTower
 class InternViT(BlockTower):
     """The pooled output is the class token after the last block.
 
-    `use_mean_pooling`, as all published ones have it, means that no norm follows that block.
+    No norm follows that block: all published models have `use_mean_pooling`.
     """
 
     config_class, backbone_class = InternVLVisionConfig, InternVLVisionModel

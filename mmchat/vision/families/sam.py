@@ -1,5 +1,5 @@
 """SAM's image encoder (Kirillov et al. 2023, arXiv:2304.02643), on transformers' `SamVisionModel`, and the vision
-vocabulary of Vary (Wei et al. 2023, arXiv:2312.06109), which is that encoder with two convolutions behind it.
+vocabulary of Vary (Wei et al. 2023, arXiv:2312.06109), which is that encoder and two convolutions.
 """
 
 from dataclasses import replace
@@ -17,11 +17,12 @@ from mmchat.vision.tower import TowerOutput, VisionTower
 
 
 class Sam(VisionTower):
-    """The features are the neck's: 1024 pixels give 4,096 patches of 256. No class token, and no pooled output."""
+    """The features are the neck's output: 1024 pixels give 4,096 patches of width 256. No class token, no pooled
+    output."""
 
     config_class, backbone_class = SamVisionConfig, SamVisionModel
     halvings = 0
-    """How often what follows the neck halves the grid's sides and doubles its channels."""
+    """Number of convolutions after the neck, each of which halves the grid's sides and doubles its channels."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
@@ -29,9 +30,9 @@ class Sam(VisionTower):
         self.backbone = SamVisionModel(backbone)
         for block in self.blocks:
             block.attn = DecomposedAttention(backbone, block.window_size)
-        # transformers draws SAM's weights with a standard deviation of 1e-10: such a tower's features are near 1e-13
-        # whatever it sees, and no gradient comes through it. The original (segment_anything/modeling) keeps PyTorch's.
-        # Where ZeRO 3 builds a model, weights are empty here: they come from a file.
+        # transformers initialises SAM's weights with standard deviation 1e-10: features are then near 1e-13 for any
+        # image and gradients vanish. The original (segment_anything/modeling) uses PyTorch's initialisation. Under ZeRO
+        # 3 weights are empty here and are loaded later.
         for module in self.backbone.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.numel():
                 module.reset_parameters()
@@ -41,12 +42,12 @@ class Sam(VisionTower):
         backbone = cls.backbone_config(config)
         if config.layer != -1 or config.class_token or config.final_norm:
             raise UserError(
-                f"the features of a {config.family} are what its neck makes of the last block's output: it has no "
-                f"other layers to choose and no class token; found layer {config.layer}, class_token "
+                f"the features of a {config.family} are the output of its neck, so layer, class_token and final_norm "
+                f"cannot be changed; found layer {config.layer}, class_token "
                 f"{config.class_token}, final_norm {config.final_norm}"
             )
         if not backbone.use_rel_pos:
-            raise UserError(f"a {config.family} attends by relative positions; leave use_rel_pos out, or say true")
+            raise UserError(f"a {config.family} needs relative positions; remove use_rel_pos, or set it to true")
         merged = 2**cls.halvings
         refuse_indivisible_size(backbone.image_size, backbone.patch_size, merged)
         side = backbone.image_size // (backbone.patch_size * merged)
@@ -58,15 +59,15 @@ class Sam(VisionTower):
         return self.backbone.vision_encoder.layers
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False) -> TowerOutput:
-        """Raises NotImplementedError for `pooled`: nothing in SAM is a vector for the whole image."""
+        """Raises NotImplementedError for `pooled`: SAM has no vector for the whole image."""
         if pooled:
             raise NotImplementedError(f"a {self.config.family} has no pooled output")
         return TowerOutput(self.grid(pixel_values).flatten(2).transpose(1, 2))
 
     def grid(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """float[B, 3, H, W] -> float[B, dim, side, side]"""
+        """Features as a grid: float[B, 3, H, W] -> float[B, dim, side, side]."""
         encoder = self.backbone.vision_encoder
-        # Weights may be rounded and pixels not; transformers sees to that in CLIP, but not here.
+        # Weights may be bf16 and pixels fp32. transformers casts in CLIP, but not in SAM.
         pixel_values = pixel_values.to(encoder.patch_embed.projection.weight.dtype)
         hidden = encoder.patch_embed(pixel_values) + encoder.pos_embed
         for block in self.blocks:
@@ -77,9 +78,9 @@ class Sam(VisionTower):
         return []
 
     def resized(self, image_size: int, keep_positions: bool = False) -> "Sam":
-        """Stretched, absolute positions are interpolated bicubically and relative ones of blocks that see the whole
-        image linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM itself leaves its absolute
-        positions at 1024). Windows stay as they are."""
+        """Interpolates absolute positions bicubically, and the relative positions of blocks with global attention
+        linearly (segment_anything/modeling/image_encoder.py `get_rel_pos`; SAM itself keeps its absolute positions at
+        1024). Windows are unchanged."""
         if image_size == self.spec.image_size:
             return self
         config = replace(self.config, backbone={**self.config.backbone, "image_size": image_size})
@@ -93,13 +94,13 @@ class Sam(VisionTower):
                 moved = resize_positions(tensor.flatten(1, 2), 0, (side, side), keep_positions=keep_positions)
                 state[key] = moved.unflatten(1, (side, side))
             else:
-                state[key] = (lengthened if keep_positions else stretched)(tensor, shapes[key][0])
+                state[key] = (extend_distances if keep_positions else interpolate_distances)(tensor, shapes[key][0])
         other.load_state_dict(state)
         return other.train(self.training)
 
 
 class VarySam(Sam):
-    """1024 pixels give 256 tokens of 1024: two convolutions of stride 2 without bias follow the neck
+    """SAM's encoder and two convolutions of stride 2 without bias: 1024 pixels give 256 tokens of width 1024
     (Vary, vary/model/vision_encoder/sam.py `net_2`, `net_3`)."""
 
     halvings = 2
@@ -117,20 +118,20 @@ class VarySam(Sam):
 
 
 def compressed(tower: Sam, fit: Fit = "squash") -> VarySam:
-    """With Vary's compressor, which is new, behind the neck. Images come to it as to Vary's, or by another fit."""
+    """A SAM tower with a new, random compressor as Vary's. It shares the backbone of `tower`."""
     new = VarySam(with_fit(replace(tower.config, family="vary_sam"), fit))
     new.backbone = tower.backbone
     new.compressor.to(next(tower.parameters()).dtype)
     return new.train(tower.training)
 
 
-def stretched(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Vectors by distance, float[n, c] -> float[length, c], linearly between neighbours."""
+def interpolate_distances(table: torch.Tensor, length: int) -> torch.Tensor:
+    """Interpolate relative positions linearly: float[n, c] -> float[length, c]."""
     return F.interpolate(table.T[None].float(), length, mode="linear")[0].T.to(table.dtype)
 
 
-def lengthened(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Vectors by distance, of which the middle one is distance 0: each distance keeps its own, longer ones have that of
-    the longest, shorter tables lose those."""
+def extend_distances(table: torch.Tensor, length: int) -> torch.Tensor:
+    """Crop or extend relative positions: float[n, c] -> float[length, c]. Each distance keeps its vector, and longer
+    distances get that of the longest. The middle row is distance 0."""
     margin = (length - len(table)) // 2
     return table[(torch.arange(length, device=table.device) - margin).clamp(0, len(table) - 1)]

@@ -11,15 +11,14 @@ from mmchat.vision.block_tower import BlockTower
 
 
 class Siglip(BlockTower):
-    """No class token: the pooled output is what a learned query gathers from all normed patches of the last block.
+    """No class token. The pooled output is attention of a learned query over the normed patches of the last block.
 
-    Towers that were cut out of an assistant often come without that head (`vision_use_head: false`) and then have no
-    pooled output.
+    Towers taken from an assistant often lack that head (`vision_use_head: false`) and then have no pooled output.
     """
 
     config_class, backbone_class = SiglipVisionConfig, SiglipVisionModel
     class_tokens = 0
-    margin = True  # so400m/14 at 384 sees 378 x 378 of them
+    margin = True  # so400m/14 at 384 uses 378 x 378 pixels
     position_table = "embeddings.position_embedding.weight"
 
     @property

@@ -1,5 +1,5 @@
 """SigLIP 2 for any aspect ratio (NaFlex; Tschannen et al. 2025, arXiv:2502.14786), on transformers'
-`Siglip2VisionModel`. It sees images of native aspect or, with any other fit, squares.
+`Siglip2VisionModel`. With fit native it takes images of any aspect ratio, with other fits squares.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from mmchat.vision.tower import TowerOutput
 
 
 class Siglip2(Siglip):
-    """Its size is a number of patches, `num_patches`, that of the square of its learned positions."""
+    """Its size is `num_patches`, the number of learned positions, which form a square."""
 
     config_class, backbone_class = Siglip2VisionConfig, Siglip2VisionModel
     interpolation = "bilinear"
@@ -30,14 +30,14 @@ class Siglip2(Siglip):
         spec = super().spec_of(config)
         if not spec.native:
             return spec
-        how = spec.preprocessing
-        return replace(spec, tokens=1, preprocessing=replace(how, max_patches=how.max_patches or spec.tokens))
+        preprocessing = replace(spec.preprocessing, max_patches=spec.preprocessing.max_patches or spec.tokens)
+        return replace(spec, tokens=1, preprocessing=preprocessing)
 
     @classmethod
     def size_of(cls, backbone: PreTrainedConfig) -> int:
         side = isqrt(backbone.num_patches)
         if side**2 != backbone.num_patches:
-            raise UserError(f"num_patches is {backbone.num_patches}; learned positions make a square, as {side**2} do")
+            raise UserError(f"num_patches is {backbone.num_patches}; expected a square number, such as {side**2}")
         return side * backbone.patch_size
 
     @classmethod
@@ -52,10 +52,15 @@ class Siglip2(Siglip):
         return self._patches(patches) + self._positions(), {"attention_mask": None}
 
     def forward(self, pixel_values: torch.Tensor, pooled: bool = False, grids: list[Grid] | None = None) -> TowerOutput:
-        """grids: of all images, in order; for native aspect, and only there.
+        """Compute the features of a batch.
+
+        Args:
+            pixel_values: float[B, 3, H, W]; for fit native the patches of all images, float[B, 3, p, p].
+            pooled: Whether to compute the pooled output too.
+            grids: Rows and columns of all images in order; for fit native only.
 
         Raises:
-            ValueError: there are none where they are needed, or they have more or fewer patches than `pixel_values`.
+            ValueError: Grids are missing or not expected, or their number of patches differs from B.
         """
         if grids is None and not self.spec.native:
             return super().forward(pixel_values, pooled)
@@ -68,37 +73,42 @@ class Siglip2(Siglip):
         return self._native(pixel_values, grids, counts, pooled)
 
     def _native(self, pixel_values: torch.Tensor, grids: list[Grid], counts: list[int], pooled: bool) -> TowerOutput:
-        """Images side by side, each padded to the longest: float[patches of all, 3, p, p] -> float[.., 1, D].
+        """Pad images to the longest and run them as a batch: float[B, 3, p, p] -> float[B, 1, D].
 
-        Positions, padding and mask are transformers' (`Siglip2VisionEmbeddings`, `Siglip2VisionModel.forward`).
+        Positions, padding and mask are as in transformers (`Siglip2VisionEmbeddings`, `Siglip2VisionModel.forward`).
         """
         table = self._positions()
         by_grid = {grid: resize_positions(table, 0, grid, self.interpolation, antialias=True) for grid in set(grids)}
         flat = self._patches(pixel_values) + torch.cat([by_grid[grid] for grid in grids])
-        # Where things go is known on the CPU, so that the accelerator is not waited for.
-        there = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        places = there.flatten().nonzero()[:, 0].to(flat.device, non_blocking=True)
-        padded = flat.new_zeros(there.numel(), flat.shape[1]).index_copy(0, places, flat).unflatten(0, there.shape)
-        mask = create_bidirectional_mask(self.backbone.config, padded.new_empty((*there.shape, 0), device="cpu"), there)
-        told = {"attention_mask": mask if mask is None else mask.to(flat.device, non_blocking=True)}
-        patches, normed = self.run_blocks(padded, told, pooled)
-        vectors = self._pooled(normed, there.to(flat.device)) if pooled else None
-        return TowerOutput(patches.flatten(0, 1)[places, None], vectors)
+        # Indices are computed on the CPU, so that nothing waits for the accelerator.
+        is_patch = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        indices = is_patch.flatten().nonzero()[:, 0].to(flat.device, non_blocking=True)
+        padded = (
+            flat.new_zeros(is_patch.numel(), flat.shape[1]).index_copy(0, indices, flat).unflatten(0, is_patch.shape)
+        )
+        mask = create_bidirectional_mask(
+            self.backbone.config, padded.new_empty((*is_patch.shape, 0), device="cpu"), is_patch
+        )
+        block_kwargs = {"attention_mask": mask if mask is None else mask.to(flat.device, non_blocking=True)}
+        patches, normed = self.run_blocks(padded, block_kwargs, pooled)
+        vectors = self._pooled(normed, is_patch.to(flat.device)) if pooled else None
+        return TowerOutput(patches.flatten(0, 1)[indices, None], vectors)
 
     def resized(self, image_size: int, keep_positions: bool = False) -> "Siglip2":
         if self.spec.native:
             raise UserError(
-                "a tower of fit native has no image size: say how many patches an image has at most (max_patches), or "
-                "choose a fit that makes squares"
+                "a tower of fit native has no image size; set the largest number of patches (max_patches), or choose a "
+                "fit that makes squares"
             )
         return super().resized(image_size, keep_positions)
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float[.., 3, p, p] -> float[.., width]. A pixel's colours lie together, rows of pixels one after another."""
+        """Patch embedding: float[.., 3, p, p] -> float[.., width]. The weights expect channels last."""
         embedding = self.backbone.embeddings.patch_embedding
         return embedding(pixels.movedim(-3, -1).flatten(-3).to(embedding.weight.dtype))
 
     def _positions(self) -> torch.Tensor:
-        """Learned ones, float[num_patches, width]; by way of their module, which ZeRO 3 watches."""
+        """Learned positions float[num_patches, width]. Calls their module, because ZeRO 3 gathers weights in its
+        forward."""
         table = self.backbone.embeddings.position_embedding
         return table(torch.arange(self.backbone.config.num_patches, device=table.weight.device))

@@ -1,1 +1,1 @@
-"""Everything that changes an image between its file and a tower: preprocessing, tiling and augmentation."""
+"""Image transforms between file and tower: preprocessing, tiling and augmentation. No torch."""

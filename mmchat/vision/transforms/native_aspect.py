@@ -1,4 +1,4 @@
-"""The size at which a tower for any aspect ratio sees an image. No torch."""
+"""Image size for towers of native aspect ratio (SigLIP 2 NaFlex). No torch."""
 
 from math import ceil
 
@@ -6,11 +6,20 @@ SMALLEST_SCALE, LARGEST_SCALE, PRECISION = 1e-6, 100.0, 1e-5
 
 
 def native_size(width: int, height: int, patch: int, max_patches: int) -> tuple[int, int]:
-    """(width, height) in pixels, multiples of `patch`, of an image scaled until it has nearly `max_patches`.
+    """The size to which an image is scaled so that it has at most, and nearly, `max_patches` patches.
 
-    Its proportions are kept up to a patch; neither side is shorter than one. The scale is found by bisection, to the
-    precision of the original (google-research/big_vision, pp/proj/image_text/ops_naflex.py), so that borders between
-    two sizes lie where it has them.
+    The scale is found by bisection with the precision of the original (google-research/big_vision,
+    pp/proj/image_text/ops_naflex.py), so that sizes change at the same aspect ratios.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        patch: Side of a patch in pixels.
+        max_patches: Largest number of patches.
+
+    Returns:
+        Width and height in pixels, multiples of `patch`, at least one patch each. The aspect ratio is kept up to a
+        patch.
     """
 
     def patches_along(side: int, scale: float) -> int:

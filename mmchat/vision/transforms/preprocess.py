@@ -1,38 +1,46 @@
-"""An image becomes what a tower was trained to see. PIL and NumPy only: runs in data workers.
+"""Preprocessing of images for a tower. PIL and NumPy only: runs in data workers.
 
-Split in two so that the wide part stays cheap: geometry on one image gives uint8, and `normalise`
-turns a whole batch of uint8 into floats through a 256-entry table, which is exact because a byte has
-only 256 values.
+`preprocess` changes the geometry of one image and gives uint8. `normalise` converts a batch of uint8 to floats by a
+table of 256 entries per channel, which is exact because a byte has 256 values.
 """
 
 from collections.abc import Sequence
 from math import gcd
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from mmchat.vision.spec import Grid, Preprocessing, TowerSpec
-from mmchat.vision.transforms.tiling import Tiling
+from mmchat.vision.transforms.tiling import Size, Tiling
 
+PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 PATCHES_AT_ONCE = 256
-"""Of an image of native aspect, about: more do not fit into the cache, see `normalise`."""
+"""Patches that `normalise` converts at a time: about as many as fit into the cache."""
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
-    """What the tower sees of one RGB image: uint8[views, 3, view_size, view_size], or less where `normalise` pads.
+    """Convert an image to the views that a tower sees of it.
 
     Bit-equal to transformers' PIL image processors (CLIP, SigLIP, SigLIP 2, DINOv2, SAM, GotOcr2 as InternVL uses it)
     and to LLaVA's `pad` before normalising.
+
+    Args:
+        image: An RGB image.
+        spec: The tower's spec.
+
+    Returns:
+        uint8[views, 3, view_size, view_size]; height or width is smaller if `normalise` pads (SAM).
     """
-    how = spec.preprocessing
-    resample = _RESAMPLING[how.resample]
+    preprocessing = spec.preprocessing
+    resample = _RESAMPLING[preprocessing.resample]
     if grid := spec.grid(image.size):
         return patches(image, grid, spec.patch_size, resample)
-    if how.tiling is None:
-        squares = [_fitted(image, how, spec.image_size, resample)]
+    if preprocessing.tiling is None:
+        squares = [_fit_to_square(image, preprocessing, spec.image_size, resample)]
     else:
-        squares = tiles(image, how.tiling, spec.image_size, resample)
+        squares = tiles(image, preprocessing.tiling, spec.image_size, resample)
     width, height = squares[0].size
     views = np.empty((len(squares), 3, height, width), np.uint8)
     for view, square in zip(views, squares, strict=True):
@@ -41,7 +49,7 @@ def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
 
 
 def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampling) -> list[Image.Image]:
-    """The image on the grid's canvas, cut into squares of `size` in reading order; its thumbnail is last."""
+    """Resize the image to its grid and cut it into squares of `size` in reading order; a thumbnail is last."""
     columns, rows = tiling.grid(image.size, size)
     canvas = image.resize((columns * size, rows * size), resample)
     corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
@@ -52,53 +60,73 @@ def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampl
 
 
 def patches(image: Image.Image, grid: Grid, side: int, resample: Image.Resampling) -> np.ndarray:
-    """The image resized to the grid, and cut: uint8[rows * columns, 3, side, side] in reading order."""
+    """Resize the image to its grid of patches and cut it: uint8[rows * columns, 3, side, side] in reading order."""
     rows, columns = grid
-    whole = np.asarray(image.resize((columns * side, rows * side), resample)).reshape(rows, side, columns, side, 3)
-    return np.ascontiguousarray(whole.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, side, side)
+    pixels = np.asarray(image.resize((columns * side, rows * side), resample)).reshape(rows, side, columns, side, 3)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, side, side)
 
 
 def image_from_patches(views: np.ndarray, grid: Grid) -> np.ndarray:
-    """`patches` put together again: [rows * columns, 3, side, side] -> [3, rows * side, columns * side]"""
+    """Inverse of `patches`: [rows * columns, 3, side, side] -> [3, rows * side, columns * side]."""
     rows, columns = grid
     _, channels, side, _ = views.shape
-    whole = views.reshape(rows, columns, channels, side, side).transpose(2, 0, 3, 1, 4)
-    return whole.reshape(channels, rows * side, columns * side)
+    pixels = views.reshape(rows, columns, channels, side, side).transpose(2, 0, 3, 1, 4)
+    return pixels.reshape(channels, rows * side, columns * side)
 
 
-def _fitted(image: Image.Image, how: Preprocessing, size: int, resample: Image.Resampling) -> Image.Image:
-    if how.fit == "shortest-edge-crop":
+def _fit_to_square(
+    image: Image.Image, preprocessing: Preprocessing, size: int, resample: Image.Resampling
+) -> Image.Image:
+    if preprocessing.fit == "shortest-edge-crop":
         width, height = image.size
-        edge = round(size / how.crop_fraction)
+        edge = round(size / preprocessing.crop_fraction)
         long = int(edge * max(image.size) / min(image.size))  # truncated, as CLIPImageProcessor does
         return resize_and_crop(image, (edge, long) if width <= height else (long, edge), size, resample)
-    if how.fit == "longest-edge-pad":
+    if preprocessing.fit == "longest-edge-pad":
         return image.resize(longest_edge_size(*image.size, size), resample)
-    if how.fit == "pad":
-        image = pad_to_square(image, tuple(int(channel * 255) for channel in how.mean))
+    if preprocessing.fit == "pad":
+        image = pad_to_square(image, tuple(int(channel * 255) for channel in preprocessing.mean))
     return image.resize((size, size), resample)
 
 
 def resize_and_crop(image: Image.Image, scaled: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
-    """Bit-equal to resizing to `scaled` and cropping the square of `side` in the middle.
+    """Resize to `scaled` and crop the centre square of `side`.
 
-    What is cut off is not computed, as far as the pixels that are left do not change by it.
+    Bit-equal to doing both in turn, but computes as few of the cropped pixels as possible.
     """
     (width, height), (to_width, to_height) = image.size, scaled
-    left, right = aligned_span(width, to_width, side)
-    # Pillow resizes a strip higher than 100 widths in another order if it shrinks; a box would seem to shrink it.
-    top, bottom = (0, to_height) if height > 100 * width else aligned_span(height, to_height, side)
+    columns, rows = aligned_span(width, to_width, side), aligned_span(height, to_height, side)
+    all_columns, all_rows = (0, to_width), (0, to_height)
+    candidates = ((columns, rows), (columns, all_rows), (all_columns, rows), (all_columns, all_rows))
+    (left, right), (top, bottom) = next(
+        spans
+        for spans in candidates
+        if vertical_pass_first(image.size, tuple(end - start for start, end in spans))
+        == vertical_pass_first(image.size, scaled)
+    )
     box = (left * width // to_width, top * height // to_height, right * width // to_width, bottom * height // to_height)
     image = image.resize((right - left, bottom - top), resample, box=box)
     x, y = (to_width - side) // 2 - left, (to_height - side) // 2 - top
     return image.crop((x, y, x + side, y + side))
 
 
-def aligned_span(length: int, scaled: int, side: int) -> tuple[int, int]:
-    """The shortest stretch, in pixels of the result, that holds the middle `side` of `length` resized to `scaled` and
-    begins and ends between pixels of the original.
+def vertical_pass_first(size: Size, resized: Size) -> bool:
+    """Whether Pillow resizes vertically before it resizes horizontally. The order changes bytes: each pass rounds.
 
-    Pillow takes a box in single precision: inside a pixel, weights would differ by rounding and so would bits.
+    Pillow decides by the size of the image and of the result, also if it resizes only a box of the image: since 13 in
+    src/libImaging/Resample.c (its pull request 9549), before in `Image.resize`.
+    """
+    (width, height), (to_width, to_height) = size, resized
+    if PILLOW_13:
+        return height > to_height and height - to_height > 2 * (width - to_width)
+    return height > to_height and height > 100 * width
+
+
+def aligned_span(length: int, scaled: int, side: int) -> tuple[int, int]:
+    """The shortest span of pixels that holds the middle `side` of `length` resized to `scaled`, and whose ends are on
+    pixel borders of the original.
+
+    Pillow stores a box in single precision: with ends inside a pixel the weights would be rounded, and bytes change.
     """
     start = (scaled - side) // 2
     step = scaled // gcd(length, scaled)
@@ -106,9 +134,9 @@ def aligned_span(length: int, scaled: int, side: int) -> tuple[int, int]:
 
 
 def longest_edge_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height with the longer side `size` (SAM, segment_anything/utils/transforms.py `get_preprocess_shape`).
+    """Width and height with the longer side `size`, each at least one pixel.
 
-    At least one pixel, where a strip would vanish.
+    Rounds as SAM does (segment_anything/utils/transforms.py `get_preprocess_shape`).
     """
     scale = size / max(width, height)
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
@@ -126,26 +154,34 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 
 
 def normalise(images: Sequence[np.ndarray], spec: TowerSpec) -> np.ndarray:
-    """Bytes to the tower's input range, `(x/255 - mean) / std`: uint8[3, h, w] each -> float32[B, 3, H, W].
+    """Convert bytes to the tower's input range: `(x / 255 - mean) / std`.
 
-    H and W are a view's. What an image lacks right and below is 0 (SAM), which no byte would have become.
+    Rounds after each step like transformers (float64 product, then float32), so that results are bit-equal.
 
-    Rounded step by step like transformers (float64 product, float32 afterwards), so results are bit-equal.
+    Args:
+        images: Views, uint8[3, h, w] each.
+        spec: The tower's spec.
+
+    Returns:
+        float32[B, 3, H, W] with the size of a view. Pixels that a view lacks right and below are 0 (SAM's padding).
     """
-    how = spec.preprocessing
+    preprocessing = spec.preprocessing
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    tables = [(unit - np.float32(mean)) / np.float32(std) for mean, std in zip(how.mean, how.std, strict=True)]
+    tables = [
+        (unit - np.float32(mean)) / np.float32(std)
+        for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)
+    ]
     out = np.zeros((len(images), 3, spec.view_size, spec.view_size), dtype=np.float32)
-    if spec.native:  # patches are so small that a call for each would take longer than its work
+    if spec.native:  # one call per patch would cost more than its work
         for start in range(0, len(images), PATCHES_AT_ONCE):
-            some = np.stack(images[start : start + PATCHES_AT_ONCE])
+            chunk = np.stack(images[start : start + PATCHES_AT_ONCE])
             for channel, table in enumerate(tables):
-                out[start : start + len(some), channel] = np.take(table, some[:, channel], mode="clip")
+                out[start : start + len(chunk), channel] = np.take(table, chunk[:, channel], mode="clip")
         return out
-    # Channel by channel, because NumPy widens indices to 64 bits, and a channel's still fit into the cache. No byte is
-    # beyond the table; without "clip" `out` would be written by way of a copy.
-    for seen, square in zip(images, out, strict=True):
-        written = square[:, : seen.shape[1], : seen.shape[2]]
-        for table, bytes_of_channel, floats in zip(tables, seen, written, strict=True):
+    # Per channel, because NumPy widens indices to 64 bits and those of one channel fit into the cache. No byte exceeds
+    # the table; "clip" avoids a copy of `out`.
+    for view, square in zip(images, out, strict=True):
+        covered = square[:, : view.shape[1], : view.shape[2]]
+        for table, bytes_of_channel, floats in zip(tables, view, covered, strict=True):
             np.take(table, bytes_of_channel, out=floats, mode="clip")
     return out

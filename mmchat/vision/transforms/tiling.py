@@ -1,6 +1,6 @@
-"""InternVL's dynamic tiles: into which grid an image of some size is cut, and so how many views a tower has of it.
+"""InternVL's dynamic tiling: the grid of tiles, and so the number of views, for an image of some size.
 
-After `dynamic_preprocess` of OpenGVLab/InternVL (arXiv:2404.16821, section 3.2). No torch: planning counts by it.
+After `dynamic_preprocess` in OpenGVLab/InternVL (arXiv:2404.16821, section 3.2). No torch: planning counts views by it.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tiling:
-    """`min_tiles` to `max_tiles` squares and, if there are several and `thumbnail`, the whole image once more."""
+    """Settings of dynamic tiling.
+
+    Attributes:
+        min_tiles: Smallest number of tiles.
+        max_tiles: Largest number of tiles.
+        thumbnail: Whether the whole image is one more view if there are several tiles.
+    """
 
     min_tiles: int = 1
     max_tiles: int = 12
@@ -28,11 +34,18 @@ class Tiling:
             )
 
     def grid(self, size: Size, image_size: int) -> tuple[int, int]:
-        """Columns and rows: of the grids with that many tiles the one nearest in width / height.
+        """The grid whose aspect ratio is nearest to the image's.
 
-        Of equally near ones a larger replaces a smaller where the image has more than half its pixels. (Two of one
-        area can be equally near only where `min_tiles` is above 1. The first is kept then that has fewer columns, as in
-        transformers' GotOcr2ImageProcessor; the original takes them as a Python set orders them.)
+        Of equally near grids, a larger one wins if the image has more than half its pixels. Two grids of one area can
+        be equally near only if `min_tiles` is above 1: the one with fewer columns wins, as in transformers'
+        GotOcr2ImageProcessor. The original depends on the order of a Python set.
+
+        Args:
+            size: Width and height of the image in pixels.
+            image_size: Side of a tile in pixels.
+
+        Returns:
+            Columns and rows.
         """
         width, height = size
         aspect = width / height
@@ -45,12 +58,13 @@ class Tiling:
         return best
 
     def views(self, size: Size, image_size: int) -> int:
-        """Tiles of an image, and its thumbnail."""
+        """Number of views of an image: its tiles and thumbnail. Arguments as in `grid`."""
         columns, rows = self.grid(size, image_size)
         return self._with_thumbnail(columns * rows)
 
     @property
     def fewest_views(self) -> int:
+        """Smallest number of views that an image can have."""
         return self._with_thumbnail(self.min_tiles)
 
     def _with_thumbnail(self, tiles: int) -> int:
@@ -59,7 +73,7 @@ class Tiling:
 
 @lru_cache(maxsize=32)
 def _grids(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
-    """(columns, rows) with that many tiles, the fewest first."""
+    """All (columns, rows) with that many tiles, fewest tiles first."""
     sides = range(1, max_tiles + 1)
     grids = [(columns, rows) for columns in sides for rows in sides if min_tiles <= columns * rows <= max_tiles]
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
