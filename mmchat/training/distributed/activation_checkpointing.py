@@ -1,8 +1,8 @@
-"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): what a block does not keep it computes again.
+"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): blocks recompute activations in the backward.
 
-`all` keeps nothing but a block's input, and the backward computes the whole block again. `selective` also keeps what
-matrix products and attention gave (the idea is that of Korthikanti et al. 2022, arXiv:2205.05198, who keep all but
-attention), so that only what is cheap is computed again: norms, activation functions, casts.
+`all` keeps only a block's input and recomputes the whole block. `selective` also keeps the outputs of matrix products
+and attention and recomputes only cheap operations: norms, activation functions, casts. The idea is that of Korthikanti
+et al. 2022 (arXiv:2205.05198), who keep everything except attention.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from mmchat.training.config import Recomputed
 
-DEAR = [
+SAVED_OPS = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -23,12 +23,15 @@ DEAR = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.torch_attn._varlen_attn.default,
 ]
-"""Linear layers and fused attention. Not batched products: where attention is made of them, its scores are larger than
-all that the rest of a block keeps."""
+"""Linear layers and fused attention. Not batched products: if attention consists of them, its scores are larger
+than everything else that a block keeps."""
 
-# The reentrant kind gives no gradient to blocks above a frozen embedding, whose inputs need none.
+# Reentrant checkpointing gives no gradient to blocks whose input needs none, as above a frozen embedding.
 CHECKPOINTING: dict[Recomputed, dict[str, Any]] = {
     "all": {"use_reentrant": False},
-    "selective": {"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, DEAR)},
+    "selective": {
+        "use_reentrant": False,
+        "context_fn": partial(create_selective_checkpoint_contexts, SAVED_OPS),
+    },
 }
-"""What transformers' `activation_checkpointing_enable` is told."""
+"""Mode -> arguments of transformers' `activation_checkpointing_enable`."""

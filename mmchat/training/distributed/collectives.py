@@ -1,4 +1,4 @@
-"""Ranks: who am I, and the few collectives that the loop itself needs. Works without a process group, too."""
+"""Rank, number of ranks and collectives. Everything also works without a process group, as a single rank."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
 def start() -> None:
-    """Join the process group that the launcher announced, or form one of a single rank."""
+    """Join the process group that the launcher announced, or create one with a single rank."""
     import deepspeed
 
     from mmchat.training.deepspeed_internals import disable_shared_memory_collectives
@@ -31,28 +31,32 @@ def start() -> None:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback that nobody listens on now."""
+    """A TCP port of the loopback interface that is not in use."""
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def stop() -> None:
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
+    """This process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
+    """Number of ranks (torch's world size)."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
+    """Wait for all ranks."""
     if ranks() > 1:
         dist.barrier()
 
@@ -67,42 +71,42 @@ def all_reduce(values: torch.Tensor, operation: str = "sum") -> torch.Tensor:
     return moved.cpu()
 
 
-def all_gather_concat(part: torch.Tensor) -> torch.Tensor:
-    """The ranks' equally long one-dimensional tensors, one after another, on every rank."""
+def all_gather_concat(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate the ranks' one-dimensional tensors of equal length, on every rank."""
     if ranks() == 1:
-        return part
-    parts = [torch.empty_like(part) for _ in range(ranks())]
-    dist.all_gather(parts, part.contiguous())
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(ranks())]
+    dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
 def all_gather(items: list, group: Group | None = None) -> list:
-    """The lists of all ranks, one after another, on every rank. For rare events: it pickles."""
+    """Concatenate the lists of all ranks, on every rank. Pickles: only for rare events."""
     if ranks() == 1:
         return items
-    found: list[list] = [[] for _ in range(ranks())]
-    dist.all_gather_object(found, items, group)
-    return [item for part in found for item in part]
+    lists: list[list] = [[] for _ in range(ranks())]
+    dist.all_gather_object(lists, items, group)
+    return [item for of_rank in lists for item in of_rank]
 
 
 def from_rank_0(work: Callable[[], Result]) -> Result:
-    """What `work` gives on rank 0, on every rank. For rare events: it pickles.
+    """Run `work` on rank 0 and return its result on every rank. Pickles: only for rare events.
 
     Raises:
-        SharedError: `work` ended with a UserError.
+        SharedError: `work` raised a UserError; raised on every rank.
     """
-    answers: list[Result | UserError] = []
+    results: list[Result | UserError] = []
     if rank() == 0:
         try:
-            answers = [work()]
+            results = [work()]
         except UserError as error:
-            answers = [error]
-    (answer,) = all_gather(answers)
-    if isinstance(answer, UserError):
-        raise SharedError(str(answer))
-    return answer
+            results = [error]
+    (result,) = all_gather(results)
+    if isinstance(result, UserError):
+        raise SharedError(str(result))
+    return result
 
 
 def background_group() -> Group | None:
-    """All ranks once more, on connections of their own: for collectives of one thread beside those of the loop."""
+    """A second process group of all ranks, for collectives of a thread that runs parallel to the loop."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=1)) if ranks() > 1 else None

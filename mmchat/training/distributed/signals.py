@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and a launcher that died: noted when they come, obeyed by all ranks at the end of the same step.
+"""Ctrl-C, SIGTERM and the death of the launcher: recorded at once, acted on by all ranks at the end of the same step.
 
-Launchers do not agree on what they do with a signal. `torchrun` hands it on to every rank; DeepSpeed's `launch`
-tells one rank after the other and gives each 30 s; SIGTERM to `deepspeed` kills only its runner, and neither
-`launch` nor the ranks hear of it. So a signal only raises a flag here, which travels with a sum over ranks that
-each step makes anyway, and every rank looks whether the processes that launched it are still there.
+Launchers treat signals differently. `torchrun` forwards them to every rank. DeepSpeed's `launch` forwards them to one
+rank after the other and waits up to 30 s for each. SIGTERM to `deepspeed` kills only its runner; neither `launch` nor
+the ranks receive it. So a signal only sets a flag here. The flags are added to a sum over ranks that every step
+computes anyway, and every rank checks whether the processes that launched it still run.
 """
 
 import os
@@ -15,39 +15,39 @@ import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_CTRL_C = 1.0
-"""Seconds; within them a second SIGINT is the first one, which the terminal and the launcher both delivered."""
+"""Seconds within which a second SIGINT is the same Ctrl-C, delivered by both the terminal and the launcher."""
 RUNNER, LAUNCH = "deepspeed.launcher.runner", "deepspeed.launcher.launch"
 """DeepSpeed's modules: the `deepspeed` command, and the process it starts on each node, which starts the ranks."""
 LAUNCHED_BY = "MMCHAT_LAUNCHED_BY"
-"""Environment variable that `mmchat train` sets: DeepSpeed's runner is then its child and must not outlive it."""
+"""Environment variable that `mmchat train` sets to its process id: DeepSpeed's runner must not outlive it."""
 
 
 class StopSignals:
-    """Inside a `with`, SIGINT and SIGTERM raise a flag instead of ending the process; a second Ctrl-C ends it at once.
+    """Inside the `with`, SIGINT and SIGTERM set a flag instead of ending the process; a second Ctrl-C ends it at once.
 
-    Outside, and for ranks above 0 during an error, they do what they always did.
+    The previous handlers are restored afterwards, unless the run stops because of a signal.
     """
 
     def __init__(self) -> None:
         self._received = dict.fromkeys(SIGNALS, False)
         self._first_ctrl_c = 0.0
-        self._before: dict[int, signal.Handlers] = {}
+        self._previous_handlers: dict[int, signal.Handlers] = {}
         self._launchers = launcher_links()
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        # A rank that stops as it was told must not be hurt by the same signal coming once more from the launcher.
+        # The launcher may send the same signal again to a rank that is already stopping; keep ignoring it.
         if kind is not None or not any(self._received.values()):
-            for number, handler in self._before.items():
+            for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)
 
     def flags(self) -> list[int]:
-        """[interrupted, told to end], 0 or 1 each, of this rank alone; the sum over ranks goes to `exit_status`."""
-        ended = self._received[signal.SIGTERM] or orphaned(self._launchers)
-        return [int(self._received[signal.SIGINT]), int(ended)]
+        """[interrupted, terminated] on this rank, 0 or 1 each; pass their sums over ranks to `exit_status`."""
+        terminated = self._received[signal.SIGTERM] or orphaned(self._launchers)
+        return [int(self._received[signal.SIGINT]), int(terminated)]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -59,24 +59,27 @@ class StopSignals:
 
 
 def exit_status(flags: list[float]) -> int:
-    """130 if any rank was interrupted, 143 if any was told to end or lost its launcher, else 0.
+    """130 if any rank received SIGINT, 143 if any received SIGTERM or lost its launcher, else 0.
 
-    Both at once is Ctrl-C: a launcher answers it with SIGTERM to its ranks.
+    Both flags together mean Ctrl-C: launchers react to it by sending SIGTERM to their ranks.
+
+    Args:
+        flags: `StopSignals.flags`, summed over ranks.
     """
-    interrupted, ended = flags
-    return 128 + signal.SIGINT if interrupted else 128 + signal.SIGTERM if ended else 0
+    interrupted, terminated = flags
+    return 128 + signal.SIGINT if interrupted else 128 + signal.SIGTERM if terminated else 0
 
 
 def ignore_stop_signals(_: int) -> None:
-    """For data workers, whom a terminal and DeepSpeed's launcher signal too: they end with their rank, not before."""
+    """For data workers, which receive the same signals: they end when their rank ends, not before."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def launcher_links() -> list[tuple[int, int]]:
-    """(child, parent) from this rank up to the topmost process of its launcher; empty without a launcher.
+    """(child, parent) process ids from this rank up to the topmost process of its launcher; empty without a launcher.
 
-    The links end there: a run started under nohup outlives the shell above it, and shall.
+    Shells above the launcher are not included: a run started under nohup is meant to outlive them.
     """
     if "RANK" not in os.environ:
         return []
@@ -96,7 +99,7 @@ def _is_launched_by(process: psutil.Process, above: psutil.Process) -> bool:
 
 
 def orphaned(links: list[tuple[int, int]]) -> bool:
-    """Whether a link is broken: who loses its parent is given another one."""
+    """Whether a process in `links` has lost its parent; the system then gives it another parent."""
     try:
         return any(psutil.Process(child).ppid() != parent for child, parent in links)
     except psutil.NoSuchProcess:

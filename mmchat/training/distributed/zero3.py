@@ -1,7 +1,4 @@
-"""ZeRO 3: every rank holds a part of each parameter, and `parameter.data` is empty in between.
-
-What the rest of the code asks of a parameter that may be in parts, in one place.
-"""
+"""Gather parameters that ZeRO 3 shards: between forwards each rank holds a shard, and `parameter.data` is empty."""
 
 from contextlib import AbstractContextManager
 
@@ -14,15 +11,15 @@ from mmchat.training.distributed import collectives
 
 
 def gathered(module: nn.Module) -> AbstractContextManager:
-    """Inside a `with`, every rank holds all of the module's parameters; they are not to be changed."""
-    parts = [parameter for parameter in module.parameters() if is_zero_param(parameter)]
-    return deepspeed.zero.GatheredParameters(parts, enabled=bool(parts))
+    """Inside the `with`, every rank holds the module's full parameters, which must not be changed."""
+    sharded = [parameter for parameter in module.parameters() if is_zero_param(parameter)]
+    return deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded))
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
-    """All parameters by name, put together on rank 0's CPU one after the other; None on other ranks.
+    """All full parameters by name, on rank 0's CPU; None on other ranks. All ranks call this.
 
-    Tied ones appear once, under their first name. All ranks call this.
+    Parameters are gathered one at a time. Tied parameters appear once, under their first name.
     """
     state = {}
     for name, parameter in model.named_parameters():
@@ -34,7 +31,7 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
 @torch.no_grad()
 def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Write what `full_state_dict` found into a model that is whole."""
+    """Copy the result of `full_state_dict` into a model without sharded parameters."""
     for name, parameter in model.named_parameters():
         parameter.copy_(state.pop(name))
     assert not state

@@ -1,1 +1,1 @@
-"""What a run measures: per step, before it (operations, peak), and how it is shown."""
+"""Metrics of a run: measured, logged, drawn; and the guard against NaN losses."""

@@ -1,4 +1,4 @@
-"""The curves of a run as one image: what it learned, how fast it was, what it used, over optimizer steps."""
+"""The training curves of a run as one image: losses, gradient norms, throughput, memory over optimizer steps."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.ticker import (
 )
 
 SMOOTHING = 0.1
-"""Weight of a new step in the running mean that is drawn over the single values."""
+"""Weight of a new step in the running mean that is drawn over the raw values."""
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -42,12 +42,12 @@ ACCURACIES = {
     "validation accuracy": {"validation_top1": "top1"},
     "zero-shot accuracy": {f"zero_shot_{name}": name.replace("_", " ") for name in ("top1", "top5", "mean_per_class")},
 }
-"""Titles of panels that are drawn where a run has such figures, and fields of metrics.jsonl -> their names there."""
+"""Panels drawn only if a run has such metrics: title -> {field of metrics.jsonl: name in the legend}."""
 Rows = list[dict[str, Any]]
 
 
 def draw_curves(rows: Rows, path: Path, title: str) -> None:
-    """Write a PNG of what the rows of a metrics.jsonl hold; a panel without values says so."""
+    """Draw the rows of a metrics.jsonl into a PNG; a panel without values says so."""
     rows = [{**row, **{f"norm of {name}": norm for name, norm in row.get("grad_norms", {}).items()}} for row in rows]
     modules = sorted({field for row in rows for field in row if field.startswith("norm of ")})
     memory = [{**row, "memory": row["memory"] / 2**30} for row in rows if "memory" in row]
@@ -81,8 +81,10 @@ def draw_curves(rows: Rows, path: Path, title: str) -> None:
 
 
 def _draw(axes: Axes, rows: Rows, title: str, unit: str, fields: dict[str, str], smooth: Iterable[str] = ()) -> None:
-    """A line, named as `fields` say, for each field that any row holds; those in `smooth` as a running mean, the
-    first of them over its single values.
+    """One line per field that any row has; fields in `smooth` as a running mean, the first one over its raw values.
+
+    Args:
+        fields: field of a row -> name in the legend.
     """
     axes.set(title=title, ylabel=unit, xlabel="optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -102,12 +104,12 @@ def _draw(axes: Axes, rows: Rows, title: str, unit: str, fields: dict[str, str],
         axes.tick_params(labelleft=False, labelbottom=False)
     elif len(names) > 3:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    elif len(names) > 1:  # beside the title, where no line can run
+    elif len(names) > 1:  # next to the title, where no line can be hidden
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(names))
 
 
 def _running_mean(values: list[float]) -> list[float]:
-    """The plain mean at first, so that a short run does not lag behind its first step."""
+    """Exponential running mean; the plain mean at first, so that it does not lag behind in a short run."""
     mean, means = 0.0, []
     for count, value in enumerate(values, 1):
         mean += max(SMOOTHING, 1 / count) * (value - mean)

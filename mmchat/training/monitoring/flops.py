@@ -1,22 +1,21 @@
-"""How many floating-point operations a step needs, from the shapes of the model and before any step.
+"""Floating-point operations of a training step, counted from the shapes of the model before any step runs.
 
-The convention is that of model FLOPs utilisation (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B): what
-the result needs is counted, however it is computed.
+The convention is that of model FLOPs utilisation (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B): count
+what the result requires, regardless of how it is computed.
 
-- Matrix products count, 2 operations for each weight and position: linear layers, convolutions, LoRA's factors and
-  attention's two products; not norms, activations, embeddings, rotary angles, the loss, the optimizer.
-- Real positions count, padding does not. A token attends to its own sample, in a language model to what came before
-  it and within the layer's window (PaLM counts causal attention as if it were full).
-- The LM head runs at supervised positions. Towers run for the images that are there, up to the feature layer; a
-  sample without images counts as if it had the same way back as the others.
-- Backward, a layer costs its forward again for the gradient of its weight, if that is trained, and once more for that
-  of its input, if anything before the layer is trained. What is recomputed to save memory counts once: activations,
-  and the second forward of gradient caching.
+- Matrix products count, 2 operations per weight and position: linear layers, convolutions, LoRA factors and the two
+  products of attention. Norms, activations, embeddings, rotary angles, the loss and the optimizer do not count.
+- Real positions count, padding does not. A token attends within its own sample; in a language model, to itself and
+  earlier tokens within the layer's window (PaLM counts causal attention as full attention).
+- The LM head runs at supervised positions. Towers run on the images of a batch, up to the feature layer. A sample
+  without images counts as if its backward were as long as that of the others.
+- In the backward a layer costs its forward once for the gradient of its weight, if that is trained, and once for the
+  gradient of its input, if anything before the layer is trained. What is recomputed to save memory counts once:
+  activations, and the second forward of gradient caching.
 
-Modules are taken in the order in which they run: norms and embeddings first, then layers as they are registered, of
-which all but the last of a module (query, key, value; gate, up) read the same input. What this gets wrong (a module
-registered otherwise, only some of query, key and value trained) lies in the first trained block, where nothing before
-it is trained.
+Modules are visited in the order in which they run: norms and embeddings first, then layers as they are registered. All
+layers of a module but the last (query, key, value; gate, up) read the same input. Where this is wrong (other
+registration orders, only some of query, key and value trained), the error is within the first trained block.
 """
 
 from collections import Counter
@@ -36,16 +35,20 @@ from mmchat.model.projectors.resampler import Resampler
 from mmchat.vision.block_tower import BlockTower
 
 LANGUAGE_MODELS = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
-"""transformers' types whose count the tests compare with what torch sees. Experts, for one, would be counted wrong."""
+"""transformers' model types whose count is tested against torch's. Mixtures of experts would be counted wrong."""
 
 LAYERS = (nn.Linear, Conv1D, LoraLayer)
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Forward and backward, for one view of an image, one real token, one supervised position.
+    """Operations of forward and backward per unit of a batch.
 
-    pair: for a token and one that it sees (itself is one), keyed by how many a layer lets it see (None: all before).
+    Attributes:
+        view: per view of an image.
+        token: per real token.
+        supervised: per supervised position.
+        pair: per pair of a token and one it attends to (including itself); key: window of the layer, None if unlimited.
     """
 
     view: int
@@ -54,32 +57,43 @@ class ModelFlops:
     pair: dict[int | None, int]
 
     def of(self, batch: Batch) -> int:
+        """Operations of a batch."""
         return self.count(batch.views, batch.lengths, batch.supervised)
 
     def count(self, views: int, lengths: Iterable[int], supervised: int) -> int:
-        """lengths: tokens of each sample."""
+        """Operations for numbers of views and supervised positions.
+
+        Args:
+            lengths: tokens of each sample.
+        """
         lengths = list(lengths)
         pairs = sum(causal_pairs(length, window) * cost for window, cost in self.pair.items() for length in lengths)
         return self.view * views + self.token * sum(lengths) + self.supervised * supervised + pairs
 
 
 def causal_pairs(length: int, window: int | None) -> int:
-    """How many tokens the tokens of a sample see, all together: each itself and those before it, at most `window`."""
+    """Pairs (token, token it attends to) in a causal sample: itself and earlier tokens, at most `window` each."""
     most = length if window is None else min(window, length)
     return most * (most + 1) // 2 + (length - most) * most
 
 
 def model_flops(model: nn.Module, towers_run: bool = True) -> ModelFlops | None:
-    """What steps of `model` cost, given what is trained (`requires_grad`); None for a kind that is not known here.
+    """Operations per unit of a batch, given which parameters are trained (`requires_grad`).
 
-    towers_run: False where an assistant's towers do not, because their features are read.
+    Shapes are taken from modules and configs, because under ZeRO 3 parameters are empty.
 
-    Shapes come from modules and configs, because ZeRO 3 leaves parameters empty.
+    Args:
+        towers_run: False if an assistant's towers do not run, because features are read from the cache.
+
+    Returns:
+        None for a kind of model that cannot be counted.
     """
     known = (MMChatForConditionalGeneration, DualEncoder)
     if not (isinstance(model, known) and all(isinstance(tower, BlockTower) for tower in model.towers)):
         return None
-    if any(tower.spec.native for tower in model.towers):  # attention among the patches of an image is of no view alone
+    if any(
+        tower.spec.native for tower in model.towers
+    ):  # attention spans the patches of an image, and a view is one patch
         return None
     if isinstance(model, DualEncoder):
         pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None
@@ -90,9 +104,9 @@ def model_flops(model: nn.Module, towers_run: bool = True) -> ModelFlops | None:
 
 
 def frozen_tower_flops(model: MMChatForConditionalGeneration) -> int:
-    """Of one image, what goes through towers of which nothing is trained: what cached features would save.
+    """Operations per view of the towers without trained parameters, which a feature cache saves.
 
-    Of a model whose `operations` are known.
+    Only for a model that `model_flops` can count.
     """
     frozen = [tower for tower in model.towers if not _trained(tower)]
     return sum(_tower(tower, tower.blocks_to_run)[0] for tower in frozen)
@@ -117,7 +131,7 @@ def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> Model
 
 
 def _dual_encoder(model: DualEncoder) -> ModelFlops:
-    """Without the matrix of similarities, which is small beside the encoders."""
+    """Without the similarity matrix, which is small compared with the encoders."""
     (tower,) = model.towers
     blocks = len(tower.blocks) if model.config.pool == "pooled" else tower.blocks_to_run
     per_image, trained = _tower(tower, blocks)
@@ -131,7 +145,7 @@ def _dual_encoder(model: DualEncoder) -> ModelFlops:
 
 
 def _tower(tower: BlockTower, blocks: int) -> tuple[int, bool]:
-    """Operations of one image through the embeddings and so many blocks; whether any of this is trained."""
+    """Operations of one view through the embeddings and `blocks` blocks; and whether any of this is trained."""
     patches = (tower.spec.image_size // tower.spec.patch_size) ** 2
     positions = tower.patches_kept(patches) + tower.class_tokens + tower.registers
     later = [part for part in (tower.blocks, tower.last_norm, tower.pooling) if part is not None]
@@ -144,8 +158,10 @@ def _tower(tower: BlockTower, blocks: int) -> tuple[int, bool]:
 
 
 def _stem(leaves: Iterable[nn.Module], side: int, patches: int) -> int:
-    """Operations of square convolutions, one after another, on an image of `side` x `side` pixels, and of linear layers
-    on its patches. What a module holds beside its leaves (class token, positions) joins patches that are made."""
+    """Operations of consecutive square convolutions on `side` x `side` pixels, and of linear layers on the patches.
+
+    Parameters outside of layers (class token, positions) are added to patches after these.
+    """
     total, below = 0, False
     for leaf in leaves:
         if isinstance(leaf, nn.Conv2d):
@@ -160,7 +176,7 @@ def _stem(leaves: Iterable[nn.Module], side: int, patches: int) -> int:
 
 
 def _leaves(module: nn.Module, but: list[nn.Module]) -> Iterator[nn.Module]:
-    """In order; a layer with LoRA is one."""
+    """Leaf modules in order; a LoRA layer counts as a leaf."""
     for child in module.children():
         if not any(child is other for other in but):
             if isinstance(child, LAYERS) or not any(child.children()):
@@ -170,8 +186,10 @@ def _leaves(module: nn.Module, but: list[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _projector(projector: nn.Module, patches: int, slots: int, below: bool) -> tuple[int, bool]:
-    """Operations of one image; whether the projector, or what is below it, is trained. All but the resampler do their
-    products slot by slot: what merges patches is none."""
+    """Operations of one view; and whether the projector, or anything below it, is trained.
+
+    All projectors except the resampler compute their matrix products per slot, after patches are merged.
+    """
     if isinstance(projector, Resampler):
         return _resampler(projector, patches, slots, below)
     per_slot, trained = _passed(projector, below)
@@ -179,7 +197,7 @@ def _projector(projector: nn.Module, patches: int, slots: int, below: bool) -> t
 
 
 def _resampler(resampler: Resampler, patches: int, slots: int, below: bool) -> tuple[int, bool]:
-    """Without the queries' own matrix, which is passed once a forward, however many images there are."""
+    """Without the queries' projection, which runs once per forward, regardless of the number of images."""
     normed = below or _trained(resampler.enter) or _trained(resampler.patch_norm)
     placed = normed or _trained(resampler.patch_positions)
     after = (resampler.out_proj, resampler.out_norm, resampler.leave)
@@ -193,7 +211,7 @@ def _resampler(resampler: Resampler, patches: int, slots: int, below: bool) -> t
 
 
 def _passed(module: nn.Module, below: bool) -> tuple[int, bool]:
-    """Operations of the layers in `module` for one position; whether it, or what is below it, is trained."""
+    """Operations of the layers in `module` for one position; and whether it, or anything below it, is trained."""
     if isinstance(module, LAYERS):
         return _layer(module, below), below or _trained(module)
     parts = [part for part in module.children() if any(isinstance(inner, LAYERS) for inner in part.modules())]
@@ -219,12 +237,12 @@ def _layer(layer: nn.Module, below: bool) -> int:
 
 
 def _passes(layer: nn.Module, below: bool) -> int:
-    """Forward, the gradient of the weight, the gradient of the input."""
+    """1 for the forward, 1 for the gradient of the weight, 1 for the gradient of the input."""
     return 1 + layer.weight.requires_grad + below
 
 
 def _attention(blocks: Iterable[nn.Module], width: int, below: bool) -> Iterator[int]:
-    """Per block: operations for one pair of positions. Both products have two inputs, hence twice as many backward."""
+    """Per block: operations for one pair of positions. Both products have two inputs: twice as many in the backward."""
     for block in blocks:
         below |= _trained(block)
         yield _pair(width, below)
@@ -235,13 +253,13 @@ def _pair(width: int, below: bool) -> int:
 
 
 def _attention_width(config: PreTrainedConfig) -> int:
-    """Of all heads' queries together, which is not the model's width everywhere."""
+    """Width of all query heads together, which differs from the hidden size in some models."""
     stated = getattr(config, "head_dim", None)
     return config.num_attention_heads * stated if stated else config.hidden_size
 
 
 def _windows(config: PreTrainedConfig) -> list[int | None]:
-    """Per block: how many tokens a token sees, None for all before it. Models without windows lack these keys."""
+    """Per block: how many tokens a token attends to; None for all. Models without windows lack these config keys."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]

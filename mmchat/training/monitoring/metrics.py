@@ -1,4 +1,4 @@
-"""What a run measures of itself: `metrics.jsonl` and `environment.json`."""
+"""Metrics of a run: `metrics.jsonl`, `environment.json`, throughput and peak memory."""
 
 import json
 import platform
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmchat.files import write_json, write_text
+from mmchat.files import as_json_line, split_complete_lines, write_bytes, write_json
 from mmchat.training.distributed import collectives
 from mmchat.training.monitoring.peak_flops import Peak
 
@@ -20,30 +20,28 @@ PACKAGES = ("mmchat", "torch", "transformers", "deepspeed", "tokenizers", "safet
 
 
 class MetricsLog:
-    """One JSON line per step or validation. After a resume, lines of steps that are run again are dropped."""
+    """A JSON Lines file with one row per step or evaluation.
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step(line) <= first_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+    Args:
+        done: steps done so far. Rows of later steps are dropped, because a resumed run repeats those steps.
+    """
 
-    def write(self, **values: Any) -> None:
-        self._file.write(json.dumps(values) + "\n")
+    def __init__(self, path: Path, done: int) -> None:
+        lines, _ = split_complete_lines(path) if path.exists() else ([], b"")
+        write_bytes(path, b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= done))
+        self._file = path.open("ab")
+
+    def write(self, **row: Any) -> None:
+        self._file.write(as_json_line(row))
         self._file.flush()
 
 
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # the last line of a killed run may be cut off
-        return float("inf")
-
-
 class Meter:
-    """Rates over the last steps, of all ranks together, and the share of this rank's time spent waiting for data.
+    """Throughput of all ranks over the last steps, and the share of this rank's time spent waiting for data.
 
-    peak: FLOP/s that all ranks could reach together.
+    Args:
+        peak: FLOP/s that all ranks together can reach.
+        window: number of steps to average over.
     """
 
     def __init__(self, peak: float, window: int = 20) -> None:
@@ -52,10 +50,18 @@ class Meter:
         self._start = self._ready = time.perf_counter()
 
     def data_ready(self) -> None:
+        """Call when the batches of a step have arrived."""
         self._ready = time.perf_counter()
 
     def step_done(self, terms: int, tokens: int, images: int, operations: int | None) -> dict[str, float | None]:
-        """The fields of metrics.jsonl that depend on the clock. `mfu` is None where the operations are not known."""
+        """Call after a step.
+
+        Args:
+            operations: floating-point operations of the step; None if unknown.
+
+        Returns:
+            The fields of metrics.jsonl that depend on time. `mfu` is None if the operations are unknown.
+        """
         now = time.perf_counter()
         times = {"seconds": now - self._start, "waited": self._ready - self._start}
         self._steps.append({**times, "terms": terms, "tokens": tokens, "images": images, "operations": operations})
@@ -74,12 +80,12 @@ class Meter:
         return sum(step[name] for step in self._steps)
 
     def resume(self) -> None:
-        """Leave out what happened since the last step (validation, checkpoints)."""
+        """Restart the clock: time since the last step went into validation or checkpoints."""
         self._start = self._ready = time.perf_counter()
 
 
 def peak_memory() -> int:
-    """Bytes: the most that torch held on this rank's GPU, or without one the process's largest resident set."""
+    """Bytes: torch's peak allocation on this rank's GPU, or without a GPU the process's peak resident set size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -87,7 +93,7 @@ def peak_memory() -> int:
 
 
 def write_environment(path: Path, peak: Peak) -> None:
-    """Versions and hardware that the figures of this run belong to."""
+    """Write `environment.json`: package versions and hardware of this run."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     environment = {
         "packages": {name: version(name) for name in PACKAGES},

@@ -1,4 +1,4 @@
-"""The rate of matrix products that MFU is a share of: the device's own where it is known, else as measured."""
+"""Peak FLOP/s, the denominator of MFU: from the data sheet of a known GPU, else measured with matrix products."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,13 @@ from mmchat.training.distributed import collectives
 
 @dataclass(frozen=True)
 class Gpu:
-    """short: what `mmchat plan --gpu` calls it. flops: dense bf16 FLOP/s. memory: bytes that its driver reports."""
+    """One model of GPU.
+
+    Attributes:
+        short: its name in `mmchat plan --gpu`.
+        flops: dense bf16 FLOP/s.
+        memory: bytes, as its driver reports.
+    """
 
     short: str
     flops: float
@@ -30,26 +36,33 @@ GPUS = {
     "NVIDIA L40S": Gpu("L40S", 362e12, 46_068 << 20),
     "NVIDIA GeForce RTX 4090": Gpu("RTX-4090", 165e12, 24_564 << 20),
 }
-"""Rates of bf16 matrix products without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper), memory as
-`nvidia-smi` lists it, by exact name: a part of a device (MIG) is named otherwise and has less."""
+"""By the exact name that torch reports; a MIG partition has another name and less of both. FLOP/s: bf16 matrix products
+without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper). Memory: as listed by `nvidia-smi`."""
 
 MEASURED_SECONDS = 0.2
 SIDE = {"cpu": 1024, "cuda": 8192}
-"""Of the square matrices that are multiplied."""
+"""Side of the square matrices that are multiplied, by device."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """flops: FLOP/s of all ranks together. source: where it comes from, for people."""
+    """Peak of a run.
+
+    Attributes:
+        flops: FLOP/s of all ranks together.
+        source: where the figure comes from, as text.
+    """
 
     flops: float
     source: str
 
 
 def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
-    """What this run could reach at most; all ranks call this at the same moment, because they share their cores.
+    """Peak FLOP/s of this run. All ranks call this together, because ranks on a CPU share its cores.
 
-    stated_tflops: the config's own figure for one rank, in TFLOP/s.
+    Args:
+        precision: "fp32" or "bf16".
+        stated_tflops: the config's figure for one rank, in TFLOP/s.
     """
     ranks = collectives.ranks()
     if stated_tflops is not None:
@@ -67,7 +80,7 @@ def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of this rank, the fastest of the products that fit into a fifth of a second."""
+    """FLOP/s of this rank: the fastest matrix product within `MEASURED_SECONDS`."""
     side = SIDE[device.type]
     a = torch.linspace(-1, 1, side * side, device=device).view(side, side).to(dtype)
     fastest, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
