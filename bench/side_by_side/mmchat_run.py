@@ -30,7 +30,7 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     )
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms)
     move_unused_towers(config, objective, "cpu")
-    cost = model_flops(objective.model, towers_run=objective.features is None)
+    cost = model_flops(objective.model, objective.features is None, objective.teacher)
     recorder.begin(objective.model)
     for step, batches in feed.steps(0):
         recorder.data_ready()

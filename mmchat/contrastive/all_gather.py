@@ -1,10 +1,28 @@
 """Differentiable all-gather of embeddings, so that the contrastive loss sees the batch of the whole step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
+
+_PLANNED_RANKS: ContextVar[int] = ContextVar("planned_ranks", default=1)
+
+
+@contextmanager
+def planned_ranks(ranks: int) -> Iterator[None]:
+    """Inside the `with`, and without a process group, `all_gather` gives as many rows as `ranks` ranks would.
+
+    For `mmchat plan`, which needs the shapes of a run that is not started.
+    """
+    token = _PLANNED_RANKS.set(ranks)
+    try:
+        yield
+    finally:
+        _PLANNED_RANKS.reset(token)
 
 
 def all_gather(local: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -22,7 +40,8 @@ def all_gather(local: torch.Tensor) -> tuple[torch.Tensor, int]:
         0.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return local, 0
+        ranks = _PLANNED_RANKS.get()
+        return (local if ranks == 1 else torch.cat([local] * ranks)), 0
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=local.device)
     counts[dist.get_rank()] = len(local)
     dist.all_reduce(counts)

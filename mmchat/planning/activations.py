@@ -1,7 +1,7 @@
-"""What one forward and backward hold in memory besides parameters and their gradients: measured, not estimated.
+"""Memory of one step besides model states: measured on fake tensors, not estimated.
 
-The objective's own forward runs on one micro-batch with fake tensors (`plan.shapes`). What is alive at each moment is
-seen below autograd, where every tensor is made; what is kept for the backward, by autograd's hooks.
+The objective's own code runs with fake tensors (`planning.fake_model`). A dispatch mode below autograd sees every
+tensor that is created, and autograd's hooks see what is saved for the backward.
 """
 
 import weakref
@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers import PreTrainedModel
 
+from mmchat.contrastive.all_gather import planned_ranks
 from mmchat.data.collate import Batch
 from mmchat.training.deepspeed_internals import zero3_linear_wrap
 from mmchat.training.objectives.base import Objective
@@ -25,12 +28,14 @@ from mmchat.training.objectives.base import Objective
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one rank.
+    """Bytes on one rank.
 
-    kept: activations that wait for the backward, and the batch. weight_copies: weights that autocast has rounded, and
-    keeps to the end of the forward, if the backward does not keep them longer. logits: scores over the vocabulary and
-    what is made of them, at their fullest moment. working: what else is alive at the fullest moment of forward and
-    backward: gradients on their way, what checkpointing computes again.
+    Attributes:
+        kept: activations saved for the backward, and the batch.
+        weight_copies: weights rounded by autocast, which keeps them to the end of the forward or of the backward.
+        logits: scores over the vocabulary and what is computed from them, at their peak.
+        working: everything else that is alive at the peak of forward and backward: gradients in flight, recomputed
+            activations, similarities of a contrastive loss.
     """
 
     kept: int
@@ -43,30 +48,45 @@ class Activations:
         return self.kept + self.weight_copies + self.logits + self.working
 
 
-def measure(objective: Objective, batch: Batch, bf16: bool, zero_stage: int) -> Activations:
-    """Forward and backward of `batch`; gradients are dropped as soon as they are whole."""
+def measure_activations(
+    objective: Objective, batch: Batch, micro_batches: int, ranks: int, bf16: bool, zero_stage: int
+) -> Activations:
+    """Forward and backward of `batch`, one of `micro_batches` equal ones of a rank's step.
+
+    A loss over the whole step (gradient caching) is computed over all of them and over all ranks. A gradient is freed
+    as soon as it is complete, because parameters and gradients are counted elsewhere.
+    """
     model = objective.model.train()
-    alive = Alive(model, batch, _vocabulary(objective))
+    live = LiveTensors(objective, batch)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in trained]
-    with alive, zero_linear(model) if zero_stage == 3 else nullcontext():
-        with saved_tensors_hooks(alive.keep, lambda tensor: tensor):
-            loss = objective.loss_sum(_Autocast(model, bf16), batch, batch.images > 0 or zero_stage >= 2)
-        kept = alive.kept["activation"] + batch_bytes(batch)
+    module = _EngineForward(model, bf16)
+    images_anywhere = batch.images > 0 or zero_stage >= 2
+    with planned_ranks(ranks), live, zero3_linear_layers(model) if zero_stage == 3 else nullcontext():
+        with saved_tensors_hooks(live.save, lambda tensor: tensor):
+            losses = objective.losses(
+                module, [batch] * micro_batches, [images_anywhere] * micro_batches, torch.device("cpu")
+            )
+            loss = next(losses)  # the others repeat this one
+        kept = live.saved["activation"] + batch_bytes(batch)
         loss.backward()
     for hook in hooks:
         hook.remove()
-    logits = alive.fullest["logits"]
-    return Activations(kept, alive.fullest["weight"], logits, working=max(0, alive.fullest["others"] - kept - logits))
+    logits = live.peak["logits"]
+    return Activations(kept, live.peak["weight"], logits, working=max(0, live.peak["others"] - kept - logits))
 
 
 def batch_bytes(batch: Batch) -> int:
-    tensors = [batch.input_ids, batch.attention_mask, batch.labels, *(batch.pixel_values or ())]
-    return sum(tensor.nbytes for tensor in tensors)
+    """Size of a batch on the device."""
+    return sum(tensor.nbytes for tensor in _tensors(batch))
 
 
-def _vocabulary(objective: Objective) -> int:
-    head = objective.model.get_output_embeddings()
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    return [batch.input_ids, batch.attention_mask, batch.labels, *(batch.pixel_values or ())]
+
+
+def _vocabulary(model: nn.Module) -> int:
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return 0 if head is None else head.out_features
 
 
@@ -75,49 +95,66 @@ def _drop_gradient(parameter: nn.Parameter) -> None:
 
 
 @contextmanager
-def zero_linear(model: nn.Module) -> Iterator[None]:
-    """Linear layers as they are under ZeRO 3, where DeepSpeed replaces `F.linear`: what waits for the backward is the
-    input as it came and the parameter itself, not copies that autocast has rounded."""
+def zero3_linear_layers(model: nn.Module) -> Iterator[None]:
+    """Inside the `with`, linear layers compute as under ZeRO 3, where DeepSpeed replaces `F.linear`.
+
+    It saves the input as it came and the parameter itself, not the copies that autocast has rounded.
+    """
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     for layer in layers:
-        layer.forward = partial(_zero_forward, layer)
+        layer.forward = partial(_zero3_forward, layer)
     yield
     for layer in layers:
         del layer.forward
 
 
-def _zero_forward(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+def _zero3_forward(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     return zero3_linear_wrap(inputs, layer.weight, layer.bias)
 
 
-class _Autocast(nn.Module):
-    """What DeepSpeed's engine does around a forward."""
+class _EngineForward(nn.Module):
+    """The forward of DeepSpeed's engine: the model under autocast.
 
-    def __init__(self, model: nn.Module, enabled: bool) -> None:
-        super().__init__()
-        self.model, self.enabled = model, enabled
-
-    def forward(self, *args, **kwargs):
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
-            return self.model(*args, **kwargs)
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that live, by kind: weight (a copy of one), logits, activation; others: all but the first.
-
-    Memory is counted once, however many tensors look at it; parameters, buffers and the batch were there before.
+    Gradient caching first runs all micro-batches of a step without gradients. They are equal here, so only the first
+    runs; the outputs of the others are empty tensors of the same size.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, vocabulary: int) -> None:
+    def __init__(self, model: nn.Module, bf16: bool) -> None:
         super().__init__()
-        self.now, self.fullest, self.kept = Counter(), Counter(), Counter()
-        self.now["others"] = self.fullest["others"] = batch_bytes(batch)
-        self._vocabulary = vocabulary
-        self._kinds, self._kept = WeakIdKeyDictionary(), WeakIdKeyDictionary()
-        there = [batch.input_ids, batch.attention_mask, batch.labels, *(batch.pixel_values or ()), *model.buffers()]
-        for tensor in there:
-            self._kinds[tensor.untyped_storage()] = "there"
-        for parameter in model.parameters():
+        self.model, self.bf16 = model, bf16
+        self._outputs: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() and self._outputs is not None:
+            return tree_map(torch.empty_like, self._outputs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            outputs = self.model(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._outputs = outputs
+        return outputs
+
+
+class LiveTensors(TorchDispatchMode):
+    """Bytes of live tensors by kind: weight (a rounded copy), logits, activation; and others: all but weight.
+
+    A storage is counted once, however many tensors share it. Parameters, buffers and the batch exist beforehand and
+    are not counted, except the batch under others.
+
+    Attributes:
+        now, peak: live bytes, and their maximum.
+        saved: live bytes that autograd has saved for a backward.
+    """
+
+    def __init__(self, objective: Objective, batch: Batch) -> None:
+        super().__init__()
+        models = [model for model in (objective.model, objective.teacher) if model is not None]
+        self.now, self.peak, self.saved = Counter(), Counter(), Counter()
+        self.now["others"] = self.peak["others"] = batch_bytes(batch)
+        self._vocabulary = _vocabulary(objective.model)
+        self._kinds, self._saved_storages = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        for tensor in (*_tensors(batch), *(buffer for model in models for buffer in model.buffers())):
+            self._kinds[tensor.untyped_storage()] = "existing"
+        for parameter in (parameter for model in models for parameter in model.parameters()):
             self._kinds[parameter.untyped_storage()] = "parameter"
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -126,27 +163,33 @@ class Alive(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and self._kind(tensor) is None:
                 logits = self._vocabulary and tensor.dim() and tensor.shape[-1] == self._vocabulary
-                self._born(tensor, "weight" if copies_weight else "logits" if logits else "activation")
+                self._created(tensor, "weight" if copies_weight else "logits" if logits else "activation")
         return result
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Hook of autograd: `tensor` waits for the backward."""
+    def save(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Hook of autograd: `tensor` is saved for the backward."""
         storage = tensor.untyped_storage()
-        if storage not in self._kept:
-            self._kept[storage] = True
-            self.kept[self._kind(tensor)] += storage.nbytes()
+        if storage not in self._saved_storages:
+            self._saved_storages[storage] = True
+            kind = self._kind(tensor)
+            self.saved[kind] += storage.nbytes()
+            # A contrastive loss of the whole step has its own backward, after which its activations are freed.
+            weakref.finalize(storage, self._freed, kind, storage.nbytes())
         return tensor
 
     def _kind(self, tensor: torch.Tensor) -> str | None:
         return self._kinds.get(tensor.untyped_storage())
 
-    def _born(self, tensor: torch.Tensor, kind: str) -> None:
+    def _created(self, tensor: torch.Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()
         self._kinds[storage] = kind
         self._count(kind, storage.nbytes())
         weakref.finalize(storage, self._count, kind, -storage.nbytes())
 
+    def _freed(self, kind: str, size: int) -> None:
+        self.saved[kind] -= size
+
     def _count(self, kind: str, change: int) -> None:
         for name in (kind,) if kind == "weight" else (kind, "others"):
             self.now[name] += change
-            self.fullest[name] = max(self.fullest[name], self.now[name])
+            self.peak[name] = max(self.peak[name], self.now[name])

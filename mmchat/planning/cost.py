@@ -1,11 +1,11 @@
-"""What a run costs: operations, hours, money; and whether a cache of frozen towers' features would pay."""
+"""Cost of a run: operations, hours, price; and whether caching the features of frozen towers would pay."""
 
 from dataclasses import dataclass
 
 from mmchat.data.mixture import Mixture
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
-from mmchat.planning.steps import MicroBatch
+from mmchat.planning.steps import PlannedMicroBatch
 from mmchat.training.config import RunConfig
 from mmchat.training.monitoring.flops import ModelFlops, frozen_tower_flops
 from mmchat.training.monitoring.peak_flops import GPUS, Gpu
@@ -13,12 +13,17 @@ from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
 
 MOST_RECORDS = 100_000
-"""In a larger mixture images are counted as often as records name them."""
+"""In larger mixtures, images that several records share are counted once per record."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """operations: of a step, on the average of those looked at. hours, price: of all steps, None where not known."""
+    """Cost of a run.
+
+    Attributes:
+        operations: per step, averaged over the planned steps.
+        hours, price: of all steps; None if unknown.
+    """
 
     operations: float
     hours: float | None
@@ -27,9 +32,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """images: different ones (exact: not more than those). seconds: None where no rate is known.
+    """A feature cache for this run.
 
-    epochs: how many the run must have for the cache to pay: filling it takes a forward of each image.
+    Attributes:
+        images: different images; an upper bound unless `exact`.
+        fill_seconds, saved_seconds_per_epoch: None if the speed is unknown.
+        epochs: from how many epochs on the cache pays: filling it takes one forward per image.
     """
 
     images: int
@@ -41,36 +49,43 @@ class CachePlan:
 
 
 def find_gpu(name: str) -> Gpu:
-    """By its short name or by torch's. Raises UserError for another."""
+    """A GPU by its short name or by the name that torch reports.
+
+    Raises:
+        UserError: the GPU is not in the table.
+    """
     known = {gpu.short.lower(): gpu for gpu in GPUS.values()} | {full.lower(): gpu for full, gpu in GPUS.items()}
-    wanted = name.lower().replace(" ", "-") if name.lower() not in known else name.lower()
-    if wanted not in known:
+    key = name.lower().replace(" ", "-") if name.lower() not in known else name.lower()
+    if key not in known:
         names = ", ".join(gpu.short for gpu in GPUS.values())
         raise UserError(
             f"--gpu {name}: not in the table; there are {names}. For another give --gpu-memory GIB, and "
             "--monitoring.peak_tflops for its time"
         )
-    return known[wanted]
+    return known[key]
 
 
-def rate(config: RunConfig, gpu: Gpu | None, ranks: int, mfu: float) -> float | None:
-    """FLOP/s that all ranks reach together; None where a rank's peak is not known."""
+def achieved_flops(config: RunConfig, gpu: Gpu | None, ranks: int, mfu: float) -> float | None:
+    """FLOP/s that all ranks reach together; None if the peak of a rank is unknown."""
     if config.monitoring.peak_tflops is not None:
         return config.monitoring.peak_tflops * 1e12 * ranks * mfu
     return gpu.flops * ranks * mfu if gpu and config.precision == "bf16" else None
 
 
-def cost_of(
+def plan_cost(
     operations: ModelFlops | None,
-    batches: list[MicroBatch],
+    batches: list[PlannedMicroBatch],
     steps: int,
     total: int,
     flops_per_second: float | None,
     price: float | None,
 ) -> Cost | None:
-    """None for a kind of model whose count is not known.
+    """Cost of the run; None if the operations of the model are unknown.
 
-    batches: of so many `steps`, on all ranks. price: of all ranks for an hour.
+    Args:
+        batches: of `steps` steps, on all ranks.
+        total: steps of the run.
+        price: of all ranks per hour.
     """
     if operations is None:
         return None
@@ -79,12 +94,13 @@ def cost_of(
     return Cost(per_step, hours, hours * price if hours is not None and price is not None else None)
 
 
-def cache_of(
+def plan_feature_cache(
     config: RunConfig, objective: Objective, mixture: Mixture, images: int, views: int, flops_per_second: float | None
 ) -> CachePlan | None:
-    """images, views: that one epoch shows. None where no tower is frozen, or nothing has an image.
+    """A feature cache for the frozen towers; None if no tower is frozen or no record has an image.
 
-    Different images are taken to have as many views each as those of an epoch.
+    Args:
+        images, views: of one epoch. Different images are assumed to have as many views each as those of an epoch.
     """
     if not isinstance(objective, AssistantObjective) or not images:
         return None
@@ -92,13 +108,11 @@ def cache_of(
     if not frozen:
         return None
     distinct, exact = _different_images(mixture, images)
-    each = frozen_tower_flops(objective.model) * views / images
+    per_image = frozen_tower_flops(objective.model) * views / images
     element = 2 if config.precision == "bf16" else 4
     size = sum(tower.spec.tokens * tower.spec.dim for tower in frozen) * element
-    seconds = (
-        (each * distinct / flops_per_second, each * images / flops_per_second) if flops_per_second else (None,) * 2
-    )
-    return CachePlan(distinct, exact, round(size * distinct * views / images), *seconds, epochs=distinct / images)
+    fill, saved = (per_image * count / flops_per_second if flops_per_second else None for count in (distinct, images))
+    return CachePlan(distinct, exact, round(size * distinct * views / images), fill, saved, epochs=distinct / images)
 
 
 def _different_images(mixture: Mixture, images: int) -> tuple[int, bool]:

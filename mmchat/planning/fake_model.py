@@ -1,9 +1,8 @@
-"""The run's own model without a weight: fake tensors, which have a shape, a type and a device, and no memory.
+"""The run's own model without weights: fake tensors, which have a shape, a type and a device, but no memory.
 
-torch makes them for its compiler. Operations on them compute shapes by the same code that a run goes through, autocast
-and the choice among attention kernels included, so a model of 7B opens in a second and runs in a few. What they cannot
-do is depend on values. Token ids, labels and lengths therefore stay real: everything on the CPU that no fake tensor has
-touched is computed (`RealIndices`).
+torch has them for its compiler. Operations on them compute shapes with the code of a real run, including autocast and
+the choice of attention kernels, so a model of 7B opens in a second and runs in a few. They have no values. Token ids,
+labels and lengths therefore stay real: operations without a fake argument are computed (`RealIndices`).
 """
 
 from collections.abc import Iterator
@@ -25,8 +24,8 @@ from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 
 
 @dataclass
-class Shapes:
-    """What `build_model` gives, with fake weights. They compute within `running`."""
+class FakeModel:
+    """The result of `build_model` with fake weights; run it inside `running`."""
 
     objective: Objective
     groups: list[ModuleGroup]
@@ -38,27 +37,33 @@ class Shapes:
             yield
 
 
-def open_shapes(config: RunConfig) -> Shapes:
-    """Raises UserError as `build_model`, but for weights that are missing or damaged."""
-    with torch.device("meta"):  # PEFT and others move parameters about, which only real and meta ones allow
+def open_fake_model(config: RunConfig) -> FakeModel:
+    """As `build_model`, but no weights are read.
+
+    Raises:
+        UserError: as `build_model`, except for missing or damaged weights.
+    """
+    with torch.device("meta"):  # PEFT and others move parameters, which fake tensors do not allow
         objective = build_model(config, weights=False).objective
     if keeps_rounded(config):
         for parameter in rounded_anyway(objective.model).values():
             parameter.data = parameter.data.to(torch.bfloat16)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    _make_fake(objective.model, mode)
-    return Shapes(objective, apply_rules(objective.model, config.trainable), mode)
+    for model in (objective.model, objective.teacher):
+        if model is not None:
+            _make_fake(model, mode)
+    return FakeModel(objective, apply_rules(objective.model, config.trainable), mode)
 
 
 def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Parameters and buffers of the meta device become fake ones on the CPU; tied ones stay tied."""
+    """Turn parameters and buffers of the meta device into fake ones on the CPU; tied ones stay tied."""
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
             with mode:
                 empty = torch.empty_like(tensor, device="cpu")
-            made[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         return made[id(tensor)]
 
     for module in model.modules():
@@ -68,7 +73,7 @@ def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 class RealIndices(TorchDispatchMode):
-    """Fake where a fake tensor takes part, real elsewhere. Masks that choose become the places that they choose."""
+    """Fake if an argument is a fake tensor, else real. Boolean masks become the indices that they select."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
@@ -79,13 +84,13 @@ class RealIndices(TorchDispatchMode):
         if not any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))):
             return function(*args, **kwargs)
         if function is torch.ops.aten.index.Tensor:
-            chosen, indices = args
-            args = chosen, [place for index in indices for place in _places(index)]
+            tensor, indices = args
+            args = tensor, [integer for index in indices for integer in _as_integers(index)]
         with self._mode:
             return function(*args, **kwargs)
 
 
-def _places(index: torch.Tensor | None) -> list[torch.Tensor | None]:
+def _as_integers(index: torch.Tensor | None) -> list[torch.Tensor | None]:
     if index is None or index.dtype != torch.bool:
         return [index]
     return list(index.nonzero().unbind(1))

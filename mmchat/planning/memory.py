@@ -1,6 +1,6 @@
-"""What one rank holds, by kind: model states as DeepSpeed 0.19.8 allocates them, activations as measured.
+"""Memory of one rank: model states as DeepSpeed 0.19.8 allocates them, activations as measured.
 
-States follow its source (`runtime/zero/stage_1_and_2.py`, `stage3.py`) for weights that are trained in fp32. Of T
+Model states follow its source (`runtime/zero/stage_1_and_2.py`, `stage3.py`) for weights that are trained in fp32. Of T
 trained and F frozen elements on R ranks, in bytes:
 
     ZeRO   parameters      gradients   optimizer (AdamW)           buckets, and what is gathered
@@ -9,9 +9,9 @@ trained and F frozen elements on R ranks, in bytes:
     2      4T + 4F *       4T/R        12T/R                       the same
     3      4(T + F)/R      4T/R        12T/R                       a bucket of each type; 4 x what may be gathered
 
-* Two bytes less for what is frozen and held rounded (`training.optim.frozen_weights`). Its own copy stands beside
-weights that are fp32 already. Types of gradients are bf16 (linear layers and convolutions under autocast) and fp32.
-The sum takes all parts as if they were fullest at the same moment.
+* Two bytes less per frozen element that is kept in bf16 (`training.optim.frozen_weights`). ZeRO's own fp32 copy exists
+although the weights are fp32 already. Types of gradients are bf16 (linear layers and convolutions under autocast) and
+fp32. A teacher (distillation) is kept in fp32, whole on every rank. The total assumes that all parts peak together.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,17 @@ from mmchat.planning.activations import Activations
 from mmchat.training.config import RunConfig
 from mmchat.training.deepspeed_internals import LOWER_PRECISION_SAFE_MODULES, DeepSpeedZeroConfig
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
+from mmchat.training.objectives.base import Objective
 from mmchat.training.optim.optimizer import hidden_matrices
 from mmchat.training.optim.param_groups import ModuleGroup
 
 CUDA_CONTEXT = 1 << 30
-"""What a CUDA process takes before its first tensor (context, cuBLAS, NCCL): half a GiB to one, by experience."""
+"""What a CUDA process needs before its first tensor (context, cuBLAS, NCCL): 0.5 to 1 GiB, by experience."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank on its device. on_cpu: what `offload` keeps in the CPU's memory instead."""
+    """Bytes on a rank's device; `on_cpu`: bytes that `offload` keeps in CPU memory instead."""
 
     zero_stage: int
     parameters: int
@@ -40,52 +41,60 @@ class Memory:
     buckets: int
     gathered: int
     average: int
+    teacher: int
     activations: Activations
     on_cpu: int
 
     @property
     def total(self) -> int:
-        states = self.parameters + self.gradients + self.optimizer + self.buckets + self.gathered + self.average
-        return states + self.activations.total
+        states = self.parameters + self.gradients + self.optimizer + self.average + self.teacher
+        return states + self.buckets + self.gathered + self.activations.total
 
 
 def bytes_of(parameter: nn.Parameter) -> int:
-    """Of a parameter as it is held for the whole run."""
+    """Size of a parameter as it is kept during the run."""
     return parameter.numel() * parameter.element_size()
 
 
-def memory(
-    config: RunConfig, model: nn.Module, groups: list[ModuleGroup], stage: int, ranks: int, activations: Activations
+def plan_memory(
+    config: RunConfig,
+    objective: Objective,
+    groups: list[ModuleGroup],
+    stage: int,
+    ranks: int,
+    activations: Activations,
 ) -> Memory:
-    """Of the run as its config says, but at this ZeRO stage; offload as far as the stage has it."""
+    """Memory of the configured run, but at ZeRO stage `stage`, with as much offload as that stage supports."""
+    model, teacher = objective.model, objective.teacher
     zero = zero_settings(config, stage, ranks)
     trained = [parameter for group in groups for parameter in group.trained.values()]
     frozen = [parameter for group in groups for parameter in group.frozen.values()]
     weights, held = sum(map(bytes_of, trained)), sum(map(bytes_of, [*trained, *frozen]))
 
-    def share(total: int) -> int:
+    def shard(total: int) -> int:
         return -(-total // ranks)
 
     moments = _moments(config, model, trained)
     parts = {
-        "parameters": share(held) if stage == 3 else held,
-        "gradients": share(weights) if stage >= 2 else weights,
-        "optimizer": share(moments + weights) if stage else moments,
+        "parameters": shard(held) if stage == 3 else held,
+        "gradients": shard(weights) if stage >= 2 else weights,
+        "optimizer": shard(moments + weights) if stage else moments,
         "buckets": _buckets(config, model, trained, zero, stage),
         "gathered": min(held, 4 * zero.max_live_parameters) if stage == 3 else 0,
-        "average": share(weights) if config.ema else 0,
+        "average": shard(weights) if config.ema else 0,
+        "teacher": sum(map(bytes_of, teacher.parameters())) if teacher is not None else 0,
     }
     moved = _moved(config, stage)
     on_cpu = sum(parts[name] for name in moved)
     if moved:
-        # In ZeRO 1 gradients have a share there, too, and below ZeRO 3 weights that were stepped pass through.
-        on_cpu += {1: 2, 2: 1, 3: 0}[stage] * share(weights)
+        # Under ZeRO 1 a share of the gradients is there, too, and below ZeRO 3 a copy of the updated weights.
+        on_cpu += {1: 2, 2: 1, 3: 0}[stage] * shard(weights)
     here = {name: 0 if name in moved else size for name, size in parts.items()}
     return Memory(stage, **here, activations=activations, on_cpu=on_cpu)
 
 
 def _moved(config: RunConfig, stage: int) -> list[str]:
-    """What lies in the CPU's memory: as the config says, as far as this stage can."""
+    """What is kept in CPU memory: as configured, as far as this stage supports it."""
     if config.distributed.offload == "none" or not stage:
         return []
     moved = ["optimizer"] + (["gradients"] if stage >= 2 else [])
@@ -93,14 +102,14 @@ def _moved(config: RunConfig, stage: int) -> list[str]:
 
 
 def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroConfig:
-    """DeepSpeed's own defaults under what the run says, at this stage."""
+    """DeepSpeed's ZeRO settings of this run at this stage, defaults included."""
     stated = deepspeed_config(config, ranks)["zero_optimization"]
-    kept = {key: value for key, value in stated.items() if not key.startswith("offload")}
-    return DeepSpeedZeroConfig(**{**kept, "stage": stage})
+    settings = {key: value for key, value in stated.items() if not key.startswith("offload")}
+    return DeepSpeedZeroConfig(**{**settings, "stage": stage})
 
 
 def _moments(config: RunConfig, model: nn.Module, trained: list[nn.Parameter]) -> int:
-    """Two of AdamW; one where Muon is."""
+    """Bytes of moments: two per element for AdamW, one for Muon."""
     with_muon = hidden_matrices(model) if config.optimizer.name == "muon" else set()
     return sum(4 * parameter.numel() * (1 if id(parameter) in with_muon else 2) for parameter in trained)
 
@@ -108,7 +117,7 @@ def _moments(config: RunConfig, model: nn.Module, trained: list[nn.Parameter]) -
 def _buckets(
     config: RunConfig, model: nn.Module, trained: list[nn.Parameter], zero: DeepSpeedZeroConfig, stage: int
 ) -> int:
-    """ZeRO 1 and 2 take a bucket of fp32 whatever it carries, ZeRO 3 one of its type; with overlap ZeRO 1 and 2 two."""
+    """ZeRO 1 and 2 allocate fp32 buckets for any type of gradient, two with overlap_comm; ZeRO 3 one of each type."""
     if not stage:
         return 0
     rounded = {

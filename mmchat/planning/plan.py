@@ -1,5 +1,6 @@
-"""The plan of a run, made in the order in which a person reads it."""
+"""The plan of a run: data, steps, memory, cost and problems, for every kind of objective."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,21 +15,21 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.samples import EncodedSample, Sample
 from mmchat.errors import SharedError, UserError
 from mmchat.model.attention import PACKABLE
-from mmchat.planning.activations import Activations, measure
-from mmchat.planning.cost import CachePlan, Cost, cache_of, cost_of, rate
-from mmchat.planning.data_plan import SourcePlan, look_at_sources
-from mmchat.planning.fake_model import Shapes, open_shapes
-from mmchat.planning.memory import Memory, memory
+from mmchat.planning.activations import Activations, measure_activations
+from mmchat.planning.cost import CachePlan, Cost, achieved_flops, plan_cost, plan_feature_cache
+from mmchat.planning.data_plan import SourcePlan, plan_sources
+from mmchat.planning.fake_model import FakeModel, open_fake_model
+from mmchat.planning.memory import Memory, plan_memory
 from mmchat.planning.problems import Problem, does_not_fit, nothing_to_learn, slots_cannot_match, unusable
 from mmchat.planning.steps import (
-    MicroBatch,
+    PlannedMicroBatch,
     StepRow,
     StepsPlan,
-    by_step,
-    fullest,
-    micro_batches,
-    steps_to_look_at,
-    summed_up,
+    largest_micro_batches,
+    plan_micro_batches,
+    step_rows,
+    steps_to_plan,
+    summarise_steps,
 )
 from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.dataloader import batch_order
@@ -42,9 +43,12 @@ from mmchat.training.optim.param_groups import ModuleGroup
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the run is planned for. memory: bytes of a rank's device; mfu: share of its peak that is reached.
+    """Hardware of the planned run.
 
-    price: of all ranks together for an hour.
+    Attributes:
+        memory: bytes of a rank's device, if it is not `gpu`'s.
+        mfu: expected model FLOPs utilisation.
+        price: of all ranks per hour.
     """
 
     ranks: int = 1
@@ -63,19 +67,34 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Worst:
-    """The micro-batch that needs most memory of those looked at. ids: of its records."""
+class FakeStep:
+    """The largest micro-batch of a rank's step, and how many the step has."""
 
-    batch: MicroBatch
+    batch: Batch
+    micro_batches: int
+
+
+@dataclass(frozen=True)
+class LargestMicroBatch:
+    """The planned micro-batch that needs most memory; `ids` of its records."""
+
+    batch: PlannedMicroBatch
     ids: list[str]
 
 
 @dataclass
 class Plan:
-    """groups: the trainability table. steps: as configured, then the other way. rows: of the steps looked at.
+    """A plan. What a problem prevents from being known is None or empty.
 
-    memory, other_memory: by ZeRO stage, with activation checkpointing as configured, and the other way (`other`).
-    What a problem keeps from being known is None or empty.
+    Attributes:
+        groups: the trainability table.
+        processor: an assistant's; None for other objectives.
+        total: steps of the run.
+        steps: as configured, then packed instead of padded or the reverse.
+        rows: of the planned steps.
+        memory: by ZeRO stage, with activation checkpointing as configured.
+        other: activation checkpointing that is not configured: all parts if none is, none if any is.
+        other_memory: by ZeRO stage, with `other`.
     """
 
     config: RunConfig
@@ -88,7 +107,7 @@ class Plan:
     problems: list[Problem]
     steps: list[StepsPlan] = field(default_factory=list)
     rows: list[StepRow] = field(default_factory=list)
-    worst: Worst | None = None
+    largest: LargestMicroBatch | None = None
     memory: list[Memory] = field(default_factory=list)
     other: dict[str, Recomputed] = field(default_factory=dict)
     other_memory: list[Memory] = field(default_factory=list)
@@ -96,128 +115,142 @@ class Plan:
     cache: CachePlan | None = None
 
     @property
-    def this_memory(self) -> Memory:
+    def configured_memory(self) -> Memory:
+        """Memory at the configured ZeRO stage."""
         return next(one for one in self.memory if one.zero_stage == self.config.distributed.zero_stage)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether samples have tokens, and not only an image."""
+        return any(source.tokens > source.images for source in self.sources)
 
 
 def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
-    """Raises UserError for a mistake in the config or data that leaves nothing to plan."""
-    if config.objective.kind == "simclr":
-        raise UserError("a plan is made for objectives assistant and contrastive, found simclr")
-    _check_model(config.model)
-    if config.objective.kind == "classify":
-        raise UserError("a plan is made for objectives assistant and contrastive, found classify")
-    shapes = open_shapes(config)
-    objective = shapes.objective
+    """Plan a run without weights, GPUs or training steps.
+
+    Raises:
+        UserError: a mistake in the config or data that leaves nothing to plan.
+    """
+    _check_models(config)
+    fake = open_fake_model(config)
+    objective = fake.objective
     assistant = isinstance(objective, AssistantObjective)
     processor = objective.processor if assistant else None
     problems = slots_cannot_match(objective.model, processor, config.data.max_length) if assistant else []
     mixture = open_mixture(config.data, Quarantine(config.run_dir / "quarantine.jsonl", "skip", writes=False))
-    sources, lengths = look_at_sources(mixture, objective, config.data.max_length)
+    sources, lengths = plan_sources(mixture, objective, config.data.max_length)
     for source in sources:
         problems += nothing_to_learn(source, not assistant) or unusable(source, config)
     order = batch_order(config, mixture)
     total = config.steps or order.steps_in_total
-    plan = Plan(config, hardware, shapes.groups, mixture, processor, sources, total, problems)
+    plan = Plan(config, hardware, fake.groups, mixture, processor, sources, total, problems)
     if any(problem.kind == "slots" for problem in problems) or not lengths.tokens.any():
         return plan
 
-    looked_at = steps_to_look_at(total, config.overfit_one_batch)
+    planned = steps_to_plan(total, config.overfit_one_batch)
     batches = None
-    for way in _ways(config, objective):
+    for variant in _packing_variants(config, objective):
         try:
-            share = step_splitter(way, way.data, mixture, objective, hardware.ranks)
+            split = step_splitter(variant, variant.data, mixture, objective, hardware.ranks)
         except SharedError as error:
-            problems += [Problem("fits_no_row", str(error))] if way is config else []
+            problems += [Problem("fits_no_row", str(error))] if variant is config else []
             continue
         except UserError:
-            if way is config:
+            if variant is config:
                 raise
-            continue  # a batch that cannot be padded on so many ranks may be packed
-        found = micro_batches(share, way.objective.packs, order, looked_at, lengths)
-        plan.steps.append(summed_up(found, way.objective.packs, way is config, str(share)))
-        batches = found if way is config else batches
+            continue  # a batch that cannot be padded on this number of ranks may be packed
+        of_variant = plan_micro_batches(split, variant.objective.packs, order, planned, lengths)
+        plan.steps.append(summarise_steps(of_variant, variant.objective.packs, variant is config, str(split)))
+        batches = of_variant if variant is config else batches
     if batches is None:
         return plan
-    plan.rows = by_step(batches, not assistant)
-    _plan_memory(plan, shapes, batches, lengths)
-    flops_per_second = rate(config, hardware.gpu, hardware.ranks, hardware.mfu)
-    counted = model_flops(objective.model, towers_run=config.objective.feature_cache is None)
-    plan.cost = cost_of(counted, batches, len(looked_at), total, flops_per_second, hardware.price)
+    plan.rows = step_rows(batches, not assistant)
+    _plan_memory(plan, fake, batches, lengths)
+    flops_per_second = achieved_flops(config, hardware.gpu, hardware.ranks, hardware.mfu)
+    flops = model_flops(objective.model, config.objective.feature_cache is None, objective.teacher)
+    plan.cost = plan_cost(flops, batches, len(planned), total, flops_per_second, hardware.price)
     images, views = (
         sum(getattr(s, what) * s.per_epoch // max(1, s.records - s.unusable) for s in sources)
         for what in ("images", "views")
     )
-    plan.cache = cache_of(config, objective, mixture, images, views, flops_per_second) if counted else None
+    plan.cache = plan_feature_cache(config, objective, mixture, images, views, flops_per_second) if flops else None
     return plan
 
 
-def _check_model(model: str) -> None:
-    if not Path(model).is_dir():
+def _check_models(config: RunConfig) -> None:
+    if config.objective.kind != "simclr" and not Path(config.model).is_dir():  # simclr starts from any tower
+        remedy = "; `mmchat init --without-weights` makes it in seconds" if config.objective.kind == "assistant" else ""
         raise UserError(
-            f"model directory {model} does not exist. If an earlier stage will write it, name one of the same "
-            "architecture with --model; `mmchat init --without-weights` makes it in seconds"
+            f"model directory {config.model} does not exist. If an earlier stage will write it, name one of the same "
+            f"architecture with --model{remedy}"
         )
 
 
-def _ways(config: RunConfig, objective: Objective) -> list[RunConfig]:
-    """As configured, and what it would be with or without packing."""
-    goal = config.objective
-    if goal.packing is not None:
-        return [config, replace(config, objective=replace(goal, packing=None))]
+def _packing_variants(config: RunConfig, objective: Objective) -> list[RunConfig]:
+    """The config, and the same run padded instead of packed or the reverse."""
+    objective_config = config.objective
+    if objective_config.packing is not None:
+        return [config, replace(config, objective=replace(objective_config, packing=None))]
     if isinstance(objective, AssistantObjective) and objective.model.config.text_config.model_type in PACKABLE:
-        return [config, replace(config, objective=replace(goal, packing=PackingConfig()), micro_batch_size=None)]
+        packed = replace(objective_config, packing=PackingConfig())
+        return [config, replace(config, objective=packed, micro_batch_size=None)]
     return [config]
 
 
-def _plan_memory(plan: Plan, shapes: Shapes, batches: list[MicroBatch], lengths: LengthIndex) -> None:
+def _plan_memory(plan: Plan, fake: FakeModel, batches: list[PlannedMicroBatch], lengths: LengthIndex) -> None:
     config = plan.config
-    candidates = [(one, made_up(one, lengths, shapes.objective.collator)) for one in fullest(batches)]
+    forwards = Counter((one.step, one.rank) for one in batches)
+    candidates = [
+        (one, FakeStep(fake_batch(one, lengths, fake.objective.collator), forwards[one.step, one.rank]))
+        for one in largest_micro_batches(batches)
+    ]
     if len(candidates) > 1:
-        candidates.sort(key=lambda pair: _activations(shapes, pair[1], config, config.distributed.zero_stage).total)
-    worst, batch = candidates[-1]
-    plan.worst = Worst(worst, [plan.mixture.find(number)[1].id for number in worst.samples])
+        candidates.sort(key=lambda pair: _activations(plan, fake, pair[1], config.distributed.zero_stage).total)
+    largest, step = candidates[-1]
+    plan.largest = LargestMicroBatch(largest, [plan.mixture.find(number)[1].id for number in largest.samples])
     distributed = config.distributed
     plan.other = {} if distributed.activation_checkpointing else dict.fromkeys(config.objective.parts, "all")
-    plan.memory = _by_stage(plan, config, batch)
+    plan.memory = _by_stage(plan, config, step)
     other = replace(config, distributed=replace(distributed, activation_checkpointing=plan.other))
-    plan.other_memory = _by_stage(plan, other, batch)
+    plan.other_memory = _by_stage(plan, other, step)
     if plan.hardware.limit is not None:
-        plan.problems += does_not_fit(plan.this_memory, instead(plan), plan.hardware.limit, plan.hardware.name)
+        limit, device = plan.hardware.limit, plan.hardware.name
+        plan.problems += does_not_fit(plan.configured_memory, alternatives(plan), limit, device)
 
 
-def instead(plan: Plan) -> dict[str, Memory]:
-    """What needs less, by how it is said in the config, the least change first."""
-    now, found = plan.config.distributed.zero_stage, {}
+def alternatives(plan: Plan) -> dict[str, Memory]:
+    """Settings that need less memory: config keys -> memory with them, the smallest change first."""
+    configured, found = plan.config.distributed.zero_stage, {}
     checkpointing = [f"distributed.activation_checkpointing: [{', '.join(plan.other)}]"] if plan.other else []
-    for memories, said in ((plan.memory, []), (plan.other_memory if plan.other else [], checkpointing)):
+    for memories, keys in ((plan.memory, []), (plan.other_memory if plan.other else [], checkpointing)):
         for one in memories:
-            stage = [f"distributed.zero_stage: {one.zero_stage}"] if one.zero_stage > now else []
-            if one.zero_stage > now or (said and one.zero_stage == now):
-                found[" and ".join([*said, *stage])] = one
+            stage = [f"distributed.zero_stage: {one.zero_stage}"] if one.zero_stage > configured else []
+            if one.zero_stage > configured or (keys and one.zero_stage == configured):
+                found[" and ".join([*keys, *stage])] = one
     return found
 
 
-def _by_stage(plan: Plan, config: RunConfig, batch: Batch) -> list[Memory]:
-    """ZeRO 3 holds other weights, and keeps other activations, than the stages below it, which are alike."""
+def _by_stage(plan: Plan, config: RunConfig, step: FakeStep) -> list[Memory]:
+    """Memory at each ZeRO stage that the config allows. Stages 0 to 2 keep the same weights and activations."""
     ranks, found = plan.hardware.ranks, []
-    for stages in ((0, 1, 2), (3,)) if config.optimizer.name == "adamw" else ((0,),):
+    stages_of = ((0, 1, 2),) if config.objective.distillation else ((0, 1, 2), (3,))
+    for stages in stages_of if config.optimizer.name == "adamw" else ((0,),):
         distributed = replace(config.distributed, zero_stage=stages[-1], offload="none")
-        shapes = open_shapes(replace(config, distributed=distributed))
+        fake = open_fake_model(replace(config, distributed=distributed))
         nearest = min(max(config.distributed.zero_stage, stages[0]), stages[-1])
-        activations = _activations(shapes, batch, config, nearest)
-        model, groups = shapes.objective.model, shapes.groups
-        found += [memory(config, model, groups, stage, ranks, activations) for stage in stages]
+        activations = _activations(plan, fake, step, nearest)
+        found += [plan_memory(config, fake.objective, fake.groups, stage, ranks, activations) for stage in stages]
     return found
 
 
-def _activations(shapes: Shapes, batch: Batch, config: RunConfig, stage: int) -> Activations:
-    with shapes.running():
-        return measure(shapes.objective, batch, config.precision == "bf16", stage)
+def _activations(plan: Plan, fake: FakeModel, step: FakeStep, stage: int) -> Activations:
+    with fake.running():
+        bf16 = plan.config.precision == "bf16"
+        return measure_activations(fake.objective, step.batch, step.micro_batches, plan.hardware.ranks, bf16, stage)
 
 
-def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batch:
-    """What the run's collator makes of samples of these sizes, slots first and supervised tokens last."""
+def fake_batch(batch: PlannedMicroBatch, lengths: LengthIndex, collator: Collator) -> Batch:
+    """A batch of the planned sizes from the run's own collator: slots first, supervised tokens last."""
     items = []
     for number in batch.samples:
         tokens, supervised, images, views, _ = (int(column[number]) for column in lengths.columns)
@@ -225,11 +258,11 @@ def made_up(batch: MicroBatch, lengths: LengthIndex, collator: Collator) -> Batc
         ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
         counts = [views // images + (place < views % images) for place in range(images)]
-        drawn = [_made_up_image(count, collator) for count in counts]
+        blank = [_blank_image(count, collator) for count in counts]
         grids = [(1, count) for count in counts] if collator.specs[0].native else None
-        items.append(Sample(number, str(number), EncodedSample(ids, labels, drawn, grids=grids)))
+        items.append(Sample(number, str(number), EncodedSample(ids, labels, blank, grids=grids)))
     return collator(items)
 
 
-def _made_up_image(views: int, collator: Collator) -> list[np.ndarray]:
+def _blank_image(views: int, collator: Collator) -> list[np.ndarray]:
     return [np.zeros((views, 3, spec.view_size, spec.view_size), np.uint8) for spec in collator.specs]

@@ -1,4 +1,4 @@
-"""How a run's samples become steps, from the length index and through the run's own order and sharing."""
+"""How a run's samples become steps and micro-batches, through the run's own order and splitting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,19 @@ from mmchat.data.order import BatchOrder
 from mmchat.training.micro_batches import StepSplitter
 
 MOST_STEPS = 2_000
-"""Of a longer run so many steps are looked at, evenly spread."""
+"""Of a longer run, this many evenly spaced steps are planned."""
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """One forward of one rank. step: from 1. samples: numbers in the mixture. lengths: their tokens.
+class PlannedMicroBatch:
+    """One forward of one rank.
 
-    positions: tokens and padding. An empty one has a single position of padding, as `data.collate` makes it.
+    Attributes:
+        step: from 1.
+        samples: numbers in the mixture.
+        lengths: their tokens.
+        positions: tokens and padding. An empty micro-batch has one position of padding, as in `data.collate`.
+        images, views, patches, supervised: sums over the samples.
     """
 
     step: int
@@ -37,7 +42,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one rank's part of a step, over all steps looked at and all ranks."""
+    """Median and maximum of a figure of one rank's part of a step, over all planned steps and ranks."""
 
     median: float
     most: int
@@ -45,11 +50,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class StepsPlan:
-    """How steps are made in one of two ways. fill: tokens of all positions. forwards: of a rank in one step."""
+    """Steps, packed or padded.
+
+    Attributes:
+        as_configured: False for the alternative to the config.
+        split: how a step is split into micro-batches, as text.
+        fill: share of positions that are tokens.
+        forwards: micro-batches of a rank in one step.
+    """
 
     packed: bool
     as_configured: bool
-    how: str
+    split: str
     fill: float
     supervised_share: float
     forwards: Spread
@@ -60,7 +72,7 @@ class StepsPlan:
 
 @dataclass(frozen=True)
 class StepRow:
-    """One step, all ranks together, by the names of metrics.jsonl."""
+    """One step of all ranks together, with the field names of metrics.jsonl."""
 
     step: int
     tokens: int
@@ -69,35 +81,40 @@ class StepRow:
     terms: int
 
 
-def steps_to_look_at(total: int, repeats: bool) -> list[int]:
-    """Numbers from 0. repeats: all steps are the first again."""
+def steps_to_plan(total: int, repeats: bool) -> list[int]:
+    """Step numbers, from 0.
+
+    Args:
+        repeats: all steps repeat the first one (`overfit_one_batch`).
+    """
     if repeats:
         return [0]
     return np.unique(np.linspace(0, total - 1, min(total, MOST_STEPS)).round().astype(np.int64)).tolist()
 
 
-def micro_batches(
-    sharing: StepSplitter, packed: bool, order: BatchOrder, steps: Sequence[int], lengths: LengthIndex
-) -> list[MicroBatch]:
-    """Of these steps, on every rank. Samples that cannot be used are missing, as they will be."""
+def plan_micro_batches(
+    splitter: StepSplitter, packed: bool, order: BatchOrder, steps: Sequence[int], lengths: LengthIndex
+) -> list[PlannedMicroBatch]:
+    """The micro-batches of these steps on every rank, without samples that cannot be used."""
     found = []
     for step in steps:
-        for by_rank in sharing.rounds(order.step(step)):
+        for by_rank in splitter.rounds(order.step(step)):
             for rank, numbers in enumerate(by_rank):
                 found.append(_micro_batch(step + 1, rank, [n for n in numbers if lengths.tokens[n]], packed, lengths))
     return found
 
 
-def _micro_batch(step: int, rank: int, samples: list[int], packed: bool, lengths: LengthIndex) -> MicroBatch:
+def _micro_batch(step: int, rank: int, samples: list[int], packed: bool, lengths: LengthIndex) -> PlannedMicroBatch:
     tokens = lengths.tokens[samples].tolist()
     positions = max(1, sum(tokens) if packed else len(tokens) * max(tokens, default=0))
     columns = (lengths.images, lengths.views, lengths.patches, lengths.supervised)
     sums = (int(column[samples].sum()) for column in columns)
-    return MicroBatch(step, rank, samples, tokens, positions, *sums)
+    return PlannedMicroBatch(step, rank, samples, tokens, positions, *sums)
 
 
-def summed_up(batches: list[MicroBatch], packed: bool, as_configured: bool, how: str) -> StepsPlan:
-    by_rank: dict[tuple[int, int], list[MicroBatch]] = {}
+def summarise_steps(batches: list[PlannedMicroBatch], packed: bool, as_configured: bool, split: str) -> StepsPlan:
+    """Sum up the micro-batches of all planned steps."""
+    by_rank: dict[tuple[int, int], list[PlannedMicroBatch]] = {}
     for batch in batches:
         by_rank.setdefault((batch.step, batch.rank), []).append(batch)
 
@@ -108,7 +125,7 @@ def summed_up(batches: list[MicroBatch], packed: bool, as_configured: bool, how:
     return StepsPlan(
         packed,
         as_configured,
-        how,
+        split,
         fill=tokens / sum(batch.positions for batch in batches),
         supervised_share=sum(batch.supervised for batch in batches) / max(1, tokens),
         forwards=_spread([len(part) for part in by_rank.values()]),
@@ -122,17 +139,22 @@ def _spread(values: list[int]) -> Spread:
     return Spread(float(np.median(values)), int(max(values)))
 
 
-def by_step(batches: list[MicroBatch], contrastive: bool) -> list[StepRow]:
+def step_rows(batches: list[PlannedMicroBatch], image_terms: bool) -> list[StepRow]:
+    """One row per step.
+
+    Args:
+        image_terms: the loss has one term per image, not one per supervised token.
+    """
     rows: dict[int, np.ndarray] = {}
     for batch in batches:
-        terms = batch.images if contrastive else batch.supervised
+        terms = batch.images if image_terms else batch.supervised
         row = rows.setdefault(batch.step, np.zeros(4, np.int64))
         row += (batch.tokens, batch.positions, batch.images, terms)
     return [StepRow(step, *row.tolist()) for step, row in rows.items()]
 
 
-def fullest(batches: list[MicroBatch]) -> list[MicroBatch]:
-    """Those that may need most memory: most positions, and most views of images."""
+def largest_micro_batches(batches: list[PlannedMicroBatch]) -> list[PlannedMicroBatch]:
+    """Candidates for the most memory: the one with most positions, and the one with most views."""
     positions = max(batches, key=lambda batch: (batch.positions, batch.views))
     views = max(batches, key=lambda batch: (batch.views, batch.positions))
     return [positions] if positions.views == views.views else [positions, views]

@@ -1,4 +1,4 @@
-"""The plan on a terminal, and as plain values for machines."""
+"""The plan as tables on a terminal, and as plain values for programs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -21,7 +21,11 @@ GIB, MIB = 1 << 30, 1 << 20
 
 
 def print_plan(plan: Plan, console: Console, samples: int) -> None:
-    """samples: of each source, shown as training would see them."""
+    """Print the plan.
+
+    Args:
+        samples: samples of each source to show as training would see them.
+    """
     config = plan.config
     console.print(render_table(plan.groups, config.optimizer.lr, config.optimizer.weight_decay, config.model))
     console.print()
@@ -39,7 +43,7 @@ def print_plan(plan: Plan, console: Console, samples: int) -> None:
     if plan.memory:
         console.print()
         console.print(_memory(plan))
-        console.print(_worst(plan))
+        console.print(_largest(plan))
     for line in (*_cost(plan), *_cache(plan)):
         console.print(line)
     console.print()
@@ -50,7 +54,7 @@ def print_plan(plan: Plan, console: Console, samples: int) -> None:
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
-    """Everything that the plan knows but the run's own config; bytes and operations as whole numbers."""
+    """Everything in the plan except the run's config; bytes and operations as integers."""
     return {
         "ranks": plan.hardware.ranks,
         "gpu": plan.hardware.gpu and plan.hardware.gpu.short,
@@ -69,7 +73,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "total_steps": plan.total,
         "steps": [asdict(steps) for steps in plan.steps],
         "rows": [asdict(row) for row in plan.rows],
-        "worst": plan.worst and asdict(plan.worst),
+        "largest": plan.largest and asdict(plan.largest),
         "zero_stage": plan.config.distributed.zero_stage,
         "memory": [_values(memory) for memory in plan.memory],
         "other_activation_checkpointing": plan.other,
@@ -92,7 +96,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _sources(plan: Plan) -> Table:
-    table = _table("What there is to learn from", "source", "records", "unusable", "supervised", "images", "per epoch")
+    table = _table("Training data", "source", "records", "unusable", "supervised", "images", "per epoch")
     for source in plan.sources:
         share = f"{source.supervised / source.tokens:.1%}" if source.supervised else "-"
         unusable = f"{source.unusable:,}" if source.unusable else "-"
@@ -102,15 +106,18 @@ def _sources(plan: Plan) -> Table:
 
 
 def _steps(plan: Plan) -> Table:
-    looked_at = "" if len(plan.rows) >= plan.total else f"; {len(plan.rows):,} of them looked at"
-    title = f"{plan.total:,} steps of {plan.config.batch_size} samples on {plan.hardware.ranks} rank(s){looked_at}"
-    table = _table(title, "a rank's part of a step: median, most", *map(_way, plan.steps))
-    table.add_row("shared out as", *(steps.how for steps in plan.steps))
-    table.add_row("fill: tokens of all positions", *(f"{steps.fill:.1%}" for steps in plan.steps))
+    planned = "" if len(plan.rows) >= plan.total else f"; {len(plan.rows):,} of them planned"
+    title = f"{plan.total:,} steps of {plan.config.batch_size} samples on {plan.hardware.ranks} rank(s){planned}"
+    table = _table(title, "per rank and step: median, maximum", *map(_way, plan.steps))
+    table.add_row("split", *(steps.split for steps in plan.steps))
+    if plan.reads_text:
+        table.add_row("fill: share of positions that are tokens", *(f"{steps.fill:.1%}" for steps in plan.steps))
     if any(steps.supervised_share for steps in plan.steps):
         table.add_row("supervised, of the tokens", *(f"{steps.supervised_share:.1%}" for steps in plan.steps))
     for name in ("forwards", "tokens", "images", "patches"):
-        label = {"images": "images"}.get(name, name)
+        if name == "tokens" and not plan.reads_text:
+            continue
+        label = {"forwards": "micro-batches", "patches": "patch features"}.get(name, name)
         table.add_row(label, *(_spread(getattr(steps, name)) for steps in plan.steps))
     return table
 
@@ -128,9 +135,9 @@ def _memory(plan: Plan) -> Table:
     stage = plan.config.distributed.zero_stage
     names = [f"ZeRO {m.zero_stage}{' (this run)' if m.zero_stage == stage else ''}" for m in plan.memory]
     unit, size = ("GiB", GIB) if max(memory.total for memory in plan.memory) >= GIB else ("MiB", MIB)
-    table = _table(f"A rank's memory at its fullest, {unit}", "", *names)
+    table = _table(f"Peak memory of a rank, {unit}", "", *names)
 
-    def said(memories: list[Memory], of: Callable[[Memory], int]) -> list[str]:
+    def cells(memories: list[Memory], of: Callable[[Memory], int]) -> list[str]:
         return [f"{of(memory) / size:,.2f}" if of(memory) else "-" for memory in memories]
 
     rows = {
@@ -138,6 +145,7 @@ def _memory(plan: Plan) -> Table:
         "gradients": lambda m: m.gradients,
         "optimizer": lambda m: m.optimizer,
         "moving average": lambda m: m.average,
+        "teacher": lambda m: m.teacher,
         "communication buckets": lambda m: m.buckets,
         "weights gathered": lambda m: m.gathered,
         "activations kept": lambda m: m.activations.kept,
@@ -147,14 +155,14 @@ def _memory(plan: Plan) -> Table:
     }
     for name, of in rows.items():
         if any(of(memory) for memory in plan.memory):
-            table.add_row(name, *said(plan.memory, of))
+            table.add_row(name, *cells(plan.memory, of))
     table.add_section()
     other = f"{'with' if plan.other else 'without'} activation checkpointing"
-    for name, memories in (("all together", plan.memory), (other, plan.other_memory)):
-        sums = zip(memories, said(memories, lambda memory: memory.total), strict=True)
+    for name, memories in (("total", plan.memory), (other, plan.other_memory)):
+        sums = zip(memories, cells(memories, lambda memory: memory.total), strict=True)
         table.add_row(Text(name, "bold"), *(Text(total, _verdict(memory, plan)) for memory, total in sums))
     if any(memory.on_cpu for memory in plan.memory):
-        table.add_row("in the CPU's memory instead", *said(plan.memory, lambda memory: memory.on_cpu))
+        table.add_row("in CPU memory instead", *cells(plan.memory, lambda memory: memory.on_cpu))
     return table
 
 
@@ -163,20 +171,20 @@ def _verdict(memory: Memory, plan: Plan) -> str:
     return "bold" if limit is None else "bold green" if fits(memory, limit) else "bold red"
 
 
-def _worst(plan: Plan) -> Text:
-    batch, ids = plan.worst.batch, plan.worst.ids
+def _largest(plan: Plan) -> Text:
+    batch, ids = plan.largest.batch, plan.largest.ids
     named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     supervised = f", {batch.supervised:,} supervised" if batch.supervised else ""
     text = (
-        f"fullest in step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, {batch.images} images"
-        f"{supervised} ({named})"
+        f"largest micro-batch: step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, "
+        f"{batch.images} images{supervised} ({named})"
     )
     limit = plan.hardware.limit
     if limit is None:
-        return Text(f"{text}\nwhether it fits: --gpu NAME or --gpu-memory GIB")
-    spare = (limit - plan.this_memory.total - CUDA_CONTEXT) / GIB
+        return Text(f"{text}\nto see whether it fits, add --gpu NAME or --gpu-memory GIB")
+    spare = (limit - plan.configured_memory.total - CUDA_CONTEXT) / GIB
     verdict = f"{spare:.1f} GiB to spare" if spare >= 0 else f"{-spare:.1f} GiB too much"
-    return Text(f"{text}\n{plan.hardware.name}: {limit / GIB:.1f} GiB, of which CUDA takes about 1; {verdict}")
+    return Text(f"{text}\n{plan.hardware.name}: {limit / GIB:.1f} GiB, of which CUDA needs about 1; {verdict}")
 
 
 def _cost(plan: Plan) -> Iterator[str]:
@@ -184,11 +192,11 @@ def _cost(plan: Plan) -> Iterator[str]:
         return
     yield ""
     if plan.cost is None:
-        yield "operations: not known for this kind of model"
+        yield "operations: unknown for this kind of model"
         return
-    line = f"{plan.cost.operations:.3g} operations a step, {plan.cost.operations * plan.total:.3g} in all"
+    line = f"{plan.cost.operations:.3g} operations per step, {plan.cost.operations * plan.total:.3g} in total"
     if plan.cost.hours is None:
-        yield f"{line}; for their time name a --gpu (bf16) or --monitoring.peak_tflops"
+        yield f"{line}; for the time, add --gpu NAME (bf16) or --monitoring.peak_tflops"
         return
     line += f": {format_duration(plan.cost.hours * 3600)} at an MFU of {plan.hardware.mfu:.0%}"
     yield line + ("" if plan.cost.price is None else f", {plan.cost.price:,.2f} at the price given")

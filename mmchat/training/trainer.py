@@ -98,7 +98,7 @@ class Trainer:
     def build(self, checkpoint: Path | None) -> None:
         """Make the engine and all that watches it, in the state of a checkpoint or of the first step."""
         config, groups = self.config, self.built.groups
-        self.flops = model_flops(self.objective.model, towers_run=self.objective.features is None)
+        self.flops = model_flops(self.objective.model, self.objective.features is None, self.objective.teacher)
         self.guard = NanGuard(config.monitoring.stability)
         self.norms = ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0)
         self.engine: deepspeed.DeepSpeedEngine = build_engine(

@@ -13,9 +13,9 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json
 from mmchat.model.directory import load_assistant, save_assistant
-from mmchat.planning.fake_model import open_shapes
+from mmchat.planning.fake_model import open_fake_model
 from mmchat.planning.memory import CUDA_CONTEXT
-from mmchat.planning.plan import Hardware, instead, make_plan
+from mmchat.planning.plan import Hardware, alternatives, make_plan
 from mmchat.planning.problems import does_not_fit, unusable
 from mmchat.settings import validate
 from mmchat.training.build_model import build_model
@@ -115,9 +115,9 @@ def test_steps_and_activations_are_those_of_a_real_run(config, case):
     assert [way.fill == 1 for way in plan.steps] == [way.packed for way in plan.steps]
     assert this.tokens.most == max(sum(batch.tokens for batch in batches) for batches in steps)
 
-    (batch,) = [batch for batch in steps[plan.worst.batch.step - 1] if batch.ids == plan.worst.ids]
+    (batch,) = [batch for batch in steps[plan.largest.batch.step - 1] if batch.ids == plan.largest.ids]
     real = saved_in_a_real_forward(objective, batch, run.precision == "bf16")
-    planned = plan.this_memory.activations
+    planned = plan.configured_memory.activations
     inputs = sum(t.nbytes for t in (batch.input_ids, batch.attention_mask, batch.labels, *(batch.pixel_values or ())))
     assert planned.kept - inputs == pytest.approx(real["activations"], rel=0.15)
     assert planned.weight_copies >= 0.85 * real["weights"]
@@ -131,7 +131,7 @@ def test_states_are_those_that_deepspeed_holds(config, tmp_path, stage):
     run = config(distributed={"zero_stage": stage}, trainable=FROZEN_TOWER)
     (tmp_path / "run.yaml").write_text(json.dumps(as_dict(run)))
     run_ranks(ROOT / "tests/training/memory_of_states.py", tmp_path / "run.yaml", tmp_path / "real.json", ranks=2)
-    planned = make_plan(run, Hardware(ranks=2)).this_memory
+    planned = make_plan(run, Hardware(ranks=2)).configured_memory
     for kind, real in read_json(tmp_path / "real.json").items():
         assert getattr(planned, kind) == pytest.approx(real, rel=0.15), kind
 
@@ -196,15 +196,15 @@ def test_a_sample_that_fits_no_row(config):
 def test_too_little_memory(config):
     """The advice is the least change that would do."""
     plan = make_plan(config(batch_size=24, distributed={"zero_stage": 2}), Hardware(ranks=2, memory=1 << 30))
-    assert "neither ZeRO nor checkpointing mends that alone" in problems(plan)["memory"]
-    this = plan.this_memory
+    assert "neither ZeRO nor activation checkpointing is enough" in problems(plan)["memory"]
+    this = plan.configured_memory
     assert this.zero_stage == 2
     enough = this.total + CUDA_CONTEXT
     assert not does_not_fit(this, {}, enough, "it")
     others = {"much": replace(this, parameters=0), "little": replace(this, gradients=0)}
     (problem,) = does_not_fit(this, {"nothing": this, **others}, enough - 1, "it")
     assert "but it has" in problem.message and problem.message.endswith("it would fit with much")
-    assert list(instead(plan)) == [
+    assert list(alternatives(plan)) == [
         "zero_stage: 3",
         "activation_checkpointing: [towers, language_model]",
         "activation_checkpointing: [towers, language_model] and zero_stage: 3",
@@ -242,7 +242,7 @@ def test_a_directory_without_weights(model, config, tmp_path):
     parts = ["--language", tmp_path / "language.json", "--vision", tmp_path / "tower.json", "--tokenizer", model]
     main([str(word) for word in ("init", *parts, "--without-weights", "--out", tmp_path / "shapes")])
     assert not list((tmp_path / "shapes").glob("*.safetensors"))
-    models = [open_shapes(config(model=str(one))).objective.model for one in (model, tmp_path / "shapes")]
+    models = [open_fake_model(config(model=str(one))).objective.model for one in (model, tmp_path / "shapes")]
     shapes = [{name: parameter.shape for name, parameter in one.named_parameters()} for one in models]
     assert shapes[0] == shapes[1]
     with pytest.raises(UserError, match="holds no weights"):

@@ -8,11 +8,11 @@ import pytest
 from mmchat.cli.main import main
 from mmchat.data.lengths import LengthIndex
 from mmchat.files import read_json, write_json
-from mmchat.planning.activations import measure
-from mmchat.planning.fake_model import open_shapes
-from mmchat.planning.memory import memory
-from mmchat.planning.plan import made_up
-from mmchat.planning.steps import MicroBatch
+from mmchat.planning.activations import measure_activations
+from mmchat.planning.fake_model import open_fake_model
+from mmchat.planning.memory import plan_memory
+from mmchat.planning.plan import fake_batch
+from mmchat.planning.steps import PlannedMicroBatch
 from mmchat.settings import load_settings
 from mmchat.training.config import DistributedConfig, RunConfig
 from mmchat.training.monitoring.flops import model_flops
@@ -45,20 +45,20 @@ def config(tmp_path_factory):
 
 
 def activations_of(config, stage):
-    shapes = open_shapes(config)
+    shapes = open_fake_model(config)
     lengths = LengthIndex(*(np.full(SAMPLES, value) for value in (LENGTH, SUPERVISED, 1, 1, 576)))
     numbers = list(range(SAMPLES))
-    micro = MicroBatch(
+    micro = PlannedMicroBatch(
         1, 0, numbers, [LENGTH] * SAMPLES, POSITIONS, SAMPLES, SAMPLES, SAMPLES * 576, SAMPLES * SUPERVISED
     )
     with shapes.running():
-        batch = made_up(micro, lengths, shapes.objective.collator)
-        return shapes, measure(shapes.objective, batch, bf16=True, zero_stage=stage)
+        batch = fake_batch(micro, lengths, shapes.objective.collator)
+        return shapes, measure_activations(shapes.objective, batch, 1, 1, bf16=True, zero_stage=stage)
 
 
 def test_states_by_zero_stage(config):
     shapes, activations = activations_of(config, stage=3)
-    below = open_shapes(replace(config, distributed=replace(config.distributed, zero_stage=2)))
+    below = open_fake_model(replace(config, distributed=replace(config.distributed, zero_stage=2)))
     whole, share = 4 * (TRAINED + FROZEN), 4 * TRAINED // 8
     held = whole - 2 * ROUNDED
     by_hand = [
@@ -69,13 +69,13 @@ def test_states_by_zero_stage(config):
     ]
     for stage, figures in enumerate(by_hand):
         opened = shapes if stage == 3 else below
-        planned = memory(config, opened.objective.model, opened.groups, stage, 8, activations)
+        planned = plan_memory(config, opened.objective, opened.groups, stage, 8, activations)
         found = (planned.parameters, planned.gradients, planned.optimizer, planned.buckets, planned.gathered)
         assert found == figures
         assert all(f"{figure:,}" in DOCS for figure in figures if figure)
-    three = memory(
+    three = plan_memory(
         replace(config, distributed=replace(config.distributed, offload="all")),
-        shapes.objective.model,
+        shapes.objective,
         shapes.groups,
         3,
         8,
@@ -83,9 +83,9 @@ def test_states_by_zero_stage(config):
     )
     assert (three.parameters, three.gradients, three.optimizer) == (0, 0, 0)
     assert three.on_cpu == whole // 8 + 4 * share
-    two = memory(
+    two = plan_memory(
         replace(config, distributed=replace(config.distributed, offload="optimizer")),
-        below.objective.model,
+        below.objective,
         below.groups,
         2,
         8,
@@ -106,7 +106,7 @@ def test_activations_without_checkpointing(config):
 
 
 def test_operations_of_a_step(config):
-    counted = model_flops(open_shapes(config).objective.model).count(128, [LENGTH] * 128, 128 * SUPERVISED)
+    counted = model_flops(open_fake_model(config).objective.model).count(128, [LENGTH] * 128, 128 * SUPERVISED)
     tower = 2 * 577 * 23 * 12 * 1024**2 + 577**2 * 23 * 4 * 1024 + 576 * 2 * 3 * 14**2 * 1024
     by_hand = (
         128 * LENGTH * 6 * MATRICES

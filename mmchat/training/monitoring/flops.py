@@ -28,11 +28,13 @@ from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.contrastive.dual_encoder import DualEncoder
+from mmchat.contrastive.simclr import SimCLR
 from mmchat.data.collate import Batch
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.projectors import slots_per_tower
 from mmchat.model.projectors.resampler import Resampler
 from mmchat.vision.block_tower import BlockTower
+from mmchat.vision.classifier import ImageClassifier
 
 LANGUAGE_MODELS = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
 """transformers' model types whose count is tested against torch's. Mixtures of experts would be counted wrong."""
@@ -77,30 +79,44 @@ def causal_pairs(length: int, window: int | None) -> int:
     return most * (most + 1) // 2 + (length - most) * most
 
 
-def model_flops(model: nn.Module, towers_run: bool = True) -> ModelFlops | None:
+def model_flops(model: nn.Module, towers_run: bool = True, teacher: ImageClassifier | None = None) -> ModelFlops | None:
     """Operations per unit of a batch, given which parameters are trained (`requires_grad`).
 
     Shapes are taken from modules and configs, because under ZeRO 3 parameters are empty.
 
     Args:
         towers_run: False if an assistant's towers do not run, because features are read from the cache.
+        teacher: a frozen classifier that runs forward on the same images.
 
     Returns:
         None for a kind of model that cannot be counted.
     """
-    known = (MMChatForConditionalGeneration, DualEncoder)
+    if teacher is not None:
+        counts = [model_flops(one) for one in (model, teacher)]
+        return None if None in counts else ModelFlops(sum(count.view for count in counts), 0, 0, {})
+    known = (MMChatForConditionalGeneration, DualEncoder, SimCLR, ImageClassifier)
     if not (isinstance(model, known) and all(isinstance(tower, BlockTower) for tower in model.towers)):
         return None
-    if any(
-        tower.spec.native for tower in model.towers
-    ):  # attention spans the patches of an image, and a view is one patch
+    if any(tower.spec.native for tower in model.towers):  # a view is one patch, attention spans the image
+        return None
+    if isinstance(model, MMChatForConditionalGeneration):
+        return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
+    pools_by_head = (
+        not isinstance(model, SimCLR) and model.config.pool == "pooled" and model.towers[0].pooling is not None
+    )
+    if pools_by_head:
         return None
     if isinstance(model, DualEncoder):
-        pools_by_head = model.config.pool == "pooled" and model.towers[0].pooling is not None
         projects = model.config.image_projection and model.config.text_projection
-        known_text = isinstance(model.config.text_config, CLIPTextConfig)
-        return _dual_encoder(model) if known_text and projects and not pools_by_head else None
-    return _assistant(model, towers_run) if model.config.text_config.model_type in LANGUAGE_MODELS else None
+        return _dual_encoder(model) if isinstance(model.config.text_config, CLIPTextConfig) and projects else None
+    return _tower_with_head(model, pooled=isinstance(model, ImageClassifier) and model.config.pool == "pooled")
+
+
+def _tower_with_head(model: SimCLR | ImageClassifier, pooled: bool) -> ModelFlops:
+    (tower,) = model.towers
+    per_view, trained = _tower(tower, len(tower.blocks) if pooled else tower.blocks_to_run)
+    head, _ = _passed(model.head, trained)
+    return ModelFlops(per_view + head, 0, 0, {})
 
 
 def frozen_tower_flops(model: MMChatForConditionalGeneration) -> int:

@@ -32,12 +32,14 @@ class Objective(ABC):
         model: what is trained.
         collator: makes batches of encoded samples.
         features: where features of frozen towers are read from; None if the towers run.
+        teacher: a frozen model that runs in every step as well, whole on every rank; None without distillation.
         augment: random changes of images before `encode`; None if there are none.
     """
 
     model: nn.Module
     collator: Collator
     features: ImageFeatures | None = None
+    teacher: nn.Module | None = None
     augment: Augment | None = None
 
     @abstractmethod
@@ -55,6 +57,16 @@ class Objective(ABC):
             template: of the record's source; None: the model's own.
             features: used instead of pixels, in the layout of `EncodedSample`.
         """
+
+    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+        """Sizes of a record in a step, as the columns of `data.lengths.LengthIndex`, without reading an image.
+
+        For `mmchat plan`. An assistant's records are measured by `data.lengths` instead.
+
+        Raises:
+            UserError: the record cannot be used.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def terms(self, batch: Batch) -> int:

@@ -36,7 +36,7 @@ class ClassifyObjective(Objective):
         self.distillation = config.objective.distillation
         self.specs = [self.model.towers[0].spec]
         if config.objective.distillation is not None:
-            self.teacher = _teacher(config.objective.distillation, self.model)
+            self.teacher = _teacher(config.objective.distillation, self.model, weights)
             self.specs.append(self.teacher.towers[0].spec)
         self.collator = Collator(pad_id=0, specs=self.specs)
         self.augmentation = config.objective.augmentation
@@ -69,6 +69,10 @@ class ClassifyObjective(Objective):
         if label not in self.classes:
             raise UserError(f"label {label!r:.80} is none of the model's classes: {', '.join(self.classes):.300}")
         return self.classes[label]
+
+    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+        self.class_of(record)
+        return 1, 0, 1, 1, sum(spec.tokens for spec in self.specs)
 
     def terms(self, batch: Batch) -> int:
         return batch.images
@@ -104,13 +108,15 @@ class ClassifyObjective(Objective):
         save_classifier(self.model, directory)
 
 
-def _teacher(distillation: DistillationConfig, student: ImageClassifier) -> ImageClassifier:
+def _teacher(distillation: DistillationConfig, student: ImageClassifier, weights: bool) -> ImageClassifier:
     """The teacher in evaluation mode; its tower may see images at another size.
 
     Raises:
         UserError: it is not a classifier, or has other classes than the student.
     """
-    teacher = load_classifier(distillation.teacher, dtype=WEIGHTS).eval().requires_grad_(False)
+    source = distillation.teacher
+    teacher = load_classifier(source, dtype=WEIGHTS) if weights else classifier_from_config(source)
+    teacher = teacher.eval().requires_grad_(False)
     if teacher.config.classes != student.config.classes:
         raise UserError(
             f"the teacher {distillation.teacher} knows the classes {', '.join(teacher.config.classes):.200}, but the "

@@ -57,6 +57,9 @@ class ContrastiveObjective(PairwiseObjective):
         _, caption = image_and_answer(record, "caption")
         return truncate_caption(self.tokenizer, caption.replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
+    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+        return len(self.caption_ids(record)[0]), 0, 1, 1, self.spec.tokens
+
     def terms(self, batch: Batch) -> int:
         return batch.images
 

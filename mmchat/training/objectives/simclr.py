@@ -51,6 +51,11 @@ class SimCLRObjective(PairwiseObjective):
         views = np.stack([np.asarray(view).transpose(2, 0, 1) for view in images])
         return EncodedSample([self.collator.pad_id], None, [[views]])
 
+    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+        if len(record.images) != 1:
+            raise UserError(f"expected one image, found {len(record.images)}")
+        return 1, 0, 1, 2, 2 * self.spec.tokens
+
     def terms(self, batch: Batch) -> int:
         return batch.images
 
