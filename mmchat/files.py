@@ -109,7 +109,7 @@ def replace_directory(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def staged_directory(final: Path) -> Iterator[Path]:
-    """A path beside `final` to write a directory to; it replaces `final` at the end, unless the block raises."""
+    """A path next to `final` to write a directory to; it replaces `final` at the end, unless the block raises."""
     aside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     yield aside

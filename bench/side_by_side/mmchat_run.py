@@ -29,7 +29,7 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
         ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
     )
     engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms)
-    move_unused_towers(config, objective, "cpu")
+    move_unused_towers(objective, config.distributed.zero_stage, "cpu")
     cost = model_flops(objective.model, objective.features is None, objective.teacher)
     recorder.begin(objective.model)
     for step, batches in feed.steps(0):

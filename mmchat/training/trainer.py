@@ -111,7 +111,7 @@ class Trainer:
             self.norms,
             load_universal=checkpoint is not None and needs_resharding(checkpoint),
         )
-        move_unused_towers(config, self.objective, "cpu")
+        move_unused_towers(self.objective, config.distributed.zero_stage, "cpu")
         self.average = WeightAverage(groups, config.ema) if config.ema else None
         self.progress = self._resume(checkpoint) if checkpoint else Progress()
         if checkpoint is None and config.resume:
@@ -179,5 +179,5 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the model, curves and report."""
-        move_unused_towers(self.config, self.objective, self.engine.device)
+        move_unused_towers(self.objective, self.config.distributed.zero_stage, self.engine.device)
         save_model(self.config, self.built, self.average, self.quarantine, self.console)

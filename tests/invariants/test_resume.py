@@ -114,8 +114,8 @@ def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(s
     wait_until_gone(told)
     stopped = len(steps(told))
     said = (folder / "told.log").read_text()
-    assert f"told to end: stopped after step {stopped} of {STEPS}" in said
-    assert f"go on with: mmchat train {told / 'config.yaml'} --ranks 1 --resume" in said
+    assert f"terminated: stopped after step {stopped} of {STEPS}" in said
+    assert f"resume with: mmchat train {told / 'config.yaml'} --ranks 1 --resume" in said
     assert (told / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"
     assert "Traceback" not in said
     replayed, logged = replay(told, stopped + 1), steps(folder / "whole")[stopped]  # adapters as in the checkpoint
@@ -125,7 +125,7 @@ def test_sigterm_to_the_launcher_saves_that_step_leaves_no_process_and_resumes(s
 
     result = launch(told / "config.yaml", "--resume")
     assert result.returncode == 0 and f"resumed after step {stopped}" in result.stdout, result.stdout
-    assert_same(told, folder / "whole", f"told to end after step {stopped}")
+    assert_same(told, folder / "whole", f"terminated after step {stopped}")
 
 
 @adamw

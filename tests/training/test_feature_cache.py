@@ -158,11 +158,11 @@ def test_the_second_run_computes_nothing_and_a_image_is_stored_once(tmp_path, ma
     first.fill()
     images = len(list((tmp_path / "data").glob("*.png"))) - 2
     size = 16 * 32 * 4
-    assert f": {images} images, 0 of them there; {images} to compute, {images * size / 1e6:.1f} MB" in first.said
+    assert f": {images} images, 0 of them cached; {images} to compute, {images * size / 1e6:.1f} MB" in first.said
     assert f"features of {images} images written" in first.said
     second.objective.model.towers[0].register_forward_pre_hook(never_run)
     second.fill()
-    assert second.said.endswith(f": {images} images, {images} of them there\n")
+    assert second.said.endswith(f": {images} images, {images} of them cached\n")
 
 
 def test_a_view_is_a_record(tmp_path, make_assistant, make_tower, make_run):
@@ -172,14 +172,14 @@ def test_a_view_is_a_record(tmp_path, make_assistant, make_tower, make_run):
     first, second = make_run(model, data, steps=100), make_run(model, data, steps=100)
     first.fill(shard_bytes=1)
     views = 2 * (3 + 1 + 4)
-    assert f": {views} views, 0 of them there; {views} to compute" in first.said
+    assert f": {views} views, 0 of them cached; {views} to compute" in first.said
     assert f"features of {views} views written" in first.said
     shards = sorted((tmp_path / "cache").glob("*/*.shard"))
     assert len(shards) == views
     for shard in shards[:3]:
         shard.unlink()
     second.fill()
-    assert f": {views} views, {views - 3} of them there; 3 to compute" in second.said
+    assert f": {views} views, {views - 3} of them cached; 3 to compute" in second.said
     assert "features of 3 views written" in second.said
 
 
@@ -190,14 +190,14 @@ def test_only_images_that_the_run_takes_are_computed(tmp_path, make_run):
     records = [run.feed.mixture.find(number)[1] for number in run.feed.order.step(0)]
     taken = {image.read() for record in records for image in record.images}
     taken |= {path.read_bytes() for path in (tmp_path / "heldout").glob("*.png")}
-    assert f": {len(taken)} images, 0 of them there" in run.said
+    assert f": {len(taken)} images, 0 of them cached" in run.said
     batches = [batch for stretch in run.feed.held_out() for batch in stretch]
     assert [batch.images for batch in batches] == [2, 2] and batches[0].pixel_values is None
 
 
 def test_text_alone_needs_no_features(tmp_path, make_run):
     run = make_run(data=write_records(tmp_path / "text", 9, images=0))
-    assert run.fill() == 0 and run.said.endswith(": 0 images, 0 of them there\n")
+    assert run.fill() == 0 and run.said.endswith(": 0 images, 0 of them cached\n")
     [batch] = next(run.feed.steps(0))[1]
     assert batch.tower_features is None and run.gradients(batch)[0] > 0
 
@@ -246,7 +246,7 @@ def test_another_fit_of_the_run_is_another_store(make_run, tmp_path):
     first, second = make_run(), make_run(objective={"feature_cache": str(tmp_path / "cache"), "fit": "squash"})
     first.fill()
     second.fill()
-    assert " 0 of them there" in second.said
+    assert " 0 of them cached" in second.said
     stores = [run.objective.features.stores[0].folder for run in (first, second)]
     assert stores[0] != stores[1] and all((folder / "tower.json").exists() for folder in stores)
 
@@ -293,9 +293,9 @@ def test_a_signal_keeps_what_was_computed(make_run, monkeypatch):
     run = make_run(steps=100)
     assert run.fill(StopAfter(3)) == 128 + signal.SIGTERM
     assert run.objective.features is None
-    assert "features of 12 images written" in run.said and "go on with: mmchat train" in run.said
+    assert "features of 12 images written" in run.said and "resume with: mmchat train" in run.said
     again = make_run(steps=100)
-    assert again.fill() == 0 and " 12 of them there" in again.said
+    assert again.fill() == 0 and " 12 of them cached" in again.said
 
 
 def test_no_room_is_said_before_anything_is_computed(make_run, monkeypatch):
@@ -303,7 +303,7 @@ def test_no_room_is_said_before_anything_is_computed(make_run, monkeypatch):
     usage = shutil.disk_usage(run.config.run_dir.parent)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     run.objective.model.towers[0].register_forward_pre_hook(never_run)
-    with pytest.raises(SharedError, match=r"has no room: features take 0\.0 MB more, 0\.0 MB are free\. Make room"):
+    with pytest.raises(SharedError, match=r"has too little space: features need 0\.0 MB more, 0\.0 MB are free"):
         run.fill()
 
 
@@ -369,7 +369,9 @@ def test_a_validation_tells_what_it_could_not_use(tmp_path, make_run):
 @pytest.mark.parametrize("rule", ["full", {"mode": "lora", "rank": 2}])
 def test_towers_that_are_trained_are_refused(make_run, rule):
     run = make_run(trainable={**FROZEN_TOWERS, "towers": rule})
-    with pytest.raises(SharedError, match=r"where they are trained: towers\.0\.\S+ is .* say `towers: frozen`"):
+    with pytest.raises(
+        SharedError, match=r"needs frozen towers, but towers\.0\.\S+ is trained .* set `towers: frozen`"
+    ):
         run.fill()
 
 

@@ -72,7 +72,7 @@ def test_a_run_with_a_cache_is_the_run_without(setup, ranks, zero_stage, packing
     options += ["--micro_batch_size", "null", "--objective.packing.tokens", "203"] if packing else []
     said = run(setup, name, *options, ranks=ranks)
     images = len({path.read_bytes() for path in folder.rglob("*.png") if path.parent.name in ("data", "heldout")})
-    assert f": {images} images, 0 of them there" in said and f"features of {images} images written" in said
+    assert f": {images} images, 0 of them cached" in said and f"features of {images} images written" in said
     assert len(list((folder / f"cache-{name}").glob("*/*.shard"))) == ranks
     if packing:
         return check_packed(folder, name)
@@ -115,7 +115,7 @@ def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
     kill_group(process)
     left = len(list(cache.glob("*/*.shard")))
     said = run(setup, "killed", "--objective.feature_cache", str(cache), ranks=2)
-    assert f" {left} of them there; " in said
+    assert f" {left} of them cached; " in said
     check(folder, "killed")
 
 

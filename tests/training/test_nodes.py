@@ -154,5 +154,5 @@ def test_sigterm_to_a_rank_stops_all_nodes_of_a_hostfile(tmp_path, long_config):
 
 def check_saved(folder: Path, log: Path) -> None:
     stopped = len(steps(folder / "run"))
-    assert f"told to end: stopped after step {stopped} of 3000" in log.read_text()
+    assert f"terminated: stopped after step {stopped} of 3000" in log.read_text()
     assert (folder / "run" / "checkpoints" / "latest").read_text() == f"step-{stopped:08d}"

@@ -154,7 +154,7 @@ def test_sigterm_under_torchrun_then_resume_under_deepspeed(long_run):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=40) == 1
     wait_until_gone(folder)
-    check_stopped(folder, "told to end", ranks=2)
+    check_stopped(folder, "terminated", ranks=2)
     stopped = len(steps(folder / "run"))
     end = folder / "run" / "config.yaml"
     end.write_text(end.read_text().replace("steps: 3000", f"steps: {stopped + 2}"))
@@ -164,7 +164,7 @@ def test_sigterm_under_torchrun_then_resume_under_deepspeed(long_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")]
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_mmchat_train_passes_signal_and_status_on(long_run, number, status, word):
     folder, config = long_run
@@ -182,7 +182,7 @@ def test_mmchat_train_killed_leaves_no_process(long_run):
     process.kill()
     process.wait()
     wait_until_gone(folder)
-    check_stopped(folder, "told to end", ranks=2)
+    check_stopped(folder, "terminated", ranks=2)
 
 
 def mmchat_train(folder, config):
@@ -206,4 +206,4 @@ def test_everyone_is_signalled_at_once_under_deepspeed(long_run, number):
     wait_until_gone(folder)
     # DeepSpeed's launch answers Ctrl-C with SIGTERM to its ranks.
     said = (folder / "log").read_text()
-    check_stopped(folder, "told to end" if "told to end" in said else "interrupted", ranks=2)
+    check_stopped(folder, "terminated" if "terminated" in said else "interrupted", ranks=2)

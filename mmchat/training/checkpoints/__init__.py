@@ -1,1 +1,1 @@
-"""What a run can go on from: written, verified, cut anew for other ranks."""
+"""Checkpoints: written atomically, verified, and resharded for another number of ranks."""

@@ -1,4 +1,4 @@
-"""Ranks that go through images together and run towers on them: the work of `training.feature_cache.cache`."""
+"""Passes of all ranks over samples and images, and the towers' forward: used by `training.feature_cache.cache`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -25,25 +25,26 @@ from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals, exit_status, ignore_stop_signals
 from mmchat.vision import TowerSpec, VisionTower
 
-Found = tuple[bytes, int, int, int]
-"""The key of an image's view, and where the image is: mixture, sample, place in the record."""
+FoundView = tuple[bytes, int, int, int]
+"""Key of an image's view, and where the image is: mixture, sample, index in the record."""
 
 VIEWS = 32
-"""Most views that a tower runs on at once; an image of many tiles may have a third of them."""
+"""Largest number of views in one forward of a tower; a single image of many tiles may have a third of them."""
 
 
 @dataclass(frozen=True)
-class Together:
-    """All ranks share out a data set and go through it at one pace, so that each learns at once what any of them meets.
+class DistributedPass:
+    """A pass over a data set in which all ranks advance in step, so that an error or signal stops all of them at once.
 
-    workers: data workers of each rank.
+    Attributes:
+        workers: data workers of each rank.
     """
 
     workers: int
     quarantine: Quarantine
     signals: StopSignals
 
-    def take(
+    def run(
         self,
         title: str,
         dataset: Any,
@@ -51,19 +52,20 @@ class Together:
         take: Callable[[Any], None],
         finish: Callable[[], None] = lambda: None,
     ) -> int:
-        """Hand this rank's share to `take`, `size` items at a time, then `finish`.
+        """Call `take` with this rank's items, `size` at a time, and then `finish`.
 
-        Returns the exit status of a signal, which ends it early, or 0.
+        Returns:
+            The exit status of a signal that stopped it, or 0.
 
         Raises:
-            SharedError: a UserError on any rank, or an item that cannot be used under the policy "stop". (Under "skip"
-                the step that comes to it leaves it out, as it does without a cache.)
+            SharedError: a UserError on any rank, or an unusable item if `on_bad_sample` is "stop". (With "skip" the
+                training step leaves it out, as without a cache.)
         """
         share = math.ceil(len(dataset) / collectives.ranks())
-        parts = split_micro_batches(range(len(dataset)), min(size, share), collectives.rank(), collectives.ranks())
+        batches = split_micro_batches(range(len(dataset)), min(size, share), collectives.rank(), collectives.ranks())
         loader = DataLoader(
             dataset,
-            batch_sampler=parts,
+            batch_sampler=batches,
             collate_fn=dataset.collate,
             num_workers=self.workers,
             generator=torch.Generator(),  # of its own, as the run's loader has
@@ -78,9 +80,9 @@ class Together:
 
         status = 0
         with progress_bar(title, len(dataset), enabled=collectives.rank() == 0) as bar:
-            for part, (items, rejected) in zip(parts, loader, strict=True):
+            for batch, (items, rejected) in zip(batches, loader, strict=True):
                 problem = _problem_of(take_usable, items, rejected)
-                done, *flags = _agree(problem, len(part), *self.signals.flags())
+                done, *flags = _agree(problem, len(batch), *self.signals.flags())
                 bar.advance(done)
                 if status := exit_status(flags):
                     break
@@ -89,7 +91,7 @@ class Together:
 
 
 def _problem_of(work: Callable[..., None], *arguments: Any) -> str | None:
-    """What a user has to mend before it works."""
+    """Run `work`; the message of a UserError, or None."""
     try:
         work(*arguments)
     except UserError as error:
@@ -98,7 +100,7 @@ def _problem_of(work: Callable[..., None], *arguments: Any) -> str | None:
 
 
 def _agree(problem: str | None, *counts: int) -> list[int]:
-    """The counts, summed over the ranks. Raises SharedError where one of them has a problem."""
+    """The counts, summed over ranks. Raises SharedError if any rank has a problem."""
     problems, *sums = collectives.all_reduce(torch.tensor([int(problem is not None), *counts])).tolist()
     if problems:
         raise SharedError(collectives.all_gather([problem] if problem else [])[0])
@@ -107,8 +109,12 @@ def _agree(problem: str | None, *counts: int) -> list[int]:
 
 @dataclass(frozen=True)
 class SampleKeys:
-    """Samples int64[n, 2], each its mixture's place in `mixtures` and its number; `spec` is any tower's. An item is
-    what is found of their images, list[Found], or Rejected."""
+    """Data set of samples; an item is the list[FoundView] of its images, or Rejected.
+
+    Attributes:
+        samples: int64[n, 2]: index in `mixtures`, number of the sample.
+        spec: of any tower.
+    """
 
     mixtures: Sequence[Mixture]
     samples: np.ndarray
@@ -117,7 +123,7 @@ class SampleKeys:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, at: int) -> list[Found] | Rejected:
+    def __getitem__(self, at: int) -> list[FoundView] | Rejected:
         which, number = self.samples[at].tolist()
         record = self.mixtures[which].find(number)[1]
         if isinstance(record, Rejected):
@@ -128,15 +134,18 @@ class SampleKeys:
             return Rejected(record.where, record.id, str(error), error.kind)
         return [(key, which, number, place) for place, of_image in enumerate(keys) for key in of_image]
 
-    def collate(self, items: list) -> tuple[list[Found], list[Rejected]]:
-        usable, rejected = _told_apart(items)
+    def collate(self, items: list) -> tuple[list[FoundView], list[Rejected]]:
+        usable, rejected = _split_rejected(items)
         return [one for found in usable for one in found], rejected
 
 
 @dataclass(frozen=True)
 class ImagePixels:
-    """Images int64[n, 3]: mixture, sample, place in the record. An item is (a key for each view, per tower
-    uint8[views, 3, H, W]), or Rejected."""
+    """Data set of images; an item is (a key per view, per tower uint8[views, 3, H, W]), or Rejected.
+
+    Attributes:
+        images: int64[n, 3]: mixture, sample, index in the record.
+    """
 
     mixtures: Sequence[Mixture]
     images: np.ndarray
@@ -159,19 +168,19 @@ class ImagePixels:
             return Rejected(record.where, record.id, str(error), error.kind)
 
     def collate(self, items: list) -> tuple[tuple[list[bytes], list[torch.Tensor] | None], list[Rejected]]:
-        """Keys, and for each tower float32[views, 3, H, W]; None where there is no image."""
-        usable, rejected = _told_apart(items)
+        """Keys, and per tower float32[views, 3, H, W] or None without images; and the rejected items."""
+        usable, rejected = _split_rejected(items)
         pixels = pixel_values([pixels for _, pixels in usable], self.image_processor.specs)
         return ([key for keys, _ in usable for key in keys], pixels), rejected
 
 
-def _told_apart(items: list) -> tuple[list, list[Rejected]]:
+def _split_rejected(items: list) -> tuple[list, list[Rejected]]:
     rejected = [item for item in items if isinstance(item, Rejected)]
     return [item for item in items if not isinstance(item, Rejected)], rejected
 
 
-class Filler:
-    """Runs the towers and writes what they give, on this rank."""
+class FeatureFiller:
+    """Runs the towers on this rank and writes their features."""
 
     def __init__(
         self, towers: Sequence[VisionTower], stores: list[FeatureStore], precision: str, shard_bytes: int
@@ -182,30 +191,34 @@ class Filler:
         self._writers = [FeatureWriter(store, shard_bytes) for store in stores]
 
     @torch.no_grad()
-    def take(self, views: tuple[list[bytes], list[torch.Tensor] | None]) -> None:
-        """Run every tower on the views it has no features of. Raises UserError where these cannot be written."""
+    def add(self, views: tuple[list[bytes], list[torch.Tensor] | None]) -> None:
+        """Run every tower on those views whose features it lacks, and write these.
+
+        Raises:
+            UserError: they cannot be written.
+        """
         keys, per_tower = views
         for number, pixels in enumerate(per_tower or []):
-            # A run that was killed may have left one tower's shard and not another's.
-            lacking = np.flatnonzero(~self._stores[number].has(key_array(keys))).tolist()
-            if lacking:
-                records = self._features(self._towers[number], pixels[lacking])
+            # A killed run may have written the shard of one tower and not of another.
+            missing = np.flatnonzero(~self._stores[number].has(key_array(keys))).tolist()
+            if missing:
+                records = self._features(self._towers[number], pixels[missing])
                 with _explained(self._stores[number].folder):
-                    for at, record in zip(lacking, records, strict=True):
+                    for at, record in zip(missing, records, strict=True):
                         self._writers[number].add(keys[at], record)
 
     def flush(self) -> None:
-        """Raises UserError as `take`."""
+        """Write what is buffered. Raises UserError as `add`."""
         for store, writer in zip(self._stores, self._writers, strict=True):
             with _explained(store.folder):
                 writer.flush()
 
     def written_by_all(self) -> int:
-        """Bytes on all ranks."""
+        """Bytes written by all ranks."""
         return int(collectives.all_reduce(torch.tensor(sum(writer.written for writer in self._writers))).item())
 
     def _features(self, tower: VisionTower, pixels: torch.Tensor) -> np.ndarray:
-        """[views, tokens, width], as they are stored."""
+        """[views, tokens, width] in the stored format."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._rounds):
             features = torch.cat([tower(some.to(self._device)).patches for some in pixels.split(VIEWS)])
         stored = features.bfloat16().view(torch.uint16) if self._rounds else features.float()
@@ -219,5 +232,5 @@ def _explained(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"features could not be written to {folder}: {error.strerror}. What was written before is kept; make room, "
-            "then go on with --resume"
+            "then resume with --resume"
         ) from None

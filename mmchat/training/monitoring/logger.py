@@ -1,4 +1,4 @@
-"""What a run writes down and says while it goes: rank 0 keeps the files, every rank knows when the run must stop."""
+"""Log files, trackers and terminal output of a run. Rank 0 writes; every rank learns when the run must stop."""
 
 import socket
 from pathlib import Path
@@ -20,8 +20,13 @@ from mmchat.training.monitoring.trackers import open_trackers, scalars
 
 
 class RunLogger:
-    """`metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl`, trackers and the lines on the terminal, from step `done`
-    on. A context: trackers want to be closed.
+    """Writes `metrics.jsonl`, `incidents.jsonl`, `quarantine.jsonl`, trackers and terminal output.
+
+    A context manager, which closes the trackers.
+
+    Args:
+        peak: denominator of MFU.
+        done: steps done before, by the run that is resumed.
     """
 
     def __init__(
@@ -49,10 +54,13 @@ class RunLogger:
             tracker.close()
 
     def log_step(self, step: int, result: StepResult) -> str:
-        """Write a step down; returns a note for the progress bar.
+        """Log a step.
+
+        Returns:
+            A note for the progress bar.
 
         Raises:
-            SharedError: something was wrong with the step, and the config says to stop then.
+            SharedError: something was wrong with the step, and the config says to stop in this case.
         """
         counts = result.counts
         rates = self.meter.step_done(counts.terms, counts.tokens, counts.images, result.operations)
@@ -62,7 +70,7 @@ class RunLogger:
         if self._metrics:
             self._write(
                 step=step,
-                **_measured(result),
+                **_loss_fields(result),
                 lr=result.lr,
                 epoch=round(self.feed.order.epoch(step), 4),
                 terms=counts.terms,
@@ -78,22 +86,26 @@ class RunLogger:
         if result.incident:
             if self._incidents:
                 self._incidents.write(step, result.incident, ids)
-            self._tell_incident(step, result, ids)
+            self._report_incident(step, result, ids)
         return _note(result.loss, rates, len(self.quarantine))
 
     def log_evaluation(self, step: int, figures: dict[str, float], rejected: list[Rejected]) -> None:
-        """Write down what held-out data gave. Raises UserError for samples that could not be used, by the policy."""
+        """Log metrics of held-out data.
+
+        Raises:
+            UserError: a sample could not be used and `on_bad_sample` is "stop".
+        """
         for item in rejected:
             self.quarantine.add(item)
         if self._metrics:
             self._write(step=step, **figures)
 
     def log_stop(self, status: int, step: int, saved: Path) -> None:
-        """Say how to go on after a signal. All ranks call this."""
-        name = {130: "interrupted", 143: "told to end"}[status]
-        again = resume_command(self.config.run_dir)
+        """Print how to resume after a signal. All ranks call this."""
+        name = {130: "interrupted", 143: "terminated"}[status]
+        command = resume_command(self.config.run_dir)
         self.console.print(
-            f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  go on with: {again}",
+            f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  resume with: {command}",
             markup=False,
         )
 
@@ -102,27 +114,27 @@ class RunLogger:
         for tracker in self._trackers:
             tracker.log(row["step"], scalars(row))
 
-    def _tell_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
+    def _report_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
         run_dir = self.config.run_dir
         message = describe_incident(step, result.incident, ids, run_dir / "incidents.jsonl")
         if result.incident.action == "stop":
             raise SharedError(
-                f"{message}\n  look at them with `mmchat replay {run_dir} --step {step}`; then mend or remove what "
-                "is wrong, or leave such steps out with --monitoring.stability.on_nan skip (or on_spike), and go on "
-                "from the newest checkpoint with --resume"
+                f"{message}\n  to see them, run `mmchat replay {run_dir} --step {step}`; then fix or remove the bad "
+                "samples, or skip such steps with --monitoring.stability.on_nan skip (or on_spike), and resume from "
+                "the newest checkpoint with --resume"
             )
         self.console.print(message, style="yellow", markup=False)
 
 
 def resume_command(run_dir: Path) -> str:
-    """How to go on with a run that was stopped. All ranks call this."""
+    """The command that resumes this run. All ranks call this."""
     if len(set(collectives.all_gather([socket.gethostname()]))) > 1:
-        return "the same launch, and --resume"
+        return "the same launch command and --resume"
     return f"mmchat train {run_dir / 'config.yaml'} --ranks {collectives.ranks()} --resume"
 
 
-def _measured(result: StepResult) -> dict[str, Any]:
-    """Loss and norm of a step for metrics.jsonl, where whoever reads `loss` wants steps that count."""
+def _loss_fields(result: StepResult) -> dict[str, Any]:
+    """Loss and gradient norms for metrics.jsonl; a skipped step has none, so that readers of `loss` do not see it."""
     if result.taken:
         return {"loss": result.loss, "grad_norm": result.grad_norm, "grad_norms": result.grad_norms}
     return {"skipped": result.incident.reason}

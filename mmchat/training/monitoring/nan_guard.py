@@ -1,7 +1,7 @@
-"""Steps that must not be taken: a loss or gradient that is no number, and sudden spikes.
+"""Steps that must not be taken: NaN or infinite losses and gradients, and sudden spikes.
 
-A step is judged once, by its loss and gradient norm over all ranks, after the last backward and before the
-optimizer touches weights or moments; so every rank judges alike, whatever the accumulation.
+A step is checked once, by its loss and gradient norm over all ranks, after the last backward and before the optimizer
+changes weights or moments. So every rank decides the same, regardless of gradient accumulation.
 """
 
 import json
@@ -16,16 +16,16 @@ from mmchat.training.config import StabilityConfig
 from mmchat.training.monitoring.metrics import MetricsLog
 
 WINDOW = 50
-"""Steps taken last, with whose medians a step is compared."""
+"""Number of previous steps with whose median a step is compared."""
 MIN_HISTORY = 10
-"""Fewer steps than this are no measure of what is usual."""
+"""Steps before spikes are detected."""
 PATIENCE = 10
-"""Skipped steps in a row after which the run stops: then it is not the samples."""
+"""Consecutive skipped steps after which the run stops, because the samples are not the cause."""
 
 
 @dataclass
 class Incident:
-    """Why a step was not ordinary, and what became of it."""
+    """What was wrong with a step, and what was done."""
 
     reason: str
     action: Literal["warn", "stop", "skip"]
@@ -34,30 +34,34 @@ class Incident:
 
     @property
     def taken(self) -> bool:
+        """Whether the optimizer took the step."""
         return self.action == "warn"
 
 
 class NanGuard:
-    """Judges every step. Its memory belongs into checkpoints: a resumed run must judge as the whole one would."""
+    """Checks every step: `begin`, `passes`, `end`.
+
+    Its state is saved in checkpoints, so that a resumed run decides as an uninterrupted one would.
+    """
 
     def __init__(self, config: StabilityConfig) -> None:
         self.config = config
         self.incident: Incident | None = None
         self._loss = 0.0
-        self._usual = {"loss": deque(maxlen=WINDOW), "gradient norm": deque(maxlen=WINDOW)}
+        self._history = {"loss": deque(maxlen=WINDOW), "gradient norm": deque(maxlen=WINDOW)}
         self._skipped_in_a_row = 0
 
     def begin(self, loss: float) -> None:
-        """Tell the step's loss, mean over all its terms on all ranks, before the optimizer's turn."""
+        """Set the step's loss, the mean over its terms on all ranks, before the optimizer's step."""
         self._loss, self.incident = loss, None
 
     def passes(self, grad_norm: float) -> bool:
         """Whether the optimizer may take the step."""
-        self.incident = self._judge({"loss": self._loss, "gradient norm": grad_norm})
+        self.incident = self._check({"loss": self._loss, "gradient norm": grad_norm})
         return self.incident is None or self.incident.taken
 
     def end(self, grad_norm: float) -> Incident | None:
-        """The incident of this step, if it was one; remembers what is usual."""
+        """The incident of this step, if any; an ordinary step is added to the history."""
         if self.incident and not self.incident.taken:
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= PATIENCE:
@@ -65,54 +69,58 @@ class NanGuard:
                 self.incident.reason += f"; {PATIENCE} steps in a row were skipped, so the cause is not their samples"
             return self.incident
         self._skipped_in_a_row = 0
-        if self._loss:  # a step that lost all its samples has a loss of 0 and says nothing
-            self._usual["loss"].append(self._loss)
-            self._usual["gradient norm"].append(grad_norm)
+        if self._loss:  # a step whose samples were all unusable has a loss of 0
+            self._history["loss"].append(self._loss)
+            self._history["gradient norm"].append(grad_norm)
         return self.incident
 
-    def _judge(self, values: dict[str, float]) -> Incident | None:
+    def _check(self, values: dict[str, float]) -> Incident | None:
         for name, value in values.items():
             if not math.isfinite(value):
                 return Incident(f"the {name} is {value}", self.config.on_nan, *values.values())
         factor = self.config.spike_factor
         for name, value in values.items():
-            past = self._usual[name]
-            if factor and len(past) >= MIN_HISTORY and value > factor * median(past):
-                reason = f"the {name} is {value:.4g}, {value / median(past):.1f} times the median of {len(past)} steps"
+            history = self._history[name]
+            if factor and len(history) >= MIN_HISTORY and value > factor * median(history):
+                ratio = value / median(history)
+                reason = f"the {name} is {value:.4g}, {ratio:.1f} times the median of {len(history)} steps"
                 return Incident(reason, self.config.on_spike, *values.values())
         return None
 
     def state(self) -> dict[str, Any]:
-        usual = {name: list(values) for name, values in self._usual.items()}
-        return {"usual": usual, "skipped_in_a_row": self._skipped_in_a_row}
+        """State for a checkpoint, as plain values."""
+        history = {name: list(values) for name, values in self._history.items()}
+        return {"usual": history, "skipped_in_a_row": self._skipped_in_a_row}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
         for name, values in state["usual"].items():
-            self._usual[name].extend(values)
+            self._history[name].extend(values)
         self._skipped_in_a_row = state["skipped_in_a_row"]
 
 
 class IncidentLog:
-    """`incidents.jsonl`: one line an incident with the ids of its samples; the file exists once there is one."""
+    """`incidents.jsonl`: one line per incident with the ids of its samples; created with the first incident."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        self.path, self._first_step = path, first_step
-        self._log = MetricsLog(path, first_step) if path.exists() else None
+    def __init__(self, path: Path, done: int) -> None:
+        self.path, self._done = path, done
+        self._log = MetricsLog(path, done) if path.exists() else None
 
     def write(self, step: int, incident: Incident, ids: list[str]) -> None:
-        self._log = self._log or MetricsLog(self.path, self._first_step)
+        """Append an incident."""
+        self._log = self._log or MetricsLog(self.path, self._done)
         values = {"loss": incident.loss, "grad_norm": incident.grad_norm}
         self._log.write(step=step, reason=incident.reason, action=incident.action, **finite_or_text(values), ids=ids)
 
 
 def finite_or_text(values: dict[str, float]) -> dict[str, float | str]:
-    """JSON knows neither nan nor inf: they become words."""
+    """Replace NaN and infinities, which JSON does not have, by text."""
     return {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
 
 
 def describe_incident(step: int, incident: Incident, ids: list[str], log: Path) -> str:
-    """What a user reads about an incident. `json.dumps` quotes ids that hold spaces."""
+    """An incident as text for the user. `json.dumps` quotes ids, which may contain spaces."""
     shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in ids[:16])
     shown += f" and {len(ids) - 16} more" if len(ids) > 16 else ""
-    done = {"warn": "the step was taken", "skip": "the step was skipped", "stop": "the step was not taken"}
-    return f"step {step}: {incident.reason}; {done[incident.action]}. Its samples: {shown} (all in {log})"
+    outcome = {"warn": "the step was taken", "skip": "the step was skipped", "stop": "the step was not taken"}
+    return f"step {step}: {incident.reason}; {outcome[incident.action]}. Its samples: {shown} (all in {log})"

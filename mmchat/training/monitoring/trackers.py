@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: the numbers of metrics.jsonl where people are used to look at them."""
+"""TensorBoard and Weights & Biases: the metrics of metrics.jsonl, for their viewers."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,27 +35,36 @@ TAGS = {
 
 
 class Tracker(Protocol):
+    """Where scalars are logged by step."""
+
     def log(self, step: int, scalars: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
 
 def check_installed(names: list[str]) -> None:
-    """Raises UserError for a tracker whose package is not there; nothing is loaded."""
+    """Check that the trackers' packages are installed, without importing them.
+
+    Raises:
+        UserError: a package is missing.
+    """
     require(*names)
 
 
 def open_trackers(config: RunConfig, done: int) -> list[Tracker]:
-    """For rank 0, from the step after `done` on: what was logged of later steps, before a resume, is not shown twice.
+    """The configured trackers, for rank 0.
+
+    Args:
+        done: steps done. What was logged of later steps, before a resume, is not shown twice.
 
     Raises:
-        UserError: Weights & Biases cannot begin a run.
+        UserError: Weights & Biases cannot start a run.
     """
     return [OPEN[name](config, done) for name in config.monitoring.trackers]
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
-    """What a row of metrics.jsonl holds for a tracker."""
+    """The scalars of a row of metrics.jsonl, by name in a tracker."""
     found = {tag: row[field] for field, tag in TAGS.items() if row.get(field) is not None}
     return found | {f"grad_norm/{name}": norm for name, norm in row.get("grad_norms", {}).items()}
 
@@ -71,18 +80,16 @@ class TensorBoard:
     def log(self, step: int, scalars: dict[str, float]) -> None:
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, step)
-        self._writer.flush()  # a killed run goes on from its checkpoint, and steps before that do not come again
+        self._writer.flush()  # a killed run resumes from its checkpoint and does not repeat earlier steps
 
     def close(self) -> None:
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run in the project `mmchat`, files in `wandb/` of the run directory. WANDB_MODE, WANDB_ENTITY and their like
-    hold as everywhere.
+    """A run in the project `mmchat`, with files in `wandb/` of the run directory. WANDB_MODE, WANDB_ENTITY etc. apply.
 
-    A resumed run goes on under the same id. W&B refuses steps that it has already, so that of steps that are run again
-    the first values stay.
+    A resumed run keeps its id. W&B ignores steps that it already has, so the first values of repeated steps stay.
     """
 
     def __init__(self, config: RunConfig, done: int) -> None:
@@ -100,7 +107,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(
-                f"trackers: Weights & Biases cannot begin a run: {error}; log in (`wandb login`), set "
+                f"trackers: Weights & Biases cannot start a run: {error}; log in (`wandb login`), set "
                 "WANDB_MODE=offline, or take wandb out of trackers"
             ) from None
 

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a contrastive run while it goes, shared out over the ranks."""
+"""Zero-shot accuracy during a contrastive run, computed on all ranks."""
 
 import deepspeed
 import numpy as np
@@ -18,7 +18,7 @@ from mmchat.training.objectives.contrastive import ContrastiveObjective
 
 
 class ZeroShotAccuracy:
-    """Made before the first step, so that a mistake in what is to be scored is told then.
+    """Labelled images that are classified by prompts. Created before the first step, so that mistakes are found then.
 
     Raises:
         UserError: labelled images or labels that cannot be used, or a text that is too long for the model.
@@ -34,7 +34,7 @@ class ZeroShotAccuracy:
 
     @torch.no_grad()
     def __call__(self, engine: deepspeed.DeepSpeedEngine) -> tuple[dict[str, float], list[Rejected]]:
-        """Scores over the images that could be read, and those, on any rank, that could not. All ranks call this."""
+        """Scores over the readable images, and the unreadable ones of all ranks. All ranks call this."""
         engine.eval()
         embedder = _ThroughEngine(engine, self.objective)
         classes = class_embeddings(embedder, self.data.classes, self.prompts)
@@ -43,24 +43,24 @@ class ZeroShotAccuracy:
         rejected: list[Rejected] = []
         stride = self.batch_size * collectives.ranks()
         for start in range(0, len(targets), stride):
-            mine = range(start + collectives.rank(), min(start + stride, len(targets)), collectives.ranks())
+            of_rank = range(start + collectives.rank(), min(start + stride, len(targets)), collectives.ranks())
             images = {}
-            for number in mine:
+            for number in of_rank:
                 image = self.data.images[number]
                 try:
                     images[number] = image.open()
                 except UserError as error:
                     rejected.append(Rejected(image.name, image.name, str(error), error.kind))
             vectors = embedder.images(list(images.values()))
-            seen = list(images)
-            ranks[seen] = ranks_of_targets(vectors @ classes.T, targets[seen])
-        # Each image is looked at by one rank; with the others it is still -1.
+            numbers = list(images)
+            ranks[numbers] = ranks_of_targets(vectors @ classes.T, targets[numbers])
+        # Each image is scored by one rank; the others have -1.
         ranks = collectives.all_reduce(torch.from_numpy(ranks), "max").numpy()
         return _scores(ranks[ranks >= 0], targets[ranks >= 0], len(classes)), collectives.all_gather(rejected)
 
 
 def _scores(ranks: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, float]:
-    """As they stand in metrics.jsonl; of no image there are none."""
+    """Fields of metrics.jsonl; empty without images."""
     if not len(ranks):
         return {}
     found = {f"zero_shot_top{k}": float((ranks < k).mean()) for k in (1, 5) if k < classes}
@@ -68,17 +68,19 @@ def _scores(ranks: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, f
 
 
 class _ThroughEngine(Embedder):
-    """By the engine's own forward, always whole: weights in parts are put together there, and every rank runs the same
-    modules equally often, whether it has an image left or not."""
+    """Embeds through the engine's forward, which gathers sharded weights.
+
+    Every call runs the whole model, so that all ranks run the same modules equally often, even without images left.
+    """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, objective: ContrastiveObjective) -> None:
         super().__init__(objective.model, objective.tokenizer)
         self.engine, self.device = engine, engine.device
 
     def _encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        word = torch.tensor([self.ids("")], device=self.device)
-        seen = pixels if len(pixels) else blank_image(self.spec, self.device)
-        return self.engine(seen, word, torch.ones_like(word))[0][: len(pixels)]
+        ids = torch.tensor([self.ids("")], device=self.device)
+        pixels_or_blank = pixels if len(pixels) else blank_image(self.spec, self.device)
+        return self.engine(pixels_or_blank, ids, torch.ones_like(ids))[0][: len(pixels)]
 
     def _encode_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.engine(blank_image(self.spec, self.device), ids, mask)[1]
