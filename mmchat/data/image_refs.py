@@ -65,9 +65,6 @@ class ImageFile(ImageRef):
 
     @property
     def name(self) -> str:
-        return self.resolve()
-
-    def resolve(self) -> str:
         """The full path. Raises UserError if it leaves the root."""
         if not storage.is_remote(self.root):
             return str(_resolved(self.root, self.path))
@@ -78,12 +75,12 @@ class ImageFile(ImageRef):
         return storage.join(self.root, inside)
 
     def read(self) -> bytes:
-        path = self.resolve()
+        path = self.name
         with _image_errors():
             return storage.read_bytes(path)
 
     def stream(self) -> BinaryIO:
-        path = self.resolve()
+        path = self.name
         with _image_errors():
             return storage.open_binary(path)
 
@@ -187,8 +184,8 @@ def make_image_ref(entry: Any, root: str, allow_http: bool) -> ImageRef:
 def _file(root: str, path: str) -> ImageFile:
     image = ImageFile(root, path)
     if storage.is_remote(root):
-        image.resolve()
-        return image  # a remote lookup per file would take longer than reading it once
+        _ = image.name  # checks the path; a lookup per file would take longer than reading it once
+        return image
     try:
         found = _resolved(root, path)
         is_file = found.is_file()

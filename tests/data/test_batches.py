@@ -213,5 +213,5 @@ def test_a_record_is_parsed_once(assistant_dir, tiny_records, tmp_path, monkeypa
     calls.clear()
     dataset = MixtureDataset(mixture, objective.encode, objective.collator.square)
     batch = objective.collator([dataset[number] for number in range(4)])
-    assert objective.loss_sum(objective.model, batch, images_anywhere=True) > 0
+    assert objective.loss_sum(objective.model, batch, images_on_any_rank=True) > 0
     assert len(batch.ids) == len(calls) == 4

@@ -49,7 +49,7 @@ def test_the_path_of_a_sample(assistant_dir, tmp_path, monkeypatch):
 
     def step():
         _, batches = next(steps)
-        objective.loss_sum(objective.model, batches[0], images_anywhere=True)
+        objective.loss_sum(objective.model, batches[0], images_on_any_rank=True)
 
     files = traced(step)
     width = max(len(str(path)) for path in files)
