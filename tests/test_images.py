@@ -1,4 +1,4 @@
-"""Images come from outside: every kind is either read as RGB or refused with a message that names it."""
+"""Images are untrusted: every kind is either read as RGB or refused with an error that names it."""
 
 import io
 import struct
@@ -46,7 +46,7 @@ def test_exif_orientation(make_image, orientation):
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_the_size_is_told_by_the_header(make_image, format, orientation):
+def test_the_size_is_read_from_the_header(make_image, format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(make_image(width=50, height=30), format, exif=exif)
@@ -56,7 +56,7 @@ def test_the_size_is_told_by_the_header(make_image, format, orientation):
         assert image_size(data[:-200]) == size
 
 
-def test_a_png_may_say_behind_its_pixels_how_it_lies(make_image):
+def test_png_orientation_after_the_pixels(make_image):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned, plain = encoded(make_image(), exif=exif), encoded(make_image())
@@ -84,7 +84,7 @@ def test_a_size_is_refused_as_the_image_is(make_image, tmp_path):
 @pytest.mark.parametrize(
     ("draft", "size"), [(None, (80, 60)), (31, (80, 60)), (30, (40, 30)), (8, (20, 15)), (7, (10, 8))]
 )
-def test_a_draft_keeps_so_many_pixels(make_image, draft, size):
+def test_a_draft_keeps_the_minimum_side(make_image, draft, size):
     large = make_image(width=80, height=60)
     assert load_image(encoded(large, "JPEG"), draft=draft).size == size
     assert load_image(encoded(large, "PNG"), draft=draft).size == (80, 60)
@@ -121,14 +121,14 @@ def test_decompression_bomb_is_refused_undecoded(tmp_path, side):
         load_image(path)
 
 
-def test_own_limit(make_image):
+def test_a_smaller_pixel_limit(make_image):
     data = encoded(make_image(width=10, height=10))
     assert load_image(data, max_pixels=100).size == (10, 10)
     with pytest.raises(UserError, match=r"image bytes claims 10x10 pixels, more than the limit of 99"):
         load_image(data, max_pixels=99)
 
 
-def test_transparency_lies_over_white():
+def test_transparency_is_composited_over_white():
     assert pixel(Image.new("RGBA", (2, 2), (255, 0, 0, 0))) == (255, 255, 255)
     assert pixel(Image.new("RGBA", (2, 2), (255, 0, 0, 255))) == (255, 0, 0)
     assert pixel(Image.new("RGBA", (2, 2), (0, 0, 0, 51))) == (204, 204, 204)

@@ -32,7 +32,7 @@ class SourceConfig:
 
 @settings
 class DataConfig(SourceConfig):
-    """One source by its own keys, or several under `sources`."""
+    """One source, by its keys, or several under `sources`."""
 
     path: str | None = Field(None, description="one source: file, folder, pattern with * or fsspec URL")
     sources: dict[str, SourceConfig] = Field(default_factory=dict, description="several sources by name")
@@ -46,7 +46,7 @@ class DataConfig(SourceConfig):
         if self.sources:
             misplaced = [key for key, default in _DEFAULTS.items() if getattr(self, key) != default]
             if misplaced:
-                raise ValueError(f"{', '.join(misplaced)} belongs to each of the sources, not beside them")
+                raise ValueError(f"{', '.join(misplaced)} belongs inside each of the sources, not next to `sources`")
         return self
 
     def by_name(self) -> dict[str, SourceConfig]:

@@ -1,4 +1,4 @@
-"""What the tests of this room share: a cache of their own, and the doctor's ten records and command."""
+"""Shared fixtures: a separate cache, and ten records and the command of the doctor tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Small data sets for the tests of `mmchat data check`, and how its answers are read."""
+"""Small data sets for the tests of `mmchat data check`, and readers of its output."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How to make one fault of each kind, and what is sound but easily taken for it (see planting.py)."""
+"""Makes one fault of each kind, and correct records that resemble it (see planting.py)."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Data sets with known faults at random places, each beside something sound that looks like it.
+"""Data sets with known faults at random places, each next to a correct record that resembles it.
 
 Nothing here is taken from the code that is to find them: kinds are words, images are made by hand.
 """

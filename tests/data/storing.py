@@ -1,4 +1,4 @@
-"""The same records in every storage, for tests that must not see a difference."""
+"""The same records in every storage, for tests that expect identical results."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""From records to one padded batch; what cannot be used is named, never replaced."""
+"""From records to one padded batch. Unusable samples are reported, never replaced."""
 
 import importlib
 import json
@@ -85,7 +85,7 @@ def test_rejected_samples_are_reported(collate):
     assert batch.input_ids.shape == (2, 3)
 
 
-def test_a_batch_that_lost_everything_still_has_a_row(collate):
+def test_a_batch_without_usable_samples_has_a_row(collate):
     batch = collate([BAD, BAD])
     assert batch.input_ids.tolist() == [[PAD]]
     assert (batch.supervised, batch.images, batch.ids) == (0, 0, [])
@@ -108,7 +108,7 @@ def dataset(tiny_records, tmp_path):
     return MixtureDataset(mixture_of(tiny_records, tmp_path), encode, SPECS[0].image_size)
 
 
-def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
+def test_the_dataset_returns_samples_or_rejections(dataset, tiny_records):
     (tiny_records.parent / "1.png").write_bytes(b"no longer an image")
     answers = [dataset[index] for index in range(len(dataset))]
     assert [type(answer) for answer in answers] == [Rejected, Sample, Rejected, Sample]
@@ -118,7 +118,7 @@ def test_dataset_answers_with_samples_or_reasons(dataset, tiny_records):
     assert answers[3].index == 3
 
 
-def test_sources_may_be_drafted_for_the_largest_tower(tmp_path):
+def test_draft_decoding_fits_the_largest_tower(tmp_path):
     """A quarter of 80 x 64 is 20 x 16, twice the larger tower's square and more; an eighth would be less."""
     Image.new("RGB", (80, 64), "teal").save(tmp_path / "a.jpg")
     (tmp_path / "a.json").write_text(json.dumps([{"image": "a.jpg", "caption": "x"}] * 2))
@@ -135,7 +135,7 @@ def test_sources_may_be_drafted_for_the_largest_tower(tmp_path):
     assert seen == [(20, 16)] * 2 + [(80, 64)] * 2
 
 
-def test_a_defect_of_ours_is_not_a_bad_sample(dataset):
+def test_a_bug_is_not_a_rejected_sample(dataset):
     def broken(record, images, template):
         raise KeyError("a bug")
 

@@ -1,4 +1,4 @@
-"""A folder for each class is a data set like any other: records whose caption is the class."""
+"""Class folders are a data set: records whose caption is the class."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`mmchat data check`: what it writes and says. Kinds of finding: test_doctor_planted.py."""
+"""`mmchat data check`: files, output, exit status. Kinds of finding: test_doctor_planted.py."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def test_what_is_written(run, records, tmp_path):
     assert [mixture.find(number)[1].id for number in range(len(mixture))] == list("abdfghj")
 
 
-def test_a_second_look_sees_what_was_mended(run, records, tmp_path):
+def test_a_second_check_sees_fixed_images(run, records, tmp_path):
     out = tmp_path / "out"
     assert run(records, "--out", out)[0] == 1
     scene(4).save(tmp_path / "e.png")

@@ -1,4 +1,4 @@
-"""What `mmchat data check` tells of images: oddities, look-alikes, and the search behind them."""
+"""`mmchat data check` on images: findings, similar images and the search for them."""
 
 import io
 
@@ -26,7 +26,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
         return file.getvalue()
 
 
-def test_look_alikes_are_told_and_different_images_are_not(tmp_path):
+def test_similar_images_are_found_and_different_ones_are_not(tmp_path):
     for seed in range(40):
         scene(seed, 96, 80).save(tmp_path / f"{seed}.png")
     for seed in range(0, 40, 4):
@@ -87,7 +87,7 @@ def test_equal_rows_are_found_at_their_first_place(rows, cut):
     assert find_equal(digests[cut:], digests[:cut]).tolist() == expected
 
 
-def test_a_image_is_read_once_however_many_records_share_it(tmp_path, monkeypatch):
+def test_a_shared_image_is_read_once(tmp_path, monkeypatch):
     scene(3).save(tmp_path / "shared.png")
     reads = []
     read = ImageFile.read
@@ -97,7 +97,7 @@ def test_a_image_is_read_once_however_many_records_share_it(tmp_path, monkeypatc
     assert reads == ["shared.png"]
 
 
-def test_what_is_odd_about_a_image(monkeypatch):
+def test_findings_about_an_image(monkeypatch):
     def problems(data):
         return [kind for kind, _ in check_image(ImageBytes(data)).problems]
 

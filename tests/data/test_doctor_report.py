@@ -1,4 +1,4 @@
-"""Records are strangers' text: what `mmchat data check` shows of them does nothing."""
+"""Records are untrusted text: the reports of `mmchat data check` show it without executing anything."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def hostile(tmp_path) -> Path:
     return path
 
 
-def test_strangers_text_stays_text(run, hostile, tmp_path):
+def test_untrusted_text_stays_text(run, hostile, tmp_path):
     out = tmp_path / "out"
     status, printed, _ = run(hostile, "--out", out)
     assert status == 1

@@ -1,4 +1,4 @@
-"""`mmchat data check`, stopped: by a kill, a full disk or a defect, and what the next start makes of it."""
+"""`mmchat data check`, stopped by a kill, a full disk or a bug, and resumed."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ run.check(run.CheckRequest(DataConfig(path={path!r}), Path({out!r}), workers=0))
 
 
 @pytest.mark.parametrize("when", ["'between'", "4", "8"])
-def test_a_killed_pass_goes_on_and_ends_the_same(records, tmp_path, when, monkeypatch):
+def test_a_killed_check_resumes_with_the_same_result(records, tmp_path, when, monkeypatch):
     """Killed between two parts, while one is written, and while the outcome is written."""
     monkeypatch.setattr(doctor, "CHUNK", 2)
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -82,7 +82,7 @@ run.check(run.CheckRequest(DataConfig(path={path!r}), Path({out!r}), workers=2))
 """
 
 
-def test_a_killed_pass_leaves_no_process_behind(records, tmp_path, monkeypatch):
+def test_a_killed_check_leaves_no_process(records, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "CHUNK", 2)
     out = tmp_path / "out"
     code = KILLED_WITH_WORKERS.format(path=str(records), out=str(out))
@@ -97,7 +97,7 @@ def test_a_killed_pass_leaves_no_process_behind(records, tmp_path, monkeypatch):
     assert check(ask(records, out)).known >= 4
 
 
-def test_other_questions_start_over(records, tmp_path, monkeypatch):
+def test_other_settings_start_over(records, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "CHUNK", 2)
     out = tmp_path / "out"
     check(ask(records, out))
@@ -113,7 +113,7 @@ def test_other_questions_start_over(records, tmp_path, monkeypatch):
     assert [path.name for path in (out / "parts").iterdir()] == ["mine.txt"]
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(run, records, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_the_check_resumes(run, records, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "CHUNK", 2)
     out, fsync, left = tmp_path / "out", os.fsync, [4]
 

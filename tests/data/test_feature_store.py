@@ -131,7 +131,7 @@ def test_a_damaged_index_is_noticed_and_its_images_are_lacking(tmp_path, damage)
     assert not bad.exists() and not store.reopened().damaged
 
 
-def test_a_damaged_record_is_no_features_and_its_shard_goes(tmp_path):
+def test_a_damaged_record_is_refused_and_its_shard_deleted(tmp_path):
     write(tmp_path, range(3))
     store = FeatureStore(tmp_path, SHAPE, "fp32")
     (bad,) = tmp_path.glob("*.shard")
@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_what_was_written_before(tmp_path, monkeypatch):
     assert held(tmp_path) == [0, 1, 2]
 
 
-def test_what_a_killed_writer_left_goes_after_a_while(tmp_path):
+def test_files_of_killed_writers_are_deleted_after_an_hour(tmp_path):
     old, young = (tmp_path / f".{name}.shard.1.tmp" for name in "ab")
     for path in (old, young):
         path.touch()
@@ -166,7 +166,7 @@ def test_what_a_killed_writer_left_goes_after_a_while(tmp_path):
     assert [path for path in (old, young) if path.exists()] == [young]
 
 
-def test_a_image_without_features_is_named_and_a_broken_one_says_what_it_always_says(tmp_path, make_image):
+def test_an_image_without_features_is_named_and_a_broken_one_has_its_usual_error(tmp_path, make_image):
     make_image().save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     store = FeatureStore(tmp_path, SHAPE, "fp32")

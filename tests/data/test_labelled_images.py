@@ -1,4 +1,4 @@
-"""Images and their classes, from folders and tables; what is wrong with them is told where it is."""
+"""Images and their classes, from folders and tables. Errors name the place."""
 
 import json
 

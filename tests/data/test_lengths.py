@@ -1,4 +1,4 @@
-"""The length index tells what rendering every record one by one would, and is rebuilt exactly when it must be."""
+"""The length index equals rendering every record, and is rebuilt exactly when needed."""
 
 import json
 import re
@@ -161,7 +161,7 @@ def test_whatever_changes_lengths_makes_a_new_index(path, processor, assistant_d
     assert key() == first
 
 
-def test_changed_data_is_measured_anew(path, processor):
+def test_changed_data_is_measured_again(path, processor):
     measure = LengthMeasure(processor, MAX_LENGTH)
     before = columns(length_index(open_source(path), measure, workers=0))
     path.write_text(path.read_text().replace("Four.", "Four, I believe."))
@@ -172,7 +172,7 @@ def test_changed_data_is_measured_anew(path, processor):
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "empty", "shape"])
-def test_a_damaged_index_is_made_anew(path, processor, damage):
+def test_a_damaged_index_is_rebuilt(path, processor, damage):
     source, measure = open_source(path), LengthMeasure(processor, MAX_LENGTH)
     good = columns(length_index(source, measure, workers=0))
     kept = index_path(source, measure)
@@ -222,7 +222,7 @@ def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir,
     assert f"found in {kept}" in capsys.readouterr().out
 
 
-def test_a_image_that_arrives_later_is_seen(path, processor, make_image):
+def test_an_image_added_later_is_measured(path, processor, make_image):
     source, measure = open_source(path), LengthMeasure(processor, MAX_LENGTH)
     assert length_index(source, measure, workers=0).tokens[5] == 0
     make_image().save(path.parent / "gone.png")
@@ -231,7 +231,7 @@ def test_a_image_that_arrives_later_is_seen(path, processor, make_image):
     assert length_index(source, measure, workers=0).tokens[5] > 0  # now it is in the cache
 
 
-def test_what_no_record_survives_is_an_error(path, processor):
+def test_no_usable_record_is_an_error(path, processor):
     with pytest.raises(UserError, match=r"unknown conversation template 'chatlm'; did you mean 'chatml'"):
         length_index(open_source(path), LengthMeasure(processor, MAX_LENGTH, "chatlm"), workers=0)
     with pytest.raises(UserError, match=r"all\.jsonl has no usable record; the first: the tokenizer has no token"):
@@ -244,7 +244,7 @@ def test_only_the_turns_that_training_sees(path, processor):
     assert whole.tokens[4] > first.tokens[4] > 0 and whole.tokens[1] == first.tokens[1]
 
 
-def test_half_a_character_is_a_bad_record(tmp_path, processor):
+def test_a_lone_surrogate_is_rejected(tmp_path, processor):
     lines = [json.dumps(talk("Q \ud83d", "A")), json.dumps(talk("Q \ud83d\ude00", "A"))]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = open_source(tmp_path / "a.jsonl")

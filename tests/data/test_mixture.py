@@ -48,7 +48,7 @@ def test_the_order_is_portable():
     assert EpochPlan((3, 4), (3, 6)).order(seed=5, epoch=1).tolist() == [4, 4, 1, 6, 0, 3, 5, 2, 5]
 
 
-def test_whatever_was_asked_before_the_order_is_the_same():
+def test_the_order_does_not_depend_on_earlier_calls():
     plan, again = EpochPlan((5, 7), (3, 20)), EpochPlan((5, 7), (3, 20))
     orders = [plan.order(3, epoch).tolist() for epoch in (4, 0, 2)]
     assert [again.order(3, epoch).tolist() for epoch in (2, 0, 4)] == orders[::-1]
@@ -61,7 +61,7 @@ def test_whatever_was_asked_before_the_order_is_the_same():
     weights=st.lists(st.floats(0.01, 100), min_size=5, max_size=5),
     samples=st.integers(1, 5000),
 )
-def test_weights_share_an_epoch_out(sizes, weights, samples):
+def test_an_epoch_is_divided_by_weight(sizes, weights, samples):
     weights = weights[: len(sizes)]
     counts = epoch_counts(sizes, [1.0] * len(sizes), weights, samples)
     assert sum(counts) == samples
@@ -141,7 +141,7 @@ def test_the_table_says_the_counts(three):
     assert "a_json 10 11 78.6 % 1.10 plain" in text and "c_jsonl 4 3 21.4 % 0.75 the model's" in text
 
 
-def test_bad_records_stop_the_run_where_they_shall(three):
+def test_bad_records_stop_the_run_under_that_policy(three):
     with pytest.raises(UserError, match=r"b\.jsonl:4: .*is missing"):
         opened(three, "stop", b_jsonl={})
     (three / "empty.json").write_text("[]")

@@ -46,7 +46,7 @@ def test_every_sample_once_in_rows_within_budget_equally_many_on_every_rank(how,
 
 @settings(deadline=None)
 @given(sizes=samples, ranks=ranks)
-def test_no_round_is_there_in_vain(sizes, ranks):
+def test_no_round_is_superfluous(sizes, ranks):
     """Best fit decreasing by the book, which opens a row when it needs one, needs no fewer."""
     rows: list[int] = []
     for tokens, _ in sorted(sizes, reverse=True):
@@ -60,7 +60,7 @@ def test_no_round_is_there_in_vain(sizes, ranks):
 
 @settings(deadline=None)
 @given(sizes=samples, ranks=ranks)
-def test_where_there_is_room_ranks_differ_by_no_more_than_the_longest_sample(sizes, ranks):
+def test_ranks_differ_by_at_most_the_longest_sample(sizes, ranks):
     (rows,) = plan(sizes, tokens=60 * TOKENS, images=math.inf, ranks=ranks)
     loads = [tokens_of(row, sizes) for row in rows]
     assert max(loads) - min(loads) <= max((tokens for tokens, _ in sizes), default=0)
@@ -100,7 +100,7 @@ def test_padded_forwards_are_as_few_as_can_be_and_their_largest_as_small(sizes, 
     assert (len(rounds), found) == min(ways)
 
 
-def test_samples_of_like_length_share_a_padded_forward():
+def test_samples_of_similar_length_share_a_padded_forward():
     sizes = [(9, 0), (3, 0), (8, 0), (3, 0), (2, 0), (9, 0)]
     assert plan(sizes, tokens=27, ranks=1, how=group) == [[[0, 2, 5]], [[1, 3, 4]]]
 
@@ -122,6 +122,6 @@ def test_a_packed_batch_has_one_row_and_counts_samples():
 
 
 @pytest.mark.parametrize("items", [[], [Rejected("x:record 1", "x", "bad")]])
-def test_a_row_without_samples_still_lets_its_rank_take_part(items):
+def test_a_rank_takes_part_with_an_empty_row(items):
     batch = Collator(pad_id=9, specs=[], packs=True)(items)
     assert (batch.input_ids.tolist(), batch.packed, batch.lengths, batch.supervised) == ([[9]], [1], [], 0)

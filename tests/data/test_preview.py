@@ -1,4 +1,4 @@
-"""`mmchat data show` shows what training gets, every id, label and image; and nothing that it shows acts."""
+"""`mmchat data show` shows every id, label and image that training gets. Hostile text has no effect."""
 
 import io
 import json
@@ -128,7 +128,7 @@ def test_records_that_training_rejects_say_why(processor, tmp_path, make_image):
     assert isinstance(long, Rejected) and "nothing to learn" in long.reason
 
 
-def test_without_colours_brackets_tell(processor, tiny_records):
+def test_brackets_mark_labels_without_colour(processor, tiny_records):
     _, first, *_ = samples_of(tiny_records, processor)
     lines = printed([first], width=300).splitlines()
     assert lines[0].startswith(
@@ -144,7 +144,7 @@ def test_without_colours_brackets_tell(processor, tiny_records):
     assert "▀" not in printed([first])
 
 
-def test_on_a_terminal_colours_tell_and_the_image_is_there(processor, tiny_records):
+def test_a_terminal_shows_colours_and_the_image(processor, tiny_records):
     _, first, *_ = samples_of(tiny_records, processor)
     out = printed([first], color_system="truecolor", force_terminal=True, legacy_windows=False)
     assert "\x1b[1;32m·An image of noise.\x1b[0m\x1b[1;30;42m⟨</s>⟩" in out
@@ -161,7 +161,7 @@ def test_on_a_terminal_colours_tell_and_the_image_is_there(processor, tiny_recor
     assert half_blocks(pixels[:, :4], columns=8).plain == "\n".join(["▀" * 8] * 2)  # what SAM sees before it is padded
 
 
-def test_every_view_of_a_image_is_there(make_assistant, make_tower, make_image, tmp_path):
+def test_every_view_of_an_image_is_shown(make_assistant, make_tower, make_image, tmp_path):
     """Two tiles and the thumbnail on one sheet, two beside each other, and as many slots."""
     fit = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
     _, tiling = make_assistant(towers=[make_tower(preprocessing=fit)])

@@ -1,4 +1,4 @@
-"""The pieces that `mmchat data show` shows are the ids and labels of training, for whatever people type."""
+"""The pieces that `mmchat data show` shows are the ids and labels of training, for any text."""
 
 import os
 import re
@@ -99,7 +99,7 @@ def test_pieces_are_the_ids_and_labels(tokenizers, name, key, exchanges, limit):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_text_is_shown_to_the_letter(tokenizers, name):
+def test_text_is_shown_exactly(tokenizers, name):
     """Spaces included: decoders drop a text's first one."""
     answer = " a  an apple\n  and a 😀  "
     messages = [{"from": "human", "value": "Hm?"}, {"from": "gpt", "value": answer}]
@@ -116,7 +116,7 @@ def test_an_emoji_of_several_tokens_is_one_piece(tokenizers):
     assert [p.kind for p in read_pieces(cut, tokenizers["qwen_like"])][-2:] == ["broken"] * 2
 
 
-def test_white_space_and_what_cannot_be_seen_is_marked():
+def test_white_space_and_invisible_characters_are_marked():
     text = " a b  c \n\td\u00a0e\x1b[31m\u202e\r 👩\u200d👧 "
     cuts = (0, 3, 4, 9, 12, len(text))
     pieces = [Piece("text", text[a:b], (1,), True, a) for a, b in pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""One data set in every storage gives the same records; whatever is broken is named, and nothing is guessed."""
+"""One data set in every storage gives the same records; broken data is named, and nothing is guessed."""
 
 import http.server
 import json
@@ -94,7 +94,7 @@ def test_a_datasets_folder(tmp_path, items):
     assert len(open_source(tmp_path / "splits" / "test")) == 12
 
 
-def test_behind_an_address(tmp_path, items):
+def test_fsspec_urls(tmp_path, items):
     """fsspec's memory file system stands for s3 and its like: the same calls."""
     import fsspec
 
@@ -158,7 +158,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 40])
-def test_a_break_behind_a_whole_value_is_told_with_its_line(tmp_path, monkeypatch, block):
+def test_an_error_after_a_complete_value_names_its_line(tmp_path, monkeypatch, block):
     """A lost brace: the string before the colon is a value of its own, and the file ends before anything fits."""
     from mmchat.data import text_files
 
@@ -327,7 +327,7 @@ def test_a_bad_line_of_jsonl_is_rejected_alone(tmp_path):
     assert [item.id for item in found if isinstance(item, Record)] == ["1", "2", "3", "5", "6", "8"]
 
 
-def test_what_is_no_data_set(tmp_path, items):
+def test_paths_that_are_no_data_set(tmp_path, items):
     for name, content, message in (
         ("object.json", b"{}", "must hold a JSON array of records or one record per line, found an object"),
         ("latin.json", '["é"]'.encode("latin-1"), r"latin\.json is not UTF-8 text"),
