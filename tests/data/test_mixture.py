@@ -177,7 +177,7 @@ def test_a_validation_takes_no_shares(values):
     [
         ({}, "give either path, or sources"),
         ({"path": "a", "sources": {"b": {"path": "b"}}}, "give either path, or sources"),
-        ({"sources": {"b": {"path": "b"}}, "template": "plain"}, "template belongs to each of the sources"),
+        ({"sources": {"b": {"path": "b"}}, "template": "plain"}, "template belongs inside each of the sources"),
         (
             {"sources": {"b": {"path": "b", "wieght": 2}}},
             "unknown key 'sources.b.wieght'; the nearest valid key is 'sources.b.weight'",
