@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base as Exif
 
 from mmchat.errors import UserError
@@ -80,7 +80,7 @@ def load_image(
         return _to_rgb(image)
 
 
-def image_size(source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_PIXELS, name: str = "") -> tuple[int, int]:
+def image_size(source: str | Path | bytes | IO[bytes], max_pixels: int = MAX_PIXELS, name: str = "") -> tuple[int, int]:
     """Width and height of what `load_image` returns, read from the header. Arguments and errors as there."""
     with _opened(source, max_pixels, name) as image:
         width, height = image.size
@@ -92,19 +92,19 @@ def image_size(source: str | Path | bytes | BinaryIO, max_pixels: int = MAX_PIXE
 def image_count(source: str | Path) -> int:
     """Number of pages of a TIFF; 1 for other images, animations included. Errors as in `load_image`."""
     with _opened(source, MAX_PIXELS, "") as image:
-        return image.n_frames if image.format == "TIFF" else 1
+        return getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
 
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation of an image that is opened but not decoded. 1 is upright."""
-    if image.format == "PNG" and not _png_has_text_after_pixels(image.fp):
-        exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the image to read chunks after its pixels
-    else:
-        exif = image.getexif()
-    return exif.get(Exif.Orientation, 1)
+    file = image.fp if isinstance(image, ImageFile.ImageFile) and image.format == "PNG" else None
+    if file is not None and not _png_has_text_after_pixels(file):
+        # PngImageFile.getexif would decode the image to read chunks after its pixels
+        return Image.Image.getexif(image).get(Exif.Orientation, 1)
+    return image.getexif().get(Exif.Orientation, 1)
 
 
-def _png_has_text_after_pixels(file: BinaryIO) -> bool:
+def _png_has_text_after_pixels(file: IO[bytes]) -> bool:
     """Whether EXIF or text (which includes XMP) follows a PNG's pixels (PNG specification, section 5.3: chunks)."""
     before, pixels, found = file.tell(), False, False
     file.seek(len(b"\x89PNG\r\n\x1a\n"))
@@ -119,10 +119,10 @@ def _png_has_text_after_pixels(file: BinaryIO) -> bool:
 
 @contextmanager
 def _opened(
-    source: str | Path | bytes | BinaryIO, max_pixels: int, name: str, number: int = 0
+    source: str | Path | bytes | IO[bytes], max_pixels: int, name: str, number: int = 0
 ) -> Iterator[Image.Image]:
     """Open an image without decoding it. Turns what Pillow raises while it is open into UserError."""
-    name = f"image {name or source}" if name or not isinstance(source, bytes) else "image bytes"
+    name = f"image {name or ('bytes' if isinstance(source, bytes) else source)}"
     try:
         with warnings.catch_warnings():
             # Pillow warns above half its limit; here only `max_pixels` counts.
@@ -162,7 +162,7 @@ def extension_of(data: bytes, name: str) -> str:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            kind = image.format.lower()
+            kind = (image.format or "").lower()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UserError(f"image {name} is not in a format that Pillow can read") from None
     return {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(kind, kind)

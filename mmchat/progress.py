@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -47,7 +48,8 @@ class _BarProgress:
         self.task = progress.add_task(description, total=total, completed=done, note="")
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        self.progress.update(self.task, advance=n, **({"note": note} if note else {}))
+        fields: dict[str, Any] = {"note": note} if note else {}
+        self.progress.update(self.task, advance=n, **fields)
 
 
 @contextmanager
@@ -88,7 +90,7 @@ class _Silent:
 
 def track(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
     """Iterate with a progress bar; `total` is needed if the iterable has no length."""
-    with progress_bar(description, len(iterable) if total is None else total) as bar:
+    with progress_bar(description, len(cast(Sized, iterable)) if total is None else total) as bar:
         for item in iterable:
             yield item
             bar.advance()

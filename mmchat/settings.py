@@ -8,11 +8,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ErrorDetails
 
 from mmchat.errors import UserError
 from mmchat.settings_schema import Key, Shorthand, all_paths, describe, field_types, follow, kind_of, locate, shorthand
@@ -21,8 +22,12 @@ __all__ = ["Key", "Shorthand", "describe", "load_settings", "parse_overrides", "
 
 Settings = TypeVar("Settings")
 
-settings = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-"""Decorator of every configuration dataclass: immutable, keyword only, unknown keys forbidden."""
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(schema: type[Settings]) -> type[Settings]:
+    """Decorator of every configuration dataclass: immutable, keyword only, unknown keys forbidden."""
+    return pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(schema)  # type: ignore[return-value]  # `schema`
+
 
 COMMAND_LINE = "command line"
 NOT_A_MAPPING = ("dataclass_type", "dict_type", "model_attributes_type")
@@ -129,7 +134,7 @@ def _set(schema: type, values: dict[str, Any], path: list[str], value: Any) -> N
     values[path[-1]] = value
 
 
-def _sentences(schema: type, finding: dict[str, Any], origin: _Origin, moved: Mapping[str, str]) -> list[str]:
+def _sentences(schema: type, finding: ErrorDetails, origin: _Origin, moved: Mapping[str, str]) -> list[str]:
     place = locate(schema, finding["loc"])
     key = ".".join(place.path)
     source = origin.of(key)

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
 DISCRIMINATOR = "kind"
@@ -80,7 +81,7 @@ def describe(schema: type) -> list[Key]:
     """Every key of a schema, depth first, each group before its keys; what `--help` prints."""
     found = []
     for item in fields(schema):
-        info = schema.__pydantic_fields__[item.name]
+        info = field_infos(schema)[item.name]
         default = "required" if info.is_required() else _default(info)
         meaning = info.description or ""
         inner = dataclasses_in(item.type)
@@ -98,7 +99,7 @@ def _of_variants(variants: tuple[type, ...]) -> list[Key]:
     if len(variants) == 1:
         return describe(variants[0])
     kinds = tuple(map(kind_of, variants))
-    meaning = "; ".join(f"{kind_of(v)}: {v.__pydantic_fields__[DISCRIMINATOR].description}" for v in variants)
+    meaning = "; ".join(f"{kind_of(v)}: {field_infos(v)[DISCRIMINATOR].description}" for v in variants)
     owners: dict[Key, tuple[str, ...]] = {}
     for variant in variants:
         for key in describe(variant):
@@ -113,6 +114,11 @@ def all_paths(schema: type) -> set[str]:
     return {".".join(key.path) for key in describe(schema)}
 
 
+def field_infos(schema: Any) -> dict[str, FieldInfo]:
+    """pydantic's description of each field of a settings dataclass."""
+    return schema.__pydantic_fields__
+
+
 def field_types(schema: Any) -> dict[str, Any]:
     return {item.name: item.type for item in fields(schema)} if is_dataclass(schema) else {}
 
@@ -124,7 +130,7 @@ def kind_of(variant: Any) -> str:
 
 def dataclasses_in(annotation: Any) -> tuple[type, ...]:
     """The settings dataclasses that a field of this type can hold."""
-    if is_dataclass(annotation):
+    if isinstance(annotation, type) and is_dataclass(annotation):
         return (annotation,)
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -152,7 +158,8 @@ def locate(schema: type, location: tuple[str | int, ...]) -> Place:
     """The key at an error's location, in which pydantic also names the kind of a union's variant."""
     path: list[str] = []
     annotation: Any = schema
-    owner, variants = None, ()
+    owner: Any = None
+    variants: tuple[type, ...] = ()
     for element in location:
         if element == "[key]":  # pydantic's name for the key, as opposed to the value, of the entry before
             continue

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint and tests, in .venv, which is made if needed.
+# Lint, types and tests, in .venv, which is made if needed.
 #
 #   bash scripts/test.sh              the default suite, under 10 minutes on 2 cores
 #   bash scripts/test.sh --slow       only the tests marked slow
@@ -31,6 +31,8 @@ if [ "$which" != --latest ]; then # the linters' versions are pinned
   ruff check .
   ruff format --check .
   codespell
+  say "types"
+  mypy
 fi
 say "tests"
 if [ "$which" = --slow ]; then

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import textwrap
+from typing import NoReturn
 
 from mmchat.command_line.errors import EXIT_USER_ERROR
 
@@ -10,7 +11,7 @@ from mmchat.command_line.errors import EXIT_USER_ERROR
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line that says where to read more."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 

@@ -39,7 +39,8 @@ class _SettingsHelp:
 
     def _lines(self, keys: list[Key]) -> list[str]:
         """A line for each key, but only one for all that a group has in common with an earlier one."""
-        lines, repeated = [], {}
+        lines: list[str] = []
+        repeated: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
         for key in keys:
             holder = key.path[:-1] if not key.path[-1].isupper() else key.path[:-2]
             facts = (*key.path[len(holder) :], key.type, key.default, key.meaning)

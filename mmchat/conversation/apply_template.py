@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from mmchat.conversation.codec import Codec
 from mmchat.conversation.messages import Turn
@@ -76,6 +76,7 @@ def _write(
 ) -> Iterator[Unresolved]:
     if not template.system_in_user:
         yield from system_block
+    tool = template.tool or ("", "")  # without `tool`, to_dialogue refuses tool messages
     for number, turn in enumerate(turns):
         if turn.role == "user":
             yield Literal(template.user[0] if number == 0 else template.next_user + template.user[0])
@@ -91,9 +92,9 @@ def _write(
             yield Literal(template.after_answer)
         else:
             first, last = (not 0 <= n < len(turns) or turns[n].role != "tool" for n in (number - 1, number + 1))
-            yield Literal(template.tools[0] * first + template.tool[0])
+            yield Literal(template.tools[0] * first + tool[0])
             yield Text(drop_marks(turn.text))
-            yield Literal(template.tool[1] + template.tools[1] * last)
+            yield Literal(tool[1] + template.tools[1] * last)
     if add_generation_prompt:
         yield Literal(template.header)
     else:
@@ -118,9 +119,9 @@ def _resolve(unresolved: Iterator[Unresolved], codec: Codec) -> list[Segment]:
     segments: list[Segment] = []
     for is_literal, group in groupby(unresolved, lambda segment: isinstance(segment, Literal)):
         if not is_literal:
-            segments += group
+            segments += cast(Iterator[Segment], group)
             continue
-        literals = tuple(group)
+        literals = tuple(cast(Iterator[Literal], group))
         if literals not in codec.read_literals:  # there are few per template
             codec.read_literals[literals] = _read_literals(literals, codec)
         segments += codec.read_literals[literals]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.codec import Codec
-from mmchat.conversation.segments import Image, Segment, SlotTokens, Text, strip_around_images
+from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Text, strip_around_images
 from mmchat.errors import UserError
 
 
@@ -38,10 +38,11 @@ def encode_segments(
         UserError: The tokenizer lacks a slot token, or `image_tokens` does not fit the images.
     """
     counts = _image_counts(image_tokens, sum(isinstance(segment, Image) for segment in segments))
-    ids, spans = list(codec.prefix), []
+    ids = list(codec.prefix)
+    spans: list[tuple[int, int]] = []
     labels = [IGNORE_INDEX] * len(ids)
     if not counts:
-        _encode_piece(segments, codec, ids, labels)
+        _encode_piece([segment for segment in segments if not isinstance(segment, Image)], codec, ids, labels)
         return EncodedConversation(ids, labels, spans)
 
     pad = codec.require(slots.pad)
@@ -51,7 +52,7 @@ def encode_segments(
     if before or after:
         segments = strip_around_images(segments, before, after)
 
-    piece: list[Segment] = []
+    piece: list[Text | Control] = []
     remaining = iter(counts)
     for segment in segments:
         if not isinstance(segment, Image):
@@ -71,7 +72,7 @@ def encode_segments(
     return EncodedConversation(ids, labels, spans)
 
 
-def _encode_piece(segments: list[Segment], codec: Codec, ids: list[int], labels: list[int]) -> None:
+def _encode_piece(segments: list[Text | Control], codec: Codec, ids: list[int], labels: list[int]) -> None:
     """Append the ids and labels of the segments between two images."""
     strings: list[str] = []
     answers: list[list[int]] = []  # character spans of supervised text

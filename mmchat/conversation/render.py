@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.apply_template import write_segments
@@ -16,6 +16,9 @@ from mmchat.conversation.templates import get_template
 from mmchat.conversation.tokenizer_template import write_with_tokenizer_template
 from mmchat.conversation.turn_order import to_dialogue
 from mmchat.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Rendered:
 def render(
     messages: Sequence[Mapping[str, Any]] | Sequence[Turn],
     template: str | Template,
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     image_tokens: int | Sequence[int] = 256,
     system: str | None = None,
     max_length: int | None = None,
@@ -71,8 +74,7 @@ def render(
         template = get_template(template)
     codec = codec_for(tokenizer)
     slots = slots or DEFAULT_SLOTS
-    parsed = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], Turn)
-    turns = messages if parsed else parse_messages(messages)
+    turns = _turns(messages)
     if template.from_tokenizer:
         segments = write_with_tokenizer_template(turns, tokenizer, slots, system, add_generation_prompt)
     else:
@@ -89,7 +91,9 @@ def render(
     return Rendered(encoded.ids, encoded.labels, encoded.image_spans, length - len(encoded.ids))
 
 
-def stop_tokens(template: str | Template, tokenizer, slots: SlotTokens | None = None) -> list[int]:
+def stop_tokens(
+    template: str | Template, tokenizer: "PreTrainedTokenizerBase", slots: SlotTokens | None = None
+) -> list[int]:
     """The tokens that end an answer, at which generation stops.
 
     These are the added tokens that a model learns to write last: EOS for vicuna_v1, `<|im_end|>` for ChatML. Empty if
@@ -102,6 +106,11 @@ def stop_tokens(template: str | Template, tokenizer, slots: SlotTokens | None = 
     supervised = [label for label in render(exchange, template, tokenizer, 1, slots=slots).labels if label >= 0]
     added = {token.id for token in codec_for(tokenizer).added.values()}
     return list(takewhile(added.__contains__, reversed(supervised)))[::-1]
+
+
+def _turns(messages: Any) -> Sequence[Turn]:
+    parsed = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], Turn)
+    return messages if parsed else parse_messages(messages)
 
 
 def _cut(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -101,7 +102,7 @@ class JinjaRunner:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            (text,), spans = render_jinja_template(
+            rendered: Any = render_jinja_template(  # annotated as str, returns (texts, spans of each)
                 [self.chat[:count]],
                 chat_template=self.jinja,
                 return_assistant_tokens_mask=track,
@@ -111,4 +112,5 @@ class JinjaRunner:
         except TemplateError as error:
             where = f"the first {count} of {len(self.chat)} messages" if count < len(self.chat) else "the conversation"
             raise UserError(f"the tokenizer's chat template refuses {where}: {error}; {REMEDY}") from error
+        (text,), spans = rendered
         return text, spans[0] if track else ()

@@ -42,6 +42,7 @@ def write_with_tokenizer_template(
         turns.insert(0, Turn("system", (system,)))
     codec = codec_for(tokenizer)
     runner = JinjaRunner(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(conversation))
+    spans: Spans
     if add_generation_prompt:
         text, spans = runner.write(len(turns), add_generation_prompt=True), ()
     elif runner.has_generation_blocks:

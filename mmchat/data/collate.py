@@ -1,5 +1,6 @@
 """Collate samples into one batch of tensors, padded or packed, on the CPU."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -110,7 +111,7 @@ class Collator:
         """Side of the largest square that a tower sees, in pixels."""
         return max(spec.image_size for spec in self.specs)
 
-    def __call__(self, items: list[Sample | Rejected]) -> Batch:
+    def __call__(self, items: Sequence[Sample | Rejected]) -> Batch:
         samples = [item for item in items if isinstance(item, Sample)]
         for sample in samples:
             self._check_slots(sample)
@@ -119,7 +120,8 @@ class Collator:
         rows = [(one.input_ids, _targets(one)) for one in encoded] or [([self.pad_id], [IGNORE_INDEX])]
         lengths = [len(ids) for ids, _ in rows]
         if self.packs:
-            rows = [tuple(list(chain(*parts)) for parts in zip(*rows, strict=True))]
+            all_ids, all_targets = (list(chain(*parts)) for parts in zip(*rows, strict=True))
+            rows = [(all_ids, all_targets)]
         input_ids = torch.full((len(rows), max(len(ids) for ids, _ in rows)), self.pad_id)
         labels = torch.full_like(input_ids, IGNORE_INDEX)
         attention_mask = torch.zeros_like(input_ids)

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from mmchat.settings import settings
+from mmchat.settings_schema import field_infos
 
 
 @settings
@@ -34,7 +35,7 @@ class SourceConfig:
 class DataConfig(SourceConfig):
     """One source, by its keys, or several under `sources`."""
 
-    path: str | None = Field(None, description="one source: file, folder, pattern with * or fsspec URL")
+    path: str | None = Field(None, description="one source: file, folder, pattern with * or fsspec URL")  # type: ignore[assignment]  # None: `sources`
     sources: dict[str, SourceConfig] = Field(default_factory=dict, description="several sources by name")
     epoch_samples: int | None = Field(None, gt=0, description="samples of one epoch, divided by the weights")
     max_length: int = Field(2048, gt=0, description="maximum tokens per sample, slots included; longer samples are cut")
@@ -51,11 +52,9 @@ class DataConfig(SourceConfig):
 
     def by_name(self) -> dict[str, SourceConfig]:
         """All sources by name. A single source is named by its path."""
-        if self.sources:
+        if self.path is None:
             return self.sources
         return {self.path: SourceConfig(path=self.path, **{key: getattr(self, key) for key in _DEFAULTS})}
 
 
-_DEFAULTS: dict[str, Any] = {
-    name: info.default for name, info in SourceConfig.__pydantic_fields__.items() if name != "path"
-}
+_DEFAULTS: dict[str, Any] = {name: info.default for name, info in field_infos(SourceConfig).items() if name != "path"}

@@ -58,9 +58,8 @@ class MixtureDataset:
         try:
             if self.features is None:
                 draft = DRAFT_OF_SQUARE * self.square if source.config.draft else None
-                images = [image.open(draft) for image in record.images]
-                if self.augment is not None:
-                    images = self.augment(images, number, step)
+                opened = [image.open(draft) for image in record.images]
+                images = opened if self.augment is None else self.augment(opened, number, step)
                 encoded = self.encode(record, images, source.config.template)
             else:
                 features = [self.features.read(image) for image in record.images]

@@ -25,7 +25,7 @@ from mmchat.files import write_bytes
 from mmchat.images import image_size, load_image
 from mmchat.vision import TowerSpec
 
-DTYPES = {"fp32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
+DTYPES: dict[str, np.dtype] = {"fp32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
 """Storage types. NumPy has no bfloat16, so its bits are stored as integers."""
 SHARD_BYTES = 64 << 20
 """Size of a shard in bytes. Records are in memory until their shard is written; a killed process loses them."""
@@ -136,7 +136,7 @@ class FeatureStore:
                 "must not be deleted during a run. Start again with --resume",
                 NO_FEATURES,
             ) from None
-        if zlib.crc32(record) != self._sums[at]:
+        if zlib.crc32(record.data) != self._sums[at]:
             path.unlink(missing_ok=True)
             raise UserError(
                 f"features in {path} are damaged, so the file was deleted; start again with --resume, which "

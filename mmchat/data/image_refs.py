@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from PIL import Image
 from PIL.ContainerIO import ContainerIO
@@ -43,7 +43,7 @@ class ImageRef:
         with self.stream() as file:
             return image_size(file, name=self.name)
 
-    def stream(self) -> BinaryIO:
+    def stream(self) -> IO[bytes]:
         """A file of the encoded bytes, read only as far as needed. Close it. Raises UserError as `read`."""
         return io.BytesIO(self.read())
 
@@ -64,7 +64,7 @@ class ImageFile(ImageRef):
     path: str
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # read-only, as frozen fields are
         """The full path. Raises UserError if it leaves the root."""
         if not storage.is_remote(self.root):
             return str(_resolved(self.root, self.path))
@@ -79,7 +79,7 @@ class ImageFile(ImageRef):
         with _image_errors():
             return storage.read_bytes(path)
 
-    def stream(self) -> BinaryIO:
+    def stream(self) -> IO[bytes]:
         path = self.name
         with _image_errors():
             return storage.open_binary(path)
@@ -126,7 +126,7 @@ class ImageInShard(ImageRef):
     def read(self) -> bytes:
         return storage.read_bytes(self.file, self.start, self.stop)
 
-    def stream(self) -> BinaryIO:
+    def stream(self) -> IO[bytes]:
         return ContainerIO(storage.open_binary(self.file), self.start, self.stop - self.start)
 
 
@@ -135,7 +135,7 @@ class ImageUrl(ImageRef):
     url: str
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # read-only, as frozen fields are
         return self.url[:200]
 
     def read(self) -> bytes:

@@ -13,7 +13,7 @@ from mmchat.errors import UserError
 from mmchat.progress import progress_bar
 
 Result = TypeVar("Result")
-Chunk = Sequence[int]
+Chunk = TypeVar("Chunk", bound=Sequence[int])
 """Numbers of items."""
 SMALL = 4_000
 """Fewer items than this are finished before worker processes have started."""
@@ -76,10 +76,11 @@ def _in_processes(work: Callable[[Chunk], Result], chunks: Sequence[Chunk], work
         pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[Chunk], Any] | None = None
+_work: Callable[[Any], Any]
+"""The work of this worker process, set by `_receive`."""
 
 
-def _receive(work: Callable[[Chunk], Any]) -> None:
+def _receive(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -87,9 +88,10 @@ def _receive(work: Callable[[Chunk], Any]) -> None:
 
 def _end_with_parent() -> None:
     """Exit with the parent process: an orphaned worker would wait for work forever and hold its memory."""
-    parent_process().join()
+    if (parent := parent_process()) is not None:
+        parent.join()
     os._exit(1)
 
 
-def _do(chunk: Chunk) -> Any:
+def _do(chunk: Sequence[int]) -> Any:
     return _work(chunk)

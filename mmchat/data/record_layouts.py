@@ -64,6 +64,7 @@ def read_layout(item: Mapping[str, Any]) -> Layout:
     turns = _turn_list(item[key], key)
     if key == "texts":
         return Layout(keys, _from_texts(turns, len(images)), images, "chat")
+    dialect: Dialect
     if key == "messages" or all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
         dialect = "chat"
         messages, images = _from_messages(turns, images)

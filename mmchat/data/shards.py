@@ -72,7 +72,7 @@ class ShardIndex:
         return [Member(self.extensions[self.extension[i]], *self.spans[i].tolist()) for i in range(first, last)]
 
     def save(self, path: Path) -> None:
-        arrays = {
+        arrays: dict[str, Any] = {
             "size": np.int64(self.size),
             "bounds": self.bounds,
             "spans": self.spans,
@@ -206,7 +206,7 @@ def _caption(texts: dict[str, bytes]) -> dict[str, str]:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Regular files of the archive. Clears the list in which tarfile keeps every header."""
     while (member := tar.next()) is not None:
-        tar.members = []
+        tar.members = []  # type: ignore[attr-defined]  # typeshed lacks it
         if member.isfile() and not _split(member.name)[0].rpartition("/")[2].startswith("."):
             yield member
 

@@ -117,8 +117,9 @@ def _file_digest(path: str) -> str:
             return hashlib.blake2b(repr(system.checksum(inside)).encode(), digest_size=16).hexdigest()
     with _file_errors(path):
         stat = Path(path).stat()
-    state = {"path": str(Path(path).absolute()), "size": stat.st_size, "changed": stat.st_mtime_ns}
-    name = hashlib.blake2b(state["path"].encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    absolute = str(Path(path).absolute())
+    state = {"path": absolute, "size": stat.st_size, "changed": stat.st_mtime_ns}
+    name = hashlib.blake2b(absolute.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     cached = cache_dir() / "digests" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError):
         known: dict[str, Any] = json.loads(cached.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ ImageInput = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or a PIL image."""
 Message = dict[str, Any]
 """`{"role": "user" | "assistant", "content": str | parts}`. `{"type": "image"}` parts take the images in order."""
+Stopped = Literal["end", "length", "repetition"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Reading:
     """The text of one image."""
 
     text: str
-    stopped: Literal["end", "length", "repetition"]
+    stopped: Stopped
     """Why generation stopped: the model ended the text, `max_new_tokens` was reached, or the text looped. One copy of a
     looping piece is kept."""
 
@@ -55,7 +56,7 @@ class Generator:
     def __init__(self, model_dir: str | Path, device: str | None = None) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, self.processor = load_assistant(model_dir)
-        self.model = model.to(device)
+        self.model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses `self`
         self.tokenizer = self.processor.tokenizer
 
     def chat(
@@ -184,6 +185,7 @@ class Generator:
 
     def _reading(self, tokens: list[int], loop: Loop | None) -> Reading:
         """The tokens of a row without the padding after its end or its loop."""
+        stopped: Stopped
         stops = self.model.generation_config.eos_token_id or []
         stops = [stops] if isinstance(stops, int) else stops
         end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))

@@ -63,8 +63,8 @@ def _check_image(ref: ImageRef) -> ImageCheck:
         image = load_image(data, name=ref.name)
     except UserError as error:
         return ImageCheck(((_why_undecodable(data), str(error)),))
-    problems = [*_rotation_finding(data), *_shape_findings(image.width, image.height)]
-    problems = tuple((kind, f"image {ref.name} {what}") for kind, what in problems)
+    findings = [*_rotation_finding(data), *_shape_findings(image.width, image.height)]
+    problems = tuple((kind, f"image {ref.name} {what}") for kind, what in findings)
     return ImageCheck(problems, digest(data), difference_hash(image), image.width, image.height)
 
 
@@ -103,7 +103,8 @@ def _why_undecodable(data: bytes) -> str:
     except Image.DecompressionBombError:
         return "decompression_bomb"
     except (OSError, SyntaxError, ValueError, EOFError):
-        begins = any(Image.OPEN[name][1](data[:16]) is True for name in _FORMATS if name in Image.OPEN)
+        accepts = [Image.OPEN[name][1] for name in _FORMATS if name in Image.OPEN]
+        begins = any(accept is not None and accept(data[:16]) is True for accept in accepts)
         return "truncated_image" if begins else "undecodable_image"
 
 

@@ -31,7 +31,7 @@ class CheckedSource:
     name: str
     config: SourceConfig
     source: Source
-    numbers: Sequence[int]
+    numbers: Sequence[int] | np.ndarray
     checker: RecordChecker
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class CheckedSource:
         if isinstance(record, Record):
             return list(record.images)
         _, item = self.source.table.row(int(self.numbers[place]))
-        entries = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
+        entries: Any = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
         images = []
         for entry in entries if isinstance(entries, list) else [entries]:
             try:

@@ -62,6 +62,8 @@ class Relations:
         yield from self._of_images("near_duplicate", self.near, self._stats, images)
 
     def _of_images(self, kind: str, found: np.ndarray, others: RecordStats | None, images: range) -> Iterator[Relation]:
+        if others is None:
+            return
         for image in images:
             if (other := int(found[image])) >= 0:
                 image_of = (int(self._stats.owner[image]), int(self._stats.place[image]))

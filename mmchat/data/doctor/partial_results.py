@@ -62,13 +62,15 @@ class RecordStats:
             for place, check in enumerate(one.image_checks)
             if check.digest is not None
         ]
-        counts = np.array([(e.tokens, e.supervised, e.turns, len(e.image_checks)) for e in checked], np.uint32).reshape(
-            -1, 4
-        )
+        counts = [(one.tokens, one.supervised, one.turns, len(one.image_checks)) for one in checked]
+        tokens, supervised, turns, images_of_record = np.array(counts, np.uint32).reshape(-1, 4).T
         return cls(
             np.array([one.sound for one in checked], bool),
             np.array([one.digest or (0, 0) for one in checked], np.uint64).reshape(-1, 2),
-            *counts.T,
+            tokens,
+            supervised,
+            turns,
+            images_of_record,
             np.array([number for number, _, _ in images], np.uint32),
             np.array([place for _, place, _ in images], np.uint32),
             np.array([check.digest for *_, check in images], np.uint64).reshape(-1, 2),

@@ -1,6 +1,6 @@
 """Token ids and labels split into readable pieces: control tokens, image slots, whole characters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import Rendered, control_tokens
 from mmchat.data.preview.printable import mark_spaces, printable
 
+Kind = Literal["text", "control", "image", "broken"]
 LONGEST_CHARACTER = 16
 """Maximum tokens joined to form whole characters. A character has up to four bytes; a token may hold parts of two."""
 
@@ -25,7 +26,7 @@ class Piece:
         start: Position of the first token.
     """
 
-    kind: Literal["text", "control", "image", "broken"]
+    kind: Kind
     text: str
     ids: tuple[int, ...]
     supervised: bool
@@ -38,7 +39,7 @@ def read_pieces(rendered: Rendered, tokenizer: Any) -> list[Piece]:
     image_of = {at: number for number, span in enumerate(rendered.image_spans, 1) for at in range(*span)}
     control = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
 
-    def group_key(at: int) -> tuple[str, int, bool]:
+    def group_key(at: int) -> tuple[Kind, int, bool]:
         supervised = labels[at] != IGNORE_INDEX
         if at in image_of:
             return "image", image_of[at], supervised
@@ -47,6 +48,7 @@ def read_pieces(rendered: Rendered, tokenizer: Any) -> list[Piece]:
     pieces: list[Piece] = []
     for (kind, number, supervised), places in groupby(range(len(ids)), group_key):
         start, *others = places
+        parts: Iterable[tuple[Kind, str, int]]
         group = ids[start : start + 1 + len(others)]
         if kind == "image":
             parts = [(kind, f"image {number}: {len(group)} slots", len(group))]
@@ -60,7 +62,7 @@ def read_pieces(rendered: Rendered, tokenizer: Any) -> list[Piece]:
     return pieces
 
 
-def _characters(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[str, str, int]]:
+def _characters(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[Kind, str, int]]:
     """Kind, text and number of tokens of the shortest groups that form whole characters."""
     # Decoded after a letter, because decoders strip the first space of a text.
     letter = tokenizer("a", add_special_tokens=False).input_ids[-1:]

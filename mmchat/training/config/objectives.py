@@ -50,13 +50,17 @@ class _Kind:
     parts: ClassVar[tuple[str, ...]] = ("towers",)
     """Parts of its model whose activations can be checkpointed."""
     takes_lora: ClassVar[bool] = False
-    packs: ClassVar[bool] = False
-    fit: ClassVar[None] = None
-    packing: ClassVar[None] = None
-    feature_cache: ClassVar[None] = None
-    patch_dropout: ClassVar[float] = 0.0
-    zero_shot: ClassVar[None] = None
-    distillation: ClassVar[None] = None
+    fit: Fit | None = None
+    packing: PackingConfig | None = None
+    feature_cache: Path | None = None
+    patch_dropout: float = 0.0
+    zero_shot: ZeroShotConfig | None = None
+    distillation: DistillationConfig | None = None
+
+    @property
+    def packs(self) -> bool:
+        """Whether the samples of a forward are concatenated in one row."""
+        return False
 
 
 PATCH_DROPOUT = Field(0.0, ge=0, lt=1, description="share of an image's patches left out at random (FLIP)")
