@@ -188,7 +188,9 @@ def test_parameters_of_vit_b(family, millions):
 def test_what_there_is_not(sam):
     with pytest.raises(UserError, match="needs relative positions"):
         build_tower(TowerConfig("sam", {"use_rel_pos": False}))
-    with pytest.raises(UserError, match=r"no other layers to choose and no class token; found layer -2, class_token"):
+    with pytest.raises(
+        UserError, match=r"so layer, class_token and final_norm cannot be changed; found layer -2, class_token"
+    ):
         build_tower(TowerConfig("sam", TINY, layer=-2))
     with pytest.raises(UserError, match="class_token True"):
         build_tower(TowerConfig("vary_sam", TINY, class_token=True))
