@@ -17,9 +17,9 @@ from mmchat.cli.main import main
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
 from mmchat.vision import TowerConfig, TowerSpec, build_tower, load_tower, normalise, preprocess, refuse_unequal_views
-from mmchat.vision.block_tower import resize_positions
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.inspect import as_images, seen_views, write_images
+from mmchat.vision.position_embeddings import resize_positions
 from mmchat.vision.spec import HALF, Preprocessing
 from mmchat.vision.transforms.native_aspect import native_size
 from mmchat.vision.transforms.preprocess import image_from_patches

@@ -17,7 +17,7 @@ from mmchat.vision.checkpoint_formats.base import (
     with_backbone_prefix,
 )
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
-from mmchat.vision.families.clip_resnet import STAGES, STRIDES
+from mmchat.vision.modified_resnet import STAGES, STRIDES
 from mmchat.vision.spec import TowerConfig
 
 Value = TypeVar("Value")

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import SamVisionConfig, SamVisionModel
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import refuse_indivisible_size, resize_positions
+from mmchat.vision.block_tower import refuse_indivisible_size
+from mmchat.vision.position_embeddings import resize_positions
 from mmchat.vision.sam_attention import DecomposedAttention
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 from mmchat.vision.tower import TowerOutput, VisionTower

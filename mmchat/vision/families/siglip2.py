@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, Siglip2VisionConfig, Siglip2VisionMod
 from transformers.masking_utils import create_bidirectional_mask
 
 from mmchat.errors import UserError
-from mmchat.vision.block_tower import resize_positions
 from mmchat.vision.families.siglip import Siglip
+from mmchat.vision.position_embeddings import resize_positions
 from mmchat.vision.spec import Grid, TowerConfig, TowerSpec
 from mmchat.vision.tower import TowerOutput
 
