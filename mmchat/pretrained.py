@@ -223,7 +223,7 @@ def save_verified(
     Args:
         model: A model with `save_pretrained`.
         others: What else belongs in the directory (processor, tokenizer); also with `save_pretrained`.
-        directory: Where it ends; replaced if it exists.
+        directory: Destination; replaced if it exists.
         reload: Directory -> model.
         outputs: Model -> tensors computed without gradients from a fixed input.
         tolerance: Largest absolute difference between them.

@@ -23,19 +23,19 @@ TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 
 
 @pytest.fixture(scope="session")
-def words(data_dir):
+def tokenizer_dir(data_dir):
     return str(data_dir / "tokenizers" / "llama_like_legacy_false")
 
 
 @pytest.fixture(scope="session", params=["pooled", "max"])
-def saved(request, make_tower, words, tmp_path_factory):
+def saved(request, make_tower, tokenizer_dir, tmp_path_factory):
     """(model in memory, its directory)"""
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("clip") / request.param
-    return init_clip(make_tower(seed=2), TEXT, words, 16, request.param, out), out
+    return init_clip(make_tower(seed=2), TEXT, tokenizer_dir, 16, request.param, out), out
 
 
-def test_saved_and_opened(saved, words, make_tower):
+def test_saved_and_opened(saved, tokenizer_dir, make_tower):
     model, directory = saved
     reloaded = load_clip(directory)
     pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(3, 90, (2, 6))
@@ -86,7 +86,7 @@ def test_opened_strictly(saved, tmp_path):
         load_clip_directory(directory)
 
 
-def test_saving_notices_a_corrupted_copy(saved, words, tmp_path, monkeypatch):
+def test_saving_notices_a_corrupted_copy(saved, tokenizer_dir, tmp_path, monkeypatch):
     model = saved[0]
     original = DualEncoder.save_pretrained
 
@@ -98,7 +98,7 @@ def test_saving_notices_a_corrupted_copy(saved, words, tmp_path, monkeypatch):
 
     monkeypatch.setattr(DualEncoder, "save_pretrained", corrupt)
     with pytest.raises(RuntimeError, match="differs from the one in memory"):
-        save_clip(model, AutoTokenizer.from_pretrained(words), tmp_path / "out")
+        save_clip(model, AutoTokenizer.from_pretrained(tokenizer_dir), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -162,9 +162,9 @@ def test_text_pools(make_tower, text_pool):
     model = dual(make_tower, BERT, text_pool=text_pool).eval()
     ids, mask = torch.randint(3, 50, (2, 7)), torch.tensor([[1] * 4 + [0] * 3, [1] * 7])
     hidden = model.text_encoder(ids, mask).last_hidden_state
-    words = [hidden[0, :4], hidden[1]]
+    tokenizer_dir = [hidden[0, :4], hidden[1]]
     pooled = {"first": lambda row: row[0], "last": lambda row: row[-1], "mean": lambda row: row.mean(dim=0)}[text_pool]
-    expected = model.text_projection(torch.stack([pooled(row) for row in words]))
+    expected = model.text_projection(torch.stack([pooled(row) for row in tokenizer_dir]))
     torch.testing.assert_close(model.encode_text(ids, mask), torch.nn.functional.normalize(expected, dim=-1))
     assert model.config.context_length == 20
 
@@ -188,11 +188,11 @@ def test_what_makes_no_dual_encoder(make_tower, text, settings, message):
         dual(make_tower, text, **settings)
 
 
-def test_a_pretrained_text_encoder_keeps_its_weights(make_tower, words, tmp_path):
+def test_a_pretrained_text_encoder_keeps_its_weights(make_tower, tokenizer_dir, tmp_path):
     torch.manual_seed(3)
     theirs = BertModel(BertConfig(**{**BERT, "vocab_size": 1604, "model_type": "bert"}))
     theirs.save_pretrained(tmp_path / "bert")
-    arguments = make_tower(), open_text_encoder(str(tmp_path / "bert")), words, 16, "max"
+    arguments = make_tower(), open_text_encoder(str(tmp_path / "bert")), tokenizer_dir, 16, "max"
     made = init_clip(*arguments, tmp_path / "clip", text_pool="mean", sigmoid=True, context_length=9)
     opened = load_clip(tmp_path / "clip")
     for name, tensor in opened.text_encoder.state_dict().items():
@@ -259,13 +259,13 @@ def test_a_locked_tower(make_tower):
 
 
 @pytest.mark.parametrize("family", ["sam", "siglip"])
-def test_a_tower_without_a_pooled_output(family, words, tmp_path):
+def test_a_tower_without_a_pooled_output(family, tokenizer_dir, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     more = {"sam": {"output_channels": 8, "global_attn_indexes": [0]}, "siglip": {"vision_use_head": False}}[family]
     tower = build_tower(TowerConfig(family, {**sizes, **more}))
     with pytest.raises(UserError, match=f"a {family} has no pooled output"):
-        init_clip(tower, TEXT, words, 16, "pooled", tmp_path / "clip")
-    init_clip(tower, TEXT, words, 16, "max", tmp_path / "clip")
+        init_clip(tower, TEXT, tokenizer_dir, 16, "pooled", tmp_path / "clip")
+    init_clip(tower, TEXT, tokenizer_dir, 16, "max", tmp_path / "clip")
 
 
 # Patch dropout

@@ -82,7 +82,7 @@ def test_what_computes_something_else_is_never_called_written(ours, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_every_reason_is_told(tmp_path, data_dir, capsys):
+def test_every_reason_is_listed(tmp_path, data_dir, capsys):
     backbone = {**VISION, "stem_width": 8, "stem_depth": 1}
     tower = build_tower(TowerConfig("conv_vit", backbone, preprocessing=Preprocessing(fit="pad")))
     text = {key: value for key, value in TEXT.items() if not key.endswith("_id") and key != "vocab_size"}

@@ -31,7 +31,7 @@ def test_views_are_drawn_from_the_generator_alone(make_image):
     assert len({view(image, number).tobytes() for number in range(20)}) == 20
 
 
-def test_what_is_switched_off_changes_nothing(make_image):
+def test_augmentations_switched_off(make_image):
     image = make_image(0, 20, 20)
     whole = np.asarray(image)
     # Only the whole image has its area; other aspects do not fit, and then the middle is taken.
@@ -91,7 +91,7 @@ def pixels(config, tmp_path, done=0):
     return [torch.cat([batch.pixel_values[0] for batch in batches]) for _, batches in feed.steps(done)]
 
 
-def test_views_hang_on_seed_and_step_and_nothing_else(config, tmp_path):
+def test_views_depend_on_seed_and_step_only(config, tmp_path):
     whole = pixels(config(), tmp_path)
     assert len(whole) == 4 and whole[0].shape == (8, 3, 28, 28)
     for same in (pixels(config(micro_batch_size=1, workers=1), tmp_path), [None, *pixels(config(), tmp_path, done=1)]):

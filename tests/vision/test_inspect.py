@@ -87,7 +87,7 @@ def test_the_command_prints_them_and_writes_them_for_machines(run, data_dir, tmp
     assert values["preprocessing"]["fit"] == "shortest-edge-crop"
 
 
-def test_every_fit_has_its_words():
+def test_every_fit_has_a_description():
     assert set(FIT_DESCRIPTIONS) == set(FITS)
     pad = Preprocessing((0.5, 0.25, 0.125), (1, 1, 2), "bilinear", "pad")
     assert describe(pad, 56) == [

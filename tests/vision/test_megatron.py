@@ -211,7 +211,7 @@ def test_the_checkpoints_of_a_run(tmp_path):
     agrees(load_tower(tmp_path), features)
 
 
-def test_heads_of_another_width_are_told_by_the_arguments(tmp_path):
+def test_head_width_from_the_run_arguments(tmp_path):
     sizes = {"hidden_size": 96, "num_attention_heads": 2, "attention_bias": True, **GEOMETRY}
     torch.manual_seed(0)
     model = InternVLVisionModel(InternVLVisionModel.config_class(**sizes)).eval()

@@ -146,7 +146,7 @@ def test_the_order_in_which_pillow_resizes(size, resized, resample):
         (8, 816, 14, (0, 1428)),  # a strip that Pillow resizes in another order when it shrinks
     ],
 )
-def test_what_is_cropped_away_is_not_computed(monkeypatch, width, height, size, span):
+def test_cropped_pixels_are_not_computed(monkeypatch, width, height, size, span):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     long = int(size * max(width, height) / min(width, height))
     whole = image.resize((size, long) if width <= height else (long, size), Image.Resampling.BICUBIC)
@@ -167,7 +167,7 @@ def test_pad_centres_on_the_mean_colour():
     assert (pixels[[1, 2]] == 0).all()
 
 
-def test_unknown_words_are_refused():
+def test_unknown_settings_are_refused():
     with pytest.raises(UserError, match="fit 'crop' is unknown; expected one of squash, pad"):
         Preprocessing(fit="crop")
     with pytest.raises(UserError, match="resample 'nearest' is unknown; expected one of bilinear, bicubic"):

@@ -115,7 +115,7 @@ def _heads(width: int, where: Path) -> int:
     if width > WIDEST or width % HEAD_WIDTH:
         raise UserError(
             f"the ViT in {where} has width {width}; OpenAI's have head width {HEAD_WIDTH} and at most width {WIDEST}. "
-            "If it is open_clip's, put its open_clip_config.json beside it, which gives the number of heads"
+            "If it is open_clip's, put its open_clip_config.json next to it: that gives the number of heads"
         )
     return width // HEAD_WIDTH
 
