@@ -6,7 +6,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
 from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
@@ -28,7 +28,7 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
         NanGuard(config.monitoring.stability),
         ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
     )
-    engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), guard, norms)
+    engine = build_engine(objective.model, groups, config, feed.total, process_group.world_size(), guard, norms)
     move_unused_towers(objective, config.distributed.zero_stage, "cpu")
     cost = model_flops(objective.model, objective.features is None, objective.teacher)
     recorder.begin(objective.model)

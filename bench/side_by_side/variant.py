@@ -24,7 +24,7 @@ def main() -> None:
     import torch
 
     from mmchat.training.config import load_run_config
-    from mmchat.training.distributed import collectives
+    from mmchat.training.distributed import process_group
     from mmchat.training.monitoring.peak_flops import find_peak_flops
     from side_by_side import mmchat_run, reference_run
     from side_by_side.memory_by_kind import MemoryByKind
@@ -32,7 +32,7 @@ def main() -> None:
 
     config = load_run_config(arguments.workload / "run.yaml", overrides)
     if arguments.variant == "ours":
-        collectives.start()  # only for ours: with a process group, Trainer would use DDP
+        process_group.start()  # only for ours: with a process group, Trainer would use DDP
     peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
     kinds = MemoryByKind() if arguments.kinds else None
     # A's samples are loaded before memory is counted; B reads its samples during training.
@@ -45,7 +45,7 @@ def main() -> None:
             reference_run.train(config, samples, arguments.steps, arguments.variant, recorder)
     packages = {name: version(name) for name in ("mmchat", "torch", "transformers", "deepspeed")}
     write_json(arguments.out, {**recorder.result(), "peak": peak.flops, "peak_source": peak.source, **packages})
-    collectives.stop()
+    process_group.stop()
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.model.adapter import load_adapter, merge
     from mmchat.model.directory import save_assistant
+    from mmchat.model.lora_adapter import load_adapter, merge
 
     adapter, processor = load_adapter(arguments.adapter, arguments.base)
     model, difference = merge(adapter, processor)

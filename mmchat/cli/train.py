@@ -76,14 +76,14 @@ def train_main(arguments: list[str] | None = None) -> None:
             return
         config = read_config(arguments)
         quiet_libraries()
-        from mmchat.training.distributed import collectives
+        from mmchat.training.distributed import process_group
         from mmchat.training.trainer import run
 
-        collectives.start()
+        process_group.start()
         try:
             status = run(config)
         finally:
-            collectives.stop()
+            process_group.stop()
         sys.exit(status)
 
 
@@ -107,7 +107,7 @@ def launch_main(arguments: list[str]) -> int:
         read_config(arguments)
         import torch
 
-        from mmchat.training.distributed.collectives import free_port
+        from mmchat.training.distributed.process_group import free_port
         from mmchat.training.distributed.signals import RUNNER
 
         if not devices and not torch.cuda.is_available():

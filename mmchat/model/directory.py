@@ -14,7 +14,7 @@ from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, wi
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
 ADAPTER_BASE = "base.json"
-"""Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.adapter`)."""
+"""Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.lora_adapter`)."""
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
 DIRECTORY = ModelDirectory(
     MMChatForConditionalGeneration,

@@ -10,7 +10,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
 from mmchat.training.config import Recomputed, RunConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.objectives.base import Objective
@@ -49,7 +49,7 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
     kind = objective_class(config.objective.kind)
     if sharded:
         # While this object is alive, transformers builds and fills models under DeepSpeed's zero.Init.
-        zero_init = HfDeepSpeedConfig(deepspeed_config(config, collectives.ranks()))
+        zero_init = HfDeepSpeedConfig(deepspeed_config(config, process_group.world_size()))
         objective = kind(config)
         del zero_init
     else:
@@ -58,7 +58,7 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
             _copy_out_of_files(objective.model)
     torch.manual_seed(config.seed)  # adapters start with the same values on every rank
     adapter = add_adapters(objective.model, config.trainable)
-    torch.manual_seed(config.seed + collectives.rank())
+    torch.manual_seed(config.seed + process_group.rank())
     towers = objective.model.towers
     for tower in towers:
         if tower.takes_attention:

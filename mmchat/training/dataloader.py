@@ -15,7 +15,7 @@ from mmchat.data.parallel import chunk_ranges
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import ignore_stop_signals
 from mmchat.training.micro_batches import step_splitter
 from mmchat.training.objectives.base import Objective
@@ -36,7 +36,7 @@ class Feed:
 
     def __init__(self, config: RunConfig, objective: Objective, quarantine: Quarantine) -> None:
         self.config, self.objective = config, objective
-        show_progress = collectives.rank() == 0
+        show_progress = process_group.rank() == 0
         self.mixture = open_mixture(config.data, quarantine, show_progress)
         self.order = batch_order(config, self.mixture)
         self.total = config.steps or self.order.steps_in_total

@@ -17,7 +17,7 @@ from mmchat.training.deepspeed_internals import (
     reduce_gradients,
     set_grad_norm,
 )
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
@@ -72,7 +72,7 @@ def average_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
     """
     if engine.zero_optimization():
         return
-    if collectives.ranks() > 1:
+    if process_group.world_size() > 1:
         reduce_gradients(engine, BUCKET)
         return
     for group in engine.optimizer.param_groups:

@@ -8,7 +8,7 @@ import torch
 
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.distributed.signals import exit_status
 from mmchat.training.engine import average_gradients
 from mmchat.training.monitoring.flops import ModelFlops
@@ -124,7 +124,7 @@ def train_step(
         last = number == len(batches)
         engine.set_gradient_accumulation_boundary(last)
         loss = next(losses)
-        engine.backward(loss * (collectives.ranks() / max(1, counts.terms)), scale_wrt_gas=False)
+        engine.backward(loss * (process_group.world_size() / max(1, counts.terms)), scale_wrt_gas=False)
         loss_sum += loss.detach().double()
         if last:
             average_gradients(engine)
@@ -157,6 +157,6 @@ def train_step(
 
 def _memory_of_ranks() -> list[int]:
     """This rank's peak at this rank's index, zeros elsewhere, so that a sum over ranks shows every rank's."""
-    peaks = [0] * collectives.ranks()
-    peaks[collectives.rank()] = peak_memory()
+    peaks = [0] * process_group.world_size()
+    peaks[process_group.rank()] = peak_memory()
     return peaks

@@ -13,7 +13,7 @@ from mmchat.data.order import split_micro_batches
 from mmchat.data.packing import PackingConfig, group, pack
 from mmchat.errors import SharedError, UserError
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.objectives.base import Objective
 
 
@@ -43,7 +43,7 @@ class StepSplitter(ABC):
         """Sample numbers of all micro-batches, by [round][rank]."""
 
     def __call__(self, numbers: Sequence[int]) -> list[list[int]]:
-        return [by_rank[collectives.rank()] for by_rank in self.rounds(numbers)]
+        return [by_rank[process_group.rank()] for by_rank in self.rounds(numbers)]
 
 
 class PaddedSplitter(StepSplitter):
@@ -107,7 +107,7 @@ def step_splitter(
         data: the training or the held-out records, of which `mixture` was opened.
         ranks: None: the ranks of this run.
     """
-    ranks = ranks or collectives.ranks()
+    ranks = ranks or process_group.world_size()
     if config.objective.packing:
         return PackedSplitter(config.objective.packing, data, mixture, objective, ranks)
     return PaddedSplitter(config.batch_size, config.micro_batch_size, ranks)

@@ -9,7 +9,7 @@ from mmchat.errors import UserError
 from mmchat.files import write_text
 from mmchat.training.checkpoints.saver import newest_checkpoint
 from mmchat.training.config import RunConfig, as_dict, changed_keys, load_written_config
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 
 
 def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | str | None:
@@ -35,6 +35,6 @@ def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | st
     collectives.barrier()  # every rank has read the config before rank 0 writes
     if (directory / "model" / "config.json").exists():
         return "finished"
-    if collectives.rank() == 0:
+    if process_group.rank() == 0:
         write_text(resolved, yaml.safe_dump(as_dict(config), sort_keys=False))
     return newest_checkpoint(directory / "checkpoints", report) if config.resume else None

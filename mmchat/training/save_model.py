@@ -9,10 +9,10 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.evaluation.report import write_report
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.files import read_json_lines
-from mmchat.model.adapter import merge, save_adapter
+from mmchat.model.lora_adapter import merge, save_adapter
 from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.distributed.zero3 import full_state_dict, load_full_state_dict
 from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.frozen_weights import restore_frozen
@@ -33,12 +33,12 @@ def save_model(
 ) -> None:
     """Write the final model, curves and report, and print the results. All ranks call this; rank 0 writes."""
     sharded = config.distributed.zero_stage == 3
-    if collectives.rank() == 0 and not sharded:
+    if process_group.rank() == 0 and not sharded:
         # In CPU memory there is room for the originals; next to a large model on the device there may be none.
         restore_frozen(built.objective.model.cpu(), Path(config.model))
     state = full_state_dict(built.objective.model) if sharded or average else None
     averaged = average.whole() if average else None
-    if collectives.rank() == 0:
+    if process_group.rank() == 0:
         # model/ is written last: it marks the run as finished.
         if averaged is not None:
             write_model(config, _rebuild(config, state | averaged), "-ema", console)

@@ -14,7 +14,7 @@ from mmchat.training.checkpoints.reshard import needs_resharding
 from mmchat.training.checkpoints.saver import CheckpointSaver, load_checkpoint
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
 from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
@@ -47,7 +47,7 @@ def run(config: RunConfig) -> int:
         UserError: a mistake in the config, the data or the run directory.
     """
     check_installed(config.monitoring.trackers)
-    console = Console(stderr=True, quiet=collectives.rank() > 0, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, quiet=process_group.rank() > 0, highlight=False, soft_wrap=True)
     checkpoint = claim_run_dir(config, console.print)
     if checkpoint == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
@@ -76,14 +76,14 @@ class Trainer:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.peak: Peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
-        if collectives.rank() == 0:
+        if process_group.rank() == 0:
             write_environment(config.run_dir / "environment.json", self.peak)
         self.built: BuiltModel = build_model(config, sharded=config.distributed.zero_stage == 3)
         self.objective = self.built.objective
         optimizer = config.optimizer
         console.print(render_table(self.built.groups, optimizer.lr, optimizer.weight_decay, config.model))
         path = config.run_dir / "quarantine.jsonl"
-        self.quarantine = Quarantine(path, config.on_bad_sample, collectives.rank() == 0)
+        self.quarantine = Quarantine(path, config.on_bad_sample, process_group.rank() == 0)
         self.feed = Feed(config, self.objective, self.quarantine)
         zero_shot = config.objective.zero_shot
         self.zero_shot = ZeroShotAccuracy(zero_shot, self.objective) if zero_shot else None
@@ -106,7 +106,7 @@ class Trainer:
             groups,
             config,
             self.feed.total,
-            collectives.ranks(),
+            process_group.world_size(),
             self.guard,
             self.norms,
             load_universal=checkpoint is not None and needs_resharding(checkpoint),
@@ -140,7 +140,7 @@ class Trainer:
     def loop(self) -> int:
         """Take the steps that are left; returns the exit status of a signal, or 0."""
         config, done = self.config, self.progress.step
-        bar_of_steps = progress_bar(config.run_dir.name, self.feed.total, done, enabled=collectives.rank() == 0)
+        bar_of_steps = progress_bar(config.run_dir.name, self.feed.total, done, enabled=process_group.rank() == 0)
         directory = config.run_dir / "checkpoints"
         saver = CheckpointSaver(self.engine, directory, config.checkpoint, self.console.print, self.average)
         with self.logger, self.signals, bar_of_steps as bar, saver:

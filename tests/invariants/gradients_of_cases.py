@@ -19,7 +19,7 @@ from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.engine import build_engine
 from mmchat.training.loop import train_step
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
@@ -52,20 +52,20 @@ def record(config: RunConfig, out: Path) -> None:
         ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
         Recorder(config, objective.model),
     )
-    engine = build_engine(objective.model, groups, config, feed.total, collectives.ranks(), recorder, norms)
+    engine = build_engine(objective.model, groups, config, feed.total, process_group.world_size(), recorder, norms)
     for _, batches in feed.steps(0):
         result = train_step(engine, objective, batches, recorder, norms, lambda: [0, 0])
         for name, norm in result.grad_norms.items():
             recorder.found[f"{recorder.step}/norm of {name}"] = torch.tensor(norm)
-    if collectives.rank() == 0:
+    if process_group.rank() == 0:
         save_file(recorder.found, out)
     engine.destroy()
 
 
 if __name__ == "__main__":
     path, cases, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    collectives.start()
+    process_group.start()
     for name, changes in json.loads(cases.read_text()).items():
         words = [word for key, value in changes.items() for word in (f"--{key}", json.dumps(value))]
         record(load_settings(RunConfig, path, words), out / f"{name}.safetensors")
-    collectives.stop()
+    process_group.stop()

@@ -15,7 +15,7 @@ from threading import Event, Thread
 from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 
 samples: list[int] = []
 stop = Event()
@@ -33,12 +33,12 @@ def watch() -> None:
 
 if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    collectives.start()
+    process_group.start()
     config = load_settings(RunConfig, path, [])
     before, watcher = own_bytes(), Thread(target=watch)
     watcher.start()
     kept = build_model(config, sharded=True)
     stop.set()
     watcher.join()
-    (out / str(collectives.rank())).write_text(f"{max(samples) - before} {own_bytes() - before}")
-    collectives.stop()
+    (out / str(process_group.rank())).write_text(f"{max(samples) - before} {own_bytes() - before}")
+    process_group.stop()

@@ -18,7 +18,7 @@ from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.engine import build_engine
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
@@ -40,7 +40,7 @@ def gradients(engine) -> list[torch.Tensor | None]:
 
 if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    collectives.start()
+    process_group.start()
     config = load_settings(RunConfig, path, [])
     opened = build_model(config, sharded=config.distributed.zero_stage == 3)
     feed = Feed(config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
@@ -48,7 +48,9 @@ if __name__ == "__main__":
         NanGuard(config.monitoring.stability),
         ModuleGradNorms(opened.groups, sharded=config.distributed.zero_stage > 0),
     )
-    engine = build_engine(opened.objective.model, opened.groups, config, feed.total, collectives.ranks(), guard, norms)
+    engine = build_engine(
+        opened.objective.model, opened.groups, config, feed.total, process_group.world_size(), guard, norms
+    )
     (_, (batch,)) = next(iter(feed.steps(0)))
     engine.train()
     guard.begin(1.0)
@@ -69,7 +71,7 @@ if __name__ == "__main__":
     )
     own += engine.optimizer.fp32_partitioned_groups_flat if three else []
     found["optimizer"] = bytes_of([*states, *own])
-    if collectives.rank() == 0:
+    if process_group.rank() == 0:
         out.write_text(json.dumps(found))
     collectives.barrier()  # ZeRO 3 may be fetching parameters ahead, which both ranks have to end before either leaves
-    collectives.stop()
+    process_group.stop()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmchat.training.checkpoints.storage import ChecksummedFiles
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.optim.ema import FILE, WeightAverage
 from mmchat.training.optim.param_groups import ModuleGroup
 from mmchat.training.optim.trainable import Rule
@@ -61,5 +61,5 @@ def test_shards_are_split_for_other_ranks(layer, tmp_path, monkeypatch, before, 
 
 
 def on_rank(monkeypatch, rank, ranks):
-    monkeypatch.setattr(collectives, "rank", lambda: rank)
-    monkeypatch.setattr(collectives, "ranks", lambda: ranks)
+    monkeypatch.setattr(process_group, "rank", lambda: rank)
+    monkeypatch.setattr(process_group, "world_size", lambda: ranks)

@@ -6,8 +6,8 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from mmchat.errors import UserError
-from mmchat.model.adapter import load_adapter, merge, save_adapter
 from mmchat.model.directory import comparison_logits, load_assistant, save_assistant
+from mmchat.model.lora_adapter import load_adapter, merge, save_adapter
 from mmchat.training.monitoring.gradient_watch import GradientWatch
 from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.param_groups import apply_rules

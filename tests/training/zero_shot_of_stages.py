@@ -15,7 +15,7 @@ from mmchat.contrastive.losses import info_nce
 from mmchat.files import write_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.engine import average_gradients, build_engine
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
@@ -34,7 +34,7 @@ def scores(config: RunConfig) -> list:
         NanGuard(config.monitoring.stability),
         ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
     )
-    engine = build_engine(model, groups, config, 2, collectives.ranks(), guard, norms)
+    engine = build_engine(model, groups, config, 2, process_group.world_size(), guard, norms)
     found = [zero_shot(engine)]
     for step in range(2):
         engine.train()
@@ -54,10 +54,10 @@ def scores(config: RunConfig) -> list:
 
 if __name__ == "__main__":
     path, out = map(Path, (word for word in sys.argv[1:] if not word.startswith("--local_rank")))
-    collectives.start()
+    process_group.start()
     found = {
         stage: scores(load_settings(RunConfig, path, ["--distributed.zero_stage", str(stage)])) for stage in range(4)
     }
-    if collectives.rank() == 0:
+    if process_group.rank() == 0:
         write_json(out, found)
-    collectives.stop()
+    process_group.stop()

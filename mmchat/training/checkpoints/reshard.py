@@ -23,7 +23,7 @@ from mmchat.errors import SharedError
 from mmchat.files import format_megabytes, free_bytes
 from mmchat.training.checkpoints.storage import read_manifest, remove_leftovers, weights_only_loading
 from mmchat.training.deepspeed_internals import convert_to_universal, wrapped_optimizer
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 
 
 def needs_resharding(checkpoint: Path) -> bool:
@@ -32,7 +32,7 @@ def needs_resharding(checkpoint: Path) -> bool:
     If so, the engine that loads it must be built with `load_universal`.
     """
     written = read_manifest(checkpoint)
-    return written.zero_stage > 0 and written.ranks != collectives.ranks()
+    return written.zero_stage > 0 and written.ranks != process_group.world_size()
 
 
 def load_resharded(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def load_resharded(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[
 @contextmanager
 def _converted(checkpoint: Path) -> Iterator[Path]:
     """A folder that contains the converted checkpoint, under its original name."""
-    first = collectives.rank() == 0
+    first = process_group.rank() == 0
     if first:
         remove_leftovers(checkpoint.parent)
     # A converter that outlived its run may still be writing when the next one starts; hence a unique name.
@@ -79,7 +79,7 @@ def _converted(checkpoint: Path) -> Iterator[Path]:
 def _convert(checkpoint: Path, out: Path) -> None:
     """Run the converter on rank 0; the other ranks wait in many short collectives, since a long one would time out."""
     with tempfile.TemporaryFile("w+") as stderr:
-        process = _start(checkpoint, out, stderr) if collectives.rank() == 0 else None
+        process = _start(checkpoint, out, stderr) if process_group.rank() == 0 else None
         try:
             while not _on_any_rank(process is not None and process.poll() is not None):
                 time.sleep(0.2)
@@ -94,7 +94,7 @@ def _convert(checkpoint: Path, out: Path) -> None:
         size = sum(count for count, _ in written.files.values())
         raise SharedError(
             f"{checkpoint} was written by {written.ranks} rank(s) and could not be converted for "
-            f"{collectives.ranks()}: the converter ended with exit status {status}, {' '.join(last_line)!r}. It "
+            f"{process_group.world_size()}: the converter ended with exit status {status}, {' '.join(last_line)!r}. It "
             f"needs about {format_megabytes(2 * size)} in {checkpoint.parent} for a while, and "
             f"{format_megabytes(free_bytes(checkpoint))} are free. The checkpoint is intact: make room, or resume with "
             f"{written.ranks} rank(s)"

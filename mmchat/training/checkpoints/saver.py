@@ -29,7 +29,7 @@ from mmchat.training.checkpoints.storage import (
 )
 from mmchat.training.config import CheckpointConfig
 from mmchat.training.deepspeed_internals import set_checkpoint_engine
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.optim.ema import WeightAverage
 
 LATEST = "latest"
@@ -109,7 +109,7 @@ class CheckpointSaver:
 
     def _collect(self, temporary: Path, files: ChecksummedFiles, state: dict[str, Any]) -> ChecksummedFiles:
         """Let DeepSpeed pass everything to `files`."""
-        if collectives.rank() == 0:
+        if process_group.rank() == 0:
             remove_leftovers(self._directory)
             self._directory.mkdir(parents=True, exist_ok=True)
         collectives.barrier()
@@ -121,7 +121,7 @@ class CheckpointSaver:
             # Under ZeRO rank 0 also copies a script of DeepSpeed's; the other ranks wait in the barrier after it.
             files.error = files.error or error
             collectives.barrier()
-        files.save(rng_state(), str(temporary / f"random-rank-{collectives.rank()}.pt"))
+        files.save(rng_state(), str(temporary / f"random-rank-{process_group.rank()}.pt"))
         if self._average:
             self._average.save(files, temporary)
         return files
@@ -133,9 +133,9 @@ class CheckpointSaver:
         files.write_deferred()
         of_all_ranks = collectives.all_gather([(files.written, files.requested_bytes, files.error)], group)
         problems = []
-        if collectives.rank() == 0:
+        if process_group.rank() == 0:
             manifest = Manifest(
-                collectives.ranks(),
+                process_group.world_size(),
                 self._engine.zero_optimization_stage(),
                 {name: entry for written, *_ in of_all_ranks for name, entry in written.items()},
             )
@@ -247,13 +247,13 @@ def load_checkpoint(
         state = load_resharded(engine, checkpoint)
     else:
         _, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if manifest.ranks == collectives.ranks():
-        path = checkpoint / f"random-rank-{collectives.rank()}.pt"
+    if manifest.ranks == process_group.world_size():
+        path = checkpoint / f"random-rank-{process_group.rank()}.pt"
         restore_rng_state(torch.load(path, weights_only=True))
     else:
-        seed_all(seed, state["step"], collectives.rank())
+        seed_all(seed, state["step"], process_group.rank())
         report(
-            f"resuming on {collectives.ranks()} rank(s) instead of {manifest.ranks}: the result is the same up to "
-            "rounding, except that dropout, if any, draws other random numbers"
+            f"resuming on {process_group.world_size()} rank(s) instead of {manifest.ranks}: the result is the same up "
+            "to rounding, except that dropout, if any, draws other random numbers"
         )
     return state

@@ -27,7 +27,7 @@ from mmchat.training.deepspeed_internals import (
     ZeroStageEnum,
     fragment_address,
 )
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
@@ -201,7 +201,7 @@ def find_damage(checkpoint: Path) -> str | None:
         expected = sorted(read_manifest(checkpoint).files.items())
     except UserError as error:
         return str(error)
-    files_of_rank = expected[collectives.rank() :: collectives.ranks()]
+    files_of_rank = expected[process_group.rank() :: process_group.world_size()]
     problems = [problem for name, entry in files_of_rank if (problem := _difference(checkpoint / name, *entry))]
     return next(iter(collectives.all_gather(problems)), None)
 

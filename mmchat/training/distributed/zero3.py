@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmchat.training.deepspeed_internals import is_zero_param
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 
 
 def gathered(module: nn.Module) -> AbstractContextManager:
@@ -24,9 +24,9 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor] | None:
     state = {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
-            if collectives.rank() == 0:
+            if process_group.rank() == 0:
                 state[name] = parameter.detach().cpu().clone()
-    return state if collectives.rank() == 0 else None
+    return state if process_group.rank() == 0 else None
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from mmchat.errors import SharedError, UserError
 from mmchat.images import load_image
 from mmchat.model.image_processor import MMChatImageProcessor
 from mmchat.progress import progress_bar
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.distributed.signals import StopSignals, exit_status, ignore_stop_signals
 from mmchat.vision import TowerSpec, VisionTower
 
@@ -61,8 +61,9 @@ class DistributedPass:
             SharedError: a UserError on any rank, or an unusable item if `on_bad_sample` is "stop". (With "skip" the
                 training step leaves it out, as without a cache.)
         """
-        share = math.ceil(len(dataset) / collectives.ranks())
-        batches = split_micro_batches(range(len(dataset)), min(size, share), collectives.rank(), collectives.ranks())
+        rank, world_size = process_group.rank(), process_group.world_size()
+        share = math.ceil(len(dataset) / world_size)
+        batches = split_micro_batches(range(len(dataset)), min(size, share), rank, world_size)
         loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -79,7 +80,7 @@ class DistributedPass:
             take(items)
 
         status = 0
-        with progress_bar(title, len(dataset), enabled=collectives.rank() == 0) as bar:
+        with progress_bar(title, len(dataset), enabled=process_group.rank() == 0) as bar:
             for batch, (items, rejected) in zip(batches, loader, strict=True):
                 problem = _problem_of(take_usable, items, rejected)
                 done, *flags = _agree(problem, len(batch), *self.signals.flags())

@@ -11,7 +11,7 @@ from mmchat.data.records import Rejected
 from mmchat.errors import SharedError
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.loop import StepResult
 from mmchat.training.monitoring.metrics import Meter, MetricsLog
 from mmchat.training.monitoring.nan_guard import IncidentLog, describe_incident
@@ -34,7 +34,7 @@ class RunLogger:
     ) -> None:
         self.config, self.feed, self.quarantine, self.console = config, feed, quarantine, console
         self.meter = Meter(peak.flops)
-        first = collectives.rank() == 0
+        first = process_group.rank() == 0
         self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
         self._trackers = open_trackers(config, done) if first else []
         self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
@@ -42,7 +42,7 @@ class RunLogger:
             console.print(feed.mixture.table())
         console.print(
             f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
-            f"({feed.order.epoch(feed.total):.2f} epochs), {collectives.ranks()} rank(s) x "
+            f"({feed.order.epoch(feed.total):.2f} epochs), {process_group.world_size()} rank(s) x "
             f"{feed.splitter}, {config.precision}, ZeRO {config.distributed.zero_stage}"
         )
 
@@ -130,7 +130,7 @@ def resume_command(run_dir: Path) -> str:
     """The command that resumes this run. All ranks call this."""
     if len(set(collectives.all_gather([socket.gethostname()]))) > 1:
         return "the same launch command and --resume"
-    return f"mmchat train {run_dir / 'config.yaml'} --ranks {collectives.ranks()} --resume"
+    return f"mmchat train {run_dir / 'config.yaml'} --ranks {process_group.world_size()} --resume"
 
 
 def _loss_fields(result: StepResult) -> dict[str, Any]:

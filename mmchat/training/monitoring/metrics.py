@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmchat.files import as_json_line, split_complete_lines, write_bytes, write_json
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import process_group
 from mmchat.training.monitoring.peak_flops import Peak
 
 PACKAGES = ("mmchat", "torch", "transformers", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow")
@@ -100,7 +100,7 @@ def write_environment(path: Path, peak: Peak) -> None:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": cuda or f"cpu, {torch.get_num_threads()} threads",
-        "ranks": collectives.ranks(),
+        "ranks": process_group.world_size(),
         "peak_tflops_all_ranks": round(peak.flops / 1e12, 4),
         "peak_source": peak.source,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

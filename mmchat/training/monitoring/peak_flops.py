@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
         precision: "fp32" or "bf16".
         stated_tflops: the config's figure for one rank, in TFLOP/s.
     """
-    ranks = collectives.ranks()
+    ranks = process_group.world_size()
     if stated_tflops is not None:
         return Peak(stated_tflops * 1e12 * ranks, f"peak_tflops: {stated_tflops:g} x {ranks} rank(s)")
     if torch.cuda.is_available() and precision == "bf16":

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mmchat.training.checkpoints.storage import ChecksummedFiles, read_manifest
 from mmchat.training.deepspeed_internals import full_shape, is_zero_param, local_shard
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.optim.param_groups import ModuleGroup
 
 FILE = "average-rank-{}.pt"
@@ -34,7 +34,7 @@ class WeightAverage:
         get_ema_multi_avg_fn(decay)(list(self._shards.values()), shards, step)
 
     def save(self, files: ChecksummedFiles, checkpoint: Path) -> None:
-        files.save(self._shards, str(checkpoint / FILE.format(collectives.rank())))
+        files.save(self._shards, str(checkpoint / FILE.format(process_group.rank())))
 
     def restore(self, checkpoint: Path) -> None:
         """Load this rank's shard from what all ranks, perhaps more or fewer, have saved."""
@@ -50,19 +50,19 @@ class WeightAverage:
             shape = full_shape(self._weights[name])
             padded = F.pad(shard, (0, _size(shape.numel()) - shard.numel()))
             flat = collectives.all_gather_concat(padded)
-            if collectives.rank() == 0:
+            if process_group.rank() == 0:
                 state[name] = flat[: shape.numel()].view(shape).cpu()
-        return state if collectives.rank() == 0 else None
+        return state if process_group.rank() == 0 else None
 
 
 def _size(numel: int) -> int:
     """Elements of a shard. ZeRO 3 shards in the same way, so its shards can be used as they are."""
-    return -(-numel // collectives.ranks())
+    return -(-numel // process_group.world_size())
 
 
 def _cut(flat: torch.Tensor) -> torch.Tensor:
     size = _size(flat.numel())
-    return flat[collectives.rank() * size : (collectives.rank() + 1) * size]
+    return flat[process_group.rank() * size : (process_group.rank() + 1) * size]
 
 
 def _shard(parameter: nn.Parameter) -> torch.Tensor:
@@ -70,5 +70,5 @@ def _shard(parameter: nn.Parameter) -> torch.Tensor:
     if not is_zero_param(parameter):
         return _cut(parameter.detach().flatten())
     numel = full_shape(parameter).numel()
-    left = numel - collectives.rank() * _size(numel)
+    left = numel - process_group.rank() * _size(numel)
     return local_shard(parameter).detach()[: max(0, left)]

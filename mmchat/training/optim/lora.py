@@ -5,7 +5,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.errors import UserError
-from mmchat.model.adapter import LoraShape, add_adapter
+from mmchat.model.lora_adapter import LoraShape, add_adapter
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.training.optim.param_groups import below_last, check_names, idle_parameters, rule_for
 from mmchat.training.optim.trainable import LORA_DROPOUT, Rule

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmchat.model.adapter import adapter_parameters
+from mmchat.model.lora_adapter import adapter_parameters
 from mmchat.training.config import OptimizerConfig
 from mmchat.training.optim.param_groups import ModuleGroup, optimizer_groups
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.errors import UserError
-from mmchat.model.adapter import adapter_parameters
+from mmchat.model.lora_adapter import adapter_parameters
 from mmchat.training.deepspeed_internals import full_shape
 from mmchat.training.optim.trainable import Rule
 from mmchat.vision import VisionTower

@@ -12,7 +12,7 @@ from mmchat.errors import UserError
 from mmchat.evaluation.metrics import mean_per_class, ranks_of_targets
 from mmchat.evaluation.zero_shot import class_embeddings
 from mmchat.training.config import ZeroShotConfig
-from mmchat.training.distributed import collectives
+from mmchat.training.distributed import collectives, process_group
 from mmchat.training.objectives.base import blank_image
 from mmchat.training.objectives.contrastive import ContrastiveObjective
 
@@ -41,9 +41,9 @@ class ZeroShotAccuracy:
         targets = np.array(self.data.targets)
         ranks = np.full(len(targets), -1)
         rejected: list[Rejected] = []
-        stride = self.batch_size * collectives.ranks()
+        stride = self.batch_size * process_group.world_size()
         for start in range(0, len(targets), stride):
-            of_rank = range(start + collectives.rank(), min(start + stride, len(targets)), collectives.ranks())
+            of_rank = range(start + process_group.rank(), min(start + stride, len(targets)), process_group.world_size())
             images = {}
             for number in of_rank:
                 image = self.data.images[number]

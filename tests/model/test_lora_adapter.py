@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmchat.errors import UserError
-from mmchat.model.adapter import LoraShape, add_adapter, load_adapter, merge, save_adapter
 from mmchat.model.directory import comparison_logits, load_assistant, load_processor
+from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, merge, save_adapter
 
 ATTENTION = "language_model.model.layers.{}.self_attn.{}_proj"
 LAYERS = {

@@ -1,0 +1,45 @@
+"""The process group of a run: joined, left, this rank and the number of ranks. Without one there is a single rank."""
+
+import os
+
+import torch.distributed as dist
+
+
+def start() -> None:
+    """Join the process group that the launcher announced, or create one with a single rank."""
+    import deepspeed
+
+    from mmchat.training.deepspeed_internals import disable_shared_memory_collectives
+
+    disable_shared_memory_collectives()
+    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(free_port())
+    if not dist.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that is not in use."""
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
