@@ -282,7 +282,7 @@ def test_patch_dropout(make_tower):
     tower.eval()(pixels)
     whole, some, others, evaluated = seen
     assert [one.shape[1] for one in seen] == [17, 5, 5, 17] and torch.equal(whole, evaluated)
-    # The class token stays; the patches are some of the image's own with their positions, each once, drawn anew.
+    # The class token stays; the patches are a new random subset of the image's own, with their positions.
     assert torch.equal(some[:, 0], whole[:, 0])
     found = [(some[row, 1:, None] == whole[row, None, 1:]).all(dim=-1).nonzero()[:, 1] for row in (0, 1)]
     assert [len(set(one.tolist())) for one in found] == [4, 4]

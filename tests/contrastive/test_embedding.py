@@ -1,4 +1,4 @@
-"""Vectors of images and texts: the model's own, whoever shares a batch; what it cannot read is told."""
+"""Embeddings of images and texts equal the model's own in any batch; unreadable inputs are reported."""
 
 import numpy as np
 import pytest

@@ -59,7 +59,7 @@ def test_exactly_what_was_planted_is_found(planted, processor, tmp_path):
     assert {kind for _, kind in planted.expected} == FAULTS.keys()
     errors = {line for line, kind in found if KINDS[kind].severity == "error"}
     assert not planted.lookalikes & errors
-    # What is like an evaluation image but not the same is told.
+    # An image similar to an evaluation image, but not equal, is reported.
     assert any(kind == "near_leak" and line in planted.lookalikes for line, kind in found)
 
     keep = load_clean_index(out / "clean.npz", source := open_source(planted.path))

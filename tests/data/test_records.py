@@ -200,7 +200,7 @@ def test_quarantine_stops_or_skips(tmp_path):
     for item in (bad, bad, Rejected("data.json:record 4", "y", "missing"), bad):
         quarantine.add(item)
     assert len(quarantine) == 2
-    # A resumed run goes on with the same file, even where it was killed while writing.
+    # A resumed run continues the same file, even if it was killed while writing.
     with path.open("ab") as file:
         file.write('{"where": "é'.encode()[:-1])
     resumed = Quarantine(path, "skip")

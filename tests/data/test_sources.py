@@ -259,7 +259,7 @@ def test_the_index_of_a_shard(tmp_path, items, cache):
     reference = seen(open_source(shard))
     (cached,) = (cache / "shards").iterdir()
     cached.write_bytes(b"damaged")
-    assert seen(open_source(shard)) == reference  # made anew
+    assert seen(open_source(shard)) == reference  # the index was built again
     beside = Path(f"{shard}{INDEX_SUFFIX}")
     index_shard(str(shard), shard.stat().st_size).save(beside)
     assert seen(open_source(shard)) == reference

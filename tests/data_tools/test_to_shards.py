@@ -1,4 +1,4 @@
-"""Any source becomes shards, and comes back; a run that was cut off goes on to the very same bytes."""
+"""Any source becomes shards and comes back; a killed run, resumed, writes the same bytes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The same data gives the same gradient, however a step is split, shared out and recomputed."""
+"""The same data gives the same gradient, for any split, sharding and recomputation of a step."""
 
 import json
 from itertools import product

@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if nothing had happened."""
+"""A killed run, resumed, is bit for bit the run that was not killed."""
 
 import re
 import signal

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on with another number of ranks stays the same run."""
+"""A killed run, resumed on another number of ranks, stays the same run up to rounding."""
 
 from collections import Counter
 from itertools import pairwise

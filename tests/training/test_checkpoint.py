@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_one_and_nothing_else(three, full_disk, async
     """Wherever in the file the disk is full, torch's writer must not hide why."""
     with pytest.raises(SharedError) as told, saver(three, asynchronous=asynchronous) as own:
         own.save(12)
-        assert asynchronous  # then it is told at the end of the with
+        assert asynchronous  # then it is raised at the end of the with block
     assert "checkpoint of step 12 could not be written" in str(told.value)
     assert "No space left on device. It needs about 0.2 MB" in str(told.value)
     assert "step-00000009 is intact" in str(told.value) and "--resume" in str(told.value)

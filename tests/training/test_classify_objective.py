@@ -242,7 +242,7 @@ def test_a_step_of_nothing_has_a_gradient_of_zero(tmp_path, start, images):
 
 @pytest.mark.slow
 def test_a_run_learns_and_hands_its_tower_on(tmp_path, images, make_tower, teacher_dir, capsys):
-    """By `mmchat vision init`, one real run with labels and a teacher that is to be outvoted, and `load_tower`."""
+    """By `mmchat vision init`, one real run with labels and a teacher that the labels outweigh, and `load_tower`."""
     (tmp_path / "tower.json").write_text(json.dumps(make_tower(seed=7).config.to_dict()))
     words = ["vision", "init", str(tmp_path / "tower.json"), "--classes", str(images)]
     assert main([*words, "--out", str(tmp_path / "init")]) == 0

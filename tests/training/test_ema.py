@@ -1,4 +1,4 @@
-"""The moving average is the formula's, whatever is shared out; the launcher's tests see it through kills and ranks."""
+"""The moving average follows its formula under any sharding; launched tests cover kills and other ranks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told follows from the run's config, and a user's own JSON is laid over it, but not against it."""
+"""DeepSpeed's config is derived from the run's; a user's JSON is merged over it but may not contradict it."""
 
 import json
 

@@ -166,7 +166,7 @@ def test_the_second_run_computes_nothing_and_a_image_is_stored_once(tmp_path, ma
 
 
 def test_a_view_is_a_record(tmp_path, make_assistant, make_tower, make_run):
-    """Of an image whose views lie in several shards, those of a lost shard are computed anew."""
+    """If an image has views in several shards, only those of a lost shard are computed again."""
     model = model_with(tmp_path, make_assistant, make_tower, "tiles")
     data = write_records(tmp_path / "sizes", 6, images=1, sizes=SIZES)
     first, second = make_run(model, data, steps=100), make_run(model, data, steps=100)

@@ -53,7 +53,7 @@ def test_gradient_of_the_whole_with_dropout(model, sizes):
     for loss in losses_by_cache(model, loss_sum, batches):
         loss.backward()
         value += loss.item()
-    # Whoever draws next draws the same.
+    # The next draw gives the same numbers.
     assert torch.equal(torch.rand(1), after)
     assert value == pytest.approx(whole.item(), rel=1e-6)
     for name, gradient in gradients(model).items():

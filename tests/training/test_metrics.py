@@ -16,7 +16,7 @@ from mmchat.training.monitoring.peak_flops import GPUS, Peak, find_peak_flops, m
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on when told."""
+    """A clock that advances on request."""
 
     class Clock:
         now = 100.0

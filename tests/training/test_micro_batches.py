@@ -1,4 +1,4 @@
-"""What a run with packing is told, and refused, before its first step."""
+"""What a packed run reports and refuses before its first step."""
 
 import re
 

@@ -123,7 +123,7 @@ def test_a_refused_step_changes_neither_weights_nor_moments(name):
 
 @pytest.fixture
 def planted(tmp_path, assistant_dir):
-    """Twelve records; r4 alone holds a word whose embedding is no number. Six steps of four: two of them see r4."""
+    """Twelve records; only r4 has a word whose embedding is NaN. Six steps of four: two of them see r4."""
     from mmchat.model.directory import load_assistant
 
     data = write_records(tmp_path / "data", 12)

@@ -139,7 +139,7 @@ def test_sigterm_to_the_torchrun_of_one_node_stops_both(tmp_path, long_config, n
 
 
 def test_sigterm_to_a_rank_stops_all_nodes_of_a_hostfile(tmp_path, long_config):
-    """Not `deepspeed` itself is told: it would end every DeepSpeed run of this user on these nodes, by their name."""
+    """`deepspeed` itself gets no signal: it would end every DeepSpeed run of this user on these nodes, by name."""
     log = tmp_path / "log"
     (runner,) = start_hostfile(long_config, log)
     wait_for_step(runner, tmp_path / "run", 5)

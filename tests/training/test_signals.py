@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_losing_the_launcher_counts_as_being_told_to_end(tmp_path):
-    """The rank's parent, a stand-in for a launcher, dies; the same rank without a launcher goes on."""
+    """The rank's parent, a stand-in for a launcher, dies; the same rank without a launcher continues."""
     code = (
         "import os, time\nfrom pathlib import Path\nfrom mmchat.training.distributed.signals import StopSignals\n"
         "signals = StopSignals()\nparent = os.getppid()\nprint(signals.flags(), flush=True)\n"

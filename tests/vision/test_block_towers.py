@@ -42,7 +42,7 @@ ORIGINALS["siglip2"][1].pop("image_size")
 PREFIX = {"clip_vit": 1, "siglip": 0, "siglip2": 0, "dinov2": 1, "dinov2_with_registers": 5, "dinov3_vit": 3}
 BICUBIC_CALLS = {"clip_vit": {"interpolate_pos_encoding": True}, "siglip": {"interpolate_pos_encoding": True}}
 SQUARES = {"siglip2": {"fit": "squash"}}
-"""How a tower is told to see them, where it does not by itself (tests/vision/test_native_aspect.py)."""
+"""Settings that a tower needs to see them (tests/vision/test_native_aspect.py)."""
 FAMILY = pytest.mark.parametrize("family", sorted(ORIGINALS))
 
 

@@ -259,7 +259,7 @@ def test_open_clip_positions_are_antialiased(vit_state, tmp_path):
 
 
 def test_open_clip_with_a_text_half_of_its_own(oracle, tmp_path):
-    """CustomTextCLIP; nothing is told of the activation, so it is open_clip's usual one."""
+    """CustomTextCLIP; the activation is not stated, so it is open_clip's default."""
     text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
     state = {f"text.{k}" if k.startswith(text) else k: v for k, v in load_file(oracle).items()}
     save_file(state, tmp_path / "weights.safetensors")
