@@ -104,7 +104,7 @@ def test_a_run_is_resumed_with_and_without_a_cache(setup, zero_stage, begins_wit
 def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
     folder, config = setup
     cache = folder / "cache-killed"
-    text = config.read_text() + f"feature_cache: {cache}\n"
+    text = config.read_text() + f"objective: {{feature_cache: {cache}}}\n"
     slow = folder / "slow.yaml"
     slow.write_text(text.replace("workers: 1", "workers: 0").replace(f"{folder}/run", f"{folder}/killed"))
     command = [sys.executable, str(ROOT / "tests" / "training" / "filling_slowly.py"), str(slow)]
