@@ -162,9 +162,9 @@ def test_text_pools(make_tower, text_pool):
     model = dual(make_tower, BERT, text_pool=text_pool).eval()
     ids, mask = torch.randint(3, 50, (2, 7)), torch.tensor([[1] * 4 + [0] * 3, [1] * 7])
     hidden = model.text_encoder(ids, mask).last_hidden_state
-    tokenizer_dir = [hidden[0, :4], hidden[1]]
+    token_rows = [hidden[0, :4], hidden[1]]
     pooled = {"first": lambda row: row[0], "last": lambda row: row[-1], "mean": lambda row: row.mean(dim=0)}[text_pool]
-    expected = model.text_projection(torch.stack([pooled(row) for row in tokenizer_dir]))
+    expected = model.text_projection(torch.stack([pooled(row) for row in token_rows]))
     torch.testing.assert_close(model.encode_text(ids, mask), torch.nn.functional.normalize(expected, dim=-1))
     assert model.config.context_length == 20
 
