@@ -73,4 +73,4 @@ def test_convert(run, tmp_path, make_image):
 
 def test_demo_without_a_model(run, tmp_path):
     status, _, err = run("demo", "--model", tmp_path / "none")
-    assert status == 2 and err.startswith(f"error: there is no model in {tmp_path / 'none'}")
+    assert status == 2 and err.startswith(f"error: model directory {tmp_path / 'none'} does not exist")
