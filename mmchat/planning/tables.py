@@ -175,9 +175,10 @@ def _largest(plan: Plan) -> Text:
     batch, ids = plan.largest.batch, plan.largest.ids
     named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     supervised = f", {batch.supervised:,} supervised" if batch.supervised else ""
+    positions = f"{batch.positions:,} positions, " if plan.reads_text else ""
     text = (
-        f"largest micro-batch: step {batch.step}, rank {batch.rank}: {batch.positions:,} positions, "
-        f"{batch.images} images{supervised} ({named})"
+        f"largest micro-batch: step {batch.step}, rank {batch.rank}: {positions}{batch.images} images{supervised} "
+        f"({named})"
     )
     limit = plan.hardware.limit
     if limit is None:

@@ -205,9 +205,9 @@ def test_too_little_memory(config):
     (problem,) = does_not_fit(this, {"nothing": this, **others}, enough - 1, "it")
     assert "but it has" in problem.message and problem.message.endswith("it would fit with much")
     assert list(alternatives(plan)) == [
-        "zero_stage: 3",
-        "activation_checkpointing: [towers, language_model]",
-        "activation_checkpointing: [towers, language_model] and zero_stage: 3",
+        "distributed.zero_stage: 3",
+        "distributed.activation_checkpointing: [towers, language_model]",
+        "distributed.activation_checkpointing: [towers, language_model] and distributed.zero_stage: 3",
     ]
 
 
