@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.apply_template import write_segments
-from mmchat.conversation.codec import Codec, codec_for
-from mmchat.conversation.encoding import EncodedConversation, encode_segments
+from mmchat.conversation.codec import codec_for
+from mmchat.conversation.encoding import encode_segments
 from mmchat.conversation.messages import Turn, parse_messages
 from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
 from mmchat.conversation.tokenizer_template import write_with_tokenizer_template
+from mmchat.conversation.truncation import truncate
 from mmchat.conversation.turn_order import to_dialogue
 from mmchat.errors import UserError
 
@@ -84,7 +85,7 @@ def render(
     if max_length is not None and length > max_length:
         if add_generation_prompt:
             raise UserError(f"the prompt has {length} tokens, max_length is {max_length}: shorten it")
-        encoded = _cut(encoded, template, codec, slots, max_length)
+        encoded = truncate(encoded, template, codec, slots, max_length)
     if not add_generation_prompt and encoded.labels.count(IGNORE_INDEX) == len(encoded.labels):
         where = f"within max_length {max_length}" if len(encoded.ids) < length else "in the conversation"
         raise UserError(f"nothing to learn: no answer to train on {where} ({len(turns)} messages, {length} tokens)")
@@ -111,23 +112,3 @@ def stop_tokens(
 def _turns(messages: Any) -> Sequence[Turn]:
     parsed = isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], Turn)
     return messages if parsed else parse_messages(messages)
-
-
-def _cut(
-    encoded: EncodedConversation, template: Template, codec: Codec, slots: SlotTokens, max_length: int
-) -> EncodedConversation:
-    """The first `max_length` tokens, images intact, with the template's end if it has `end_when_cut`."""
-    ending_ids = codec.encode_literal(template.end) if template.end_when_cut else []
-    kept = max(max_length - len(ending_ids), 0)
-    if encoded.image_spans:
-        last = encoded.image_spans[-1][1] + (slots.end is not None)
-        if last > kept:
-            raise UserError(
-                f"max_length {max_length} would cut an image: the last image's slots end at token {last}; "
-                "raise max_length, or use fewer images or tokens per image"
-            )
-    ids, labels = encoded.ids[:kept], encoded.labels[:kept]
-    answering = bool(labels) and labels[-1] != IGNORE_INDEX
-    ids += ending_ids
-    labels += ending_ids if answering else [IGNORE_INDEX] * len(ending_ids)
-    return EncodedConversation(ids, labels, encoded.image_spans)

@@ -4,12 +4,11 @@ A step holds the same samples packed or not, so packing does not affect the orde
 and resume are those of the padded run. Only the division of a step over ranks and forwards differs, and that is a pure
 function of the samples' lengths.
 
-For a language model that does not support packing, samples of similar length are padded together under the same
-contract.
+For a language model that does not support packing, `length_grouping` pads samples of similar length together under the
+same contract.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable
 
 import numpy as np
@@ -52,39 +51,8 @@ def pack(sizes: np.ndarray, budget: np.ndarray, ranks: int) -> list[list[list[in
         for emptiest_first in (True, False):
             rows = _fill_rows(sizes, budget, rounds * ranks, emptiest_first)
             if rows is not None:
-                return _assign_to_ranks(rows, lambda row: sizes[row, 0].sum(), ranks)
+                return assign_to_ranks(rows, lambda row: sizes[row, 0].sum(), ranks)
         rounds += 1
-
-
-def group(sizes: np.ndarray, budget: np.ndarray, ranks: int) -> list[list[list[int]]]:
-    """Distribute samples over padded forwards. Arguments and result as in `pack`.
-
-    A forward uses (number of samples) x (longest sample) of the token budget. Samples are sorted by length and cut into
-    forwards, which wastes least. There are as few rounds as the budget allows; within these, the largest forward is as
-    small as possible, so that ranks take about as long.
-    """
-    assert (sizes <= budget).all(), "a sample does not fit into a forward"
-    by_length = np.argsort(-sizes[:, 0], kind="stable")
-    rounds = max(1, math.ceil(len(_cut_by_length(sizes[by_length], *budget)) / ranks))
-    # Less room never gives fewer forwards, so bisection finds the least room that suffices.
-    rooms = range(int(sizes[:, 0].max(initial=0)), int(budget[0]) + 1)
-    enough = bisect_left(
-        rooms, True, key=lambda room: len(_cut_by_length(sizes[by_length], room, budget[1])) <= rounds * ranks
-    )
-    rows = [by_length[forward].tolist() for forward in _cut_by_length(sizes[by_length], rooms[enough], budget[1])]
-    rows += [[] for _ in range(rounds * ranks - len(rows))]
-    return _assign_to_ranks(rows, lambda row: len(row) * sizes[row, 0].max(initial=0), ranks)
-
-
-def _cut_by_length(sizes: np.ndarray, tokens: float, images: float) -> list[slice]:
-    """Slices of `sizes`, which is sorted longest first; each as long as `tokens` (with padding) and `images` allow."""
-    found, start = [], 0
-    for end in range(1, len(sizes) + 1):
-        held = sizes[start : end + 1]
-        if end == len(sizes) or len(held) * held[0, 0] > tokens or held[:, 1].sum() > images:
-            found.append(slice(start, end))
-            start = end
-    return found
 
 
 def _fill_rows(sizes: np.ndarray, budget: np.ndarray, count: int, emptiest_first: bool) -> list[list[int]] | None:
@@ -102,9 +70,14 @@ def _fill_rows(sizes: np.ndarray, budget: np.ndarray, count: int, emptiest_first
     return rows
 
 
-def _assign_to_ranks(rows: list[list[int]], cost: Callable[[list[int]], int], ranks: int) -> list[list[list[int]]]:
-    """Group rows of similar cost into rounds, because ranks may wait for each other after a round. The most expensive
-    row goes to the first and the last rank in turn. Samples keep their order within a row."""
+def assign_to_ranks(rows: list[list[int]], cost: Callable[[list[int]], int], ranks: int) -> list[list[list[int]]]:
+    """Group rows of similar cost into rounds, because ranks may wait for each other after a round.
+
+    The most expensive row goes to the first and the last rank in turn. Samples keep their order within a row.
+
+    Returns:
+        Rows by [round][rank].
+    """
     rows = sorted(map(sorted, rows), key=lambda row: -cost(row))
     rounds = [rows[start : start + ranks] for start in range(0, len(rows), ranks)]
     return [by_rank[:: -1 if number % 2 else 1] for number, by_rank in enumerate(rounds)]

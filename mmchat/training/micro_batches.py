@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmchat.data.config import DataConfig
+from mmchat.data.length_grouping import group_by_length
 from mmchat.data.lengths import mixture_sizes
 from mmchat.data.mixture import Mixture
 from mmchat.data.order import split_micro_batches
-from mmchat.data.packing import PackingConfig, group, pack
+from mmchat.data.packing import PackingConfig, pack
 from mmchat.errors import SharedError, UserError
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives, process_group
@@ -75,7 +76,7 @@ class PackedSplitter(StepSplitter):
     def __init__(
         self, packing: PackingConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int
     ) -> None:
-        self._ranks, self._plan = ranks, group if packing.padded else pack
+        self._ranks, self._plan = ranks, group_by_length if packing.padded else pack
         self._tokens = packing.tokens or data.max_length
         self._budget = np.array([self._tokens, packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while lengths are measured.
@@ -94,7 +95,7 @@ class PackedSplitter(StepSplitter):
         return [[[numbers[place] for place in row] for row in rows] for rows in planned]
 
     def __str__(self) -> str:
-        rows = "samples of like length, padded to" if self._plan is group else "rows of"
+        rows = "samples of similar length, padded to" if self._plan is group_by_length else "rows of"
         return f"{rows} at most {self._tokens:,} tokens"
 
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from mmchat.data.quarantine import Quarantine
 from mmchat.progress import progress_bar
 from mmchat.training.build_model import BuiltModel, build_model
+from mmchat.training.checkpoints.loader import load_checkpoint
 from mmchat.training.checkpoints.reshard import needs_resharding
-from mmchat.training.checkpoints.saver import CheckpointSaver, load_checkpoint
+from mmchat.training.checkpoints.saver import CheckpointSaver
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import Feed
 from mmchat.training.distributed import process_group

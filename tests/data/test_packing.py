@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Collator
-from mmchat.data.packing import group, pack
+from mmchat.data.length_grouping import group_by_length
+from mmchat.data.packing import pack
 from mmchat.data.records import Rejected
 from mmchat.data.samples import EncodedSample, Sample
 
@@ -33,7 +34,7 @@ def padded_tokens_of(row, sizes):
 
 @settings(deadline=None)
 @given(sizes=samples, ranks=ranks, images=st.sampled_from([IMAGES, math.inf]))
-@pytest.mark.parametrize(("how", "tokens_of"), [(pack, tokens_of), (group, padded_tokens_of)])
+@pytest.mark.parametrize(("how", "tokens_of"), [(pack, tokens_of), (group_by_length, padded_tokens_of)])
 def test_every_sample_once_in_rows_within_budget_equally_many_on_every_rank(how, tokens_of, sizes, ranks, images):
     rounds = plan(sizes, images=images, ranks=ranks, how=how)
     assert {len(rows) for rows in rounds} == {ranks}
@@ -86,7 +87,7 @@ few = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 2)), min_size=1, max_
 def test_padded_forwards_are_as_few_as_can_be_and_their_largest_as_small(sizes, ranks):
     """Against every way to cut the samples, from the longest down, into stretches."""
     tokens, images = 16, 3
-    rounds = plan(sizes, tokens, images, ranks, how=group)
+    rounds = plan(sizes, tokens, images, ranks, how=group_by_length)
     sizes_down = sorted(sizes, key=lambda size: -size[0])
     ways = []
     for cuts in product([False, True], repeat=len(sizes) - 1):
@@ -102,7 +103,7 @@ def test_padded_forwards_are_as_few_as_can_be_and_their_largest_as_small(sizes, 
 
 def test_samples_of_similar_length_share_a_padded_forward():
     sizes = [(9, 0), (3, 0), (8, 0), (3, 0), (2, 0), (9, 0)]
-    assert plan(sizes, tokens=27, ranks=1, how=group) == [[[0, 2, 5]], [[1, 3, 4]]]
+    assert plan(sizes, tokens=27, ranks=1, how=group_by_length) == [[[0, 2, 5]], [[1, 3, 4]]]
 
 
 def sample(name, ids, labels=None):

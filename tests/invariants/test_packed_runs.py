@@ -21,7 +21,7 @@ def setup(tmp_path_factory, assistant_dir):
     return folder, config
 
 
-ROWS, GROUPS = "rows of at most 203 tokens", "samples of like length, padded to at most 203 tokens"
+ROWS, GROUPS = "rows of at most 203 tokens", "samples of similar length, padded to at most 203 tokens"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_step_holds_the_same_samples_packed_or_not(feed):
 
 def test_padded_forwards_hold_samples_of_like_length(feed):
     padded, grouped = feed(), feed(objective={"packing": {"tokens": 300, "padded": True}})
-    assert str(grouped.splitter) == "samples of like length, padded to at most 300 tokens"
+    assert str(grouped.splitter) == "samples of similar length, padded to at most 300 tokens"
     for (_, [batch]), (_, forwards) in zip(padded.steps(0), grouped.steps(0), strict=True):
         assert sorted(batch.ids) == sorted(name for one in forwards for name in one.ids)
         assert batch.supervised == sum(one.supervised for one in forwards)

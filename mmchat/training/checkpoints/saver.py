@@ -10,19 +10,16 @@ from threading import Thread
 from typing import Any
 
 import deepspeed
-import torch
 
 from mmchat.errors import SharedError
 from mmchat.files import format_megabytes, free_bytes, replace_directory, write_json, write_text
-from mmchat.training.checkpoints.reshard import load_resharded, needs_resharding
-from mmchat.training.checkpoints.rng_state import restore_rng_state, rng_state, seed_all
+from mmchat.training.checkpoints.rng_state import rng_state
 from mmchat.training.checkpoints.storage import (
+    LATEST,
     MANIFEST,
     ChecksummedFiles,
     Manifest,
-    find_damage,
     list_checkpoints,
-    read_manifest,
     remove_leftovers,
     step_name,
     step_of,
@@ -31,9 +28,6 @@ from mmchat.training.config import CheckpointConfig
 from mmchat.training.deepspeed_internals import set_checkpoint_engine
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.optim.ema import WeightAverage
-
-LATEST = "latest"
-"""File that names the newest complete checkpoint. DeepSpeed's own `latest` is not replaced atomically."""
 
 
 class CheckpointSaver:
@@ -190,70 +184,3 @@ def _failure_message(final: Path, error: OSError, needed: int) -> str:
         + (f"{kept[-1].name} is intact" if kept else "there is no earlier one")
         + ". Make room, then resume with --resume"
     )
-
-
-def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint, or None if there is none at all. All ranks call this.
-
-    The search starts at the checkpoint that `latest` names.
-
-    Args:
-        report: called with a line for each checkpoint that is skipped.
-
-    Raises:
-        SharedError: there are checkpoints, but all of them are damaged.
-    """
-    pointer = directory / LATEST
-    if not pointer.exists():
-        return None
-    latest = directory / pointer.read_text(encoding="utf-8").strip()
-    candidates = [path for path in reversed(list_checkpoints(directory)) if path.name <= latest.name]
-    if latest not in candidates:
-        report(f"{pointer} names {latest.name}, which does not exist")
-    for checkpoint, older in zip(candidates, [*candidates[1:], None], strict=True):
-        problem = find_damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        report(f"checkpoint {checkpoint} is damaged: {problem}" + (f"; trying {older.name}" if older else ""))
-    raise SharedError(f"{directory} has no undamaged checkpoint; to start again, name another run_dir")
-
-
-def load_checkpoint(
-    engine: deepspeed.DeepSpeedEngine, checkpoint: Path, seed: int, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Restore everything that `CheckpointSaver.save` wrote.
-
-    On the same number of ranks the run continues bit for bit. On another number it continues up to rounding, and the
-    random generators of each rank are seeded with a function of (seed, step, rank).
-
-    Args:
-        report: called with a line if the number of ranks has changed.
-
-    Returns:
-        The saved `state` and `step`, the number of optimizer steps done.
-
-    Raises:
-        SharedError: the checkpoint was written under another ZeRO stage, or could not be converted for this number of
-            ranks.
-    """
-    manifest = read_manifest(checkpoint)
-    if manifest.zero_stage != engine.zero_optimization_stage():
-        raise SharedError(
-            f"{checkpoint} was written under ZeRO {manifest.zero_stage}, this run uses ZeRO "
-            f"{engine.zero_optimization_stage()}; resume with zero_stage: {manifest.zero_stage}"
-        )
-    set_checkpoint_engine(engine, ChecksummedFiles())
-    if needs_resharding(checkpoint):
-        state = load_resharded(engine, checkpoint)
-    else:
-        _, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if manifest.ranks == process_group.world_size():
-        path = checkpoint / f"random-rank-{process_group.rank()}.pt"
-        restore_rng_state(torch.load(path, weights_only=True))
-    else:
-        seed_all(seed, state["step"], process_group.rank())
-        report(
-            f"resuming on {process_group.world_size()} rank(s) instead of {manifest.ranks}: the result is the same up "
-            "to rounding, except that dropout, if any, draws other random numbers"
-        )
-    return state

@@ -29,6 +29,8 @@ from mmchat.training.deepspeed_internals import (
 )
 from mmchat.training.distributed import collectives, process_group
 
+LATEST = "latest"
+"""File that names the newest complete checkpoint. DeepSpeed's own `latest` is not replaced atomically."""
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
 """Bytes read at a time."""
