@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmchat.data.quarantine import Quarantine
 from mmchat.training.build_model import build_model
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from tests.data import storing
 
 TOLERANCE = 1e-5
@@ -80,9 +80,11 @@ def run_values(folder: Path, model: Path, data: Path | dict, **changes) -> dict:
 
 
 def opened(config):
-    """(objective, feed) of a run config."""
+    """(objective, dataloader) of a run config."""
     objective = build_model(config).objective
-    return objective, Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
+    return objective, TrainingDataLoader(
+        config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False)
+    )
 
 
 def gradients(objective, batches):

@@ -5,7 +5,7 @@ from rich.console import Console
 from mmchat.data.quarantine import Quarantine
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
@@ -21,18 +21,20 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     opened = build_model(config)
     objective, groups = opened.objective, opened.groups
     quarantine = Quarantine(config.run_dir / "quarantine.jsonl", config.on_bad_sample, True)
-    feed = Feed(config, objective, quarantine)
+    dataloader = TrainingDataLoader(config, objective, quarantine)
     if config.objective.feature_cache:
-        fill_feature_cache(config, objective, feed, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True))
+        fill_feature_cache(
+            config, objective, dataloader, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True)
+        )
     guard, norms = (
         NanGuard(config.monitoring.stability),
         ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
     )
-    engine = build_engine(objective.model, groups, config, feed.total, process_group.world_size(), guard, norms)
+    engine = build_engine(objective.model, groups, config, dataloader.total, process_group.world_size(), guard, norms)
     move_unused_towers(objective, config.distributed.zero_stage, "cpu")
     cost = model_flops(objective.model, objective.features is None, objective.teacher)
     recorder.begin(objective.model)
-    for step, batches in feed.steps(0):
+    for step, batches in dataloader.steps(0):
         recorder.data_ready()
         result = train_step(engine, objective, batches, guard, norms, lambda: [0, 0], cost)
         recorder.step(

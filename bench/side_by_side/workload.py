@@ -17,7 +17,7 @@ from mmchat.data.dataset import MixtureDataset
 from mmchat.data.quarantine import Quarantine
 from mmchat.model.assembly import assemble
 from mmchat.training.config import load_run_config
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import TowerConfig, build_tower
 from side_by_side.model_shapes import Shape
@@ -125,9 +125,9 @@ def write_config(path: Path, stage: str, batch: int, steps: int, seed: int, chec
 def write_samples(folder: Path, steps: int) -> None:
     config = load_run_config(folder / "run.yaml", ["--objective.packing", "null"])
     objective = AssistantObjective(config)
-    feed = Feed(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
-    encoded = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
-    numbers = [number for step in range(steps) for number in feed.order.step(step)]
+    dataloader = TrainingDataLoader(config, objective, Quarantine(folder / "quarantine.jsonl", "stop", True))
+    encoded = MixtureDataset(dataloader.mixture, objective.encode, objective.collator.square)
+    numbers = [number for step in range(steps) for number in dataloader.order.step(step)]
 
     def sample(number: int) -> dict[str, torch.Tensor]:
         batch = objective.collator([encoded[number]])

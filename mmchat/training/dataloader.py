@@ -21,7 +21,7 @@ from mmchat.training.micro_batches import step_splitter
 from mmchat.training.objectives.base import Objective
 
 
-class Feed:
+class TrainingDataLoader:
     """Training and held-out batches.
 
     Attributes:

@@ -14,7 +14,7 @@ from mmchat.training.checkpoints.loader import load_checkpoint
 from mmchat.training.checkpoints.reshard import needs_resharding
 from mmchat.training.checkpoints.saver import CheckpointSaver
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.engine import build_engine
@@ -85,7 +85,7 @@ class Trainer:
         console.print(render_table(self.built.groups, optimizer.lr, optimizer.weight_decay, config.model))
         path = config.run_dir / "quarantine.jsonl"
         self.quarantine = Quarantine(path, config.on_bad_sample, process_group.rank() == 0)
-        self.feed = Feed(config, self.objective, self.quarantine)
+        self.dataloader = TrainingDataLoader(config, self.objective, self.quarantine)
         zero_shot = config.objective.zero_shot
         self.zero_shot = ZeroShotAccuracy(zero_shot, self.objective) if zero_shot else None
         self.signals = StopSignals()
@@ -94,7 +94,9 @@ class Trainer:
         """Compute the features that are missing, if the run has a cache; returns the exit status of a signal, or 0."""
         if not self.config.objective.feature_cache:
             return 0
-        return fill_feature_cache(self.config, self.objective, self.feed, self.quarantine, self.signals, self.console)
+        return fill_feature_cache(
+            self.config, self.objective, self.dataloader, self.quarantine, self.signals, self.console
+        )
 
     def build(self, checkpoint: Path | None) -> None:
         """Make the engine and all that watches it, in the state of a checkpoint or of the first step."""
@@ -106,7 +108,7 @@ class Trainer:
             self.objective.model,
             groups,
             config,
-            self.feed.total,
+            self.dataloader.total,
             process_group.world_size(),
             self.guard,
             self.norms,
@@ -117,7 +119,7 @@ class Trainer:
         self.progress = self._resume(checkpoint) if checkpoint else Progress()
         if checkpoint is None and config.resume:
             self.console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
-        self.logger = RunLogger(config, self.feed, self.quarantine, self.console, self.peak, self.progress.step)
+        self.logger = RunLogger(config, self.dataloader, self.quarantine, self.console, self.peak, self.progress.step)
         self.watch = GradientWatch(groups) if self.progress.step == 0 else None
 
     def _resume(self, checkpoint: Path) -> Progress:
@@ -131,24 +133,24 @@ class Trainer:
     def evaluations(self, step: int) -> Iterator[Evaluation]:
         """The evaluations that are due after a step."""
         known = [
-            (self.config.validation, lambda: held_out_loss(self.engine, self.objective, self.feed.held_out())),
+            (self.config.validation, lambda: held_out_loss(self.engine, self.objective, self.dataloader.held_out())),
             (self.config.objective.zero_shot, lambda: self.zero_shot(self.engine)),
         ]
         for schedule, evaluate in known:
-            if schedule and (step == self.feed.total or step % schedule.every == 0):
+            if schedule and (step == self.dataloader.total or step % schedule.every == 0):
                 yield lambda evaluate=evaluate: self.logger.log_evaluation(step, *evaluate())
 
     def loop(self) -> int:
         """Take the steps that are left; returns the exit status of a signal, or 0."""
         config, done = self.config, self.progress.step
-        bar_of_steps = progress_bar(config.run_dir.name, self.feed.total, done, enabled=process_group.rank() == 0)
+        bar_of_steps = progress_bar(config.run_dir.name, self.dataloader.total, done, enabled=process_group.rank() == 0)
         directory = config.run_dir / "checkpoints"
         saver = CheckpointSaver(self.engine, directory, config.checkpoint, self.console.print, self.average)
         with self.logger, self.signals, bar_of_steps as bar, saver:
             if self.progress.owes_evaluations:
                 self._evaluate(done)
             self.logger.meter.resume()
-            for step, batches in self.feed.steps(done):
+            for step, batches in self.dataloader.steps(done):
                 self.logger.meter.data_ready()
                 result = train_step(
                     self.engine, self.objective, batches, self.guard, self.norms, self.signals.flags, self.flops
@@ -163,7 +165,7 @@ class Trainer:
                     self.logger.log_stop(result.stop, step, saved)
                     return result.stop
                 self._evaluate(step)
-                if step == self.feed.total or step % config.checkpoint.every == 0:
+                if step == self.dataloader.total or step % config.checkpoint.every == 0:
                     saver.save(step, guard=self.guard.state(), owes_validation=False)
                 self.logger.meter.resume()
         return 0
@@ -174,7 +176,7 @@ class Trainer:
 
     def _watch_gradients(self, step: int) -> None:
         """After the first steps of a run, name trained tensors without a gradient."""
-        if self.watch and step == min(WATCHED_STEPS, self.feed.total):
+        if self.watch and step == min(WATCHED_STEPS, self.dataloader.total):
             report_missing_gradients(self.watch.finish(), self.console)
             self.watch = None
 

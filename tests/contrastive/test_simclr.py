@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from mmchat.data.quarantine import Quarantine
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.objectives.simclr import SimCLRObjective
 from mmchat.vision import load_tower
 from mmchat.vision.directory import save_tower
@@ -87,8 +87,10 @@ def config(tmp_path, make_tower):
 
 
 def pixels(config, tmp_path, done=0):
-    feed = Feed(config, SimCLRObjective(config), Quarantine(tmp_path / "q.jsonl", "stop", writes=False))
-    return [torch.cat([batch.pixel_values[0] for batch in batches]) for _, batches in feed.steps(done)]
+    dataloader = TrainingDataLoader(
+        config, SimCLRObjective(config), Quarantine(tmp_path / "q.jsonl", "stop", writes=False)
+    )
+    return [torch.cat([batch.pixel_values[0] for batch in batches]) for _, batches in dataloader.steps(done)]
 
 
 def test_views_depend_on_seed_and_step_only(config, tmp_path):

@@ -43,8 +43,8 @@ def test_the_path_of_a_sample(assistant_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     data = write_records(tmp_path / "data", 4, images=1)
     values = run_values(tmp_path, assistant_dir, data, steps=3, batch_size=1)
-    objective, feed = opened(validate(RunConfig, values, "test"))
-    steps = feed.steps(0)
+    objective, dataloader = opened(validate(RunConfig, values, "test"))
+    steps = dataloader.steps(0)
     next(steps)
 
     def step():

@@ -18,7 +18,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import process_group
 from mmchat.training.engine import build_engine
 from mmchat.training.loop import train_step
@@ -47,13 +47,15 @@ class Recorder(NanGuard):
 def record(config: RunConfig, out: Path) -> None:
     opened = build_model(config, sharded=config.distributed.zero_stage == 3)
     objective, groups = opened.objective, opened.groups
-    feed = Feed(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
+    dataloader = TrainingDataLoader(config, objective, Quarantine(out.with_suffix(".jsonl"), "stop", writes=False))
     norms, recorder = (
         ModuleGradNorms(groups, sharded=config.distributed.zero_stage > 0),
         Recorder(config, objective.model),
     )
-    engine = build_engine(objective.model, groups, config, feed.total, process_group.world_size(), recorder, norms)
-    for _, batches in feed.steps(0):
+    engine = build_engine(
+        objective.model, groups, config, dataloader.total, process_group.world_size(), recorder, norms
+    )
+    for _, batches in dataloader.steps(0):
         result = train_step(engine, objective, batches, recorder, norms, lambda: [0, 0])
         for name, norm in result.grad_norms.items():
             recorder.found[f"{recorder.step}/norm of {name}"] = torch.tensor(norm)

@@ -50,10 +50,10 @@ def setup(request, tmp_path_factory, make_tower, make_image):
 def reference(setup):
     """Gradients of whole batches, image by image."""
     folder, path, values = setup
-    objective, feed = opened(load_settings(RunConfig, path, []))
+    objective, dataloader = opened(load_settings(RunConfig, path, []))
     model, teacher = objective.model.train(), load_classifier(folder / "teacher").eval()
     found = {}
-    for step, [batch] in feed.steps(0):
+    for step, [batch] in dataloader.steps(0):
         assert 0 < len(batch.rejected) < BATCH
         model.zero_grad()
         total = 0

@@ -13,7 +13,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.vision.directory import save_tower
 from tests.launching import ROOT, run_ranks, write_config
 from tests.training_fixtures import run_values, write_records
@@ -67,10 +67,10 @@ def reference(setup):
     folder, path, loss = setup
     config = load_settings(RunConfig, path, [])
     objective = build_model(config).objective
-    feed = Feed(config, objective, Quarantine(folder / "none.jsonl", "skip", writes=False))
+    dataloader = TrainingDataLoader(config, objective, Quarantine(folder / "none.jsonl", "skip", writes=False))
     model = objective.model.train()
     found = {}
-    for step, [batch] in feed.steps(0):
+    for step, [batch] in dataloader.steps(0):
         assert 0 < len(batch.rejected) < BATCH
         model.zero_grad()
         if loss == "views":

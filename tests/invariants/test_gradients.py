@@ -12,7 +12,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.model.directory import load_assistant, save_assistant
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
@@ -93,11 +93,13 @@ def reference(setup) -> dict[str, torch.Tensor]:
     """Gradients of whole batches by plain PyTorch: no engine, no accumulation, the loss of every position."""
     folder, path = setup
     config = load_settings(RunConfig, path, [])
-    feed = Feed(config, AssistantObjective(config), Quarantine(folder / "none.jsonl", "stop", writes=False))
+    dataloader = TrainingDataLoader(
+        config, AssistantObjective(config), Quarantine(folder / "none.jsonl", "stop", writes=False)
+    )
     model, _ = load_assistant(config.model)
     model.train()
     found = {}
-    for step, [batch] in feed.steps(0):
+    for step, [batch] in dataloader.steps(0):
         assert len(batch.ids) == BATCH
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         logits = model(**inputs, pixel_values=batch.pixel_values).logits

@@ -20,7 +20,7 @@ from mmchat.planning.problems import does_not_fit, unusable
 from mmchat.settings import validate
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig, as_dict
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.monitoring.flops import model_flops
 from tests.launching import ROOT, launch, metrics, run_ranks
 from tests.training_fixtures import run_values, write_mixture, write_records
@@ -50,8 +50,10 @@ def config(tmp_path, model, monkeypatch):
 def real_run(config):
     """The objective with real weights, and the micro-batches of each step."""
     objective = build_model(config).objective
-    feed = Feed(config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
-    return objective, [batches for _, batches in feed.steps(0)]
+    dataloader = TrainingDataLoader(
+        config, objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False)
+    )
+    return objective, [batches for _, batches in dataloader.steps(0)]
 
 
 def saved_in_a_real_forward(objective, batch, bf16):

@@ -91,8 +91,8 @@ class LiveBytes(TorchDispatchMode):
 
 def real_step(config, number):
     """(objective, micro-batches) of a step, from 1."""
-    objective, feed = opened(config)
-    return objective, dict(feed.steps(0))[number]
+    objective, dataloader = opened(config)
+    return objective, dict(dataloader.steps(0))[number]
 
 
 def real_peak(objective, batches):

@@ -13,13 +13,13 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_cache.cache import fill_feature_cache
 
 config = load_settings(RunConfig, Path(sys.argv[1]), [])
 objective = build_model(config).objective
 quarantine = Quarantine(config.run_dir / "quarantine.jsonl", "stop")
-feed = Feed(config, objective, quarantine)
+dataloader = TrainingDataLoader(config, objective, quarantine)
 objective.model.towers[0].register_forward_pre_hook(lambda *_: time.sleep(0.3))
-fill_feature_cache(config, objective, feed, quarantine, StopSignals(), Console(stderr=True), shard_bytes=1)
+fill_feature_cache(config, objective, dataloader, quarantine, StopSignals(), Console(stderr=True), shard_bytes=1)

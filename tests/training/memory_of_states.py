@@ -17,7 +17,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.engine import build_engine
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
@@ -43,15 +43,17 @@ if __name__ == "__main__":
     process_group.start()
     config = load_settings(RunConfig, path, [])
     opened = build_model(config, sharded=config.distributed.zero_stage == 3)
-    feed = Feed(config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False))
+    dataloader = TrainingDataLoader(
+        config, opened.objective, Quarantine(config.run_dir / "quarantine.jsonl", "stop", writes=False)
+    )
     guard, norms = (
         NanGuard(config.monitoring.stability),
         ModuleGradNorms(opened.groups, sharded=config.distributed.zero_stage > 0),
     )
     engine = build_engine(
-        opened.objective.model, opened.groups, config, feed.total, process_group.world_size(), guard, norms
+        opened.objective.model, opened.groups, config, dataloader.total, process_group.world_size(), guard, norms
     )
-    (_, (batch,)) = next(iter(feed.steps(0)))
+    (_, (batch,)) = next(iter(dataloader.steps(0)))
     engine.train()
     guard.begin(1.0)
     found = {}

@@ -9,7 +9,7 @@ from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.vision.transforms import page_augmentation
 from tests.training_fixtures import run_values, write_records
@@ -24,7 +24,7 @@ def dual_dir(make_assistant, make_tower, tmp_path_factory):
 
 @pytest.fixture
 def opened(dual_dir, tmp_path):
-    """opened(**changes of the config): objective and feed of 12 records with an image each, which also validate."""
+    """opened(**changes of the config): objective and dataloader of 12 records with an image each, also held out."""
     data = write_records(tmp_path / "data", 12, images=1)
 
     def make(**changes):
@@ -32,7 +32,7 @@ def opened(dual_dir, tmp_path):
         values |= {"validation": {"path": str(data), "max_length": 400}} | changes
         config = validate(RunConfig, values, "test")
         objective = AssistantObjective(config)
-        return objective, Feed(config, objective, Quarantine(tmp_path / "q.jsonl", "stop", writes=False))
+        return objective, TrainingDataLoader(config, objective, Quarantine(tmp_path / "q.jsonl", "stop", writes=False))
 
     return make
 
@@ -42,23 +42,23 @@ def always_noisy(monkeypatch):
     monkeypatch.setattr(page_augmentation, "AUGMENTATIONS", ((1.0, page_augmentation.gaussian_noise),))
 
 
-def seen(feed, done=0):
+def seen(dataloader, done=0):
     """Per step, per tower: the pixels of its images."""
     return [
         [torch.cat([batch.pixel_values[tower] for batch in batches]) for tower in range(2)]
-        for _, batches in feed.steps(done)
+        for _, batches in dataloader.steps(done)
     ]
 
 
 def test_one_tower_sees_changed_images_in_steps_and_nowhere_else(opened, always_noisy):
-    _, feed = opened()
+    _, dataloader = opened()
     _, plain = opened(objective={})
-    changed, as_they_are = seen(feed), seen(plain)
+    changed, as_they_are = seen(dataloader), seen(plain)
     for (clip, vary), (same_clip, same_vary) in zip(changed, as_they_are, strict=True):
         assert torch.equal(clip, same_clip)
         assert all(not torch.equal(one, other) for one, other in zip(vary, same_vary, strict=True))
         assert (vary - same_vary).abs().mean() < 0.2
-    for batches, same in zip(feed.held_out(), plain.held_out(), strict=True):
+    for batches, same in zip(dataloader.held_out(), plain.held_out(), strict=True):
         for batch, other in zip(batches, same, strict=True):
             assert all(map(torch.equal, batch.pixel_values, other.pixel_values))
 

@@ -19,7 +19,7 @@ from mmchat.model.directory import save_assistant
 from mmchat.settings import validate
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_cache import cache
 from mmchat.training.feature_cache.cache import fill_feature_cache, identity
@@ -41,12 +41,12 @@ class Run:
         self.config = validate(RunConfig, values, "test")
         self.objective = build_model(self.config).objective
         self.quarantine = Quarantine(folder / "quarantine.jsonl", self.config.on_bad_sample)
-        self.feed = Feed(self.config, self.objective, self.quarantine)
+        self.dataloader = TrainingDataLoader(self.config, self.objective, self.quarantine)
         self.said = ""
 
     def fill(self, signals=None, **options):
         console = Console(file=io.StringIO(), width=1000)
-        given = (self.config, self.objective, self.feed, self.quarantine, signals or StopSignals(), console)
+        given = (self.config, self.objective, self.dataloader, self.quarantine, signals or StopSignals(), console)
         try:
             return fill_feature_cache(*given, **options)
         finally:
@@ -112,7 +112,7 @@ def test_losses_and_gradients_are_those_of_the_towers(tmp_path, make_assistant, 
     assert cached.fill() == 0
     for tower in cached.objective.model.towers:
         tower.register_forward_pre_hook(never_run)
-    for (_, batches), (_, expected) in zip(cached.feed.steps(0), without.feed.steps(0), strict=True):
+    for (_, batches), (_, expected) in zip(cached.dataloader.steps(0), without.dataloader.steps(0), strict=True):
         for batch, like in zip(batches, expected, strict=True):
             assert batch.pixel_values is None
             assert (batch.ids, batch.images, batch.views) == (like.ids, like.images, like.views)
@@ -127,7 +127,7 @@ def test_in_bf16_the_difference_is_that_of_another_batch(make_run):
         for where in (None, str(make_run().config.objective.feature_cache))
     )
     assert cached.fill() == 0
-    (_, [batch]), (_, [like]) = (next(iter(run.feed.steps(0))) for run in (cached, without))
+    (_, [batch]), (_, [like]) = (next(iter(run.dataloader.steps(0))) for run in (cached, without))
     assert batch.tower_features[0].dtype == torch.bfloat16
     expected = without.gradients(like)
     images = like.pixel_values[0]
@@ -187,18 +187,18 @@ def test_only_images_that_the_run_takes_are_computed(tmp_path, make_run):
     held_out = {"path": str(write_records(tmp_path / "heldout", 4, images=1))}
     run = make_run(steps=1, batch_size=2, validation=held_out)
     run.fill()
-    records = [run.feed.mixture.find(number)[1] for number in run.feed.order.step(0)]
+    records = [run.dataloader.mixture.find(number)[1] for number in run.dataloader.order.step(0)]
     taken = {image.read() for record in records for image in record.images}
     taken |= {path.read_bytes() for path in (tmp_path / "heldout").glob("*.png")}
     assert f": {len(taken)} images, 0 of them cached" in run.said
-    batches = [batch for stretch in run.feed.held_out() for batch in stretch]
+    batches = [batch for stretch in run.dataloader.held_out() for batch in stretch]
     assert [batch.images for batch in batches] == [2, 2] and batches[0].pixel_values is None
 
 
 def test_text_alone_needs_no_features(tmp_path, make_run):
     run = make_run(data=write_records(tmp_path / "text", 9, images=0))
     assert run.fill() == 0 and run.said.endswith(": 0 images, 0 of them cached\n")
-    [batch] = next(run.feed.steps(0))[1]
+    [batch] = next(run.dataloader.steps(0))[1]
     assert batch.tower_features is None and run.gradients(batch)[0] > 0
 
 
@@ -332,8 +332,8 @@ def test_a_broken_image_that_is_skipped_is_rejected_as_without_a_cache(tmp_path,
     run = make_run(steps=100, on_bad_sample="skip")
     assert run.fill() == 0 and not len(run.quarantine)
     square = run.objective.collator.square
-    cached = MixtureDataset(run.feed.mixture, run.objective.encode, square, run.objective.features)
-    without = MixtureDataset(run.feed.mixture, run.objective.encode, square)
+    cached = MixtureDataset(run.dataloader.mixture, run.objective.encode, square, run.objective.features)
+    without = MixtureDataset(run.dataloader.mixture, run.objective.encode, square)
     assert cached[1] == without[1] and cached[1].kind != NO_FEATURES
     assert len(run.objective.collator([cached[n] for n in range(3)]).rejected) == 1
 
@@ -343,7 +343,7 @@ def test_a_image_that_changed_since_stops_the_run_whatever_the_policy(tmp_path, 
     run.fill()
     make_image(99).save(tmp_path / "data" / "1-0.png")
     square = run.objective.collator.square
-    rejected = MixtureDataset(run.feed.mixture, run.objective.encode, square, run.objective.features)[1]
+    rejected = MixtureDataset(run.dataloader.mixture, run.objective.encode, square, run.objective.features)[1]
     with pytest.raises(UserError, match=r"records\.json.*1-0\.png has no features in .* --resume"):
         run.quarantine.add(rejected)
 
@@ -362,7 +362,7 @@ def test_a_validation_tells_what_it_could_not_use(tmp_path, make_run):
     run.fill()
     (tmp_path / "heldout" / "2-0.png").write_bytes((tmp_path / "heldout" / "3-0.png").read_bytes()[:100])
     run.objective.loss_sum = lambda module, batch, images_on_any_rank: torch.zeros(())
-    _, rejected = held_out_loss(FakeEngine(), run.objective, run.feed.held_out())
+    _, rejected = held_out_loss(FakeEngine(), run.objective, run.dataloader.held_out())
     assert [item.id for item in rejected] == ["r2"]
 
 

@@ -8,27 +8,29 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.objectives.assistant import AssistantObjective
 from tests.training_fixtures import run_values, write_mixture, write_records
 
 
 @pytest.fixture
-def feed(tmp_path, assistant_dir, monkeypatch):
-    """feed(**changes of the config): over a mixture whose longest sample has 145 tokens, some with two images."""
+def dataloader(tmp_path, assistant_dir, monkeypatch):
+    """dataloader(**changes of the config): over a mixture whose longest sample has 145 tokens, some with two images."""
     monkeypatch.setenv("MMCHAT_CACHE", str(tmp_path / "cache"))
     mixture = write_mixture(tmp_path / "data", 24)
 
     def make(**changes):
         config = RunConfig(**(run_values(tmp_path, assistant_dir, mixture) | changes))
-        return Feed(config, AssistantObjective(config), Quarantine(tmp_path / "quarantine.jsonl", "stop", writes=False))
+        return TrainingDataLoader(
+            config, AssistantObjective(config), Quarantine(tmp_path / "quarantine.jsonl", "stop", writes=False)
+        )
 
     return make
 
 
-def test_a_step_holds_the_same_samples_packed_or_not(feed):
-    padded, packed = feed(), feed(objective={"packing": {"tokens": 203}})
+def test_a_step_holds_the_same_samples_packed_or_not(dataloader):
+    padded, packed = dataloader(), dataloader(objective={"packing": {"tokens": 203}})
     steps = list(zip(padded.steps(1), packed.steps(1), strict=True))
     assert [number for (number, _), _ in steps] == [2, 3, 4]
     for (number, [batch]), (same, rows) in steps:
@@ -39,8 +41,8 @@ def test_a_step_holds_the_same_samples_packed_or_not(feed):
         assert all(row.positions <= 203 for row in rows)
 
 
-def test_padded_forwards_hold_samples_of_like_length(feed):
-    padded, grouped = feed(), feed(objective={"packing": {"tokens": 300, "padded": True}})
+def test_padded_forwards_hold_samples_of_like_length(dataloader):
+    padded, grouped = dataloader(), dataloader(objective={"packing": {"tokens": 300, "padded": True}})
     assert str(grouped.splitter) == "samples of similar length, padded to at most 300 tokens"
     for (_, [batch]), (_, forwards) in zip(padded.steps(0), grouped.steps(0), strict=True):
         assert sorted(batch.ids) == sorted(name for one in forwards for name in one.ids)
@@ -49,9 +51,9 @@ def test_padded_forwards_hold_samples_of_like_length(feed):
         assert batch.tokens <= sum(one.positions for one in forwards) < batch.positions
 
 
-def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
+def test_the_row_is_max_length_unless_said_otherwise(dataloader, tmp_path):
     validation = {"path": str(write_records(tmp_path / "heldout", 9)), "max_length": 300, "every": 2}
-    packed = feed(objective={"packing": {}}, validation=validation, batch_size=4)
+    packed = dataloader(objective={"packing": {}}, validation=validation, batch_size=4)
     assert str(packed.splitter) == "rows of at most 400 tokens"
     rows = [row for stretch in packed.held_out() for row in stretch]
     assert sorted(name for row in rows for name in row.ids) == [f"r{number}" for number in range(9)]
@@ -69,15 +71,15 @@ def test_the_row_is_max_length_unless_said_otherwise(feed, tmp_path):
         ({"images": 1}, "has 131 tokens and 2 view(s) of images, but packing.tokens is 400 and packing.images 1"),
     ],
 )
-def test_a_sample_that_fits_into_no_forward_is_named(feed, packing, fault):
+def test_a_sample_that_fits_into_no_forward_is_named(dataloader, packing, fault):
     with pytest.raises(SharedError, match=r"fit into no forward: \S+:\w+ \d+ \(id r\d+\) " + re.escape(fault)):
-        feed(objective={"packing": packing})
+        dataloader(objective={"packing": packing})
 
 
-def test_a_source_that_cannot_be_measured_is_a_message(feed, tmp_path):
+def test_a_source_that_cannot_be_measured_is_a_message(dataloader, tmp_path):
     records = write_records(tmp_path / "long", 3, images=1)
     with pytest.raises(SharedError, match=r"records.json has no usable record; the first: "):
-        feed(objective={"packing": {}}, data={"path": str(records), "max_length": 9})
+        dataloader(objective={"packing": {}}, data={"path": str(records), "max_length": 9})
 
 
 @pytest.mark.parametrize(

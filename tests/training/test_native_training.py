@@ -69,8 +69,8 @@ def test_a_dual_encoder_sees_squares(native_tower, data_dir, tmp_path, capsys):
 
 def test_a_dummy_image_is_one_patch(config):
     """Where another rank has images; towers and projectors get a gradient of zero."""
-    objective, feed = opened(config(micro_batch_size=1))
-    batch = next(batch for _, batches in feed.steps(0) for batch in batches if not batch.images)
+    objective, dataloader = opened(config(micro_batch_size=1))
+    batch = next(batch for _, batches in dataloader.steps(0) for batch in batches if not batch.images)
     objective.loss_sum(objective.model, batch, images_on_any_rank=True).backward()
     idle = {id(parameter) for parameter in objective.model.towers[0].idle_parameters()}
     seeing = [p for part in (objective.model.towers, objective.model.projectors) for p in part.parameters()]

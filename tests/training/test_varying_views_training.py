@@ -41,13 +41,13 @@ def config(tmp_path, model, monkeypatch):
 
 
 def test_what_the_index_holds_is_what_training_makes(config, fit):
-    objective, feed = opened(config())
-    dataset = MixtureDataset(feed.mixture, objective.encode, objective.collator.square)
+    objective, dataloader = opened(config())
+    dataset = MixtureDataset(dataloader.mixture, objective.encode, objective.collator.square)
     number, check = 0, RecordChecker(SourceConfig(path="any"), objective.processor)
-    for source in feed.mixture.sources:
+    for source in dataloader.mixture.sources:
         lengths = source_lengths(source, source_measure(source, objective.processor, 400))
         for tokens, _, images, views, patches in zip(*lengths.columns, strict=True):
-            record, encoded = feed.mixture.find(number)[1], dataset[number].encoded
+            record, encoded = dataloader.mixture.find(number)[1], dataset[number].encoded
             assert (len(encoded.input_ids), encoded.images, encoded.views) == (tokens, images, views)
             assert patches == PATCHES[fit] * views
             if fit == "native":
@@ -60,10 +60,10 @@ def test_what_the_index_holds_is_what_training_makes(config, fit):
 
 
 def test_images_without_their_number_of_tokens_are_refused(config):
-    objective, feed = opened(config())
+    objective, dataloader = opened(config())
     objective.processor.render([{"from": "human", "value": "text"}, {"from": "gpt", "value": "alone"}])
     with pytest.raises(UserError, match=r"hold 2 image\(s\), image_tokens is given for 0"):
-        objective.processor.render(feed.mixture.find(1)[1].turns)
+        objective.processor.render(dataloader.mixture.find(1)[1].turns)
 
 
 @pytest.mark.parametrize("split", ["packed", "of like length", "one by one"])
@@ -73,12 +73,12 @@ def test_gradients_are_those_of_the_padded_step(config, fit, split):
         "of like length": {"objective": {"packing": {"tokens": 400, "padded": True}}},
         "one by one": {"micro_batch_size": 1},
     }[split]
-    objective, feed = opened(config())
-    (_, [padded]), *_ = feed.steps(0)
+    objective, dataloader = opened(config())
+    (_, [padded]), *_ = dataloader.steps(0)
     loss, expected = gradients(objective, [padded])
     assert padded.views > padded.images > 0
-    other, feed = opened(config(**changes))
-    (_, batches), *_ = feed.steps(0)
+    other, dataloader = opened(config(**changes))
+    (_, batches), *_ = dataloader.steps(0)
     assert len(batches) > 1 and {id for batch in batches for id in batch.ids} == set(padded.ids)
     assert sum(batch.views for batch in batches) == padded.views and sum(b.images for b in batches) == padded.images
     assert split != "packed" or max(batch.views for batch in batches) <= IMAGE_BUDGET[fit]
@@ -92,8 +92,8 @@ def test_gradients_are_those_of_the_padded_step(config, fit, split):
 
 
 def test_a_few_steps_are_learned(config):
-    objective, feed = opened(config(overfit_one_batch=True))
-    (_, batches), *_ = feed.steps(0)
+    objective, dataloader = opened(config(overfit_one_batch=True))
+    (_, batches), *_ = dataloader.steps(0)
     trained = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-3)
     losses = []
@@ -113,8 +113,8 @@ def test_a_few_steps_are_learned(config):
 def test_the_plan_is_what_the_run_does(config, fit, changes):
     run = config(**changes)
     plan = make_plan(run, Hardware())
-    objective, feed = opened(run)
-    steps = [batches for _, batches in feed.steps(0)]
+    objective, dataloader = opened(run)
+    steps = [batches for _, batches in dataloader.steps(0)]
     assert [(row.step, row.tokens, row.images) for row in plan.rows] == [
         (number, sum(b.tokens for b in batches), sum(b.images for b in batches))
         for number, batches in enumerate(steps, 1)

@@ -21,7 +21,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.files import format_megabytes, free_bytes, write_json
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.distributed.zero3 import gathered
@@ -40,7 +40,7 @@ SAMPLES, IMAGES = 256, 32
 def fill_feature_cache(
     config: RunConfig,
     objective: AssistantObjective,
-    feed: Feed,
+    dataloader: TrainingDataLoader,
     quarantine: Quarantine,
     signals: StopSignals,
     console: Console,
@@ -59,7 +59,7 @@ def fill_feature_cache(
     towers, specs = objective.model.towers, objective.collator.specs
     views = "views" if objective.processor.image_processor.views_vary else "images"
     _refuse_trained(towers)
-    mixtures, numbers = zip(*feed.samples(), strict=True)
+    mixtures, numbers = zip(*dataloader.samples(), strict=True)
     samples = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])
     with gathered(towers), signals:
         stores = collectives.from_rank_0(lambda: _opened(config, towers, specs, console.print))

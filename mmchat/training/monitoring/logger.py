@@ -10,7 +10,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import SharedError
 from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import Feed
+from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.loop import StepResult
 from mmchat.training.monitoring.metrics import Meter, MetricsLog
@@ -30,20 +30,26 @@ class RunLogger:
     """
 
     def __init__(
-        self, config: RunConfig, feed: Feed, quarantine: Quarantine, console: Console, peak: Peak, done: int
+        self,
+        config: RunConfig,
+        dataloader: TrainingDataLoader,
+        quarantine: Quarantine,
+        console: Console,
+        peak: Peak,
+        done: int,
     ) -> None:
-        self.config, self.feed, self.quarantine, self.console = config, feed, quarantine, console
+        self.config, self.dataloader, self.quarantine, self.console = config, dataloader, quarantine, console
         self.meter = Meter(peak.flops)
         first = process_group.rank() == 0
         self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
         self._trackers = open_trackers(config, done) if first else []
         self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
-        if len(feed.mixture.sources) > 1:
-            console.print(feed.mixture.table())
+        if len(dataloader.mixture.sources) > 1:
+            console.print(dataloader.mixture.table())
         console.print(
-            f"{feed.order.plan.samples:,} samples, {feed.total:,} steps of {config.batch_size} "
-            f"({feed.order.epoch(feed.total):.2f} epochs), {process_group.world_size()} rank(s) x "
-            f"{feed.splitter}, {config.precision}, ZeRO {config.distributed.zero_stage}"
+            f"{dataloader.order.plan.samples:,} samples, {dataloader.total:,} steps of {config.batch_size} "
+            f"({dataloader.order.epoch(dataloader.total):.2f} epochs), {process_group.world_size()} rank(s) x "
+            f"{dataloader.splitter}, {config.precision}, ZeRO {config.distributed.zero_stage}"
         )
 
     def __enter__(self) -> "RunLogger":
@@ -66,13 +72,13 @@ class RunLogger:
         rates = self.meter.step_done(counts.terms, counts.tokens, counts.images, result.operations)
         for rejected in result.rejected:
             self.quarantine.add(rejected)
-        ids = self.feed.ids(step, result.rejected) if self._metrics or result.incident else []
+        ids = self.dataloader.ids(step, result.rejected) if self._metrics or result.incident else []
         if self._metrics:
             self._write(
                 step=step,
                 **_loss_fields(result),
                 lr=result.lr,
-                epoch=round(self.feed.order.epoch(step), 4),
+                epoch=round(self.dataloader.order.epoch(step), 4),
                 terms=counts.terms,
                 tokens=counts.tokens,
                 images=counts.images,
@@ -105,7 +111,7 @@ class RunLogger:
         name = {130: "interrupted", 143: "terminated"}[status]
         command = resume_command(self.config.run_dir)
         self.console.print(
-            f"{name}: stopped after step {step} of {self.feed.total}, saved {saved}\n  resume with: {command}",
+            f"{name}: stopped after step {step} of {self.dataloader.total}, saved {saved}\n  resume with: {command}",
             markup=False,
         )
 
