@@ -50,7 +50,7 @@ def path(tmp_path_factory):
         assert result.returncode == 0, result.stdout
 
     small = {"steps": 3, "optimizer__warmup": 1}
-    captions = {"data__path": data / "captions.json", "zero_shot__path": data / "named.json"}
+    captions = {"data__path": data / "captions.json", "objective__zero_shot__path": data / "named.json"}
     train("tower", run_dir=folder / "tower", model=folder / "tower-init", **captions, **small)
     parts = ("--language", configs / "language.json", "--vision", folder / "tower" / "model", "--system", "")
     parts += ("--projector", "pixel_shuffle_2d")
