@@ -6,8 +6,9 @@ from pathlib import Path
 import make_lines
 import make_negatives
 import make_pages
+import pytest
 
-from mmchat.cli import ocr
+from mmchat.cli.main import build_parser
 from mmchat.constants import OCR_PROMPT
 from mmchat.inference.ocr import OcrOptions
 
@@ -26,6 +27,12 @@ def test_the_prompt_is_written_once():
     assert spelled_out == {"mmchat/constants.py"}
 
 
-def test_page_makers_and_ocr_share_it():
-    prompts = [module.OCR_PROMPT for module in (make_pages, make_lines, make_negatives, ocr)]
-    assert {*prompts, OcrOptions().prompt} == {OCR_PROMPT}
+@pytest.mark.parametrize("program", [make_pages, make_lines, make_negatives])
+def test_page_makers_ask_with_it(program, capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    assert f"(default: {OCR_PROMPT})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ocr_asks_with_it():
+    assert build_parser("ocr").get_default("prompt") == OcrOptions().prompt == OCR_PROMPT

@@ -83,7 +83,7 @@ def test_a_list_of_parts_means_all(tmp_path, written, meant):
     [
         (["tower"], "activation_checkpointing.tower.*'towers', 'language_model' or 'text_encoder'"),
         ({"towers": "some"}, "activation_checkpointing.towers: .*'all' or 'selective', found 'some'"),
-        ("towers", "activation_checkpointing: .*dictionary, found 'towers'"),
+        ("towers", "distributed.activation_checkpointing must hold key: value pairs, found 'towers'"),
     ],
 )
 def test_what_is_no_part_or_no_way_is_refused(tmp_path, written, fault):

@@ -122,10 +122,10 @@ def test_the_plan_is_what_the_run_does(config, fit, changes):
     assert plan.steps[0].patches.most == PATCHES[fit] * max(sum(b.views for b in batches) for batches in steps)
     assert plan.memory and not plan.problems
     if fit == "native":
-        assert plan.worst.batch.views > plan.worst.batch.images > 1
+        assert plan.largest.batch.views > plan.largest.batch.images > 1
         assert model_flops(objective.model) is plan.cost is None
         return
     counted = [sum(map(model_flops(objective.model).of, batches)) for batches in steps]
     assert plan.cost.operations == sum(counted) / len(counted)
-    (worst,) = [batch for batch in steps[plan.worst.batch.step - 1] if batch.ids == plan.worst.ids]
-    assert plan.worst.batch.views == worst.views > worst.images
+    (largest,) = [batch for batch in steps[plan.largest.batch.step - 1] if batch.ids == plan.largest.ids]
+    assert plan.largest.batch.views == largest.views > largest.images
