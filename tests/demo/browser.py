@@ -97,5 +97,6 @@ def requested(driver: WebDriver) -> list[str]:
     """Every URL that the page requested since the last call."""
     events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
     requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    # Chromium's own start page may still load when the log is cleared.
-    return [one["request"]["url"] for one in requests if not one["documentURL"].startswith("chrome://")]
+    # Chromium's own start page, and the frames in it, may still load when the log is cleared.
+    own = ("chrome://", "chrome-untrusted://")
+    return [one["request"]["url"] for one in requests if not one["documentURL"].startswith(own)]
