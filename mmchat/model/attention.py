@@ -31,8 +31,8 @@ def enable_packing(language_model: PreTrainedModel) -> None:
     if kind not in PACKABLE:
         known = ", ".join(sorted(PACKABLE))
         raise UserError(
-            f"packing is tested to keep samples apart in {known}, but not in {kind}; set packing.padded: true, which "
-            "pads samples of similar length together"
+            f"packing is tested to keep samples apart in {known}, but not in {kind}; set "
+            "objective.packing.padded: true, which pads samples of similar length together"
         )
     use_fast_attention(language_model)
 

@@ -80,8 +80,8 @@ def does_not_fit(this: Memory, alternatives: dict[str, Memory], limit: int, devi
         return []
     fitting = [keys for keys, memory in alternatives.items() if fits(memory, limit)]
     advice = (
-        "neither ZeRO nor activation checkpointing is enough: use a smaller micro_batch_size or packing.tokens, more "
-        "ranks, offload, or LoRA"
+        "neither ZeRO nor activation checkpointing is enough: use a smaller micro_batch_size or "
+        "objective.packing.tokens, more ranks, offload, or LoRA"
     )
     if fitting:
         advice = f"it would fit with {fitting[0]}"

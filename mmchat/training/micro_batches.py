@@ -86,8 +86,8 @@ class PackedSplitter(StepSplitter):
             tokens, views = self._sizes[too_large[0]]
             raise SharedError(
                 f"{len(too_large)} sample(s) fit into no forward: {record.where} (id {record.id}) has {tokens} tokens "
-                f"and {views} view(s) of images, but packing.tokens is {self._tokens} and packing.images "
-                f"{packing.images}; allow more, or cut samples with max_length"
+                f"and {views} view(s) of images, but objective.packing.tokens is {self._tokens} and "
+                f"objective.packing.images {packing.images}; allow more, or cut samples with max_length"
             )
 
     def rounds(self, numbers: Sequence[int]) -> list[list[list[int]]]:

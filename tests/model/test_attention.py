@@ -59,7 +59,9 @@ def test_packed_samples_do_not_attend_to_each_other(language_model):
 
 def test_other_kinds_are_refused():
     config = AutoConfig.for_model("gemma2", vocab_size=9, head_dim=8, num_key_value_heads=2, pad_token_id=0, **SHAPE)
-    with pytest.raises(UserError, match=r"in gpt2, gpt_neox, .*, qwen3, but not in gemma2; set packing.padded: true"):
+    with pytest.raises(
+        UserError, match=r"in gpt2, gpt_neox, .*, qwen3, but not in gemma2; set objective.packing.padded: true"
+    ):
         enable_packing(AutoModelForCausalLM.from_config(config))
 
 

@@ -243,7 +243,9 @@ class _EngineWithGroups(Engine):
 def test_another_zero_stage_is_refused(three):
     folder = three / "step-00000009"
     (folder / MANIFEST).write_text(json.dumps({"ranks": 1, "zero_stage": 2, "files": {}}))
-    with pytest.raises(SharedError, match="written under ZeRO 2, this run uses ZeRO 0; resume with zero_stage: 2"):
+    with pytest.raises(
+        SharedError, match=r"written under ZeRO 2, this run uses ZeRO 0; resume with distributed\.zero_stage: 2"
+    ):
         load_checkpoint(Engine(), folder, 0, pytest.fail)
 
 

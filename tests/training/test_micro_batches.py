@@ -65,10 +65,18 @@ def test_the_row_is_max_length_unless_said_otherwise(dataloader, tmp_path):
     [
         (
             {"tokens": 144},
-            "has 145 tokens and 2 view(s) of images, but packing.tokens is 144 and packing.images None",
+            "has 145 tokens and 2 view(s) of images, but objective.packing.tokens is 144 "
+            "and objective.packing.images None",
         ),
-        ({"tokens": 144, "padded": True}, "has 145 tokens and 2 view(s) of images, but packing.tokens is 144"),
-        ({"images": 1}, "has 131 tokens and 2 view(s) of images, but packing.tokens is 400 and packing.images 1"),
+        (
+            {"tokens": 144, "padded": True},
+            "has 145 tokens and 2 view(s) of images, but objective.packing.tokens is 144",
+        ),
+        (
+            {"images": 1},
+            "has 131 tokens and 2 view(s) of images, but objective.packing.tokens is 400 "
+            "and objective.packing.images 1",
+        ),
     ],
 )
 def test_a_sample_that_fits_into_no_forward_is_named(dataloader, packing, fault):

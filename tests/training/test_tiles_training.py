@@ -58,7 +58,8 @@ def test_a_image_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
 
 def test_the_budget_of_images_counts_views(config):
     with pytest.raises(
-        SharedError, match=r"and [5-8] view\(s\) of images, but packing.tokens is 400 and packing.images 4"
+        SharedError,
+        match=r"and [5-8] view\(s\) of images, but objective.packing.tokens is 400 and objective.packing.images 4",
     ):
         opened(config(objective={"packing": {"tokens": 400, "images": 4}}))
 

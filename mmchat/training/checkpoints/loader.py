@@ -63,7 +63,7 @@ def load_checkpoint(
     if manifest.zero_stage != engine.zero_optimization_stage():
         raise SharedError(
             f"{checkpoint} was written under ZeRO {manifest.zero_stage}, this run uses ZeRO "
-            f"{engine.zero_optimization_stage()}; resume with zero_stage: {manifest.zero_stage}"
+            f"{engine.zero_optimization_stage()}; resume with distributed.zero_stage: {manifest.zero_stage}"
         )
     set_checkpoint_engine(engine, ChecksummedFiles())
     if needs_resharding(checkpoint):
