@@ -31,7 +31,7 @@ def assemble(
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Join a language model and vision towers with new projectors.
 
-    Slot tokens that the tokenizer lacks are added; their embeddings start as the mean of the others.
+    Slot tokens that the tokenizer lacks are added; their embeddings start as the mean of those of its other tokens.
 
     Args:
         language: Directory or hub name of a causal language model, or a `.json` file with a transformers config. The
@@ -57,11 +57,12 @@ def assemble(
     slots = slots or DEFAULT_SLOTS
     get_template(template)  # refuses an unknown name before anything is loaded
     opened_tokenizer, model_config = _open_language(language, tokenizer, weights)
+    real = set(opened_tokenizer.get_vocab().values())
     opened_tokenizer.add_tokens(slots.tokens, special_tokens=True)
     torch.manual_seed(seed)
     if model_config is None:
         language_model = open_pretrained(AutoModelForCausalLM, language, "language model")
-        _grow_embeddings(language_model, len(opened_tokenizer))
+        _start_embeddings(language_model, real, set(opened_tokenizer.get_vocab().values()) - real)
     else:
         # A published model may have more embeddings than its tokenizer has tokens. It keeps them.
         rows = 0 if language.endswith(".json") else model_config["vocab_size"]
@@ -170,12 +171,26 @@ def _open_language(language: str, tokenizer: str | None, weights: bool) -> tuple
     return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), read_json(Path(language))
 
 
-def _grow_embeddings(language_model: Any, size: int) -> None:
-    """Add rows to the input and output embeddings, each the mean of the old rows."""
+def _start_embeddings(language_model: Any, real: set[int], new: set[int]) -> None:
+    """Set the input and output embeddings of new tokens to the mean of the real rows.
+
+    A published vocabulary may be padded (Qwen2.5: 151,936 rows, 151,665 tokens). Its spare rows were never trained, so
+    they are left out of the mean, and a new token that falls on one does not keep it.
+
+    Args:
+        language_model: Changed in place. It grows if new tokens lie above its rows.
+        real: The ids of the tokenizer before tokens were added.
+        new: The ids that were added.
+    """
     old_size = language_model.get_input_embeddings().weight.shape[0]
-    if size <= old_size:
-        return
-    language_model.resize_token_embeddings(size, mean_resizing=False)
+    size = max(old_size, *(token + 1 for token in real | new))
+    if size > old_size:
+        language_model.resize_token_embeddings(size, mean_resizing=False)
+    trained = sorted(token for token in real if token < old_size)
+    fresh = sorted(new.union(range(old_size, size)))
+    head = language_model.get_output_embeddings()
     with torch.no_grad():
-        for embedding in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-            embedding.weight[old_size:] = embedding.weight[:old_size].mean(dim=0)
+        for rows in (language_model.get_input_embeddings().weight, head.weight, head.bias):
+            if rows is not None:
+                # In fp32, because a sum of many bf16 rows loses digits. Tied rows are set twice to the same.
+                rows[fresh] = rows[trained].mean(dim=0, dtype=torch.float32).to(rows.dtype)

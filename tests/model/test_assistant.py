@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from mmchat.errors import UserError
 from mmchat.model.assembly import assemble
 from mmchat.model.directory import load_assistant, save_assistant
+from tests.conftest import DATA, TOKENIZER_OF
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "Noise."}]
 
@@ -127,26 +129,32 @@ def test_embeddings_resize(make_assistant, make_image, tmp_path):
     assert load_assistant(tmp_path / "model")[0].get_output_embeddings().weight.shape[0] == size
 
 
-@pytest.mark.parametrize("kind", ["llama", "opt"])
-def test_new_rows_are_the_mean_of_the_old(make_assistant, make_tower, tmp_path, data_dir, kind):
-    grown, processor = make_assistant(kind)
-    tokenizer = type(processor.tokenizer).from_pretrained(
-        data_dir / "tokenizers" / {"llama": "llama_like_legacy_false", "opt": "opt_like"}[kind]
-    )
-    old = len(tokenizer)
-    grown.language_model.resize_token_embeddings(old)
-    grown.language_model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("spare", [0, 2, 40], ids="{} spare rows".format)
+@pytest.mark.parametrize("kind", ["llama", "opt"], ids=["untied", "tied"])
+def test_new_slot_tokens_start_as_the_mean_of_the_real_rows(make_assistant, make_tower, tmp_path, kind, spare):
+    grown, _ = make_assistant(kind)
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / TOKENIZER_OF[kind])
+    tokenizer.add_tokens(["<last>"])
+    real, padded = len(tokenizer), len(tokenizer) + spare
+    grown.language_model.resize_token_embeddings(padded)
+    original = grown.language_model
+    for part in (original.get_input_embeddings(), original.get_output_embeddings()):
+        part.weight.data[real:] = 100.0  # would show in any mean
+    original.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model, processor = assemble(str(tmp_path), [make_tower()], "linear", "vicuna_v1")
-    assert len(processor.tokenizer) == old + 3
-    original = grown.language_model
+    assert model.config.text_config.vocab_size == max(padded, real + 3)
+    slots = processor.tokenizer.convert_tokens_to_ids(["<img>", "<imgpad>", "</img>"])
+    assert slots == [real, real + 1, real + 2]
     for new, was in (
-        (model.get_input_embeddings(), original.get_input_embeddings()),
-        (model.get_output_embeddings(), original.get_output_embeddings()),
+        (model.get_input_embeddings().weight, original.get_input_embeddings().weight),
+        (model.get_output_embeddings().weight, original.get_output_embeddings().weight),
     ):
-        assert torch.equal(new.weight[:old], was.weight)
-        torch.testing.assert_close(new.weight[old:], was.weight.mean(dim=0).expand(3, -1))
-    assert model.config.image_token_id == processor.tokenizer.convert_tokens_to_ids("<imgpad>") >= old
+        assert torch.equal(new[:real], was[:real])
+        assert len(new) == max(padded, real + 3)
+        torch.testing.assert_close(new[slots], was[:real].mean(dim=0).expand(3, -1))
+        assert torch.equal(new[real + 3 : padded], was[real + 3 :])
+    assert model.config.image_token_id == slots[1]
 
 
 def test_language_models_that_cannot_be_opened(make_tower, data_dir, tmp_path, monkeypatch):
