@@ -107,7 +107,7 @@ def test_every_arrow_is_in_the_table():
         ("mmchat/data/x.py", "from mmchat.model.modeling import MMChatForConditionalGeneration", "imports model.mod"),
         ("mmchat/data/x.py", "from mmchat.vision import load_tower", "imports vision.load_tower"),
         ("mmchat/data/x.py", "from mmchat.auto import MMChatConfig", "imports model.MMChatConfig"),
-        ("mmchat/evaluation/x.py", "from mmchat.training import loop", "imports training.loop"),
+        ("mmchat/evaluation/x.py", "from mmchat.training import train_step", "imports training.train_step"),
         ("mmchat/inference/x.py", "from ..evaluation import metrics", "imports evaluation.metrics"),
         ("mmchat/contrastive/x.py", '_HOMES = {"a": "mmchat.model.config"}', "imports model.config"),
         ("demo/app.py", "from mmchat.model.directory import load_assistant", "imports model.directory"),

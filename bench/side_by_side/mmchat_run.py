@@ -6,14 +6,14 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
+from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
-from mmchat.training.engine import build_engine
-from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
-from mmchat.training.loop import train_step
+from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, move_unused_towers
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
+from mmchat.training.train_step import train_step
 from side_by_side.recorder import Recorder
 
 

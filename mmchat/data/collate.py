@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.data.feature_store import DTYPES
+from mmchat.data.feature_cache import DTYPES
 from mmchat.data.records import Rejected
 from mmchat.data.samples import EncodedSample, Sample
 from mmchat.vision import TowerSpec, normalise

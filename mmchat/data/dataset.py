@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from mmchat.data.feature_store import ImageFeatures
+from mmchat.data.feature_cache import ImageFeatures
 from mmchat.data.mixture import Mixture
 from mmchat.data.records import Rejected
 from mmchat.data.samples import EncodedSample, Sample

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mmchat.data.feature_store import NO_FEATURES
+from mmchat.data.feature_cache import NO_FEATURES
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.files import append_json_line, split_complete_lines

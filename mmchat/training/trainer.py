@@ -15,11 +15,10 @@ from mmchat.training.checkpoints.reshard import needs_resharding
 from mmchat.training.checkpoints.saver import CheckpointSaver
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
+from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
-from mmchat.training.engine import build_engine
-from mmchat.training.feature_cache.cache import fill_feature_cache, move_unused_towers
-from mmchat.training.loop import train_step
+from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, move_unused_towers
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.gradient_watch import WATCHED_STEPS, GradientWatch, report_missing_gradients
@@ -32,6 +31,7 @@ from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.trainable_table import render_table
 from mmchat.training.run_dir import claim_run_dir
 from mmchat.training.save_model import save_model
+from mmchat.training.train_step import train_step
 from mmchat.training.validation.held_out_loss import held_out_loss
 from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 

@@ -19,11 +19,11 @@ from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
+from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import process_group
-from mmchat.training.engine import build_engine
-from mmchat.training.loop import train_step
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
+from mmchat.training.train_step import train_step
 
 
 class Recorder(NanGuard):

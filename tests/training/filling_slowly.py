@@ -15,7 +15,7 @@ from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed.signals import StopSignals
-from mmchat.training.feature_cache.cache import fill_feature_cache
+from mmchat.training.feature_extraction.fill_cache import fill_feature_cache
 
 config = load_settings(RunConfig, Path(sys.argv[1]), [])
 objective = build_model(config).objective

@@ -18,8 +18,8 @@ from mmchat.settings import load_settings
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
+from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import collectives, process_group
-from mmchat.training.engine import build_engine
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
 

@@ -82,7 +82,7 @@ def test_incidents_of_steps_that_are_run_again_are_dropped(tmp_path):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_refused_step_changes_neither_weights_nor_moments(name):
-    from mmchat.training.engine import _before_step
+    from mmchat.training.deepspeed_engine import _before_step
     from mmchat.training.monitoring.grad_norms import ModuleGradNorms
     from mmchat.training.optim.optimizer import build_optimizer
     from mmchat.training.optim.param_groups import apply_rules

@@ -15,8 +15,8 @@ from mmchat.contrastive.losses import info_nce
 from mmchat.files import write_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
+from mmchat.training.deepspeed_engine import average_gradients, build_engine
 from mmchat.training.distributed import process_group
-from mmchat.training.engine import average_gradients, build_engine
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.optim.param_groups import apply_rules

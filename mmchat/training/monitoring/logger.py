@@ -12,11 +12,11 @@ from mmchat.errors import SharedError
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives, process_group
-from mmchat.training.loop import StepResult
 from mmchat.training.monitoring.metrics import Meter, MetricsLog
 from mmchat.training.monitoring.nan_guard import IncidentLog, describe_incident
 from mmchat.training.monitoring.peak_flops import Peak
 from mmchat.training.monitoring.trackers import open_trackers, scalars
+from mmchat.training.train_step import StepResult
 
 
 class RunLogger:

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Augment
-from mmchat.data.feature_store import ImageFeatures
+from mmchat.data.feature_cache import ImageFeatures
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.training.objectives.gradient_cache import losses_by_cache

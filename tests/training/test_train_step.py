@@ -7,9 +7,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mmchat.training.config import StabilityConfig
-from mmchat.training.loop import StepCounts, train_step
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.objectives.base import Objective
+from mmchat.training.train_step import StepCounts, train_step
 from tests import launching
 
 LOSSES = [0.1, 0.2, 0.7, 1.3]

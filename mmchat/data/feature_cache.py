@@ -1,4 +1,4 @@
-"""Image features on disk: computed once by a frozen tower, read in every epoch. Imports no torch.
+"""The feature cache on disk: computed once by a frozen tower, read in every epoch. Imports no torch.
 
 A store is a folder of shards. All records have one shape and type. Every writer makes its own shards, so any number of
 processes may write at the same time. A shard is

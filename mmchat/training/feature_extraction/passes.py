@@ -1,4 +1,4 @@
-"""Passes of all ranks over samples and images, and the towers' forward: used by `training.feature_cache.cache`."""
+"""Passes of all ranks over samples and images, and the towers' forward: used by `feature_extraction.fill_cache`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmchat.data.collate import pixel_values
-from mmchat.data.feature_store import FeatureStore, FeatureWriter, key_array, view_keys
+from mmchat.data.feature_cache import FeatureStore, FeatureWriter, key_array, view_keys
 from mmchat.data.mixture import Mixture
 from mmchat.data.order import split_micro_batches
 from mmchat.data.quarantine import Quarantine

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mmchat.data.feature_store import SHARD_BYTES, FeatureStore, ImageFeatures, key_array, remove_damaged_shards
+from mmchat.data.feature_cache import SHARD_BYTES, FeatureStore, ImageFeatures, key_array, remove_damaged_shards
 from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.files import format_megabytes, free_bytes, write_json
@@ -25,7 +25,7 @@ from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.distributed.zero3 import gathered
-from mmchat.training.feature_cache.fill import DistributedPass, FeatureFiller, FoundView, ImagePixels, SampleKeys
+from mmchat.training.feature_extraction.passes import DistributedPass, FeatureFiller, FoundView, ImagePixels, SampleKeys
 from mmchat.training.monitoring.logger import resume_command
 from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective

@@ -8,9 +8,9 @@ import torch
 
 from mmchat.data.collate import Batch
 from mmchat.data.records import Rejected
+from mmchat.training.deepspeed_engine import average_gradients
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.distributed.signals import exit_status
-from mmchat.training.engine import average_gradients
 from mmchat.training.monitoring.flops import ModelFlops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.metrics import peak_memory

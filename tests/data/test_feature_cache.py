@@ -1,4 +1,4 @@
-"""The feature store: what is written is read, from any number of writers, and damage is never read as features."""
+"""The feature cache on disk: any number of writers, what is written is read, damage is never read as features."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from mmchat.data import feature_store
-from mmchat.data.feature_store import (
+from mmchat.data import feature_cache
+from mmchat.data.feature_cache import (
     NO_FEATURES,
     FeatureStore,
     FeatureWriter,
@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_what_was_written_before(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     write(tmp_path, range(3))
-    monkeypatch.setattr(feature_store, "write_bytes", full)
+    monkeypatch.setattr(feature_cache, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, range(3, 6))
     assert held(tmp_path) == [0, 1, 2]

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from mmchat.data.dataset import MixtureDataset
-from mmchat.data.feature_store import NO_FEATURES
+from mmchat.data.feature_cache import NO_FEATURES
 from mmchat.data.quarantine import Quarantine
 from mmchat.errors import SharedError, UserError
 from mmchat.model.directory import save_assistant
@@ -21,8 +21,8 @@ from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed.signals import StopSignals
-from mmchat.training.feature_cache import cache
-from mmchat.training.feature_cache.cache import fill_feature_cache, identity
+from mmchat.training.feature_extraction import fill_cache
+from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, identity
 from mmchat.training.validation.held_out_loss import held_out_loss
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
@@ -289,7 +289,7 @@ class StopAfter(StopSignals):
 
 
 def test_a_signal_keeps_what_was_computed(make_run, monkeypatch):
-    monkeypatch.setattr(cache, "IMAGES", 4)
+    monkeypatch.setattr(fill_cache, "IMAGES", 4)
     run = make_run(steps=100)
     assert run.fill(StopAfter(3)) == 128 + signal.SIGTERM
     assert run.objective.features is None
@@ -311,7 +311,7 @@ def test_a_disk_that_fills_up_is_one_message(make_run, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mmchat.data.feature_store.write_bytes", full)
+    monkeypatch.setattr("mmchat.data.feature_cache.write_bytes", full)
     with pytest.raises(SharedError, match=r"could not be written to .*: No space left on device\. .* make room, then"):
         make_run().fill()
 

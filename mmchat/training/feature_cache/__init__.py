@@ -1,1 +1,0 @@
-"""Features of frozen towers, computed once and read in every later pass."""
