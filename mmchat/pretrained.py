@@ -103,13 +103,12 @@ def _model_type(directory: Path) -> str | None:
     return read_json(directory / "config.json").get("model_type")
 
 
-def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (), dtype: str = "auto") -> Any:
+def load_strictly(model_class: Any, directory: Path, dtype: str = "auto") -> Any:
     """`model_class.from_pretrained` that accepts neither missing nor unexpected weights.
 
     Args:
         model_class: A transformers model class.
         directory: Directory with a config and safetensors.
-        others: Prefixes of keys that belong to another model in the same files.
         dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
 
     Returns:
@@ -121,7 +120,7 @@ def load_strictly(model_class: Any, directory: Path, others: tuple[str, ...] = (
     if not any(directory.glob(WEIGHTS)):
         raise UserError(f"{directory} holds no {WEIGHTS}, so no weights that can be opened safely")
     try:
-        return _from_pretrained(model_class, directory, directory, others, use_safetensors=True, dtype=dtype)
+        return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype)
     except SafetensorError as error:
         raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
 
@@ -141,17 +140,14 @@ def load_state_strictly(model_class: Any, config: Any, state: dict[str, Any], wh
     Raises:
         UserError: Keys are missing, left over or of another shape.
     """
-    return _from_pretrained(model_class, None, where, (), config=config, state_dict=state, dtype="auto")
+    return _from_pretrained(model_class, None, where, config=config, state_dict=state, dtype="auto")
 
 
-def _from_pretrained(
-    model_class: Any, source: Path | None, where: Path, others: tuple[str, ...], **options: Any
-) -> Any:
+def _from_pretrained(model_class: Any, source: Path | None, where: Path, **options: Any) -> Any:
     # Ignored by transformers, so that other shapes are in its report and are refused below with the other problems.
     options["ignore_mismatched_sizes"] = True
     model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
-    left_over = [key for key in report["unexpected_keys"] if not key.startswith(others or "\0")]
-    refuse_misfit(where, report["missing_keys"], left_over, map(str, report["mismatched_keys"]))
+    refuse_misfit(where, report["missing_keys"], report["unexpected_keys"], map(str, report["mismatched_keys"]))
     return model
 
 

@@ -13,7 +13,6 @@ from mmchat.contrastive.captions import open_tokenizer
 from mmchat.contrastive.dual_encoder import DualEncoderConfig
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.pretrained import load_strictly
 from mmchat.vision.checkpoint_formats import hugging_face, open_clip, openai
 from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, count_blocks, require_keys
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
@@ -102,19 +101,17 @@ def _open_hugging_face(files: WeightFiles, tower: TowerCheckpoint) -> DualEncode
     shared: dict[str, Any] = {"towers": [tower.config.to_dict()]}
     if model_type == "clip":
         whole = CLIPConfig.from_pretrained(files.path)
-        text = load_strictly(CLIPTextModel, files.path, others=(*others, "text_projection."))
+        text = hugging_face.load_part(CLIPTextModel, files, (*others, "text_projection."))
         if whole.text_config.eos_token_id == LEGACY_EOS:
             _set_special_ids(whole.text_config)
         config = DualEncoderConfig(**shared, text_config=whole.text_config, projection_dim=whole.projection_dim)
     else:
         whole = SiglipConfig.from_pretrained(files.path)
-        text = load_strictly(SiglipTextModel, files.path, others=others)
+        text = hugging_face.load_part(SiglipTextModel, files, others)
         if (files.path / "tokenizer_config.json").exists():  # the config does not give SigLIP 2's padding token
             whole.text_config.pad_token_id = open_tokenizer(str(files.path)).pad_token_id
         config = _siglip(tower, whole.text_config)
-    projections = {
-        key: tensor for key, tensor in files.tensors().items() if not key.startswith(("vision_", "text_model."))
-    }
+    projections = files.tensors(without=("vision_", "text_model."))
     renamed = {key.replace("visual_projection.", "image_projection."): tensor for key, tensor in projections.items()}
     scalars = {key: renamed.pop(key).reshape(1) for key in SCALARS if key in renamed}
     return DualEncoderCheckpoint(config, _full_state(tower, text.state_dict(), renamed | scalars))

@@ -155,8 +155,10 @@ def _local_or_hub(source: str, weights: bool, what: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
     try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        found = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"] if weights else ["*.json"]))
+        if weights and not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(source, allow_patterns=["*.json", "pytorch_model*.bin"]))
+        return found
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
         raise UserError(f"{what} {source!r} is no directory here, and the hub did not give it: {error}") from None

@@ -204,7 +204,7 @@ def test_weights_of_older_releases(tmp_path):
     with torch.no_grad():
         expected = reference_6b(state, pixels)[-1][:, 1:]
         torch.testing.assert_close(load_tower(directory).eval()(pixels).patches, expected, **TOLERANCE)
-    torch.save(state, directory / "pytorch_model.bin")
+    torch.save(state, directory / "again.bin")
     with pytest.raises(UserError, match=r"several files in .* hold embeddings\.class_embedding; name one of the files"):
         load_tower(directory)
 

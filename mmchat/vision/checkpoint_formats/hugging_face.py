@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mmchat.pretrained import load_strictly
+from mmchat.errors import UserError
+from mmchat.pretrained import load_state_strictly
 from mmchat.vision.checkpoint_formats import sam
 from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, with_backbone_prefix
 from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
-from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
+from mmchat.vision.checkpoint_formats.weight_files import READ_BY_TRANSFORMERS, WeightFiles
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.spec import HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TowerConfig
 from mmchat.vision.tower import config_keys
@@ -72,9 +73,26 @@ class HuggingFace:
         config = TowerConfig(model_type.family, backbone, preprocessing=preprocessing, **model_type.settings)
         if not weights:
             return TowerCheckpoint(config, None, side)
-        # transformers renames the keys of its older versions.
-        loaded = load_strictly(family.backbone_class, files.path, others=model_type.other_parts)
+        loaded = load_part(family.backbone_class, files, model_type.other_parts)
         return TowerCheckpoint(config, with_backbone_prefix(loaded.state_dict()), side)
+
+
+def load_part(model_class: type[PreTrainedModel], files: WeightFiles, others: tuple[str, ...]) -> PreTrainedModel:
+    """Open a part of a model strictly. transformers renames the keys of its older versions.
+
+    Args:
+        model_class: Class of the part.
+        files: The whole model.
+        others: Prefixes of the other parts' keys. They are left out before transformers sees them, because it reports
+            keys that it does not expect.
+
+    Raises:
+        UserError: There are no weights, or keys are missing, left over or of another shape.
+    """
+    if not files.shapes:
+        raise UserError(f"{files.path} holds no weights; expected {' or '.join(READ_BY_TRANSFORMERS)}, or their shards")
+    config = model_class.config_class.from_pretrained(files.path)
+    return load_state_strictly(model_class, config, files.tensors(without=others), files.path)
 
 
 def config_values(config_class: type[PreTrainedConfig], directory: Path) -> dict[str, Any]:

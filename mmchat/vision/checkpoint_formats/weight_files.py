@@ -17,6 +17,9 @@ from mmchat.vision.checkpoint_formats.known_hashes import TORCHSCRIPT_SHA256
 from mmchat.vision.checkpoint_formats.megatron_ranks import numbers_in, rank_files
 
 PICKLED = (".bin", ".pt", ".pth")
+READ_BY_TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
+"""Names of a model's weights in a directory of transformers, in the order in which it looks for them. Each may instead
+be an index of shards (transformers, modeling_utils.py, `_get_resolved_checkpoint_files`)."""
 WRAPPERS = ("state_dict", "model")
 """Keys of the state dict in files that hold more (open_clip; Megatron, SAM)."""
 ARGUMENTS = "args"
@@ -25,6 +28,9 @@ ARGUMENTS = "args"
 
 class WeightFiles:
     """The weights in a directory or a file. They are read on first use.
+
+    In a directory they are the files that transformers reads, if there are any: open_clip's weights, or a projector
+    alone, may lie beside them. Else they are all safetensors, else all files that torch saved.
 
     Args:
         path: Directory or file.
@@ -52,19 +58,27 @@ class WeightFiles:
             shapes |= {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         return shapes
 
-    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+    def tensors(self, prefix: str = "", without: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The tensors whose keys start with `prefix`, without it.
+
+        Args:
+            prefix: Prefix of the keys.
+            without: Prefixes of keys to leave out.
 
         Raises:
             UserError: Several files hold the same key, so they are ranks that must be merged.
         """
-        counts = Counter(key for tensors in self._pickled for key in tensors if key.startswith(prefix))
+
+        def wanted(key: str) -> bool:
+            return key.startswith(prefix) and not key.startswith(without)
+
+        counts = Counter(key for tensors in self._pickled for key in tensors if wanted(key))
         if repeated := [key for key, count in counts.items() if count > 1]:
             raise UserError(f"several files in {self.path} hold {repeated[0]}; name one of the files")
         found = {key: tensor for tensors in self._pickled for key, tensor in tensors.items() if key in counts}
         for file in self._safetensors:
             with self._open_safetensors(file) as tensors:
-                keys = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
+                keys = [key for key in tensors.keys() if wanted(key)]  # noqa: SIM118
                 found |= {key: tensors.get_tensor(key) for key in keys}
         return {key.removeprefix(prefix): tensor for key, tensor in found.items()}
 
@@ -81,10 +95,18 @@ class WeightFiles:
         return vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
 
     @cached_property
+    def _files(self) -> list[Path]:
+        """Files with weights, all of one kind."""
+        if not self.path.is_dir():
+            return [self.path] if self.path.suffix in (".safetensors", *PICKLED) else []
+        if found := files_of_transformers(self.path) or sorted(self.path.glob("*.safetensors")):
+            return found
+        pickled = [file for file in self.path.iterdir() if file.suffix in PICKLED] or rank_files(self.path)
+        return sorted(pickled, key=lambda file: (numbers_in(file), file))
+
+    @property
     def _safetensors(self) -> list[Path]:
-        if self.path.is_dir():
-            return sorted(self.path.glob("*.safetensors"))
-        return [self.path] if self.path.suffix == ".safetensors" else []
+        return [file for file in self._files if file.suffix == ".safetensors"]
 
     @cached_property
     def _pickled(self) -> list[dict[str, torch.Tensor]]:
@@ -92,13 +114,8 @@ class WeightFiles:
 
     @cached_property
     def _loaded(self) -> list[Any]:
-        """Contents of each pickled file; empty if there are safetensors."""
-        if self._safetensors:
-            return []
-        if not self.path.is_dir():
-            return [self._read_pickled(self.path)] if self.path.suffix in PICKLED else []
-        files = [file for file in self.path.iterdir() if file.suffix in PICKLED] or rank_files(self.path)
-        return [self._read_pickled(file) for file in sorted(files, key=lambda file: (numbers_in(file), file))]
+        """Contents of each pickled file."""
+        return [self._read_pickled(file) for file in self._files if file.suffix != ".safetensors"]
 
     def _read_pickled(self, file: Path) -> Any:
         if is_torchscript(file):
@@ -128,6 +145,29 @@ class WeightFiles:
             return safe_open(file, framework="pt")
         except SafetensorError as error:
             raise UserError(f"the weights in {file} are damaged or cut off: {error}") from None
+
+
+def files_of_transformers(directory: Path) -> list[Path]:
+    """The files of weights that transformers reads in a directory, or none.
+
+    Raises:
+        UserError: An index names a file that is not in the directory.
+    """
+    for name in READ_BY_TRANSFORMERS:
+        if (directory / name).exists():
+            return [directory / name]
+        index = directory / f"{name}.index.json"
+        if index.exists():
+            return _files_in_index(index)
+    return []
+
+
+def _files_in_index(index: Path) -> list[Path]:
+    here = {file.name: file for file in index.parent.iterdir()}
+    named = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if missing := [name for name in named if name not in here]:
+        raise UserError(f"{index} names files that are not beside it: {', '.join(missing)}; copy them there")
+    return [here[name] for name in named]
 
 
 def flat_tensors(values: Any) -> dict[str, torch.Tensor]:
