@@ -35,6 +35,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "init": Command("init", "build an assistant from a language model and vision towers"),
         "resize": Command("resize", "give the vision towers of an assistant another input size"),
         "import": Command("import_", "convert an assistant published in another format"),
+        "export": Command("export", "write an assistant in the format of another program"),
         "plan": Command("plan", "predict memory, steps and cost of a run before it starts", libraries=False),
         "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main"),
         "merge": Command("merge", "merge a LoRA adapter into its base model"),

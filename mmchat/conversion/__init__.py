@@ -1,5 +1,6 @@
-"""Import of whole assistants from other code bases: `import_model`."""
+"""Whole assistants from and for other programs: `import_model`, `export_model`."""
 
+from mmchat.conversion.exporting import export_model
 from mmchat.conversion.importing import import_model
 
-__all__ = ["import_model"]
+__all__ = ["export_model", "import_model"]

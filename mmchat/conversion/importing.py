@@ -54,5 +54,5 @@ def _find_format(source: WeightFiles) -> Format:
     raise UserError(
         f"{source.path} does not hold an assistant of a known format: its config.json has model_type "
         f"{source.config.get('model_type')!r}, its weights are {len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}"
-        f"{', ...' if len(names) > SHOWN_KEYS else ''}); known formats: {'; '.join(one.name for one in FORMATS)}"
+        f"{', ...' if len(names) > SHOWN_KEYS else ''}); known formats: {'; '.join(one.description for one in FORMATS)}"
     )

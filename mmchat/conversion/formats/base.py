@@ -1,13 +1,18 @@
 """The interface of a foreign assistant format, and helpers that formats share."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from mmchat.auto import MMChatConfig
+from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
+from mmchat.conversion.checks import Sample
 from mmchat.errors import UserError
+from mmchat.files import write_json, write_text
 from mmchat.pretrained import open_pretrained
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
@@ -25,10 +30,12 @@ class ImportedAssistant:
 
 
 class Format(Protocol):
-    """One foreign format."""
+    """A foreign format that is read."""
 
     name: str
-    """Name for messages, with what the format is recognised by."""
+    """Short name, as `mmchat export --to` takes it."""
+    description: str
+    """For messages, with what the format is recognised by."""
 
     def recognises(self, source: WeightFiles) -> bool:
         """Whether `source` has this format, judged by its contents."""
@@ -44,6 +51,79 @@ class Format(Protocol):
 
         Raises:
             UserError: The files have this format but cannot be used.
+        """
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An assistant in a format of transformers' layout, before it is written."""
+
+    config: dict[str, Any]
+    """`config.json`, with `architectures`."""
+    state: dict[str, torch.Tensor]
+    """Weights under foreign keys."""
+    tokenizer: Any = None
+    files: dict[str, Any] = field(default_factory=dict)
+    """Name -> content of other files: a str is written as text, all else as JSON. They replace the tokenizer's."""
+
+    def write(self, directory: Path) -> None:
+        """Write the files into a new directory."""
+        directory.mkdir(parents=True)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in self.state.items()},
+            directory / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        for name, content in {"config.json": self.config, **self.files}.items():
+            (write_text if isinstance(content, str) else write_json)(directory / name, content)
+
+
+class Writable(Protocol):
+    """What `Exported` does; a format of another layout returns an object of its own."""
+
+    def write(self, directory: Path) -> None:
+        """Write the files into a new directory."""
+
+
+class ExportFormat(Protocol):
+    """A foreign format that is written.
+
+    If it is a dataclass, its fields are options of `export_model`.
+    """
+
+    name: str
+    """Short name, as `mmchat export --to` takes it."""
+    description: str
+    """For messages: the class or program that opens it."""
+    transformers_class: str | None
+    """Class of transformers that opens it; None if none does. `--to hf` chooses among formats that have one."""
+
+    def refusals(self, config: MMChatConfig, processor: MMChatProcessor | None = None) -> list[str]:
+        """Every reason why the format cannot express an assistant, e.g. "it has 2 vision towers, expected 1".
+
+        Args:
+            config: The assistant's config.
+            processor: Its processor. None judges the architecture alone.
+        """
+
+    def export(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> Writable:
+        """Convert an assistant without `refusals`."""
+
+    def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
+        """Open what was written with the foreign program and compare it with mmchat.
+
+        Args:
+            directory: What `export` wrote.
+            samples: What mmchat computes in fp32 for a few prompts.
+            processor: The assistant's processor.
+
+        Returns:
+            What was compared, and what was not and why; one line each.
+
+        Raises:
+            RuntimeError: The foreign program computes something else.
         """
 
 

@@ -41,7 +41,8 @@ _PREFIXES = {
 
 
 class VaryOPT:
-    name = "Vary's OPT (the vocabulary's encoder beside model.decoder.* or opt_model.*)"
+    name = "vary-opt"
+    description = "Vary's OPT (the vocabulary's encoder beside model.decoder.* or opt_model.*)"
 
     def recognises(self, source: WeightFiles) -> bool:
         return encoder_prefix(source) not in (None, "", QWEN_TOWER)

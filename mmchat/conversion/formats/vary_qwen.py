@@ -26,7 +26,8 @@ _PROJECTORS = {"transformer.mm_projector.": "projectors.0.", "transformer.mm_pro
 
 
 class VaryQwen:
-    name = "Vary's Qwen (transformer.vision_tower and transformer.vision_tower_high beside transformer.h.*)"
+    name = "vary-qwen"
+    description = "Vary's Qwen (transformer.vision_tower and transformer.vision_tower_high beside transformer.h.*)"
 
     def recognises(self, source: WeightFiles) -> bool:
         return encoder_prefix(source) == QWEN_TOWER

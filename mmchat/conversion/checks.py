@@ -1,0 +1,143 @@
+"""Compare an exported assistant with mmchat: the same inputs, computed here and by the program that it is for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
+from mmchat.conversation import get_template
+from mmchat.pretrained import load_strictly
+
+TOLERANCE = 1e-4
+"""Largest difference of logits between mmchat and the foreign program (fp32)."""
+NEW_TOKENS = 32
+TIE = 10 * TOLERANCE
+"""Margin between the best two tokens below which greedy decoding may choose either."""
+QUESTIONS = {"1 image": (1, "What is this?"), "2 images": (2, "What differs?"), "text": (0, "Count to ten.")}
+"""Name of a sample -> its number of images and its question."""
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and what mmchat computes for it in fp32."""
+
+    name: str
+    messages: list[dict[str, Any]]
+    """One user turn of the chat dialect, its images first."""
+    images: list[Image.Image]
+    inputs: Inputs
+    """Inputs of `MMChatForConditionalGeneration` for the prompt and `images`."""
+    logits: torch.Tensor
+    """float[1, L, V]."""
+    answer: list[int]
+    """The greedy answer, `NEW_TOKENS` long: EOS is never chosen."""
+    margins: list[float]
+    """Difference between the best two logits at each token of `answer`."""
+
+
+def reference_samples(model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> list[Sample]:
+    """What mmchat computes for one image, two images and text alone.
+
+    A template that always has an image (`plain`) gives no sample of text alone.
+
+    Args:
+        model: The assistant, in fp32 and evaluation mode.
+        processor: Its processor.
+    """
+    samples = []
+    for name, (count, question) in QUESTIONS.items():
+        if not count and get_template(processor.template).one_exchange:
+            continue
+        images = [_noise(number, processor) for number in range(count)]
+        messages = [{"role": "user", "content": [{"type": "image"}] * count + [{"type": "text", "text": question}]}]
+        views = [processor.image_processor.views(image.size) for image in images]
+        ids = torch.tensor([processor.render(messages, views, add_generation_prompt=True).input_ids])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs |= processor.image_processor(images) if images else {}
+        samples.append(Sample(name, messages, images, inputs, _logits(model, inputs), *_greedy(model, inputs)))
+    return samples
+
+
+def compare_with_transformers(
+    directory: Path,
+    class_name: str,
+    samples: Sequence[Sample],
+    foreign_inputs: Callable[[Sample], Inputs] = lambda sample: sample.inputs,
+) -> str:
+    """Open a directory with a class of transformers and compare logits and greedy tokens.
+
+    Args:
+        directory: What was exported.
+        class_name: The class.
+        samples: What mmchat computes.
+        foreign_inputs: Inputs of the class for a sample, where they differ from mmchat's.
+
+    Returns:
+        One line about what was compared.
+
+    Raises:
+        RuntimeError: The class computes something else.
+        UserError: The class finds keys that are missing, left over or of another shape.
+    """
+    theirs = load_strictly(getattr(transformers, class_name), directory, dtype="float32").eval()
+    largest = 0.0
+    for sample in samples:
+        inputs = foreign_inputs(sample)
+        difference = (sample.logits - _logits(theirs, inputs)).abs().max().item()
+        if not difference <= TOLERANCE:  # negated, so that NaN fails too
+            raise RuntimeError(
+                f"opened by {class_name}, {directory} gives other logits for {sample.name}: {difference:g}"
+            )
+        refuse_other_answer(sample, _greedy(theirs, inputs)[0], class_name)
+        largest = max(largest, difference)
+    names = ", ".join(sample.name for sample in samples)
+    return f"{class_name} opened it: logits for {names} within {largest:.1g}, {NEW_TOKENS} greedy tokens equal"
+
+
+def refuse_other_answer(sample: Sample, answer: list[int], program: str, tie: float = TIE) -> None:
+    """Raise RuntimeError if an answer leaves mmchat's where the margin between the best two tokens exceeds `tie`."""
+    for position, (expected, found, margin) in enumerate(zip(sample.answer, answer, sample.margins, strict=True)):
+        if expected != found:
+            if margin > tie:
+                raise RuntimeError(
+                    f"{program} answers {sample.name} with token {found} at position {position}, mmchat with "
+                    f"{expected} and a margin of {margin:g}"
+                )
+            return
+
+
+def _noise(number: int, processor: MMChatProcessor) -> Image.Image:
+    """Smooth noise, wider than high and the reverse, so that every fit shows."""
+    side = max(spec.image_size for spec in processor.image_processor.specs)
+    coarse = np.random.default_rng(number).integers(0, 256, (7, 7, 3), np.uint8)
+    size = ((2 * side, side), (side, side + side // 2))[number % 2]
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: Inputs) -> torch.Tensor:
+    return model(**inputs).logits.float()
+
+
+@torch.no_grad()
+def _greedy(model: Any, inputs: Inputs) -> tuple[list[int], list[float]]:
+    """The greedy answer and its margins."""
+    output = model.generate(
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    best = [scores[0].float().topk(2).values for scores in output.scores]
+    return output.sequences[0, -NEW_TOKENS:].tolist(), [(first - second).item() for first, second in best]

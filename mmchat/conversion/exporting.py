@@ -1,0 +1,98 @@
+"""`export_model`: write an assistant in a foreign format, opened and compared before it is called done."""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmchat.auto import MMChatConfig, MMChatProcessor
+from mmchat.conversion.checks import reference_samples
+from mmchat.conversion.formats import TARGETS, ExportFormat
+from mmchat.errors import UserError
+from mmchat.files import staged_directory
+from mmchat.model.directory import load_assistant
+
+HF = "hf"
+"""The target that stands for the one class of transformers that an assistant's shape is."""
+
+
+def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any) -> list[str]:
+    """Write an assistant in a foreign format.
+
+    Nothing is written if the format cannot express the assistant. What is written is opened by the foreign program and
+    compared before it is renamed to `out`.
+
+    Args:
+        model_dir: Directory of an assistant.
+        to: Name of the format: "hf" or one of `TARGETS`.
+        out: Directory to write; replaced if it exists.
+        **options: Options of the format.
+
+    Returns:
+        What was written and compared, one line each.
+
+    Raises:
+        UserError: The directory or the format is unknown, or the format cannot express the assistant: lists every
+            reason, and the nearest format that can.
+        RuntimeError: The foreign program computes something else than mmchat. `out` is unchanged.
+
+    Examples:
+        >>> from mmchat.conversion import export_model
+        >>> export_model("runs/assistant/model", "hf", "exported")
+    """
+    candidates = find_targets(to, options)
+    model, processor = load_assistant(model_dir)
+    target = choose_target(candidates, model.config, processor)
+    with staged_directory(Path(out)) as aside:
+        target.export(model, processor).write(aside)
+        samples = reference_samples(model.float(), processor)
+        del model  # the foreign program needs the memory
+        compared = target.check(aside, samples, processor)
+    return [target.description, *compared]
+
+
+def find_targets(to: str, options: dict[str, Any]) -> list[ExportFormat]:
+    """The formats that a name stands for, with their options set.
+
+    Raises:
+        UserError: There is no such format, or none of them has an option.
+    """
+    named = [one for one in TARGETS if to in (one.name, HF if one.transformers_class else None)]
+    if not named:
+        raise UserError(
+            f"there is no export format {to!r}; known: {', '.join([HF, *(target.name for target in TARGETS)])}"
+        )
+    for option in options:
+        if not any(option in _option_names(target) for target in named):
+            raise UserError(f"export to {to} has no option {option!r}")
+    return [_with_options(target, options) for target in named]
+
+
+def choose_target(
+    candidates: Sequence[ExportFormat], config: MMChatConfig, processor: MMChatProcessor | None = None
+) -> ExportFormat:
+    """The first format that can express an assistant.
+
+    Raises:
+        UserError: None can. Lists every reason of the nearest one, and another format that can.
+    """
+    reasons = {target.name: target.refusals(config, processor) for target in candidates}
+    for target in candidates:
+        if not reasons[target.name]:
+            return target
+    nearest = min(candidates, key=lambda target: len(reasons[target.name]))
+    others = [name for name in reasons if name != nearest.name]
+    message = f"{nearest.description} cannot express this assistant: {'; '.join(reasons[nearest.name])}"
+    if others:
+        message += f" (nor can {', '.join(others)}: name one with --to for its reasons)"
+    able = [one.name for one in TARGETS if one.name not in reasons and not one.refusals(config, processor)]
+    raise UserError(message + (f"; `--to {able[0]}` can" if able else "; no other format of mmchat can"))
+
+
+def _option_names(target: ExportFormat) -> set[str]:
+    return {one.name for one in fields(target)} if is_dataclass(target) else set()
+
+
+def _with_options(target: ExportFormat, options: dict[str, Any]) -> ExportFormat:
+    own = {name: value for name, value in options.items() if name in _option_names(target)}
+    return replace(target, **own) if own else target
