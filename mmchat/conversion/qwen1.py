@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from transformers import Qwen2Config, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from mmchat.conversation import DEFAULT_SLOTS
 from mmchat.errors import UserError
 from mmchat.vision.checkpoint_formats.base import rename_key, split_qkv
 
@@ -87,12 +89,16 @@ def language_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def tokenizer_from_ranks(ranks: Path) -> Qwen2Tokenizer:
     """Qwen's tokenizer with Vary's slot tokens, as transformers' Qwen2Tokenizer, which splits text the same way.
 
+    White space after `</img>` is stripped, because Vary's demo asks directly after it (Ucas-HaoranWei/Vary,
+    vary/demo/run_qwen_vary.py), and every question here has a line break there.
+
     Raises:
         UserError: The file does not hold base64 tokens and ranks.
     """
     vocabulary, merges = _RanksReader().extract_vocab_merges_from_model(str(ranks))
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges)
-    tokenizer.add_tokens([*CONTROL, *SLOT_IDS], special_tokens=True)
+    slots = [AddedToken(token, rstrip=token == DEFAULT_SLOTS.end, special=True) for token in SLOT_IDS]
+    tokenizer.add_tokens([*CONTROL, *slots], special_tokens=True)
     return tokenizer
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import regex
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ from mmchat.conversion import import_model, importing
 from mmchat.conversion.qwen1 import tokenizer_from_ranks
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.inference import Generator
 from mmchat.vision import load_tower
 from mmchat.vision.checkpoint_formats.vary import PREPROCESSING
 from tests.docstring_examples import run_examples
@@ -298,6 +300,29 @@ def test_qwen_gives_the_logits_of_a_slow_reference(qwen):
     assert (vary.family, vary.preprocessing) == ("vary_sam", PREPROCESSING)
     assert (processor.template, processor.image_tokens) == ("vary_qwen", 16)
     assert processor.tokenizer.decode(model.generation_config.eos_token_id) == "<|endoftext|><|im_end|>"
+
+
+def test_qwen_is_asked_as_in_the_demo(qwen, tmp_path):
+    """run_qwen_vary.py asks directly after the image; so do the data's records and the saved chat template."""
+    folder, _ = qwen
+    assert main(["import", str(folder), str(tmp_path / "out")]) == 0
+    question = "Provide the ocr results of this image."
+    system = "You should follow the instructions carefully and explain your answers in detail."
+    image = "<img>" + "<imgpad>" * 16 + "</img>"
+    demo = f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n{image}{question}<|im_end|><|im_start|>assistant\n"
+    generator = Generator(tmp_path / "out")
+    processor = generator.processor
+    expected = processor.tokenizer(demo).input_ids
+    assert len(expected) > 100 and processor.tokenizer.decode(expected) == demo
+    pixels = Image.new("RGB", (30, 20))
+    assert generator._prompt(*generator.conversation(question, [pixels], ())) == expected
+    record = [{"from": "human", "value": f"<image>\n{question}"}]
+    assert processor.render(record, add_generation_prompt=True).input_ids == expected
+    for text in (question, f"\n{question}"):
+        content = [{"type": "image", "image": pixels}, {"type": "text", "text": text}]
+        asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+        inputs = processor.apply_chat_template([{"role": "user", "content": content}], **asked)
+        assert inputs["input_ids"][0].tolist() == expected
 
 
 def slow_vary_qwen(state, folder, ids, pixels):
