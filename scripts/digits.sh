@@ -46,8 +46,8 @@ step "6/7 evaluate text-to-image retrieval" "$RUN/retrieval/scores.json" \
 step "7/7 train linear probes" "$RUN/probes.json" \
   mmchat clip probe "$RUN/clip/model" --train "$DATA/train" --test "$DATA/test" --json "$RUN/probes.json"
 step "    of SimCLR's tower, max-pooled patches" "$RUN/probes_simclr.json" \
-  mmchat clip probe "$SIMCLR/model" --pool max --train "$DATA/train" --test "$DATA/test" --json
-  "$RUN/probes_simclr.json"
+  mmchat clip probe "$SIMCLR/model" --pool max --train "$DATA/train" --test "$DATA/test" \
+  --json "$RUN/probes_simclr.json"
 python - "$RUN" <<'PYTHON' | tee "$RUN/scores.md"
 import json, sys
 from pathlib import Path

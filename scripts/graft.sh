@@ -34,14 +34,14 @@ step "    train it on pages and their text" "$RUN/clip/model" \
 assistant() {
   local name=$1-$2
   step "    create $name" "$RUN/$name-init" \
-    mmchat init --language "$CONFIGS/small_language.json" --tokenizer "$READING/tokenizer" "${@:3}" --template vary_opt
-    \ --seed "$2" --out "$RUN/$name-init"
+    mmchat init --language "$CONFIGS/small_language.json" --tokenizer "$READING/tokenizer" "${@:3}" --template vary_opt \
+    --seed "$2" --out "$RUN/$name-init"
   step "    train $name" "$RUN/$name/model" \
     mmchat train "$CONFIGS/graft.yaml" --ranks 1 --resume --run_dir "$RUN/$name" --model "$RUN/$name-init" --seed "$2" \
     --objective.feature_cache "$RUN/features-$1"
   step "    evaluate $name on held-out lines" "$RUN/$name/scores.json" \
-    mmchat eval "$RUN/$name/model" "$DATA/heldout.jsonl" --metric ned --blind blank --max-new-tokens 24 --out
-    "$RUN/$name"
+    mmchat eval "$RUN/$name/model" "$DATA/heldout.jsonl" --metric ned --blind blank --max-new-tokens 24 \
+    --out "$RUN/$name"
 }
 
 say "2/3 six assistants; those with CLIP's tower alone run in the background: progress is in $RUN/alone.log"

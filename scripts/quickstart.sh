@@ -22,10 +22,11 @@ esac
 
 prepare_environment all
 
-# glibc returns large tensors to the system and faults them in again at every step. Keeping them doubles the speed of #
-training on a CPU (docs/lab_log.md). # Spinning threads slow each other down if another process is busy. export
-OMP_WAIT_POLICY=passive export
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
+# glibc returns large tensors to the system and faults them in again at every step. Keeping them doubles the speed of
+# training on a CPU (docs/lab_log.md).
+# Spinning threads slow each other down if another process is busy.
+export OMP_WAIT_POLICY=passive
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 # train RANKS CONFIG [--key value ...]. Two ranks with half the threads each are about 1.5 times as fast as one rank.
@@ -77,8 +78,8 @@ if [ "${1:-}" = --compare ]; then
   step "compare 2/4 stage 2 of this assistant" "$WITHOUT/projector/model" \
     train 2 "$CONFIGS/projector.yaml" --model "$WITHOUT/init" --run_dir "$WITHOUT/projector" --trainable.towers full
   step "compare 3/4 stage 3 of this assistant, a third longer" "$WITHOUT/assistant/model" \
-    train 2 "$CONFIGS/sft.yaml" --model "$WITHOUT/projector/model" --run_dir "$WITHOUT/assistant" --trainable.towers
-    full \ --steps 3600
+    train 2 "$CONFIGS/sft.yaml" --model "$WITHOUT/projector/model" --run_dir "$WITHOUT/assistant" --trainable.towers full \
+    --steps 3600
   step "compare 4/4 evaluate on the same questions" "$WITHOUT/assistant/scores.json" \
     mmchat eval "$WITHOUT/assistant/model" "$DATA/heldout.json" --out "$WITHOUT/assistant"
 fi

@@ -24,8 +24,8 @@ export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 draw() {
   local side=$1 pages=$2
   step "    $side x $side pixels" "$DATA/$side/preview.png" \
-    python data_tools/make_lines.py --out "$DATA/$side" --width "$side" --rows $((side / 32)) --characters $((side * 3 /
-    32)) \ --count "$pages" --freedom 0.25 --prompt "Read this." "${@:3}"
+    python data_tools/make_lines.py --out "$DATA/$side" --width "$side" --rows $((side / 32)) \
+    --characters $((side * 3 / 32)) --count "$pages" --freedom 0.25 --prompt "Read this." "${@:3}"
 }
 
 # stage SIDE BATCH_SIZE STEPS: trains a stage, starting from SIDE-init.
@@ -51,8 +51,8 @@ done
 step "2/5 train the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/256/train.jsonl" --vocab-size 340 --out "$RUN/tokenizer"
 step "3/5 create the assistant" "$RUN/32-init" \
-  mmchat init --language "$CONFIGS/small_language.json" --tokenizer "$RUN/tokenizer" --vision
-  "$CONFIGS/small_tower.json" \ --projector mlp2x_gelu --template vary_opt --out "$RUN/32-init"
+  mmchat init --language "$CONFIGS/small_language.json" --tokenizer "$RUN/tokenizer" \
+  --vision "$CONFIGS/small_tower.json" --projector mlp2x_gelu --template vary_opt --out "$RUN/32-init"
 say "4/5 train it to read"
 stage 32 256 300
 resize 32 64

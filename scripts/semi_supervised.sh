@@ -28,8 +28,9 @@ start() {
 
 # classify NAME MODEL DATA SEED KEYS...: one training run.
 classify() {
-  local name=$1 model=$2 data=$3 seed=$4 shift 4 step "3/4 $name" "$RUN/$name/model" mmchat train
-  configs/vision/digits.yaml --ranks 1 --resume --run_dir "$RUN/$name" \
+  local name=$1 model=$2 data=$3 seed=$4
+  shift 4
+  step "3/4 $name" "$RUN/$name/model" mmchat train configs/vision/digits.yaml --ranks 1 --resume --run_dir "$RUN/$name" \
     --model "$model" --data.path "$data" --seed "$seed" "$@"
 }
 
@@ -95,9 +96,14 @@ for place, (share, name) in enumerate(shares.items()):
         axes.errorbar(x, 100 * middle, [[100 * (middle - low)], [100 * (high - middle)]], color="black", capsize=3)
         axes.plot([x] * len(found), [100 * one for one in found], "o", color="black", markersize=3)
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
-axes.set(xticks=range(3), xticklabels=[f"{name} labels" for name in shares.values()], ylabel="accuracy on 297 digits,
-%") axes.set_ylim(0, 100) figure.legend(loc="outside upper center", ncols=3, frameon=False) figure.savefig(run /
-"scores.png", dpi=130) lines += ["", "Accuracy on the last 297 digits in % (95 % interval). For several draws of the
-labels: mean, then lowest to highest."] (run / "scores.md").write_text("\n".join(lines) + "\n") print("\n".join(lines))
-PYTHON say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s" echo "  table
-$RUN/scores.md" echo "  image   $RUN/scores.png"
+axes.set(xticks=range(3), xticklabels=[f"{name} labels" for name in shares.values()], ylabel="accuracy on 297 digits, %")
+axes.set_ylim(0, 100)
+figure.legend(loc="outside upper center", ncols=3, frameon=False)
+figure.savefig(run / "scores.png", dpi=130)
+lines += ["", "Accuracy on the last 297 digits in % (95 % interval). For several draws of the labels: mean, then lowest to highest."]
+(run / "scores.md").write_text("\n".join(lines) + "\n")
+print("\n".join(lines))
+PYTHON
+say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
+echo "  table   $RUN/scores.md"
+echo "  image   $RUN/scores.png"
