@@ -180,7 +180,7 @@ def transformers_variant(directory: Path, files: list[Path], stops: list[int], b
     dtype = torch.bfloat16 if directory.name == "bf16" else torch.float32
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = open_llava(directory, {}).to(device, dtype).eval()
-    parts = [{"type": "image"}, {"type": "text", "text": "\n"}, {"type": "text", "text": PROMPT}]
+    parts = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     ids = processor.render([{"role": "user", "content": parts}], add_generation_prompt=True).input_ids
     pixels = [processor.image_processor([load_image(file)])["pixel_values"].to(device, dtype) for file in files]
     ends = {"eos_token_id": stops, "pad_token_id": processor.pad_token_id}

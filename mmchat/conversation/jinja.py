@@ -5,7 +5,6 @@ written out, as in every chat template, because apply_chat_template encodes with
 """
 
 import json
-import re
 
 from mmchat.conversation.apply_template import check_system
 from mmchat.conversation.codec import codec_for
@@ -13,7 +12,7 @@ from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
 from mmchat.conversation.special_tokens import mark_tokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
-from mmchat.conversation.tokenizer_jinja import extend_tokenizer_jinja, quote
+from mmchat.conversation.tokenizer_jinja import extend_tokenizer_jinja, fill_names, image_break_macro, quote
 from mmchat.conversation.turn_order import FOLLOWS
 
 _TEXT_MACRO = """\
@@ -69,7 +68,8 @@ CHECKS
       {%- if KEEP_STRING -%}{{- put(message['content']) -}}{%- endif -%}
     {%- else -%}
       {%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
-      {%- for part in message['content'] -%}
+      {%- for part in message['content'] | rejectattr('text', 'equalto', '') -%}
+        {%- if KEEP_PART -%}{{- put(image_break(loop.previtem, part)) -}}{%- endif -%}
         {%- if part['type'] == 'image' -%}
           {{- put_image() -}}
         {%- elif part['type'] != 'text' -%}
@@ -167,7 +167,7 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
         "BOS": quote("".join(codec.prefix_tokens)),
         "DEFAULT_SYSTEM": literal(template.default_system) if system is None else quote(mark_tokens(system, codec)),
         "SYSTEM_BLOCK": block,
-        "CHECKS": _fill("\n".join(check.rstrip("\n") for check in checks), {"FOLLOWS": _FOLLOWS}),
+        "CHECKS": fill_names("\n".join(check.rstrip("\n") for check in checks), {"FOLLOWS": _FOLLOWS}),
         "NEXT_USER": literal(template.next_user),
         "USER_BEFORE": literal(template.user[0]),
         "FIRST_USER_BLOCK": first_user_block,
@@ -187,9 +187,4 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
     }
     macros = _STRIPPING_MACROS if template.strip_around_images else _PLAIN_MACROS
     source = _TEXT_MACRO + macros + _BODY + ("{{- ns.out -}}\n" if template.strip_around_images else "")
-    return _fill(source, values)
-
-
-def _fill(source: str, values: dict[str, str]) -> str:
-    """Replace every name of `values` by its value in one pass, so that values are not searched for names."""
-    return re.sub("|".join(rf"\b{name}\b" for name in values), lambda match: values[match[0]], source)
+    return image_break_macro(codec) + fill_names(source, values)

@@ -4,15 +4,18 @@ Data dialect (LLaVA's JSON): `{"from": "human" | "gpt" | "system" | "tool", "val
 value is a placeholder. "observation" and "function_response" are synonyms of "tool".
 
 Chat dialect: `{"role": "user" | "assistant" | "system" | "tool", "content": str | parts}` with the parts
-`{"type": "image"}` and `{"type": "text", "text": str}`. Text is always text: `<image>` is no placeholder.
+`{"type": "image"}` and `{"type": "text", "text": str}`. Text is always text: `<image>` is no placeholder. Between an
+image and the part next to it comes a line break, unless white space is there already: `[image, "What?"]` is the data
+dialect's `<image>\nWhat?`.
 
 In both dialects, `"train": false` (or OpenAI's `"weight": 0`) on an assistant message leaves it unsupervised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from mmchat.constants import IMAGE_PLACEHOLDER
+from mmchat.constants import IMAGE_BREAK, IMAGE_PLACEHOLDER
+from mmchat.conversation.special_tokens import drop_marks
 from mmchat.errors import UserError
 
 Dialect = Literal["data", "chat"]
@@ -150,7 +153,24 @@ def _parse_chat(message: Mapping[str, Any], where: str) -> Turn:
     parts = tuple(_parse_part(part, f"{where}, part {number}") for number, part in enumerate(content))
     if None in parts and role != "user":
         raise UserError(f"{where}: only a user's message may hold images, this one is the {role}'s")
-    return Turn(role, parts, train)
+    return Turn(role, tuple(_with_breaks(parts)), train)
+
+
+def _with_breaks(parts: Sequence[str | None]) -> Iterator[str | None]:
+    """The parts that are not empty, with a line break between an image and its neighbour unless white space is there.
+
+    The saved Jinja does the same (`image_break` in tokenizer_jinja.py).
+    """
+    before: str | None = " "
+    for part in parts:
+        text = part if part is None else drop_marks(part)
+        if text == "":
+            continue
+        is_beside_image = before is None or text is None
+        if is_beside_image and not (before and before[-1].isspace()) and not (text and text[0].isspace()):
+            yield IMAGE_BREAK
+        yield part
+        before = text
 
 
 def _parse_part(part: Mapping[str, Any], where: str) -> str | None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from mmchat.conversation.codec import codec_for
+from mmchat.constants import IMAGE_BREAK
+from mmchat.conversation.codec import Codec, codec_for
 from mmchat.conversation.segments import SlotTokens, Spans
-from mmchat.conversation.special_tokens import mark_tokens
+from mmchat.conversation.special_tokens import MARK_END, MARK_START, mark_tokens
 from mmchat.errors import UserError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -16,6 +17,18 @@ REMEDY = (
     "choose a named template that fits the model, or put {% generation %} ... {% endgeneration %} around the "
     "answers in the tokenizer's chat template"
 )
+
+# What the chat dialect writes between two parts of a message (messages.py). Marks around typed tokens are no text.
+_IMAGE_BREAK_MACRO = """\
+{%- macro bare(text) -%}{{- text | replace(MARK_START, '') | replace(MARK_END, '') -}}{%- endmacro -%}
+{%- macro image_break(before, part) -%}
+  {%- if before and 'image' in (before['type'], part['type'])
+      and (before['type'] == 'image' or bare(before['text']).rstrip() == bare(before['text']))
+      and (part['type'] == 'image' or bare(part['text']).lstrip() == bare(part['text'])) -%}
+    {{- BREAK -}}
+  {%- endif -%}
+{%- endmacro -%}
+"""
 
 # Put before the tokenizer's own Jinja: it replaces images by slot groups and joins content parts to one string, which
 # every Jinja can read. It ends with a line break, which trim_blocks removes, so that the tokenizer's Jinja still starts
@@ -32,7 +45,9 @@ _PRELUDE = """\
   {%- endif -%}
   {%- set flat.text = '' -%}
   {%- set content = message['content'] -%}
-  {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+  {%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%}
+  {%- for part in parts | rejectattr('text', 'equalto', '') -%}
+    {%- set flat.text = flat.text + image_break(loop.previtem, part) -%}
     {%- if part['type'] == 'text' -%}
       {%- set flat.text = flat.text + part['text'] -%}
     {%- elif part['type'] == 'image' and message['role'] == 'user' -%}
@@ -53,9 +68,20 @@ def extend_tokenizer_jinja(tokenizer, slots: SlotTokens, system: str | None) -> 
     Raises:
         UserError: The tokenizer has no chat template.
     """
-    values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", codec_for(tokenizer)))}
-    prelude = re.sub("SLOTS|SYSTEM", lambda match: values[match[0]], _PRELUDE)
-    return prelude + _PRELUDE_END + _own_jinja(tokenizer)
+    codec = codec_for(tokenizer)
+    values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", codec))}
+    return image_break_macro(codec) + fill_names(_PRELUDE, values) + _PRELUDE_END + _own_jinja(tokenizer)
+
+
+def image_break_macro(codec: Codec) -> str:
+    """Jinja macro `image_break(before, part)`: the line break between two parts of a message, if there is one."""
+    values = {"MARK_START": MARK_START, "MARK_END": MARK_END, "BREAK": mark_tokens(IMAGE_BREAK, codec)}
+    return fill_names(_IMAGE_BREAK_MACRO, {name: quote(value) for name, value in values.items()})
+
+
+def fill_names(source: str, values: dict[str, str]) -> str:
+    """Replace every name of `values` by its value in one pass, so that values are not searched for names."""
+    return re.sub("|".join(rf"\b{name}\b" for name in values), lambda match: values[match[0]], source)
 
 
 def quote(string: str) -> str:

@@ -174,7 +174,7 @@ def _from_texts(turns: list[Any], images: int) -> list[dict[str, Any]]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("user", "assistant")):
             raise UserError(f'exchange {number} must be {{"user": text, "assistant": text}}, found {turn!r:.80}')
-        image_parts = [{"type": "image"}, {"type": "text", "text": "\n"}] * (images if number == 1 else 0)
+        image_parts = [{"type": "image"}] * (images if number == 1 else 0)
         messages.append({"role": "user", "content": [*image_parts, {"type": "text", "text": turn["user"]}]})
         messages.append({"role": "assistant", "content": turn["assistant"]})
     return messages

@@ -220,10 +220,7 @@ class Generator:
         )
         if mentioned > len(image_list):
             raise UserError(f"the history mentions {mentioned} images, but {len(image_list)} were given")
-        parts: list[dict[str, str]] = []
-        for _ in image_list[mentioned:]:
-            parts += [{"type": "image"}, {"type": "text", "text": "\n"}]
-        content = [*parts, {"type": "text", "text": question}]
+        content = [*({"type": "image"} for _ in image_list[mentioned:]), {"type": "text", "text": question}]
         return [*history, {"role": "user", "content": content}], image_list
 
     def generate(

@@ -55,9 +55,9 @@ def test_two_images_in_plain_are_two_images(llama):
 
 @pytest.mark.parametrize("key", [key for key in TEMPLATES if key != "plain"])
 def test_both_dialects_give_the_same(opt, key):
-    data = [human("<image>\nWhat?"), gpt("That."), human("And <image><image>?"), gpt("This.")]
+    data = [human("<image>\nWhat?"), gpt("That."), human("And <image>\n<image>\n?"), gpt("This.")]
     chat = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "\nWhat?"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "That."},
         {
             "role": "user",
@@ -71,6 +71,26 @@ def test_both_dialects_give_the_same(opt, key):
         {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
     ]
     assert render(data, key, opt, [1, 2, 3]) == render(chat, key, opt, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("parts", "value"),
+    [
+        ([None, "What?"], "<image>\nWhat?"),
+        (["What?", None], "What?\n<image>"),
+        ([None, None, "", "What?"], "<image>\n<image>\nWhat?"),
+        (["In the ", None, " is"], "In the <image> is"),
+        ([None, "\nWhat?"], "<image>\nWhat?"),
+        ([None, "\n", None, "\n", "What?"], "<image>\n<image>\nWhat?"),
+        (["What ", "is?"], "What is?"),
+        (["", None, ""], "<image>"),
+    ],
+)
+@pytest.mark.parametrize("key", ["chatml", "auto"])
+def test_a_line_break_separates_an_image_from_its_neighbours(qwen, key, parts, value):
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": "That."}]
+    assert render(chat, key, qwen, 3) == render([human(value), gpt("That.")], key, qwen, 3)
 
 
 def test_the_placeholder_is_an_image_only_in_a_human_value(qwen):

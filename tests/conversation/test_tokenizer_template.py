@@ -149,7 +149,7 @@ def test_bos_comes_once(with_jinja):
 
 def test_both_dialects_and_system(with_jinja):
     tokenizer = with_jinja(PLAIN_JINJA)
-    data = [{"from": "human", "value": "a<image>b"}, {"from": "gpt", "value": "c"}]
+    data = [{"from": "human", "value": "a\n<image>\nb"}, {"from": "gpt", "value": "c"}]
     parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]
     assert render(data, "auto", tokenizer, 3) == render(messages, "auto", tokenizer, 3)

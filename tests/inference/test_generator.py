@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from transformers import pipeline
 
 from mmchat.errors import UserError
 from mmchat.inference import Generator
@@ -98,11 +99,20 @@ def test_history_images_come_first(generator, make_image):
     first, second = make_image(0), make_image(1)
     messages, images = generator.conversation("And this?", [first, second], history)
     kinds = [part["type"] for part in messages[-1]["content"]]
-    assert kinds == ["image", "text", "text"]
+    assert kinds == ["image", "text"]
     assert images == [first, second]
     assert generator.chat("And this?", [first, second], history, max_new_tokens=4) is not None
     with pytest.raises(UserError, match="the history mentions 1 images, but 0 were given"):
         generator.chat("And this?", [], history)
+
+
+def test_the_pipeline_of_transformers_gives_the_same_answer(generator, make_image):
+    pipe = pipeline("image-text-to-text", model=generator.model, processor=generator.processor)
+    content = [{"type": "image", "image": make_image(2)}, {"type": "text", "text": "What is this?"}]
+    messages = [{"role": "user", "content": content}]
+    (answer,) = pipe(text=messages, max_new_tokens=8, do_sample=False, return_full_text=False)
+    expected = generator.chat("What is this?", make_image(2), max_new_tokens=8)
+    assert answer["generated_text"].strip() == expected != generator.chat("What?", make_image(2), max_new_tokens=8)
 
 
 def test_an_error_inside_a_stream_is_raised(generator, monkeypatch):
