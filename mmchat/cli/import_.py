@@ -10,10 +10,23 @@ EXAMPLE = "mmchat import downloads/vary-toy runs/vary-toy"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", type=Path, help="directory of Vary (with OPT or Qwen) or Vary-toy, as published"
+        "source",
+        metavar="SOURCE",
+        type=Path,
+        help="directory as published: LLaVA in its original layout, Vary (with OPT or Qwen) or Vary-toy",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="model directory to write; must not exist yet")
     parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="tokenizer; default: the one in SOURCE")
+    llava = parser.add_argument_group("LLaVA in its original layout")
+    llava.add_argument(
+        "--base",
+        metavar="DIR_OR_NAME",
+        help="what a projector or LoRA adapter was trained on; default: the directory that the config names",
+    )
+    llava.add_argument(
+        "--vision", metavar="DIR_OR_NAME", help="vision tower; default: the directory that the config names"
+    )
+    llava.add_argument("--template", metavar="NAME", help="conversation template; default: vicuna_v1")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -21,7 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.conversion import import_model
     from mmchat.model.directory import save_assistant
 
-    model, processor = import_model(arguments.source, arguments.tokenizer)
+    options = {name: getattr(arguments, name) for name in ("base", "vision", "template")}
+    given = {name: value for name, value in options.items() if value is not None}
+    model, processor = import_model(arguments.source, arguments.tokenizer, **given)
     save_assistant(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{arguments.out}: {parameters:,} parameters, {model.image_tokens} slots per image, {model.config.template}")

@@ -1,13 +1,13 @@
 """`export_model`: write an assistant in a foreign format, opened and compared before it is called done."""
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmchat.auto import MMChatConfig, MMChatProcessor
 from mmchat.conversion.checks import reference_samples
 from mmchat.conversion.formats import TARGETS, ExportFormat
+from mmchat.conversion.formats.base import option_names, with_options
 from mmchat.errors import UserError
 from mmchat.files import staged_directory
 from mmchat.model.directory import load_assistant
@@ -63,9 +63,9 @@ def find_targets(to: str, options: dict[str, Any]) -> list[ExportFormat]:
             f"there is no export format {to!r}; known: {', '.join([HF, *(target.name for target in TARGETS)])}"
         )
     for option in options:
-        if not any(option in _option_names(target) for target in named):
+        if not any(option in option_names(target) for target in named):
             raise UserError(f"export to {to} has no option {option!r}")
-    return [_with_options(target, options) for target in named]
+    return [with_options(target, options) for target in named]
 
 
 def choose_target(
@@ -87,12 +87,3 @@ def choose_target(
         message += f" (nor can {', '.join(others)}: name one with --to for its reasons)"
     able = [one.name for one in TARGETS if one.name not in reasons and not one.refusals(config, processor)]
     raise UserError(message + (f"; `--to {able[0]}` can" if able else "; no other format of mmchat can"))
-
-
-def _option_names(target: ExportFormat) -> set[str]:
-    return {one.name for one in fields(target)} if is_dataclass(target) else set()
-
-
-def _with_options(target: ExportFormat, options: dict[str, Any]) -> ExportFormat:
-    own = {name: value for name, value in options.items() if name in _option_names(target)}
-    return replace(target, **own) if own else target

@@ -1,10 +1,11 @@
 """`import_model`: open an assistant of a foreign format as an mmchat model and processor."""
 
 from pathlib import Path
+from typing import Any
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversion.formats import FORMATS
-from mmchat.conversion.formats.base import Format
+from mmchat.conversion.formats.base import Format, option_names, with_options
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
 from mmchat.pretrained import load_state_strictly
@@ -15,7 +16,7 @@ SHOWN_KEYS = 5
 
 
 def import_model(
-    source: str | Path, tokenizer: str | None = None
+    source: str | Path, tokenizer: str | None = None, **options: Any
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Open an assistant that another program wrote.
 
@@ -24,12 +25,14 @@ def import_model(
     Args:
         source: Directory with `config.json` and weights, as `*.safetensors` or as torch saved them.
         tokenizer: Directory or hub name. None uses the tokenizer in `source`.
+        **options: Options of the format, such as the `base`, `vision` and `template` of `LlavaOriginal`.
 
     Returns:
         The model, in evaluation mode and in the precision of its files, and its processor.
 
     Raises:
-        UserError: `source` is not a directory, its format is unknown, or its weights or tokenizer do not fit.
+        UserError: `source` is not a directory, its format is unknown or has no such option, or its weights or
+            tokenizer do not fit.
 
     Examples:
         >>> from mmchat.conversion import import_model
@@ -41,7 +44,10 @@ def import_model(
             f"{path} is not a directory; download the model and give its folder, with config.json and weights"
         )
     files = WeightFiles(path)
-    imported = _find_format(files).open(files, tokenizer)
+    found = _find_format(files)
+    if unknown := options.keys() - option_names(found):
+        raise UserError(f"{path} is {found.description}, which has no option {', '.join(sorted(unknown))}")
+    imported = with_options(found, options).open(files, tokenizer)
     model = load_state_strictly(MMChatForConditionalGeneration, imported.config, imported.state, path)
     return model.eval(), build_processor(model, imported.tokenizer)
 

@@ -59,6 +59,10 @@ class MMChatProcessor(ProcessorMixin):
         self.image_tokens = image_tokens
         # Typed text never becomes one of these. By default transformers only protects special tokens.
         tokenizer.chat_control_tokens = control_tokens(tokenizer)
+        if "legacy" in vars(tokenizer):
+            # Without it transformers opens a Llama tokenizer that encodes text after a token otherwise, and does not
+            # save it.
+            tokenizer.init_kwargs["legacy"] = tokenizer.legacy
 
     def set_towers(self, specs: list[TowerSpec], image_tokens: int) -> None:
         """Use other towers from now on, with `image_tokens` slots per view."""

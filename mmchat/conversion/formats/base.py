@@ -1,9 +1,9 @@
 """The interface of a foreign assistant format, and helpers that formats share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +15,8 @@ from mmchat.errors import UserError
 from mmchat.files import write_json, write_text
 from mmchat.pretrained import open_pretrained
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class ImportedAssistant:
 
 
 class Format(Protocol):
-    """A foreign format that is read."""
+    """A foreign format that is read.
+
+    If it is a dataclass, its fields are options of `import_model`.
+    """
 
     name: str
     """Short name, as `mmchat export --to` takes it."""
@@ -127,6 +132,20 @@ class ExportFormat(Protocol):
         """
 
 
+def option_names(one: Any) -> set[str]:
+    """The options of a format: the fields of a dataclass."""
+    return {option.name for option in fields(one)} if is_dataclass(one) else set()
+
+
+Optioned = TypeVar("Optioned")
+
+
+def with_options(one: Optioned, options: dict[str, Any]) -> Optioned:
+    """A format with those options set that it has."""
+    own = {name: value for name, value in options.items() if name in option_names(one)}
+    return replace(one, **own) if own else one
+
+
 def require_config(source: WeightFiles, *keys: str) -> dict[str, Any]:
     """The values of `config.json`, with `keys` present.
 
@@ -147,9 +166,9 @@ def open_tokenizer(source: WeightFiles, tokenizer: str | None) -> Any:
     Raises:
         UserError: There is no tokenizer, or it cannot be opened.
     """
-    if tokenizer is None and not any((source.path / name).exists() for name in ("tokenizer.json", "vocab.json")):
+    if tokenizer is None and not any((source.path / name).exists() for name in TOKENIZER_FILES):
         raise UserError(
-            f"{source.path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name the one that the "
+            f"{source.path} holds no tokenizer (expected one of {', '.join(TOKENIZER_FILES)}); name the one that the "
             "model was trained with, a directory or hub name, with --tokenizer"
         )
     return open_pretrained(AutoTokenizer, tokenizer or str(source.path), "tokenizer")

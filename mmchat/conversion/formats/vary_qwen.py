@@ -3,9 +3,8 @@
 The original class is `varyQwenForCausalLM` (Ucas-HaoranWei/Vary, vary/model/).
 """
 
-from math import isqrt
-
 from mmchat.conversion import qwen1
+from mmchat.conversion.clip_tower import clip_config
 from mmchat.conversion.formats.base import (
     ImportedAssistant,
     check_token_ids,
@@ -15,9 +14,7 @@ from mmchat.conversion.formats.base import (
 )
 from mmchat.conversion.formats.vary_opt import QWEN_TOWER, slot_ids
 from mmchat.model.assembly import build_config
-from mmchat.vision import TowerConfig
-from mmchat.vision.checkpoint_formats import openai
-from mmchat.vision.checkpoint_formats.base import count_blocks, rename_key, require_keys, with_backbone_prefix
+from mmchat.vision.checkpoint_formats.base import rename_key, with_backbone_prefix
 from mmchat.vision.checkpoint_formats.vary import Vary, encoder_prefix
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
@@ -35,7 +32,8 @@ class VaryQwen:
     def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         values = require_config(source, *qwen1.NEEDED)
         vocabulary = Vary().open(source, weights=True)
-        clip = clip_config(source, values.get("vision_select_layer", -1))
+        # As in `varyQwenModel.forward`: the hidden layer that the config names, without the class token.
+        clip = clip_config(source, CLIP_TOWER, layer=values.get("vision_select_layer", -1))
         # Older versions of transformers also saved position_ids, which is a buffer and not a weight.
         clip_state = {key: t for key, t in source.tensors(CLIP_TOWER).items() if key != "embeddings.position_ids"}
         others = {
@@ -51,26 +49,3 @@ class VaryQwen:
         config = build_config(qwen1.language_config(values), towers, ["linear"] * 2, opened, "vary_qwen")
         state = qwen1.language_state(others) | tower_state(0, with_backbone_prefix(clip_state))
         return ImportedAssistant(config, opened, state | tower_state(1, vocabulary.state))
-
-
-def clip_config(source: WeightFiles, layer: int) -> TowerConfig:
-    """The config of Vary's CLIP tower, read from tensor shapes. Heads have OpenAI's width.
-
-    Features are those of `varyQwenModel.forward`: the hidden layer that the config names, without the class token.
-    """
-    shapes = {key.removeprefix(CLIP_TOWER): shape for key, shape in source.shapes.items() if key.startswith(CLIP_TOWER)}
-    needed = [f"embeddings.{name}.weight" for name in ("patch_embedding", "position_embedding")]
-    needed.append("encoder.layers.0.mlp.fc1.weight")
-    require_keys(shapes, needed, source.path)
-    width, *_, patch = shapes[needed[0]]
-    backbone = {
-        "hidden_size": width,
-        "intermediate_size": shapes[needed[2]][0],
-        "num_hidden_layers": count_blocks(shapes, "encoder.layers."),
-        "num_attention_heads": width // openai.HEAD_WIDTH,
-        "image_size": isqrt(shapes[needed[1]][0] - 1) * patch,
-        "patch_size": patch,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    }
-    return TowerConfig("clip_vit", backbone, layer=layer)
