@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         type=Path,
-        help="directory as published: LLaVA in its original layout, Vary (with OPT or Qwen) or Vary-toy",
+        help="directory as published: LLaVA in its original layout, InternVL or Vary",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="model directory to write; must not exist yet")
     parser.add_argument("--tokenizer", metavar="DIR_OR_NAME", help="tokenizer; default: the one in SOURCE")

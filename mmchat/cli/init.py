@@ -103,9 +103,12 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
+    from mmchat.conversion.unsupported import refuse_unsupported_source
     from mmchat.model.assembly import assemble
     from mmchat.model.directory import save_assistant, save_without_weights
 
+    if not arguments.language.endswith(".json"):
+        refuse_unsupported_source(arguments.language)
     torch.manual_seed(arguments.seed)
     weights = not arguments.without_weights
     with nullcontext() if weights else torch.device("meta"):

@@ -6,6 +6,7 @@ from typing import Any
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversion.formats import FORMATS
 from mmchat.conversion.formats.base import Format, option_names, with_options
+from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
 from mmchat.pretrained import load_state_strictly
@@ -31,8 +32,8 @@ def import_model(
         The model, in evaluation mode and in the precision of its files, and its processor.
 
     Raises:
-        UserError: `source` is not a directory, its format is unknown or has no such option, or its weights or
-            tokenizer do not fit.
+        UserError: `source` is not a directory, its format is unknown, impossible here or has no such option, or its
+            weights or tokenizer do not fit.
 
     Examples:
         >>> from mmchat.conversion import import_model
@@ -56,6 +57,7 @@ def _find_format(source: WeightFiles) -> Format:
     for candidate in FORMATS:
         if candidate.recognises(source):
             return candidate
+    refuse_unsupported(source.config, source.path)
     names = list(source.shapes)
     raise UserError(
         f"{source.path} does not hold an assistant of a known format: its config.json has model_type "

@@ -1,11 +1,19 @@
 """Foreign assistant formats, one file each. A new format is a file here and an entry in `FORMATS` or `TARGETS`."""
 
 from mmchat.conversion.formats.base import ExportFormat, Format
+from mmchat.conversion.formats.internvl import InternVL
+from mmchat.conversion.formats.internvl_opengvlab import InternVLOpenGVLab
 from mmchat.conversion.formats.llava_original import LlavaOriginal
 from mmchat.conversion.formats.vary_opt import VaryOPT
 from mmchat.conversion.formats.vary_qwen import VaryQwen
 
-FORMATS: tuple[Format, ...] = (LlavaOriginal(), VaryOPT(), VaryQwen())
+FORMATS: tuple[Format, ...] = (
+    InternVL(),
+    InternVLOpenGVLab(),
+    LlavaOriginal(),
+    VaryOPT(),
+    VaryQwen(),
+)
 """Formats that are read, tried in order. A format is recognised by the contents of the files, never by a name."""
 TARGETS: tuple[ExportFormat, ...] = ()
 """Formats that are written, the preferred ones first."""
