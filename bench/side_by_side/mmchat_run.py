@@ -10,6 +10,7 @@ from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, move_unused_towers
+from mmchat.training.feature_extraction.passes import DistributedPass
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
@@ -24,7 +25,12 @@ def train(config: RunConfig, steps: int, recorder: Recorder) -> None:
     dataloader = TrainingDataLoader(config, objective, quarantine)
     if config.objective.feature_cache:
         fill_feature_cache(
-            config, objective, dataloader, quarantine, StopSignals(), Console(stderr=True, soft_wrap=True)
+            config.objective.feature_cache,
+            config.precision,
+            objective,
+            dataloader.samples(),
+            DistributedPass(config.workers, quarantine, StopSignals()),
+            Console(stderr=True, soft_wrap=True),
         )
     guard, norms = (
         NanGuard(config.monitoring.stability),

@@ -11,7 +11,7 @@ another size keeps its old length in the index, and is trained on as it is.
 import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import get_template
 from mmchat.data import storage
-from mmchat.data.mixture import Mixture, MixtureSource
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
@@ -31,6 +31,9 @@ from mmchat.files import write_bytes
 CHUNK = 1_000
 FORMAT = 2
 """Version of the index. Increase it when the columns change; older indexes are then rebuilt."""
+
+Measure = Callable[[Record], tuple[int, ...]]
+"""Record -> the columns of `LengthIndex`. Raises UserError if the record is unusable."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,15 @@ class _Work:
     def __call__(self, chunk: Sequence[int]) -> np.ndarray:
         rows = np.zeros((len(chunk), COLUMNS), np.uint32)
         for row, index in zip(rows, chunk, strict=True):
-            record = self.source[index]
-            if isinstance(record, Rejected):
-                continue
-            with contextlib.suppress(UserError):  # `mmchat data check` reports which and why
-                row[:] = self.measure(record)
+            _measure_into(row, self.measure, self.source[index])
         return rows
+
+
+def _measure_into(row: np.ndarray, measure: Measure, record: Record | Rejected) -> None:
+    """Leave the row zero if the record is unusable; `mmchat data check` reports which and why."""
+    if not isinstance(record, Rejected):
+        with contextlib.suppress(UserError):
+            row[:] = measure(record)
 
 
 def index_path(source: Any, measure: LengthMeasure) -> Path:
@@ -177,10 +183,12 @@ def length_index(source: Any, measure: LengthMeasure, workers: int | None = None
     return LengthIndex(*columns)
 
 
-def mixture_sizes(mixture: Mixture, processor: Any, max_length: int | None) -> np.ndarray:
-    """int64[samples, 2]: tokens and views of every sample of a mixture. Raises as `length_index`."""
-    lengths = [source_lengths(s, source_measure(s, processor, max_length)) for s in mixture.sources]
-    return np.concatenate([np.stack([one.tokens, one.views], axis=1) for one in lengths]).astype(np.int64)
+def measured_lengths(source: MixtureSource, measure: Measure) -> LengthIndex:
+    """Lengths of the usable records of one source of a mixture, measured in this process and not cached."""
+    rows = np.zeros((len(source), COLUMNS), np.int64)
+    for row, number in zip(rows, range(len(source)), strict=True):
+        _measure_into(row, measure, source.record(number))
+    return LengthIndex(*rows.T)
 
 
 def source_measure(source: MixtureSource, processor: Any, max_length: int | None) -> LengthMeasure:
@@ -202,7 +210,7 @@ def _known(path: Path, samples: int) -> np.ndarray | None:
     return None
 
 
-def why_unusable(measure: LengthMeasure, record: Record | Rejected) -> str:
+def why_unusable(measure: Measure, record: Record | Rejected) -> str:
     """Why the record has no length."""
     if isinstance(record, Rejected):
         return record.reason

@@ -102,10 +102,10 @@ def zero3_linear_layers(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     for layer in layers:
-        layer.forward = partial(_zero3_forward, layer)
+        vars(layer)["forward"] = partial(_zero3_forward, layer)  # hides the method of the class
     yield
     for layer in layers:
-        del layer.forward
+        del vars(layer)["forward"]
 
 
 def _zero3_forward(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,9 @@ class LiveTensors(TorchDispatchMode):
     def __init__(self, objective: Objective, batch: Batch) -> None:
         super().__init__()
         models = [model for model in (objective.model, objective.teacher) if model is not None]
-        self.now, self.peak, self.saved = Counter(), Counter(), Counter()
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.saved: Counter[str | None] = Counter()
         self.now["others"] = self.peak["others"] = batch_bytes(batch)
         self._vocabulary = _vocabulary(objective.model)
         self._kinds, self._saved_storages = WeakIdKeyDictionary(), WeakIdKeyDictionary()
@@ -186,7 +188,7 @@ class LiveTensors(TorchDispatchMode):
         self._count(kind, storage.nbytes())
         weakref.finalize(storage, self._count, kind, -storage.nbytes())
 
-    def _freed(self, kind: str, size: int) -> None:
+    def _freed(self, kind: str | None, size: int) -> None:
         self.saved[kind] -= size
 
     def _count(self, kind: str, change: int) -> None:

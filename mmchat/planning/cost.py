@@ -6,11 +6,9 @@ from mmchat.data.mixture import Mixture
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 from mmchat.planning.steps import PlannedMicroBatch
-from mmchat.training.config import RunConfig
-from mmchat.training.monitoring.flops import ModelFlops, frozen_tower_flops
+from mmchat.training.monitoring.flops import ModelFlops, tower_flops
 from mmchat.training.monitoring.peak_flops import GPUS, Gpu
-from mmchat.training.objectives.assistant import AssistantObjective
-from mmchat.training.objectives.base import Objective
+from mmchat.vision import VisionTower
 
 MOST_RECORDS = 100_000
 """In larger mixtures, images that several records share are counted once per record."""
@@ -65,11 +63,11 @@ def find_gpu(name: str) -> Gpu:
     return known[key]
 
 
-def achieved_flops(config: RunConfig, gpu: Gpu | None, ranks: int, mfu: float) -> float | None:
+def achieved_flops(peak_tflops: float | None, precision: str, gpu: Gpu | None, ranks: int, mfu: float) -> float | None:
     """FLOP/s that all ranks reach together; None if the peak of a rank is unknown."""
-    if config.monitoring.peak_tflops is not None:
-        return config.monitoring.peak_tflops * 1e12 * ranks * mfu
-    return gpu.flops * ranks * mfu if gpu and config.precision == "bf16" else None
+    if peak_tflops is not None:
+        return peak_tflops * 1e12 * ranks * mfu
+    return gpu.flops * ranks * mfu if gpu and precision == "bf16" else None
 
 
 def plan_cost(
@@ -95,22 +93,25 @@ def plan_cost(
 
 
 def plan_feature_cache(
-    config: RunConfig, objective: Objective, mixture: Mixture, images: int, views: int, flops_per_second: float | None
+    towers: list[VisionTower],
+    precision: str,
+    mixture: Mixture,
+    images: int,
+    views: int,
+    flops_per_second: float | None,
 ) -> CachePlan | None:
-    """A feature cache for the frozen towers; None if no tower is frozen or no record has an image.
+    """A feature cache for the frozen towers; None if there are none or no record has an image.
 
     Args:
+        towers: whose features would be cached.
         images, views: of one epoch. Different images are assumed to have as many views each as those of an epoch.
     """
-    if not isinstance(objective, AssistantObjective) or not images:
-        return None
-    frozen = [tower for tower in objective.model.towers if not any(p.requires_grad for p in tower.parameters())]
-    if not frozen:
+    if not towers or not images:
         return None
     distinct, exact = _different_images(mixture, images)
-    per_image = frozen_tower_flops(objective.model) * views / images
-    element = 2 if config.precision == "bf16" else 4
-    size = sum(tower.spec.tokens * tower.spec.dim for tower in frozen) * element
+    per_image = tower_flops(towers) * views / images
+    element = 2 if precision == "bf16" else 4
+    size = sum(tower.spec.tokens * tower.spec.dim for tower in towers) * element
     fill, saved = (per_image * count / flops_per_second if flops_per_second else None for count in (distinct, images))
     return CachePlan(distinct, exact, round(size * distinct * views / images), fill, saved, epochs=distinct / images)
 

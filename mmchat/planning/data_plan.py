@@ -1,16 +1,14 @@
 """What each source contributes, and the sizes of its samples: from texts, labels and, if the number of views depends on
 image sizes, from image headers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mmchat.data.lengths import COLUMNS, LengthIndex, source_lengths, source_measure, why_unusable
+from mmchat.data.lengths import COLUMNS, LengthIndex, why_unusable
 from mmchat.data.mixture import Mixture, MixtureSource
-from mmchat.data.records import Record, Rejected
+from mmchat.data.records import Rejected
 from mmchat.errors import UserError
-from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
 
 
@@ -51,25 +49,31 @@ def plan_sources(mixture: Mixture, objective: Objective, max_length: int) -> tup
 def _plan_source(
     source: MixtureSource, count: int, objective: Objective, max_length: int
 ) -> tuple[SourcePlan, LengthIndex]:
-    if isinstance(objective, AssistantObjective):
-        measure = source_measure(source, objective.processor, max_length)
-        try:
-            lengths = source_lengths(source, measure)
-        except UserError:  # no record can be used; `first` says why
-            lengths = LengthIndex(*np.zeros((COLUMNS, len(source)), np.int64))
-    else:
-        measure = objective.sample_sizes
-        lengths = LengthIndex(*np.array([_measured(measure, source.record(i)) for i in range(len(source))]).T)
+    try:
+        lengths = objective.lengths(source, max_length)
+    except UserError:  # no record can be used; `first` says why
+        lengths = LengthIndex(*np.zeros((COLUMNS, len(source)), np.int64))
     records = _records_read(source)
     refused = np.flatnonzero(lengths.tokens == 0)
-    first = None
-    if (rejected := _first_rejected(source)) is not None:
-        first = source.source[rejected].reason
-    elif len(refused):
-        first = why_unusable(measure, source.record(int(refused[0])))
-    columns = (lengths.tokens, lengths.supervised, lengths.images, lengths.views)
-    sums = (int(column.sum(dtype=np.int64)) for column in columns)
-    return SourcePlan(source.name, records, records - len(source) + len(refused), first, *sums, count), lengths
+    first = _first_rejection(source)
+    if first is None and len(refused):
+        first = why_unusable(objective.measure(source, max_length), source.record(int(refused[0])))
+    plan = SourcePlan(
+        source.name,
+        records,
+        unusable=records - len(source) + len(refused),
+        first=first,
+        tokens=_total(lengths.tokens),
+        supervised=_total(lengths.supervised),
+        images=_total(lengths.images),
+        views=_total(lengths.views),
+        per_epoch=count,
+    )
+    return plan, lengths
+
+
+def _total(column: np.ndarray) -> int:
+    return int(column.sum(dtype=np.int64))
 
 
 def _records_read(source: MixtureSource) -> int:
@@ -79,15 +83,10 @@ def _records_read(source: MixtureSource) -> int:
     return len(source.source) if source.config.max_samples is None else int(source.usable[-1]) + 1
 
 
-def _first_rejected(source: MixtureSource) -> int | None:
+def _first_rejection(source: MixtureSource) -> str | None:
+    """Why the first record that was left out was; None if none was."""
     if source.config.index is not None or _records_read(source) == len(source):
         return None
     gaps = np.flatnonzero(source.usable != np.arange(len(source)))
-    return int(gaps[0]) if len(gaps) else len(source)
-
-
-def _measured(measure: Callable, record: Record | Rejected) -> tuple[int, ...]:
-    try:
-        return (0,) * COLUMNS if isinstance(record, Rejected) else measure(record)
-    except UserError:
-        return (0,) * COLUMNS
+    record = source.source[int(gaps[0]) if len(gaps) else len(source)]
+    return record.reason if isinstance(record, Rejected) else None

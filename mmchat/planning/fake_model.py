@@ -45,7 +45,7 @@ def open_fake_model(config: RunConfig) -> FakeModel:
     """
     with torch.device("meta"):  # PEFT and others move parameters, which fake tensors do not allow
         objective = build_model(config, weights=False).objective
-    if keeps_rounded(config):
+    if keeps_rounded(config.precision, config.distributed.zero_stage):
         for parameter in rounded_anyway(objective.model).values():
             parameter.data = parameter.data.to(torch.bfloat16)
     mode = FakeTensorMode(allow_non_fake_inputs=True)

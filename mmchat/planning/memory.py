@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmchat.planning.activations import Activations
-from mmchat.training.config import RunConfig
+from mmchat.training.config import OptimizerConfig, RunConfig
 from mmchat.training.deepspeed_internals import LOWER_PRECISION_SAFE_MODULES, DeepSpeedZeroConfig
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.objectives.base import Objective
@@ -74,17 +74,17 @@ def plan_memory(
     def shard(total: int) -> int:
         return -(-total // ranks)
 
-    moments = _moments(config, model, trained)
+    moments = _moments(config.optimizer, model, trained)
     parts = {
         "parameters": shard(held) if stage == 3 else held,
         "gradients": shard(weights) if stage >= 2 else weights,
         "optimizer": shard(moments + weights) if stage else moments,
-        "buckets": _buckets(config, model, trained, zero, stage),
+        "buckets": _buckets(config.precision, model, trained, zero, stage),
         "gathered": min(held, 4 * zero.max_live_parameters) if stage == 3 else 0,
         "average": shard(weights) if config.ema else 0,
         "teacher": sum(map(bytes_of, teacher.parameters())) if teacher is not None else 0,
     }
-    moved = _moved(config, stage)
+    moved = _moved(config.distributed.offload, stage)
     on_cpu = sum(parts[name] for name in moved)
     if moved:
         # Under ZeRO 1 a share of the gradients is there, too, and below ZeRO 3 a copy of the updated weights.
@@ -93,12 +93,12 @@ def plan_memory(
     return Memory(stage, **here, activations=activations, on_cpu=on_cpu)
 
 
-def _moved(config: RunConfig, stage: int) -> list[str]:
+def _moved(offload: str, stage: int) -> list[str]:
     """What is kept in CPU memory: as configured, as far as this stage supports it."""
-    if config.distributed.offload == "none" or not stage:
+    if offload == "none" or not stage:
         return []
     moved = ["optimizer"] + (["gradients"] if stage >= 2 else [])
-    return moved + (["parameters"] if config.distributed.offload == "all" and stage == 3 else [])
+    return moved + (["parameters"] if offload == "all" and stage == 3 else [])
 
 
 def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroConfig:
@@ -108,14 +108,14 @@ def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroCon
     return DeepSpeedZeroConfig(**{**settings, "stage": stage})
 
 
-def _moments(config: RunConfig, model: nn.Module, trained: list[nn.Parameter]) -> int:
+def _moments(optimizer: OptimizerConfig, model: nn.Module, trained: list[nn.Parameter]) -> int:
     """Bytes of moments: two per element for AdamW, one for Muon."""
-    with_muon = hidden_matrices(model) if config.optimizer.name == "muon" else set()
+    with_muon = hidden_matrices(model) if optimizer.name == "muon" else set()
     return sum(4 * parameter.numel() * (1 if id(parameter) in with_muon else 2) for parameter in trained)
 
 
 def _buckets(
-    config: RunConfig, model: nn.Module, trained: list[nn.Parameter], zero: DeepSpeedZeroConfig, stage: int
+    precision: str, model: nn.Module, trained: list[nn.Parameter], zero: DeepSpeedZeroConfig, stage: int
 ) -> int:
     """ZeRO 1 and 2 allocate fp32 buckets for any type of gradient, two with overlap_comm; ZeRO 3 one of each type."""
     if not stage:
@@ -123,7 +123,7 @@ def _buckets(
     rounded = {
         id(p) for m in model.modules() if type(m) in LOWER_PRECISION_SAFE_MODULES for p in m.parameters(recurse=False)
     }
-    types = {2 if config.precision == "bf16" and id(parameter) in rounded else 4 for parameter in trained}
+    types = {2 if precision == "bf16" and id(parameter) in rounded else 4 for parameter in trained}
     if stage == 3:
         return sum(zero.reduce_bucket_size * size for size in types)
     return 4 * zero.reduce_bucket_size * len(types) * (2 if zero.overlap_comm else 1)

@@ -14,7 +14,6 @@ from mmchat.data.packing import PackingConfig
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.samples import EncodedSample, Sample
 from mmchat.errors import SharedError, UserError
-from mmchat.model.attention import PACKABLE
 from mmchat.planning.activations import Activations, measure_activations
 from mmchat.planning.cost import CachePlan, Cost, achieved_flops, plan_cost, plan_feature_cache
 from mmchat.planning.data_plan import SourcePlan, plan_sources
@@ -31,12 +30,11 @@ from mmchat.planning.steps import (
     steps_to_plan,
     summarise_steps,
 )
-from mmchat.training.config import Recomputed, RunConfig
-from mmchat.training.dataloader import batch_order
+from mmchat.training.config import Part, Recomputed, RunConfig, ZeroStage
+from mmchat.training.dataloader import batch_order, total_steps
 from mmchat.training.micro_batches import step_splitter
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.peak_flops import Gpu
-from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
 from mmchat.training.optim.param_groups import ModuleGroup
 
@@ -109,7 +107,7 @@ class Plan:
     rows: list[StepRow] = field(default_factory=list)
     largest: LargestMicroBatch | None = None
     memory: list[Memory] = field(default_factory=list)
-    other: dict[str, Recomputed] = field(default_factory=dict)
+    other: dict[Part, Recomputed] = field(default_factory=dict)
     other_memory: list[Memory] = field(default_factory=list)
     cost: Cost | None = None
     cache: CachePlan | None = None
@@ -134,15 +132,14 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     _check_models(config)
     fake = open_fake_model(config)
     objective = fake.objective
-    assistant = isinstance(objective, AssistantObjective)
-    processor = objective.processor if assistant else None
-    problems = slots_cannot_match(objective.model, processor, config.data.max_length) if assistant else []
+    processor = objective.processor
+    problems = slots_cannot_match(objective.model, processor, config.data.max_length) if processor else []
     mixture = open_mixture(config.data, Quarantine(config.run_dir / "quarantine.jsonl", "skip", writes=False))
     sources, lengths = plan_sources(mixture, objective, config.data.max_length)
     for source in sources:
-        problems += nothing_to_learn(source, not assistant) or unusable(source, config)
+        problems += nothing_to_learn(source, objective) or unusable(source, config.on_bad_sample)
     order = batch_order(config, mixture)
-    total = config.steps or order.steps_in_total
+    total = total_steps(config, order)
     plan = Plan(config, hardware, fake.groups, mixture, processor, sources, total, problems)
     if any(problem.kind == "slots" for problem in problems) or not lengths.tokens.any():
         return plan
@@ -164,22 +161,26 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
         batches = of_variant if variant is config else batches
     if batches is None:
         return plan
-    plan.rows = step_rows(batches, not assistant)
+    plan.rows = step_rows(batches, objective.terms)
     _plan_memory(plan, fake, batches, lengths)
-    flops_per_second = achieved_flops(config, hardware.gpu, hardware.ranks, hardware.mfu)
+    flops_per_second = achieved_flops(
+        config.monitoring.peak_tflops, config.precision, hardware.gpu, hardware.ranks, hardware.mfu
+    )
     flops = model_flops(objective.model, config.objective.feature_cache is None, objective.teacher)
     plan.cost = plan_cost(flops, batches, len(planned), total, flops_per_second, hardware.price)
     images, views = (
         sum(getattr(s, what) * s.per_epoch // max(1, s.records - s.unusable) for s in sources)
         for what in ("images", "views")
     )
-    plan.cache = plan_feature_cache(config, objective, mixture, images, views, flops_per_second) if flops else None
+    if flops:
+        towers = objective.towers_to_cache()
+        plan.cache = plan_feature_cache(towers, config.precision, mixture, images, views, flops_per_second)
     return plan
 
 
 def _check_models(config: RunConfig) -> None:
-    if config.objective.kind != "simclr" and not Path(config.model).is_dir():  # simclr starts from any tower
-        remedy = "; `mmchat init --without-weights` makes it in seconds" if config.objective.kind == "assistant" else ""
+    if not config.objective.takes_any_tower and not Path(config.model).is_dir():
+        remedy = "; `mmchat init --without-weights` makes it in seconds" if config.objective.is_assistant else ""
         raise UserError(
             f"model directory {config.model} does not exist. If an earlier stage will write it, name one of the same "
             f"architecture with --model{remedy}"
@@ -188,11 +189,10 @@ def _check_models(config: RunConfig) -> None:
 
 def _packing_variants(config: RunConfig, objective: Objective) -> list[RunConfig]:
     """The config, and the same run padded instead of packed or the reverse."""
-    objective_config = config.objective
-    if objective_config.packing is not None:
-        return [config, replace(config, objective=replace(objective_config, packing=None))]
-    if isinstance(objective, AssistantObjective) and objective.model.config.text_config.model_type in PACKABLE:
-        packed = replace(objective_config, packing=PackingConfig())
+    if config.objective.packing is not None:
+        return [config, replace(config, objective=config.objective.with_packing(None))]
+    if objective.packable:
+        packed = config.objective.with_packing(PackingConfig())
         return [config, replace(config, objective=packed, micro_batch_size=None)]
     return [config]
 
@@ -232,15 +232,22 @@ def alternatives(plan: Plan) -> dict[str, Memory]:
 
 def _by_stage(plan: Plan, config: RunConfig, step: FakeStep) -> list[Memory]:
     """Memory at each ZeRO stage that the config allows. Stages 0 to 2 keep the same weights and activations."""
-    ranks, found = plan.hardware.ranks, []
-    stages_of = ((0, 1, 2),) if config.objective.distillation else ((0, 1, 2), (3,))
-    for stages in stages_of if config.optimizer.name == "adamw" else ((0,),):
+    ranks = plan.hardware.ranks
+    found: list[Memory] = []
+    for stages in _possible_stages(config):
         distributed = replace(config.distributed, zero_stage=stages[-1], offload="none")
         fake = open_fake_model(replace(config, distributed=distributed))
         nearest = min(max(config.distributed.zero_stage, stages[0]), stages[-1])
         activations = _activations(plan, fake, step, nearest)
         found += [plan_memory(config, fake.objective, fake.groups, stage, ranks, activations) for stage in stages]
     return found
+
+
+def _possible_stages(config: RunConfig) -> tuple[tuple[ZeroStage, ...], ...]:
+    """ZeRO stages that the config allows, those with the same activations together."""
+    if config.optimizer.name == "muon":
+        return ((0,),)
+    return ((0, 1, 2),) if config.objective.distillation else ((0, 1, 2), (3,))
 
 
 def _activations(plan: Plan, fake: FakeModel, step: FakeStep, stage: int) -> Activations:
@@ -254,8 +261,8 @@ def fake_batch(batch: PlannedMicroBatch, lengths: LengthIndex, collator: Collato
     items = []
     for number in batch.samples:
         tokens, supervised, images, views, _ = (int(column[number]) for column in lengths.columns)
-        slots = views * collator.tokens_per_view
-        ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
+        slots = [] if collator.slot_id is None else [collator.slot_id] * (views * collator.tokens_per_view)
+        ids = slots + [collator.pad_id] * (tokens - len(slots))
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
         counts = [views // images + (place < views % images) for place in range(images)]
         blank = [_blank_image(count, collator) for count in counts]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mmchat.planning.data_plan import SourcePlan
 from mmchat.planning.memory import CUDA_CONTEXT, Memory
-from mmchat.training.config import RunConfig
+from mmchat.training.objectives.base import Objective
 
 GIB = 1 << 30
 
@@ -43,9 +43,9 @@ def slots_cannot_match(model: Any, processor: Any, max_length: int) -> list[Prob
     return [Problem("slots", message) for message in messages]
 
 
-def unusable(source: SourcePlan, config: RunConfig) -> list[Problem]:
+def unusable(source: SourcePlan, on_bad_sample: str) -> list[Problem]:
     """Unusable records, if a single one stops the run."""
-    if not source.unusable or config.on_bad_sample == "skip":
+    if not source.unusable or on_bad_sample == "skip":
         return []
     message = (
         f"{source.name}: {source.unusable:,} of {source.records:,} records cannot be used, and the first of them stops "
@@ -54,18 +54,13 @@ def unusable(source: SourcePlan, config: RunConfig) -> list[Problem]:
     return [Problem("unusable", message)]
 
 
-def nothing_to_learn(source: SourcePlan, image_terms: bool) -> list[Problem]:
-    """A source without loss terms.
-
-    Args:
-        image_terms: the loss has one term per image, not one per supervised token.
-    """
-    if source.images if image_terms else source.supervised:
+def nothing_to_learn(source: SourcePlan, objective: Objective) -> list[Problem]:
+    """A source without loss terms."""
+    if objective.terms(source):
         return []
     if source.unusable == source.records:
         return [Problem("nothing_to_learn", f"{source.name}: no record can be used; the first: {source.first}")]
-    found = "no record has an image" if image_terms else "no token is supervised"
-    message = f"{source.name}: {found}, so nothing can be learned; `mmchat data show` shows why"
+    message = f"{source.name}: {objective.without_terms}, so nothing can be learned; `mmchat data show` shows why"
     return [Problem("nothing_to_learn", message)]
 
 

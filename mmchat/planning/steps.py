@@ -1,6 +1,6 @@
 """How a run's samples become steps and micro-batches, through the run's own order and splitting."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,17 +139,16 @@ def _spread(values: list[int]) -> Spread:
     return Spread(float(np.median(values)), int(max(values)))
 
 
-def step_rows(batches: list[PlannedMicroBatch], image_terms: bool) -> list[StepRow]:
+def step_rows(batches: list[PlannedMicroBatch], terms: Callable[[PlannedMicroBatch], int]) -> list[StepRow]:
     """One row per step.
 
     Args:
-        image_terms: the loss has one term per image, not one per supervised token.
+        terms: number of losses of a micro-batch.
     """
     rows: dict[int, np.ndarray] = {}
     for batch in batches:
-        terms = batch.images if image_terms else batch.supervised
         row = rows.setdefault(batch.step, np.zeros(4, np.int64))
-        row += (batch.tokens, batch.positions, batch.images, terms)
+        row += (batch.tokens, batch.positions, batch.images, terms(batch))
     return [StepRow(step, *row.tolist()) for step, row in rows.items()]
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from mmchat.data.preview.preview import choose_records, preview_record
 from mmchat.data.preview.terminal import print_samples
 from mmchat.planning.memory import CUDA_CONTEXT, Memory
-from mmchat.planning.plan import Plan
+from mmchat.planning.plan import LargestMicroBatch, Plan
 from mmchat.planning.problems import fits
 from mmchat.planning.steps import Spread, StepsPlan
 from mmchat.progress import format_duration
@@ -40,10 +40,10 @@ def print_plan(plan: Plan, console: Console, samples: int) -> None:
     if plan.steps:
         console.print()
         console.print(_steps(plan))
-    if plan.memory:
+    if plan.largest:
         console.print()
         console.print(_memory(plan))
-        console.print(_largest(plan))
+        console.print(_largest(plan, plan.largest))
     for line in (*_cost(plan), *_cache(plan)):
         console.print(line)
     console.print()
@@ -171,8 +171,8 @@ def _verdict(memory: Memory, plan: Plan) -> str:
     return "bold" if limit is None else "bold green" if fits(memory, limit) else "bold red"
 
 
-def _largest(plan: Plan) -> Text:
-    batch, ids = plan.largest.batch, plan.largest.ids
+def _largest(plan: Plan, largest: LargestMicroBatch) -> Text:
+    batch, ids = largest.batch, largest.ids
     named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     supervised = f", {batch.supervised:,} supervised" if batch.supervised else ""
     positions = f"{batch.positions:,} positions, " if plan.reads_text else ""
@@ -209,7 +209,7 @@ def _cache(plan: Plan) -> Iterator[str]:
         return
     most = "" if cache.exact else "at most "
     yield f"feature cache of the frozen towers: {most}{cache.images:,} images, {cache.bytes / GIB:,.2f} GiB"
-    if cache.fill_seconds is not None:
+    if cache.fill_seconds is not None and cache.saved_seconds_per_epoch is not None:
         fill, saved = format_duration(cache.fill_seconds), format_duration(cache.saved_seconds_per_epoch)
         yield f"  {fill} to fill, {saved} saved per epoch"
     yield f"  it pays from {cache.epochs:.2f} epochs on; this run has {_epochs(plan):.2f}"

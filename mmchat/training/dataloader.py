@@ -39,7 +39,7 @@ class TrainingDataLoader:
         show_progress = process_group.rank() == 0
         self.mixture = open_mixture(config.data, quarantine, show_progress)
         self.order = batch_order(config, self.mixture)
-        self.total = config.steps or self.order.steps_in_total
+        self.total = total_steps(config, self.order)
         self.splitter = step_splitter(config, config.data, self.mixture, objective)
         if config.validation:
             self._held_out = open_mixture(config.validation, quarantine, show_progress)
@@ -96,6 +96,13 @@ def batch_order(config: RunConfig, mixture: Mixture) -> BatchOrder:
     """Which samples of the mixture each step takes: a function of the seed, the batch size and the number of epochs."""
     total = None if config.epochs is None else round(mixture.plan.samples * config.epochs)
     return BatchOrder(mixture.plan, config.seed, config.batch_size, total)
+
+
+def total_steps(config: RunConfig, order: BatchOrder) -> int:
+    """Optimizer steps of the whole run."""
+    steps = order.steps_in_total if config.steps is None else config.steps
+    assert steps is not None  # the config gives exactly one of steps and epochs
+    return steps
 
 
 def load_batches(

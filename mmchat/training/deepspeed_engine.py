@@ -48,7 +48,7 @@ def build_engine(
         load_universal: see `deepspeed_config`.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if keeps_rounded(config):
+    if keeps_rounded(config.precision, config.distributed.zero_stage):
         round_frozen(model, Path(config.model))
     optimizer = build_optimizer(model, groups, config.optimizer)
     engine, *_ = deepspeed.initialize(

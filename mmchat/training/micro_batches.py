@@ -8,7 +8,6 @@ import numpy as np
 
 from mmchat.data.config import DataConfig
 from mmchat.data.length_grouping import group_by_length
-from mmchat.data.lengths import mixture_sizes
 from mmchat.data.mixture import Mixture
 from mmchat.data.order import split_micro_batches
 from mmchat.data.packing import PackingConfig, pack
@@ -80,7 +79,7 @@ class PackedSplitter(StepSplitter):
         self._tokens = packing.tokens or data.max_length
         self._budget = np.array([self._tokens, packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while lengths are measured.
-        self._sizes = collectives.from_rank_0(lambda: mixture_sizes(mixture, objective.processor, data.max_length))
+        self._sizes = collectives.from_rank_0(lambda: _tokens_and_views(mixture, objective, data.max_length))
         if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
             record = mixture.find(int(too_large[0]))[1]
             tokens, views = self._sizes[too_large[0]]
@@ -97,6 +96,12 @@ class PackedSplitter(StepSplitter):
     def __str__(self) -> str:
         rows = "samples of similar length, padded to" if self._plan is group_by_length else "rows of"
         return f"{rows} at most {self._tokens:,} tokens"
+
+
+def _tokens_and_views(mixture: Mixture, objective: Objective, max_length: int) -> np.ndarray:
+    """int64[samples, 2]: tokens and views of every sample of a mixture."""
+    lengths = [objective.lengths(source, max_length) for source in mixture.sources]
+    return np.concatenate([np.stack([one.tokens, one.views], axis=1) for one in lengths]).astype(np.int64)
 
 
 def step_splitter(

@@ -18,9 +18,10 @@ from mmchat.training.checkpoints.storage import (
     weights_only_loading,
 )
 from mmchat.training.config import load_written_config
-from mmchat.training.dataloader import batch_order
+from mmchat.training.dataloader import batch_order, total_steps
 from mmchat.training.deepspeed_internals import get_fp32_state_dict_from_zero_checkpoint
-from mmchat.training.objectives.assistant import AssistantObjective
+from mmchat.training.objectives.base import Objective
+from mmchat.training.objectives.registry import objective_class
 from mmchat.training.optim.lora import add_adapters
 
 
@@ -75,16 +76,16 @@ def replay(run_dir: Path, step: int) -> Replay:
         UserError: there is no such run or step, or its model or data have moved.
     """
     config = load_written_config(run_dir / "config.yaml")
-    if config.objective.kind != "assistant":
+    if not config.objective.replayable:
         raise UserError(
             f"replay shows losses per sample; objective {config.objective.kind} only has losses of whole batches"
         )
     mixture = open_mixture(config.data, Quarantine(run_dir / "quarantine.jsonl", config.on_bad_sample, writes=False))
     order = batch_order(config, mixture)
-    total = config.steps or order.steps_in_total
+    total = total_steps(config, order)
     if not 1 <= step <= total:
         raise UserError(f"{run_dir} has the steps 1 to {total}, found {step}")
-    objective = AssistantObjective(config)
+    objective = objective_class(config.objective.kind)(config)
     add_adapters(objective.model, config.trainable)  # updates are zero until a checkpoint is loaded
     objective.model.eval()
     weights = _load_nearest(objective.model, run_dir / "checkpoints", step, config.model)
@@ -110,7 +111,7 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         return torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu")["module"]
 
 
-def _replay_sample(objective: AssistantObjective, dataset: MixtureDataset, number: int, step: int) -> ReplayedSample:
+def _replay_sample(objective: Objective, dataset: MixtureDataset, number: int, step: int) -> ReplayedSample:
     where = dataset.mixture.find(number)[1].where
     sample = dataset[number, step]
     if isinstance(sample, Rejected):

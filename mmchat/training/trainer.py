@@ -13,20 +13,21 @@ from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.checkpoints.loader import load_checkpoint
 from mmchat.training.checkpoints.reshard import needs_resharding
 from mmchat.training.checkpoints.saver import CheckpointSaver
-from mmchat.training.config import RunConfig
+from mmchat.training.config import RunConfig, as_dict
 from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, move_unused_towers
+from mmchat.training.feature_extraction.passes import DistributedPass
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.gradient_watch import WATCHED_STEPS, GradientWatch, report_missing_gradients
-from mmchat.training.monitoring.logger import RunLogger
+from mmchat.training.monitoring.logger import RunLogger, resume_command
 from mmchat.training.monitoring.metrics import write_environment
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.monitoring.peak_flops import Peak, find_peak_flops
-from mmchat.training.monitoring.trackers import check_installed
+from mmchat.training.monitoring.trackers import check_installed, open_trackers
 from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.trainable_table import render_table
 from mmchat.training.run_dir import claim_run_dir
@@ -92,11 +93,19 @@ class Trainer:
 
     def fill_feature_cache(self) -> int:
         """Compute the features that are missing, if the run has a cache; returns the exit status of a signal, or 0."""
-        if not self.config.objective.feature_cache:
+        config, folder = self.config, self.config.objective.feature_cache
+        if folder is None:
             return 0
-        return fill_feature_cache(
-            self.config, self.objective, self.dataloader, self.quarantine, self.signals, self.console
-        )
+        ranks = DistributedPass(config.workers, self.quarantine, self.signals)
+        samples = self.dataloader.samples()
+        status = fill_feature_cache(folder, config.precision, self.objective, samples, ranks, self.console)
+        if status:
+            self.console.print(
+                "stopped before the first step; features computed so far are kept\n"
+                f"  resume with: {resume_command(config.run_dir)}",
+                markup=False,
+            )
+        return status
 
     def build(self, checkpoint: Path | None) -> None:
         """Make the engine and all that watches it, in the state of a checkpoint or of the first step."""
@@ -119,8 +128,26 @@ class Trainer:
         self.progress = self._resume(checkpoint) if checkpoint else Progress()
         if checkpoint is None and config.resume:
             self.console.print(f"no checkpoint in {config.run_dir} yet: starting at the first step")
-        self.logger = RunLogger(config, self.dataloader, self.quarantine, self.console, self.peak, self.progress.step)
+        self.logger = self._open_logger(done=self.progress.step)
         self.watch = GradientWatch(groups) if self.progress.step == 0 else None
+        self._print_extent()
+
+    def _open_logger(self, done: int) -> RunLogger:
+        config, trackers = self.config, []
+        if process_group.rank() == 0:
+            trackers = open_trackers(config.monitoring.trackers, config.run_dir, as_dict(config), done)
+        return RunLogger(config.run_dir, trackers, self.dataloader, self.quarantine, self.console, self.peak, done)
+
+    def _print_extent(self) -> None:
+        """What the run goes through: its mixture, samples, steps and how a step is split."""
+        config, data = self.config, self.dataloader
+        if len(data.mixture.sources) > 1:
+            self.console.print(data.mixture.table())
+        self.console.print(
+            f"{data.order.plan.samples:,} samples, {data.total:,} steps of {config.batch_size} "
+            f"({data.order.epoch(data.total):.2f} epochs), {process_group.world_size()} rank(s) x {data.splitter}, "
+            f"{config.precision}, ZeRO {config.distributed.zero_stage}"
+        )
 
     def _resume(self, checkpoint: Path) -> Progress:
         state = load_checkpoint(self.engine, checkpoint, self.config.seed, self.console.print)

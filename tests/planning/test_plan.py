@@ -173,7 +173,7 @@ def test_a_record_that_would_stop_the_run(config, tmp_path):
     assert (plan.sources[0].records, plan.sources[0].unusable) == (9, 1)
     assert "1 of 9 records cannot be used, and the first of them stops the run" in problems(plan)["unusable"]
     assert plan.sources[0].first in problems(plan)["unusable"]
-    assert not unusable(plan.sources[0], config(on_bad_sample="skip"))
+    assert not unusable(plan.sources[0], "skip")
 
 
 def test_slots_that_do_not_match(config, model, tmp_path):

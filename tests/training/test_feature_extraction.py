@@ -23,6 +23,8 @@ from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_extraction import fill_cache
 from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, identity
+from mmchat.training.feature_extraction.passes import DistributedPass
+from mmchat.training.trainer import Trainer
 from mmchat.training.validation.held_out_loss import held_out_loss
 from mmchat.vision import Tiling
 from mmchat.vision.spec import Preprocessing
@@ -46,9 +48,11 @@ class Run:
 
     def fill(self, signals=None, **options):
         console = Console(file=io.StringIO(), width=1000)
-        given = (self.config, self.objective, self.dataloader, self.quarantine, signals or StopSignals(), console)
+        config = self.config
+        ranks = DistributedPass(config.workers, self.quarantine, signals or StopSignals())
+        given = (config.objective.feature_cache, config.precision, self.objective, self.dataloader.samples(), ranks)
         try:
-            return fill_feature_cache(*given, **options)
+            return fill_feature_cache(*given, console, **options)
         finally:
             self.said = console.file.getvalue()
 
@@ -293,9 +297,18 @@ def test_a_signal_keeps_what_was_computed(make_run, monkeypatch):
     run = make_run(steps=100)
     assert run.fill(StopAfter(3)) == 128 + signal.SIGTERM
     assert run.objective.features is None
-    assert "features of 12 images written" in run.said and "resume with: mmchat train" in run.said
+    assert "features of 12 images written" in run.said
     again = make_run(steps=100)
     assert again.fill() == 0 and " 12 of them cached" in again.said
+
+
+def test_a_run_says_how_to_resume_when_a_signal_stops_it_here(make_run):
+    console = Console(file=io.StringIO(), width=1000)
+    trainer = Trainer(make_run(monitoring={"peak_tflops": 1}).config, console)
+    trainer.signals = StopAfter(1)
+    assert trainer.fill_feature_cache() == 128 + signal.SIGTERM
+    said = console.file.getvalue()
+    assert "stopped before the first step; features computed so far are kept\n  resume with: mmchat train" in said
 
 
 def test_no_room_is_said_before_anything_is_computed(make_run, monkeypatch):

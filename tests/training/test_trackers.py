@@ -22,11 +22,9 @@ ROW = {
 
 
 @pytest.fixture
-def config(tmp_path):
-    """config("tensorboard", ...) -> RunConfig"""
-    return lambda *names: validate(
-        RunConfig, run_values(tmp_path, "m", "d", monitoring={"trackers": list(names)}), "test"
-    )
+def opened(tmp_path):
+    """opened("tensorboard", ..., done=0): the trackers of a run."""
+    return lambda *names, done=0: open_trackers(names, tmp_path / "run", {"batch_size": 8}, done)
 
 
 def test_scalars_are_the_numbers_of_a_row():
@@ -39,11 +37,11 @@ def test_scalars_are_the_numbers_of_a_row():
     assert scalars({"step": 3, "zero_shot_top1": 0.5}) == {"zero_shot/top1": 0.5}
 
 
-def test_tensorboard_reads_back_each_step_once(config, tmp_path):
+def test_tensorboard_reads_back_each_step_once(opened, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def log(done, last, loss):
-        (tracker,) = open_trackers(config("tensorboard"), done)
+        (tracker,) = opened("tensorboard", done=done)
         for step in range(done + 1, last + 1):
             tracker.log(step, scalars({"loss": loss, "tokens_per_second": 10.0 * step}))
         return tracker
@@ -81,13 +79,13 @@ def history(path):
     return found
 
 
-def test_wandb_offline_goes_on_under_one_id(config, tmp_path, monkeypatch):
+def test_wandb_offline_goes_on_under_one_id(opened, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = []
     for done in (0, 2):
-        (tracker,) = open_trackers(config("wandb"), done)
+        (tracker,) = opened("wandb", done=done)
         assert (wandb.run.project, wandb.run.name, wandb.run.config["batch_size"]) == ("mmchat", "run", 8)
         ids.append(wandb.run.id)
         for step in (done + 1, done + 2):
@@ -105,7 +103,7 @@ def test_wandb_offline_goes_on_under_one_id(config, tmp_path, monkeypatch):
         assert second.items() >= {**scalars(ROW), "validation/loss": 0.5}.items()
 
 
-def test_wandb_without_an_account_is_the_users_matter(config, monkeypatch):
+def test_wandb_without_an_account_is_the_users_matter(opened, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
     def refuse(**_):
@@ -113,7 +111,7 @@ def test_wandb_without_an_account_is_the_users_matter(config, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match=r"No API key configured.*WANDB_MODE=offline"):
-        open_trackers(config("wandb"), 0)
+        opened("wandb")
 
 
 def test_a_missing_package_is_told_with_what_to_install(monkeypatch):
@@ -125,7 +123,7 @@ def test_a_missing_package_is_told_with_what_to_install(monkeypatch):
         check_installed(["wandb"])
 
 
-def test_nothing_is_tracked_unasked(config, tmp_path):
-    assert open_trackers(config(), 0) == [] and not (tmp_path / "run").exists()
+def test_nothing_is_tracked_unasked(opened, tmp_path):
+    assert opened() == [] and not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="trackers"):
-        config("mlflow")
+        validate(RunConfig, run_values(tmp_path, "m", "d", monitoring={"trackers": ["mlflow"]}), "test")

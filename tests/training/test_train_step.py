@@ -12,6 +12,7 @@ from mmchat.training.objectives.base import Objective
 from mmchat.training.train_step import StepCounts, train_step
 from tests import launching
 
+METHODS = {"encode", "measure", "terms", "loss_sum", "save"}
 LOSSES = [0.1, 0.2, 0.7, 1.3]
 
 
@@ -20,8 +21,10 @@ class Losses(Objective):
 
     def encode(self, record, images, template, features=None): ...
 
-    def terms(self, batch):
-        return batch.terms
+    def measure(self, source, max_length): ...
+
+    def terms(self, counts):
+        return counts.terms
 
     def loss_sum(self, module, batch, images_on_any_rank):
         return torch.tensor(batch.loss, requires_grad=True)
@@ -107,10 +110,10 @@ def test_counts_add_up():
     assert StepCounts.over_ranks([]) == []
 
 
-@pytest.mark.parametrize("missing", ["encode", "terms", "loss_sum", "save"])
+@pytest.mark.parametrize("missing", sorted(METHODS))
 def test_an_objective_must_have_all_its_methods(missing):
     """One without `save` would train to the end and write no model."""
-    names = {"encode", "terms", "loss_sum", "save"} - {missing}
+    names = METHODS - {missing}
     incomplete = type("Incomplete", (Objective,), {name: vars(Losses)[name] for name in names})
     with pytest.raises(TypeError, match=f"abstract method '?{missing}"):
         incomplete()

@@ -45,7 +45,7 @@ def read_source_arguments(arguments: argparse.Namespace) -> tuple[DataConfig, st
 
     overrides = [] if arguments.max_length is None else ["--data.max_length", str(arguments.max_length)]
     config = load_run_config(Path(arguments.source), overrides)
-    model = arguments.model or (config.model if config.objective.kind == "assistant" else None)
+    model = arguments.model or (config.model if config.objective.is_assistant else None)
     return config.data, model, config.objective.fit
 
 

@@ -7,6 +7,7 @@ from mmchat.training.config.objectives import (
     ContrastiveConfig,
     DistillationConfig,
     ObjectiveConfig,
+    Part,
     SimCLRObjectiveConfig,
     ZeroShotConfig,
 )
@@ -21,6 +22,7 @@ from mmchat.training.config.run import (
     RunConfig,
     StabilityConfig,
     ValidationConfig,
+    ZeroStage,
     as_dict,
 )
 
@@ -37,12 +39,14 @@ __all__ = [
     "MonitoringConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "Part",
     "Recomputed",
     "RunConfig",
     "SimCLRObjectiveConfig",
     "StabilityConfig",
     "ValidationConfig",
     "ZeroShotConfig",
+    "ZeroStage",
     "as_dict",
     "changed_keys",
     "load_run_config",

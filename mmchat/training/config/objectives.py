@@ -1,7 +1,8 @@
 """What a run optimizes: a union of configs, told apart by `kind`. Each holds the keys of its kind and no others."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -44,12 +45,21 @@ class DistillationConfig:
     weight: float = Field(0.9, gt=0, le=1, description="weight of the teacher in the loss; 1: images need no labels")
 
 
+Part = Literal["towers", "language_model", "text_encoder"]
+"""A part of a model whose activations can be checkpointed."""
+
+
 class _Kind:
     """What the rest of a run asks of any objective's config. A kind that has a key of this name overrides it."""
 
-    parts: ClassVar[tuple[str, ...]] = ("towers",)
-    """Parts of its model whose activations can be checkpointed."""
+    parts: ClassVar[tuple[Part, ...]] = ("towers",)
     takes_lora: ClassVar[bool] = False
+    is_assistant: ClassVar[bool] = False
+    """Whether its model is an assistant: `mmchat init` makes it, and it has a processor."""
+    takes_any_tower: ClassVar[bool] = False
+    """Whether the run may start from any source of a tower, not only from a model directory."""
+    replayable: ClassVar[bool] = False
+    """Whether samples have losses of their own, independent of the others in the batch."""
     fit: Fit | None = None
     packing: PackingConfig | None = None
     feature_cache: Path | None = None
@@ -62,6 +72,10 @@ class _Kind:
         """Whether the samples of a forward are concatenated in one row."""
         return False
 
+    def with_packing(self, packing: PackingConfig | None) -> Self:
+        """The same with another `packing`; only for a kind that has this key."""
+        raise NotImplementedError
+
 
 PATCH_DROPOUT = Field(0.0, ge=0, lt=1, description="share of an image's patches left out at random (FLIP)")
 
@@ -70,8 +84,10 @@ PATCH_DROPOUT = Field(0.0, ge=0, lt=1, description="share of an image's patches 
 class AssistantConfig(_Kind):
     """Training of an assistant."""
 
-    parts: ClassVar[tuple[str, ...]] = ("towers", "language_model")
+    parts: ClassVar[tuple[Part, ...]] = ("towers", "language_model")
     takes_lora: ClassVar[bool] = True
+    is_assistant: ClassVar[bool] = True
+    replayable: ClassVar[bool] = True
 
     kind: Literal["assistant"] = Field("assistant", description="next token of the answers")
     fit: Fit | None = Field(
@@ -98,6 +114,10 @@ class AssistantConfig(_Kind):
         """Whether the samples of a forward are concatenated in one row."""
         return self.packing is not None and not self.packing.padded
 
+    def with_packing(self, packing: PackingConfig | None) -> Self:
+        """The same with another `packing`."""
+        return replace(self, packing=packing)
+
     @model_validator(mode="after")
     def _cached_images_do_not_change(self) -> "AssistantConfig":
         if self.augment_towers and self.feature_cache is not None:
@@ -109,7 +129,7 @@ class AssistantConfig(_Kind):
 class ContrastiveConfig(_Kind):
     """Training of a dual encoder, as CLIP and SigLIP are trained."""
 
-    parts: ClassVar[tuple[str, ...]] = ("towers", "text_encoder")
+    parts: ClassVar[tuple[Part, ...]] = ("towers", "text_encoder")
 
     kind: Literal["contrastive"] = Field("contrastive", description="images against captions (CLIP, SigLIP)")
     loss: Literal["softmax", "sigmoid"] = Field(
@@ -127,6 +147,8 @@ class ContrastiveConfig(_Kind):
 @settings
 class SimCLRObjectiveConfig(SimCLRConfig, _Kind):
     """Training of a tower on images alone. The run's `model` may be any tower."""
+
+    takes_any_tower: ClassVar[bool] = True
 
     kind: Literal["simclr"] = Field(
         "simclr", description="two views of each image against those of others; model may be any tower"

@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from mmchat.data.config import DataConfig
 from mmchat.settings import settings
-from mmchat.training.config.objectives import AssistantConfig, ObjectiveConfig
+from mmchat.training.config.objectives import AssistantConfig, ObjectiveConfig, Part
 from mmchat.training.optim.trainable import Trainable
 
 WEIGHTS = "float32"
@@ -15,6 +15,8 @@ WEIGHTS = "float32"
 
 Recomputed = Literal["all", "selective"]
 """What activation checkpointing computes again: a whole block, or all of it but matrix products and attention."""
+
+ZeroStage = Literal[0, 1, 2, 3]
 
 
 @settings
@@ -47,13 +49,13 @@ class OptimizerConfig:
 
 @settings
 class DistributedConfig:
-    zero_stage: Literal[0, 1, 2, 3] = Field(
+    zero_stage: ZeroStage = Field(
         0, description="DeepSpeed ZeRO: what is sharded over ranks. 1: moments; 2: gradients, too; 3: weights, too"
     )
     offload: Literal["none", "optimizer", "all"] = Field(
         "none", description="to CPU memory. optimizer: moments and the weights it updates (ZeRO 1 to 3); all: ZeRO 3"
     )
-    activation_checkpointing: dict[Literal["towers", "language_model", "text_encoder"], Recomputed] = Field(
+    activation_checkpointing: dict[Part, Recomputed] = Field(
         default_factory=dict,
         description="part -> what its blocks compute again in the backward instead of keeping it. all; selective: all "
         "but matrix products and attention. A list of parts means all",

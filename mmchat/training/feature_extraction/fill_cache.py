@@ -8,7 +8,7 @@ killed, so the next start continues from there.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,12 @@ import torch
 from rich.console import Console
 
 from mmchat.data.feature_cache import SHARD_BYTES, FeatureStore, ImageFeatures, key_array, remove_damaged_shards
-from mmchat.data.quarantine import Quarantine
+from mmchat.data.mixture import Mixture
 from mmchat.errors import SharedError, UserError
 from mmchat.files import format_megabytes, free_bytes, write_json
-from mmchat.training.config import RunConfig
-from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives
-from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.distributed.zero3 import gathered
 from mmchat.training.feature_extraction.passes import DistributedPass, FeatureFiller, FoundView, ImagePixels, SampleKeys
-from mmchat.training.monitoring.logger import resume_command
-from mmchat.training.objectives.assistant import AssistantObjective
 from mmchat.training.objectives.base import Objective
 from mmchat.vision import TowerSpec, VisionTower
 
@@ -38,17 +33,24 @@ SAMPLES, IMAGES = 256, 32
 
 
 def fill_feature_cache(
-    config: RunConfig,
-    objective: AssistantObjective,
-    dataloader: TrainingDataLoader,
-    quarantine: Quarantine,
-    signals: StopSignals,
+    folder: Path,
+    precision: str,
+    objective: Objective,
+    samples: Sequence[tuple[Mixture, Sequence[int]]],
+    ranks: DistributedPass,
     console: Console,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
     """Compute the features that the cache lacks, and make `objective` read features instead of running towers.
 
     All ranks call this, before the engine is built.
+
+    Args:
+        folder: of the cache.
+        precision: of the towers' forward and of what is stored.
+        objective: of an assistant.
+        samples: numbers of all samples that the run uses, by mixture.
+        ranks: how the ranks pass over them.
 
     Returns:
         The exit status of a signal that stopped it, or 0.
@@ -59,30 +61,30 @@ def fill_feature_cache(
     towers, specs = objective.model.towers, objective.collator.specs
     views = "views" if objective.processor.image_processor.views_vary else "images"
     _refuse_trained(towers)
-    mixtures, numbers = zip(*dataloader.samples(), strict=True)
-    samples = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])
-    with gathered(towers), signals:
-        stores = collectives.from_rank_0(lambda: _opened(config, towers, specs, console.print))
-        distributed_pass, found = DistributedPass(config.workers, quarantine, signals), []
-        keys = SampleKeys(mixtures, samples, specs[0])
-        if status := distributed_pass.run("looking up features", keys, SAMPLES, found.extend):
-            return _stopped(status, config, console)
+    mixtures, numbers = zip(*samples, strict=True)
+    numbered = np.array([(which, number) for which, of_one in enumerate(numbers) for number in of_one])
+    with gathered(towers), ranks.signals:
+        stores = collectives.from_rank_0(lambda: _opened(folder, precision, towers, specs, console.print))
+        found: list[FoundView] = []
+        keys = SampleKeys(mixtures, numbered, specs[0])
+        if status := ranks.run("looking up features", keys, SAMPLES, found.extend):
+            return status
         needed, missing, images = _missing_features(found, stores)
         size = sum(store.record_bytes for store in stores)
-        console.print(_summary(config.objective.feature_cache, needed, missing, size, views), markup=False)
+        console.print(_summary(folder, needed, missing, size, views), markup=False)
         if missing:
-            collectives.from_rank_0(lambda: _check_free_space(config.objective.feature_cache, missing * size))
+            collectives.from_rank_0(lambda: _check_free_space(folder, missing * size))
             begin = time.monotonic()
-            filler = FeatureFiller(towers, stores, config.precision, shard_bytes)
+            filler = FeatureFiller(towers, stores, precision, shard_bytes)
             pixels = ImagePixels(mixtures, images, objective.processor.image_processor)
-            status = distributed_pass.run("features", pixels, IMAGES, filler.add, filler.flush)
+            status = ranks.run("features", pixels, IMAGES, filler.add, filler.flush)
             written, seconds = filler.written_by_all(), time.monotonic() - begin
             console.print(
                 f"features of {written // size:,} {views} written, {written / 1e6:,.1f} MB in {seconds:,.1f} s "
                 f"({written / size / seconds:,.1f} {views}/s)"
             )
             if status:
-                return _stopped(status, config, console)
+                return status
             stores = collectives.from_rank_0(lambda: [store.reopened() for store in stores])
     objective.features = ImageFeatures(stores, specs[0])
     return 0
@@ -119,20 +121,24 @@ def _refuse_trained(towers: torch.nn.ModuleList) -> None:
 
 
 def _opened(
-    config: RunConfig, towers: Iterable[VisionTower], specs: list[TowerSpec], report: Callable[[str], None]
+    cache: Path,
+    precision: str,
+    towers: Iterable[VisionTower],
+    specs: list[TowerSpec],
+    report: Callable[[str], None],
 ) -> list[FeatureStore]:
     """A store per tower, in a folder named after its identity, which `tower.json` contains."""
     stores = []
     for tower, spec in zip(towers, specs, strict=True):
-        values = identity(tower, spec, config.precision)
+        values = identity(tower, spec, precision)
         name = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-        folder = config.objective.feature_cache / name
+        folder = cache / name
         try:
             write_json(folder / "tower.json", values)
-            store = FeatureStore(folder, (spec.tokens, spec.dim), config.precision)
+            store = FeatureStore(folder, (spec.tokens, spec.dim), precision)
             remove_damaged_shards(store)
         except OSError as error:
-            raise UserError(f"feature_cache {config.objective.feature_cache} cannot be used: {error}") from None
+            raise UserError(f"feature_cache {cache} cannot be used: {error}") from None
         for path in store.damaged:
             report(f"{path} was damaged and is removed; its features are computed again")
         stores.append(store)
@@ -166,12 +172,3 @@ def _check_free_space(folder: Path, needed: int) -> None:
             f"feature_cache {folder} has too little space: features need {format_megabytes(needed)} more, "
             f"{format_megabytes(free)} are free. Make room, name another folder, or leave feature_cache out"
         )
-
-
-def _stopped(status: int, config: RunConfig, console: Console) -> int:
-    console.print(
-        "stopped before the first step; features computed so far are kept\n"
-        f"  resume with: {resume_command(config.run_dir)}",
-        markup=False,
-    )
-    return status

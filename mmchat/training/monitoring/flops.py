@@ -33,6 +33,7 @@ from mmchat.data.collate import Batch
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.projectors import slots_per_tower
 from mmchat.model.projectors.resampler import Resampler
+from mmchat.vision import VisionTower
 from mmchat.vision.block_tower import BlockTower
 from mmchat.vision.classifier import ImageClassifier
 
@@ -119,13 +120,9 @@ def _tower_with_head(model: SimCLR | ImageClassifier, pooled: bool) -> ModelFlop
     return ModelFlops(per_view + head, 0, 0, {})
 
 
-def frozen_tower_flops(model: MMChatForConditionalGeneration) -> int:
-    """Operations per view of the towers without trained parameters, which a feature cache saves.
-
-    Only for a model that `model_flops` can count.
-    """
-    frozen = [tower for tower in model.towers if not _trained(tower)]
-    return sum(_tower(tower, tower.blocks_to_run)[0] for tower in frozen)
+def tower_flops(towers: Iterable[VisionTower]) -> int:
+    """Operations per view of towers of a model that `model_flops` can count."""
+    return sum(_tower(tower, tower.blocks_to_run)[0] for tower in towers)
 
 
 def _assistant(model: MMChatForConditionalGeneration, towers_run: bool) -> ModelFlops:

@@ -9,13 +9,12 @@ from rich.console import Console
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import SharedError
-from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.monitoring.metrics import Meter, MetricsLog
 from mmchat.training.monitoring.nan_guard import IncidentLog, describe_incident
 from mmchat.training.monitoring.peak_flops import Peak
-from mmchat.training.monitoring.trackers import open_trackers, scalars
+from mmchat.training.monitoring.trackers import Tracker, scalars
 from mmchat.training.train_step import StepResult
 
 
@@ -25,32 +24,28 @@ class RunLogger:
     A context manager, which closes the trackers.
 
     Args:
+        run_dir: where the files are written.
+        trackers: of rank 0.
         peak: denominator of MFU.
         done: steps done before, by the run that is resumed.
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        run_dir: Path,
+        trackers: list[Tracker],
         dataloader: TrainingDataLoader,
         quarantine: Quarantine,
         console: Console,
         peak: Peak,
         done: int,
     ) -> None:
-        self.config, self.dataloader, self.quarantine, self.console = config, dataloader, quarantine, console
+        self.run_dir, self.dataloader, self.quarantine, self.console = run_dir, dataloader, quarantine, console
         self.meter = Meter(peak.flops)
         first = process_group.rank() == 0
-        self._metrics = MetricsLog(config.run_dir / "metrics.jsonl", done) if first else None
-        self._trackers = open_trackers(config, done) if first else []
-        self._incidents = IncidentLog(config.run_dir / "incidents.jsonl", done) if first else None
-        if len(dataloader.mixture.sources) > 1:
-            console.print(dataloader.mixture.table())
-        console.print(
-            f"{dataloader.order.plan.samples:,} samples, {dataloader.total:,} steps of {config.batch_size} "
-            f"({dataloader.order.epoch(dataloader.total):.2f} epochs), {process_group.world_size()} rank(s) x "
-            f"{dataloader.splitter}, {config.precision}, ZeRO {config.distributed.zero_stage}"
-        )
+        self._metrics = MetricsLog(run_dir / "metrics.jsonl", done) if first else None
+        self._trackers = trackers
+        self._incidents = IncidentLog(run_dir / "incidents.jsonl", done) if first else None
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -109,7 +104,7 @@ class RunLogger:
     def log_stop(self, status: int, step: int, saved: Path) -> None:
         """Print how to resume after a signal. All ranks call this."""
         name = {130: "interrupted", 143: "terminated"}[status]
-        command = resume_command(self.config.run_dir)
+        command = resume_command(self.run_dir)
         self.console.print(
             f"{name}: stopped after step {step} of {self.dataloader.total}, saved {saved}\n  resume with: {command}",
             markup=False,
@@ -121,13 +116,12 @@ class RunLogger:
             tracker.log(row["step"], scalars(row))
 
     def _report_incident(self, step: int, result: StepResult, ids: list[str]) -> None:
-        run_dir = self.config.run_dir
-        message = describe_incident(step, result.incident, ids, run_dir / "incidents.jsonl")
+        message = describe_incident(step, result.incident, ids, self.run_dir / "incidents.jsonl")
         if result.incident.action == "stop":
             raise SharedError(
-                f"{message}\n  to see them, run `mmchat replay {run_dir} --step {step}`; then fix or remove the bad "
-                "samples, or skip such steps with --monitoring.stability.on_nan skip (or on_spike), and resume from "
-                "the newest checkpoint with --resume"
+                f"{message}\n  to see them, run `mmchat replay {self.run_dir} --step {step}`; then fix or remove the "
+                "bad samples, or skip such steps with --monitoring.stability.on_nan skip (or on_spike), and resume "
+                "from the newest checkpoint with --resume"
             )
         self.console.print(message, style="yellow", markup=False)
 

@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases: the metrics of metrics.jsonl, for their viewers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -7,7 +8,6 @@ from uuid import uuid4
 from mmchat.errors import UserError
 from mmchat.extras import require
 from mmchat.files import write_text
-from mmchat.training.config import RunConfig, as_dict
 
 TAGS = {
     "loss": "train/loss",
@@ -51,16 +51,17 @@ def check_installed(names: list[str]) -> None:
     require(*names)
 
 
-def open_trackers(config: RunConfig, done: int) -> list[Tracker]:
-    """The configured trackers, for rank 0.
+def open_trackers(names: Sequence[str], run_dir: Path, config: dict[str, Any], done: int) -> list[Tracker]:
+    """The trackers of these names, for rank 0.
 
     Args:
+        config: values of the run config, to be shown.
         done: steps done. What was logged of later steps, before a resume, is not shown twice.
 
     Raises:
         UserError: Weights & Biases cannot start a run.
     """
-    return [OPEN[name](config, done) for name in config.monitoring.trackers]
+    return [OPEN[name](run_dir, config, done) for name in names]
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
@@ -72,10 +73,10 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 class TensorBoard:
     """Event files in `tensorboard/` of the run directory."""
 
-    def __init__(self, config: RunConfig, done: int) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, Any], done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=done + 1)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=done + 1)
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         for tag, value in scalars.items():
@@ -92,17 +93,16 @@ class WeightsAndBiases:
     A resumed run keeps its id. W&B ignores steps that it already has, so the first values of repeated steps stay.
     """
 
-    def __init__(self, config: RunConfig, done: int) -> None:
+    def __init__(self, run_dir: Path, config: dict[str, Any], done: int) -> None:
         import wandb
 
-        folder = config.run_dir / "wandb"
         try:
             self._run = wandb.init(
-                dir=config.run_dir,
+                dir=run_dir,
                 project="mmchat",
-                name=config.run_dir.name,
-                config=as_dict(config),
-                id=_stable_id(folder / "run-id"),
+                name=run_dir.name,
+                config=config,
+                id=_stable_id(run_dir / "wandb" / "run-id"),
                 resume="allow",
             )
         except wandb.Error as error:

@@ -10,15 +10,20 @@ from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Batch, Collator
+from mmchat.data.config import DataConfig
+from mmchat.data.lengths import LengthIndex, LengthMeasure, source_lengths, source_measure
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
-from mmchat.model.attention import enable_packing, packed_inputs
+from mmchat.model.attention import PACKABLE, enable_packing, packed_inputs
 from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
+from mmchat.model.modeling import MMChatForConditionalGeneration
+from mmchat.model.processor import MMChatProcessor
 from mmchat.training.config import WEIGHTS, RunConfig
-from mmchat.training.objectives.base import Objective, TrainingAugment, blank_image
+from mmchat.training.objectives.base import Counts, Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.cross_entropy_loss import cross_entropy_sum
-from mmchat.vision import TowerSpec
+from mmchat.vision import TowerSpec, VisionTower
 from mmchat.vision.transforms.page_augmentation import augment_page
 
 
@@ -28,6 +33,10 @@ class AssistantObjective(Objective):
     Raises:
         UserError: the model cannot be opened, or does not go with `objective` or `data` of the config.
     """
+
+    model: MMChatForConditionalGeneration
+    processor: MMChatProcessor
+    without_terms = "no token is supervised"
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
         if weights:
@@ -45,7 +54,7 @@ class AssistantObjective(Objective):
         if self.collator.packs:
             enable_packing(self.model.language_model)
         if self.processor.image_processor.views_vary:
-            _refuse_drafts(config)
+            _refuse_drafts({"data": config.data, "validation": config.validation})
         self.augmented_towers = config.objective.augment_towers
         if self.augmented_towers:
             _check_augmented(self.augmented_towers, self.collator.specs)
@@ -74,8 +83,22 @@ class AssistantObjective(Objective):
         grids = self.processor.image_processor.grids(image.size for image in images)
         return EncodedSample(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids)
 
-    def terms(self, batch: Batch) -> int:
-        return batch.supervised
+    @property
+    def packable(self) -> bool:
+        return self.model.config.text_config.model_type in PACKABLE
+
+    def measure(self, source: MixtureSource, max_length: int) -> LengthMeasure:
+        return source_measure(source, self.processor, max_length)
+
+    def lengths(self, source: MixtureSource, max_length: int) -> LengthIndex:
+        """From the cached index. Raises UserError if the source has no usable record."""
+        return source_lengths(source, self.measure(source, max_length))
+
+    def towers_to_cache(self) -> list[VisionTower]:
+        return [tower for tower in self.model.towers if not any(p.requires_grad for p in tower.parameters())]
+
+    def terms(self, counts: Counts) -> int:
+        return counts.supervised
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
         images = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
@@ -125,9 +148,8 @@ def _check_augmented(towers: list[int], specs: list[TowerSpec]) -> None:
         raise UserError(f"objective.augment_towers names tower {unknown[0]}; the model's are 0 to {len(specs) - 1}")
 
 
-def _refuse_drafts(config: RunConfig) -> None:
+def _refuse_drafts(groups: dict[str, DataConfig | None]) -> None:
     """Raises UserError for sources with drafts: a draft is smaller than its image, so it has other views."""
-    groups = {"data": config.data, "validation": config.validation}
     found = [
         f"{key}.sources.{name}.draft" if data.sources else f"{key}.draft"
         for key, data in groups.items()

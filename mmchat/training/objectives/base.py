@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,10 +18,24 @@ from torch import nn
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.dataset import Augment
 from mmchat.data.feature_cache import ImageFeatures
+from mmchat.data.lengths import LengthIndex, Measure, measured_lengths
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
+from mmchat.model.processor import MMChatProcessor
 from mmchat.training.objectives.gradient_cache import losses_by_cache
-from mmchat.vision import TowerSpec
+from mmchat.vision import TowerSpec, VisionTower
+from mmchat.vision.classifier import ImageClassifier
+
+
+class Counts(Protocol):
+    """What loss terms are counted in: a batch, a planned one, or a whole source."""
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def supervised(self) -> int: ...
 
 
 class Objective(ABC):
@@ -31,6 +46,8 @@ class Objective(ABC):
     Attributes:
         model: what is trained.
         collator: makes batches of encoded samples.
+        processor: of an assistant; None for other kinds.
+        without_terms: what data without loss terms lacks, for messages.
         features: where features of frozen towers are read from; None if the towers run.
         teacher: a frozen model that runs in every step as well, whole on every rank; None without distillation.
         augment: random changes of images before `encode`; None if there are none.
@@ -38,8 +55,10 @@ class Objective(ABC):
 
     model: nn.Module
     collator: Collator
+    processor: MMChatProcessor | None = None
+    without_terms: str = "no record has an image"
     features: ImageFeatures | None = None
-    teacher: nn.Module | None = None
+    teacher: ImageClassifier | None = None
     augment: Augment | None = None
 
     @abstractmethod
@@ -58,18 +77,21 @@ class Objective(ABC):
             features: used instead of pixels, in the layout of `EncodedSample`.
         """
 
-    def sample_sizes(self, record: Record) -> tuple[int, ...]:
-        """Sizes of a record in a step, as the columns of `data.lengths.LengthIndex`, without reading an image.
-
-        For `mmchat plan`. An assistant's records are measured by `data.lengths` instead.
-
-        Raises:
-            UserError: the record cannot be used.
-        """
-        raise NotImplementedError
+    @property
+    def packable(self) -> bool:
+        """Whether the model tells samples apart that are concatenated in one row."""
+        return False
 
     @abstractmethod
-    def terms(self, batch: Batch) -> int:
+    def measure(self, source: MixtureSource, max_length: int) -> Measure:
+        """How the records of a source are measured, without reading an image."""
+
+    def lengths(self, source: MixtureSource, max_length: int) -> LengthIndex:
+        """Lengths of all records of a source, by `measure`; an unusable one has 0 tokens."""
+        return measured_lengths(source, self.measure(source, max_length))
+
+    @abstractmethod
+    def terms(self, counts: Counts) -> int:
         """The number of losses that `loss_sum` adds up; their global number divides the gradient."""
 
     @abstractmethod
@@ -95,6 +117,10 @@ class Objective(ABC):
     def count_correct(self, module: nn.Module, batch: Batch, device: torch.device) -> tuple[int, int]:
         """Correct answers in a held-out micro-batch, and answers; (0, 0) if answers cannot be right."""
         return 0, 0
+
+    def towers_to_cache(self) -> list[VisionTower]:
+        """Frozen towers whose features a feature cache could hold; none if images differ from step to step."""
+        return []
 
 
 class PairwiseObjective(Objective):

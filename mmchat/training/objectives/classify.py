@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.data.collate import Batch, Collator
+from mmchat.data.lengths import Measure
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record, image_and_answer
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, DistillationConfig, RunConfig
-from mmchat.training.objectives.base import Objective, TrainingAugment, blank_image
+from mmchat.training.objectives.base import Counts, Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.distillation import soft_cross_entropy_sum
 from mmchat.vision import preprocess
 from mmchat.vision.classifier import ImageClassifier, classifier_from_config, load_classifier, save_classifier
@@ -70,12 +72,15 @@ class ClassifyObjective(Objective):
             raise UserError(f"label {label!r:.80} is none of the model's classes: {', '.join(self.classes):.300}")
         return self.classes[label]
 
-    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+    def measure(self, source: MixtureSource, max_length: int) -> Measure:
+        return self._sizes
+
+    def _sizes(self, record: Record) -> tuple[int, ...]:
         self.class_of(record)
         return 1, 0, 1, 1, sum(spec.tokens for spec in self.specs)
 
-    def terms(self, batch: Batch) -> int:
-        return batch.images
+    def terms(self, counts: Counts) -> int:
+        return counts.images
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
         logits, classes = self._logits(module, batch), batch.input_ids[:, 0]

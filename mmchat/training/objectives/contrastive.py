@@ -13,11 +13,13 @@ from mmchat.contrastive.directory import clip_from_config, load_clip_directory, 
 from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.losses import info_nce, pairwise_sigmoid
 from mmchat.data.collate import Batch, Collator
+from mmchat.data.lengths import Measure
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record, image_and_answer
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import WEIGHTS, RunConfig
-from mmchat.training.objectives.base import PairwiseObjective, TrainingAugment, blank_image
+from mmchat.training.objectives.base import Counts, PairwiseObjective, TrainingAugment, blank_image
 from mmchat.vision import preprocess
 from mmchat.vision.transforms.augmentation import random_square_crop
 
@@ -57,11 +59,14 @@ class ContrastiveObjective(PairwiseObjective):
         _, caption = image_and_answer(record, "caption")
         return truncate_caption(self.tokenizer, caption.replace(IMAGE_PLACEHOLDER, "").strip(), self.context_length)
 
-    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+    def measure(self, source: MixtureSource, max_length: int) -> Measure:
+        return self._sizes
+
+    def _sizes(self, record: Record) -> tuple[int, ...]:
         return len(self.caption_ids(record)[0]), 0, 1, 1, self.spec.tokens
 
-    def terms(self, batch: Batch) -> int:
-        return batch.images
+    def terms(self, counts: Counts) -> int:
+        return counts.images
 
     def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
         """The scalars are the inverse temperature and, if the model has one, the bias."""

@@ -10,11 +10,13 @@ from torch import nn
 from mmchat.contrastive.losses import nt_xent
 from mmchat.contrastive.simclr import SimCLR
 from mmchat.data.collate import Batch, Collator
+from mmchat.data.lengths import Measure
+from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.training.config import RunConfig
-from mmchat.training.objectives.base import PairwiseObjective, blank_image
+from mmchat.training.objectives.base import Counts, PairwiseObjective, blank_image
 from mmchat.vision import load_tower
 from mmchat.vision.directory import save_tower
 from mmchat.vision.transforms.augmentation import random_view
@@ -51,13 +53,16 @@ class SimCLRObjective(PairwiseObjective):
         views = np.stack([np.asarray(view).transpose(2, 0, 1) for view in images])
         return EncodedSample([self.collator.pad_id], None, [[views]])
 
-    def sample_sizes(self, record: Record) -> tuple[int, ...]:
+    def measure(self, source: MixtureSource, max_length: int) -> Measure:
+        return self._sizes
+
+    def _sizes(self, record: Record) -> tuple[int, ...]:
         if len(record.images) != 1:
             raise UserError(f"expected one image, found {len(record.images)}")
         return 1, 0, 1, 2, 2 * self.spec.tokens
 
-    def terms(self, batch: Batch) -> int:
-        return batch.images
+    def terms(self, counts: Counts) -> int:
+        return counts.images
 
     def embed(self, module: nn.Module, batch: Batch) -> tuple[torch.Tensor]:
         pixels = batch.pixel_values

@@ -14,15 +14,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.errors import UserError
-from mmchat.training.config import RunConfig
 
 ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
 """Not norms, which compute in fp32, nor embeddings, whose output is not rounded. Conv1D is GPT-2's linear layer."""
 
 
-def keeps_rounded(config: RunConfig) -> bool:
+def keeps_rounded(precision: str, zero_stage: int) -> bool:
     """Whether a run does this. Not under ZeRO 3, where sharding parameters of two dtypes is untested."""
-    return config.precision == "bf16" and config.distributed.zero_stage < 3
+    return precision == "bf16" and zero_stage < 3
 
 
 def round_frozen(model: nn.Module, directory: Path) -> None:
