@@ -20,8 +20,8 @@ from PIL import Image
 
 from mmchat.command_line.arguments import HelpFormatter
 from mmchat.command_line.errors import reporting
+from mmchat.command_line.options import require_empty
 from mmchat.data.records import write_records
-from mmchat.errors import UserError
 from mmchat.extras import require
 from mmchat.progress import track
 from mmchat.vision.transforms.elastic import elastic_warp
@@ -108,8 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the distortion")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the variants and their captions")
     arguments = parser.parse_args(argv)
-    if arguments.out.exists() and any(arguments.out.iterdir()):
-        raise UserError(f"{arguments.out} exists and is not empty; remove it or choose another --out")
+    require_empty(arguments.out)
     write_digits(arguments.out, arguments.fold, arguments.size, arguments.variants, arguments.strength, arguments.seed)
 
 

@@ -8,15 +8,20 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-# Gradio reads these on import. They turn off requests to other servers and the log of calls.
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
-
-import gradio as gr
-
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
 from mmchat.command_line.errors import reporting
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
+from mmchat.extras import require
+
+if __name__ == "__main__":
+    with reporting():
+        require("gradio")
+
+# Gradio reads these on import. They turn off requests to other servers and the log of calls.
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
+
+import gradio as gr
 
 STYLE = Path(__file__).with_name("style.css")
 EXAMPLE_IMAGES = Path("data/quickstart/heldout")

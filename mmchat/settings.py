@@ -122,14 +122,24 @@ def _validated(schema: type[Settings], values: dict[str, Any], origin: _Origin, 
 
 
 def _set(schema: type, values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set a nested key. A bare string on the way is spelled out first, so that its meaning is kept."""
+    """Set a nested key. A bare string on the way is spelled out first, so that its meaning is kept.
+
+    Raises:
+        UserError: another value on the way, such as a list, would be lost.
+    """
     annotation: Any = schema
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], 1):
         annotation = follow(annotation, part)
         inner = values.get(part)
         if (short := shorthand(annotation)) is not None:
             inner = short.spell_out(inner)
-        values[part] = inner = inner if isinstance(inner, dict) else {}
+        if inner is not None and not isinstance(inner, dict):
+            outer = ".".join(path[:depth])
+            raise UserError(
+                f"{COMMAND_LINE}: --{'.'.join(path)}: {outer} has no keys in the config, where it is {inner!r:.80}; "
+                f"give --{outer} as a whole"
+            )
+        values[part] = inner = {} if inner is None else inner
         values = inner
     values[path[-1]] = value
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmchat.cli.main import main
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.vision import TowerConfig, build_tower
@@ -33,6 +34,13 @@ def test_a_mistyped_key_of_a_recipe_is_refused(path, tmp_path):
     broken.write_text(path.read_text().replace("batch_size:", "batchsize:"))
     with pytest.raises(ValueError, match="unknown key 'batchsize'; the nearest valid key is 'batch_size'"):
         load_settings(RunConfig, broken, [])
+
+
+def test_each_recipe_has_one_line_in_the_list(capsys):
+    main(["recipe", "list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(YAMLS)
+    assert max(map(len, lines)) <= 100
 
 
 def test_tower_configs_build():

@@ -8,6 +8,7 @@ import pytest
 
 from mmchat.errors import UserError
 from mmchat.extras import EXTRA_OF, require
+from tests.launching import ROOT
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
@@ -25,6 +26,12 @@ def test_an_installed_package_is_not_imported():
     before = set(sys.modules)
     require(*EXTRA_OF)
     assert set(sys.modules) - before <= {"importlib.util"}
+
+
+def test_the_demo_as_a_program_names_its_extra():
+    code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('demo/app.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: gradio is not installed; run pip install 'mmchat[demo]'\n")
 
 
 IMPORT_EVERYTHING = """

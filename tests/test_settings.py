@@ -187,6 +187,16 @@ class Home:
     rooms: int = Field(1, description="how many")
 
 
+def test_an_override_below_a_value_without_keys_is_refused(tmp_path):
+    """It would replace the value in silence."""
+    (tmp_path / "run.yaml").write_text("name: x\noptimizer: [adamw, muon]\n")
+    expected = (
+        r"--optimizer\.lr: optimizer has no keys in the config, where it is \['adamw', 'muon'\]; give --optimizer "
+    )
+    with pytest.raises(UserError, match=expected):
+        load_settings(Run, tmp_path / "run.yaml", ["--optimizer.lr", "1"])
+
+
 @pytest.mark.parametrize(
     ("pet", "overrides", "expected"),
     [

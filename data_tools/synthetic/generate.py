@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmchat.command_line.options import require_empty
 from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import write_records
 from mmchat.errors import UserError
@@ -133,9 +134,8 @@ def _claim_output(out: Path, plan: dict[str, Any]) -> None:
             raise UserError(
                 f"{out} was started with other settings ({', '.join(names)}; see {out / PLAN}); choose another --out"
             )
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty; remove it or choose another --out")
     else:
+        require_empty(out)
         write_json(out / PLAN, plan)
 
 
