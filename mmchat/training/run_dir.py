@@ -6,10 +6,13 @@ from pathlib import Path
 import yaml
 
 from mmchat.errors import UserError
-from mmchat.files import write_text
+from mmchat.files import read_json, write_json, write_text
 from mmchat.training.checkpoints.loader import newest_checkpoint
 from mmchat.training.config import RunConfig, as_dict, changed_keys, load_written_config
 from mmchat.training.distributed import collectives, process_group
+
+DEEPSPEED_JSON = "deepspeed.json"
+"""Copy of the user's own DeepSpeed JSON, to be compared on resume."""
 
 
 def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | str | None:
@@ -28,7 +31,8 @@ def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | st
     if resolved.exists():
         if not config.resume:
             raise UserError(f"{directory} already holds a run; add --resume to resume it, or name another run_dir")
-        if changed := changed_keys(load_written_config(resolved), config):
+        before = load_written_config(resolved)
+        if changed := changed_keys(before, config) + _changed_json(directory, before, config):
             raise UserError(
                 f"{directory} was started with other settings ({'; '.join(changed)}); a resumed run must keep them"
             )
@@ -37,4 +41,16 @@ def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | st
         return "finished"
     if process_group.rank() == 0:
         write_text(resolved, yaml.safe_dump(as_dict(config), sort_keys=False))
+        if config.distributed.deepspeed is not None:
+            write_json(directory / DEEPSPEED_JSON, read_json(config.distributed.deepspeed))
     return newest_checkpoint(directory / "checkpoints", report) if config.resume else None
+
+
+def _changed_json(directory: Path, before: RunConfig, now: RunConfig) -> list[str]:
+    """One line if DeepSpeed's own settings differ, wherever their file is."""
+    old, new, copy = before.distributed.deepspeed, now.distributed.deepspeed, directory / DEEPSPEED_JSON
+    if old is None or new is None:
+        return [] if old == new else [f"distributed.deepspeed: {old} -> {new}"]
+    if copy.exists():  # else the run was begun before copies were made
+        old = copy
+    return [] if read_json(old) == read_json(new) else [f"distributed.deepspeed: content of {old} -> content of {new}"]

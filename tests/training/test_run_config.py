@@ -25,7 +25,7 @@ from tests.training_fixtures import run_values
 
 MUST_NOT_CHANGE_ON_RESUME = {
     "model", "data", "trainable", "optimizer", "steps", "epochs", "batch_size", "precision", "ema", "seed",
-    "overfit_one_batch", "distributed.zero_stage", "distributed.deepspeed",
+    "overfit_one_batch", "distributed.zero_stage",
     *(f"objective.{key}" for key in (
         "kind", "fit", "augment_towers", "loss", "random_crop", "patch_dropout", "temperature", "pool", "head_layers",
         "head_dim", "augmentation", "label_smoothing", "distillation",
@@ -58,7 +58,6 @@ def test_every_key_is_decided_for_resume():
         ({"overfit_one_batch": True}, {}, ["overfit_one_batch: True -> False"]),
         ({"objective": {"kind": "classify", "patch_dropout": 0.5}}, {"objective": "classify"},
          ["objective.patch_dropout: 0.5 -> 0.0"]),
-        ({}, {"distributed": {"deepspeed": "own.json"}}, ["distributed.deepspeed: None -> own.json"]),
         ({}, {"optimizer": {"lr": 2e-3, "warmup": 2, "weight_decay": 0.1}}, ["optimizer.lr: 0.001 -> 0.002"]),
         ({"objective": {"packing": {"tokens": 500}}}, {"micro_batch_size": 2}, []),
         ({}, {"on_bad_sample": "skip", "monitoring": {"stability": {"on_nan": "skip"}}, "workers": 3}, []),
@@ -68,6 +67,27 @@ def test_every_key_is_decided_for_resume():
 def test_what_may_change_on_resume(values, before, after, changed):
     old, new = (validate(RunConfig, values | changes, "here") for changes in (before, after))
     assert changed_keys(old, new) == changed
+
+
+def test_deepspeeds_json_is_compared_by_content(tmp_path, values):
+    def claim(path, **changes):
+        distributed = {"deepspeed": path and str(path)}
+        claim_run_dir(validate(RunConfig, values | changes | {"distributed": distributed}, "here"), print)
+
+    def refused(message, path):
+        with pytest.raises(UserError, match=rf"other settings \(distributed\.deepspeed: {message}"):
+            claim(path, resume=True)
+
+    first, moved = tmp_path / "first.json", tmp_path / "moved.json"
+    first.write_text('{"zero_optimization": {"overlap_comm": true}}')
+    claim(first)
+    first.rename(moved)
+    claim(moved, resume=True)
+    refused(".*moved.json -> None", None)
+    moved.write_text('{"zero_optimization": {"overlap_comm": false}}')
+    refused("content of .*deepspeed.json -> content of .*moved.json", moved)
+    (tmp_path / "run" / "deepspeed.json").unlink()  # of a run begun before copies were made: its path still counts
+    claim(moved, resume=True)
 
 
 def test_a_run_is_not_resumed_as_another(tmp_path, values):

@@ -9,6 +9,9 @@ MAY_CHANGE_ON_RESUME = frozenset(
         # Where the run is and how it was started. The directory may have been moved, or be spelled in another way.
         "run_dir",
         "resume",
+        # A path. What the file holds must not change (`training.run_dir`), since any feature of DeepSpeed can change
+        # the result.
+        "distributed.deepspeed",
         # How a step is computed, up to rounding, but not which samples it holds.
         "workers",
         "micro_batch_size",
@@ -31,8 +34,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 """Dotted keys; a group stands for all its keys.
 
-Not `distributed.zero_stage`, which decides how a checkpoint is sharded, and not `distributed.deepspeed`, with which any
-feature of DeepSpeed can change the result.
+Not `distributed.zero_stage`, which decides how a checkpoint is sharded.
 """
 
 
