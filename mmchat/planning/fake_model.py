@@ -8,6 +8,7 @@ labels and lengths therefore stay real: operations without a fake argument are c
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from mmchat.model.short_attention import fused_kernels_only
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import Objective
-from mmchat.training.optim.frozen_weights import keeps_rounded, rounded_anyway
+from mmchat.training.optim.frozen_weights import keeps_rounded, restorable, rounded_anyway
 from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 
 
@@ -46,13 +47,19 @@ def open_fake_model(config: RunConfig) -> FakeModel:
     with torch.device("meta"):  # PEFT and others move parameters, which fake tensors do not allow
         objective = build_model(config, weights=False).objective
     if keeps_rounded(config.precision, config.distributed.zero_stage):
-        for parameter in rounded_anyway(objective.model).values():
+        for parameter in _kept_rounded(objective.model, Path(config.model)).values():
             parameter.data = parameter.data.to(torch.bfloat16)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for model in (objective.model, objective.teacher):
         if model is not None:
             _make_fake(model, mode)
     return FakeModel(objective, apply_rules(objective.model, config.trainable), mode)
+
+
+def _kept_rounded(model: nn.Module, source: Path) -> dict[str, nn.Parameter]:
+    """Frozen weights that the run keeps in bf16. A model directory without weights stands for one that has them."""
+    without_weights = source.is_dir() and not any(source.glob("*.safetensors"))
+    return rounded_anyway(model) if without_weights else restorable(model, source)
 
 
 def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -17,7 +17,9 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.planning.plan import Hardware, make_plan
 from mmchat.settings import validate
+from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
+from mmchat.training.optim.frozen_weights import restorable, round_frozen
 from mmchat.vision.classifier import init_classifier
 from mmchat.vision.directory import save_tower
 from tests.launching import ROOT
@@ -146,6 +148,19 @@ def test_steps_and_peak_memory_are_those_of_a_real_step(config, folder, case):
     teacher = objective.teacher
     assert planned.teacher == (4 * sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0)
     assert [memory.zero_stage for memory in plan.memory] == ([0, 1, 2] if teacher is not None else [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_frozen_weights_are_planned_in_the_precision_that_the_run_keeps(config, folder, data_dir, foreign):
+    """Only weights that can be read back are kept in bf16: not those of a foreign source, under other names."""
+    source = data_dir / "clip_vit_tiny_hf4" if foreign else folder / "simclr"
+    trainable = {"towers": "frozen", "head": "full"}
+    run = config("simclr", model=str(source), trainable=trainable, precision="bf16")
+    real = build_model(run).objective.model
+    assert bool(restorable(real, source)) != foreign
+    round_frozen(real, source)
+    planned = make_plan(run, Hardware()).configured_memory
+    assert planned.parameters == sum(p.numel() * p.element_size() for p in real.parameters())
 
 
 @pytest.mark.parametrize("case", ["simclr", "classify", "classify, distilled"])

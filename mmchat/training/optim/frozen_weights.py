@@ -30,11 +30,18 @@ def round_frozen(model: nn.Module, directory: Path) -> None:
     Args:
         directory: holds the originals.
     """
+    for parameter in restorable(model, directory).values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def restorable(model: nn.Module, directory: Path) -> dict[str, nn.Parameter]:
+    """Those of `rounded_anyway` whose originals `directory` holds under the same names.
+
+    transformers may rename or split a weight of the file, and a tower may come from a foreign source. Such originals
+    could not be found again.
+    """
     stored = {name for name, _ in _stored(directory)}
-    for name, parameter in rounded_anyway(model).items():
-        # transformers may rename or split a weight of the file; its original could not be found again.
-        if _name_in_file(name) in stored:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    return {name: one for name, one in rounded_anyway(model).items() if _name_in_file(name) in stored}
 
 
 def restore_frozen(model: nn.Module, directory: Path) -> None:
