@@ -6,6 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mmchat.training.config import OptimizerConfig, RunConfig
+from mmchat.training.optim.muon import orthogonalize
 from mmchat.training.optim.optimizer import build_optimizer
 from mmchat.training.optim.param_groups import apply_rules
 from mmchat.training.optim.trainable import Rule
@@ -57,13 +58,27 @@ def test_muon_steps_inner_matrices_as_torch_does_and_adamw_the_rest():
         {"params": [twin.head.weight], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
-    frozen = model.frozen.weight.clone()
+    frozen, before = model.frozen.weight.clone(), [p.clone() for p in model.parameters()]
     for seed in range(3):
         step(model, optimizer, seed)
         step(twin, muon, seed, then=adamw)
-    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+    # torch computes the directions in bf16.
+    for (name, ours), theirs, start in zip(model.named_parameters(), twin.parameters(), before, strict=True):
+        assert (ours - theirs).norm() <= 0.2 * (theirs - start).norm(), name
     assert torch.equal(model.frozen.weight, frozen)
+
+
+def test_directions_are_nearly_orthogonal_and_those_of_the_gradient():
+    torch.manual_seed(0)
+    for shape in ((3, 6, 20), (3, 20, 6)):
+        matrices = torch.randn(shape)
+        found = orthogonalize(matrices)
+        exact = [u @ v for u, _, v in (torch.linalg.svd(matrix, full_matrices=False) for matrix in matrices)]
+        assert found.shape == shape
+        # The iteration brings singular values to between .7 and 1.2 only (Jordan).
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6 and values.max() < 1.3
+        assert nn.functional.cosine_similarity(found.flatten(1), torch.stack(exact).flatten(1)).min() > 0.95
 
 
 def test_one_schedule_reaches_both_parts():

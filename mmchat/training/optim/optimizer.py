@@ -7,10 +7,8 @@ from torch import nn
 
 from mmchat.model.lora_adapter import adapter_parameters
 from mmchat.training.config import OptimizerConfig
+from mmchat.training.optim.muon import Muon
 from mmchat.training.optim.param_groups import ModuleGroup, optimizer_groups
-
-MUON_MOMENTUM = 0.95
-"""Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
 
 
 def build_optimizer(model: nn.Module, groups: list[ModuleGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -44,7 +42,7 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two of torch's optimizers as one.
+    """Two optimizers as one.
 
     Muon's steps are scaled to AdamW's root mean square (Liu et al. 2025, arXiv:2502.16982), so that both can share one
     learning rate and one decay. Muon needs whole matrices and does not work on the flat shards of ZeRO.
@@ -53,9 +51,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, for_muon: list[dict], for_adamw: list[dict], config: OptimizerConfig) -> None:
         self.parts = {}
         if for_muon:
-            self.parts["muon"] = torch.optim.Muon(
-                for_muon, lr=config.lr, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
-            )
+            self.parts["muon"] = Muon(for_muon, lr=config.lr)
         if for_adamw:
             self.parts["adamw"] = _adamw(for_adamw, config)
         # These are the same dictionaries as in the two optimizers: a schedule that sets a rate here sets it there.
