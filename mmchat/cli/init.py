@@ -1,6 +1,7 @@
 """`mmchat init`: an assistant from a language model and vision towers, for a training run to start from."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mmchat.command_line.options import (
@@ -21,7 +22,10 @@ EXAMPLE = "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-bas
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     language = parser.add_argument_group("language model and conversation")
     language.add_argument(
-        "--language", required=True, metavar="DIR_OR_NAME", help="directory, hub name, or config .json (random weights)"
+        "--language",
+        required=True,
+        metavar="DIR_OR_NAME",
+        help="directory (also of an assistant: its language model), hub name, or config .json (random weights)",
     )
     language.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="directory or hub name; default: the language model's own"
@@ -64,6 +68,13 @@ def add_tower_arguments(group: Any) -> None:
         "default: mlp2x_gelu",
     )
     group.add_argument(
+        "--projector-weights",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="* weights of a trained projector, such as LLaVA's mm_projector.bin; once per tower",
+    )
+    group.add_argument(
         "--fusion",
         default="channels",
         choices=["channels", "sequence"],
@@ -98,6 +109,9 @@ def add_tower_arguments(group: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
+    files = arguments.projector_weights or []
+    if files and (len(files) != len(arguments.vision) or arguments.without_weights):
+        raise UserError("--projector-weights is given once for each --vision, and not with --without-weights")
     from contextlib import nullcontext
 
     import torch
@@ -106,15 +120,17 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.conversion.unsupported import refuse_unsupported_source
     from mmchat.model.assembly import assemble
     from mmchat.model.directory import save_assistant, save_without_weights
+    from mmchat.model.projector_weights import load_projector
 
     if not arguments.language.endswith(".json"):
         refuse_unsupported_source(arguments.language)
+    language = open_language(arguments)
     torch.manual_seed(arguments.seed)
     weights = not arguments.without_weights
     with nullcontext() if weights else torch.device("meta"):
         towers, projectors = load_towers(arguments)
         model, processor = assemble(
-            arguments.language,
+            language,
             towers,
             projectors,
             arguments.template,
@@ -126,11 +142,30 @@ def run(arguments: argparse.Namespace) -> None:
             weights=weights,
             max_positions=arguments.max_positions,
         )
+    for projector, file in zip(model.projectors, files, strict=False):
+        load_projector(projector, file)
     (save_assistant if weights else save_without_weights)(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
     view = {"tiles": "tile", "native": "patch"}.get(model.specs[0].preprocessing.fit, "image")
     slots = f"{model.image_tokens} slot{'s' * (model.image_tokens != 1)} per {view}"
     print(f"{arguments.out}: {parameters:,} parameters, {slots}, {arguments.template}")
+
+
+def open_language(arguments: argparse.Namespace) -> Any:
+    """What `assemble` takes: the language model of an assistant, or the name that was given.
+
+    Raises:
+        UserError: an assistant cannot be opened, or weights are not wanted.
+    """
+    from mmchat.conversion.language import language_of_assistant
+
+    found = language_of_assistant(arguments.language, arguments.vision[0])
+    if found and arguments.without_weights:
+        raise UserError(
+            f"--language {arguments.language} is a whole assistant, whose weights must be read; leave out "
+            "--without-weights or name a language model"
+        )
+    return found or arguments.language
 
 
 def load_towers(arguments: argparse.Namespace) -> tuple[list[Any], list[str]]:

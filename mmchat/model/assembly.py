@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -16,8 +16,15 @@ from mmchat.pretrained import open_pretrained
 from mmchat.vision import TowerConfig, VisionTower
 
 
+class Language(NamedTuple):
+    """A language model with its weights, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+
+
 def assemble(
-    language: str,
+    language: str | Language,
     towers: list[VisionTower],
     projector: str | Sequence[str],
     template: str,
@@ -35,7 +42,7 @@ def assemble(
 
     Args:
         language: Directory or hub name of a causal language model, or a `.json` file with a transformers config. The
-            latter gives random weights and needs `tokenizer`.
+            latter gives random weights and needs `tokenizer`. Or a model that is open already; it is changed in place.
         towers: The vision towers, in the order of the config.
         projector: One name for all towers, or one for each (`mmchat.model.projectors.PROJECTORS`).
         template: Name of a conversation template.
@@ -60,8 +67,11 @@ def assemble(
     real = set(opened_tokenizer.get_vocab().values())
     opened_tokenizer.add_tokens(slots.tokens, special_tokens=True)
     torch.manual_seed(seed)
-    if model_config is None:
-        language_model = open_pretrained(AutoModelForCausalLM, language, "language model")
+    if isinstance(language, Language) or model_config is None:
+        is_open = isinstance(language, Language)
+        language_model = (
+            language.model if is_open else open_pretrained(AutoModelForCausalLM, language, "language model")
+        )
         _start_embeddings(language_model, real, set(opened_tokenizer.get_vocab().values()) - real)
     else:
         # A published model may have more embeddings than its tokenizer has tokens. It keeps them.
@@ -161,8 +171,11 @@ def extend_positions(language_model: PreTrainedModel, positions: int) -> None:
     config.max_position_embeddings = positions
 
 
-def _open_language(language: str, tokenizer: str | None, weights: bool) -> tuple[Any, dict[str, Any] | None]:
+def _open_language(language: str | Language, tokenizer: str | None, weights: bool) -> tuple[Any, dict[str, Any] | None]:
     """The tokenizer, and the values of the config if the language model is created without reading weights."""
+    if isinstance(language, Language):
+        opened = language.tokenizer if tokenizer is None else open_pretrained(AutoTokenizer, tokenizer, "tokenizer")
+        return opened, None
     if not language.endswith(".json"):
         opened = open_pretrained(AutoTokenizer, tokenizer or language, "tokenizer")
         return opened, None if weights else open_pretrained(AutoConfig, language, "language model").to_dict()

@@ -330,3 +330,48 @@ def test_from_the_command_line(oracle, base, adapter, tmp_path, capsys):
     assert load_assistant(tmp_path / "lora")[1].template == "llama_2"
     with pytest.raises(SystemExit, match="2"):
         main(["import", str(tmp_path / "full"), str(tmp_path / "again"), "--base", "there"])
+
+
+def init(*words):
+    assert main(["init", *map(str, words), "--bare-slots"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["original", "transformers", "safetensors"])
+def test_init_takes_a_trained_projector(base, oracle, state, tmp_path, kind, capsys):
+    """Beside the same base and tower this is the original, whose stage 1 is not done again."""
+    weights = {key: tensor for key, tensor in state.items() if key.startswith(PROJECTOR)}
+    if kind == "transformers":
+        names = {
+            f"{PROJECTOR}0.": "multi_modal_projector.linear_1.",
+            f"{PROJECTOR}2.": "multi_modal_projector.linear_2.",
+        }
+        weights = {names[key[: len(PROJECTOR) + 2]] + key[len(PROJECTOR) + 2 :]: t for key, t in weights.items()}
+    file = tmp_path / ("mm_projector.safetensors" if kind == "safetensors" else "mm_projector.bin")
+    (save_file if kind == "safetensors" else torch.save)(weights, file)
+    tower = oracle.parent / "clip_vit_tiny_hf4"
+    parts = ["--language", base, "--vision", tower, "--layer", "-2", "--fit", "pad"]
+    init(*parts, "--projector-weights", file, "--out", tmp_path / "out")
+    found, expected = load_assistant(tmp_path / "out")[0].state_dict(), import_model(oracle)[0].state_dict()
+    for key, tensor in expected.items():
+        if not key.startswith("towers."):
+            torch.testing.assert_close(found[key], tensor, atol=1e-7, rtol=0)
+    torch.save({**weights, "model.embed_tokens.weight": torch.zeros(2)}, tmp_path / "more.bin")
+    for wrong, message in (("more.bin", "left over: model.embed_tokens.weight"), ("none.bin", "expected a file")):
+        with pytest.raises(SystemExit, match="2"):
+            init(*parts, "--projector-weights", tmp_path / wrong, "--out", tmp_path / "other")
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_init_takes_the_language_model_of_an_assistant(oracle, base, tmp_path, capsys):
+    tower = oracle.parent / "clip_vit_tiny_hf4"
+    for name, language in (("a", base), ("b", oracle), ("c", tmp_path / "b")):
+        init("--language", language, "--vision", tower, "--out", tmp_path / name)
+    first, second, third = (load_assistant(tmp_path / name)[0].state_dict() for name in "abc")
+    for key, tensor in first.items():
+        if key.startswith("language_model."):
+            torch.testing.assert_close(second[key], tensor, atol=1e-7, rtol=0)
+        assert torch.equal(third[key], second[key])
+    with pytest.raises(SystemExit, match="2"):
+        init("--language", oracle, "--vision", tower, "--out", tmp_path / "d", "--without-weights")
+    assert "is a whole assistant, whose weights must be read" in capsys.readouterr().err

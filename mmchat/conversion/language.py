@@ -1,0 +1,40 @@
+"""The language model of a whole assistant, for a new assistant around it."""
+
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mmchat.auto import MMChatConfig
+from mmchat.conversion.formats import FORMATS
+from mmchat.conversion.formats.base import option_names
+from mmchat.conversion.importing import import_model
+from mmchat.model.assembly import Language
+from mmchat.model.directory import load_assistant
+from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
+
+
+def language_of_assistant(source: str, vision: str) -> Language | None:
+    """Open the language model of an assistant, mmchat's own or one that can be imported.
+
+    Args:
+        source: Its directory.
+        vision: Its tower, for formats whose files may leave it out.
+
+    Returns:
+        The language model with its tokenizer; None if `source` is no directory of an assistant.
+
+    Raises:
+        UserError: It is one and cannot be opened.
+    """
+    files = WeightFiles(Path(source).expanduser())
+    kind = files.config.get("model_type")
+    if kind is None or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return None
+    if kind == MMChatConfig.model_type:
+        model, processor = load_assistant(files.path)
+    else:
+        found = next((one for one in FORMATS if one.recognises(files)), None)
+        if found is None:
+            return None
+        model, processor = import_model(files.path, **({"vision": vision} if "vision" in option_names(found) else {}))
+    return Language(model.language_model, processor.tokenizer)
