@@ -5,11 +5,26 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
-from mmchat.conversion import import_model
+from mmchat.auto import MMChatProcessor
+from mmchat.conversation import SlotTokens
+from mmchat.conversion import export_model, import_model
+from mmchat.conversion.formats.internvl import InternVL
 from mmchat.errors import UserError
-from tests.conversion.internvl_models import JINJA, SLOTS, foreign_inputs, image_of, make_image_processor, make_internvl
+from mmchat.model.directory import save_assistant
+from mmchat.vision import TowerConfig, build_tower
+from mmchat.vision.spec import Preprocessing
+from mmchat.vision.transforms.tiling import Tiling
+from tests.conversion.internvl_models import (
+    JINJA,
+    SLOTS,
+    VISION,
+    foreign_inputs,
+    image_of,
+    make_image_processor,
+    make_internvl,
+)
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 SIZES = {(30, 30): 1, (34, 30): 1, (28, 90): 4, (60, 56): 5, (110, 60): 3}
@@ -123,6 +138,102 @@ def test_a_processor_of_another_size_is_refused(tmp_path):
     make_internvl(tmp_path, processor={"size": {"height": 56, "width": 56}})
     with pytest.raises(UserError, match=r"processor_config\.json makes squares of 56 pixels, but the tower .* has 28"):
         import_model(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def exported(published, tmp_path_factory):
+    """(imported, exported again)"""
+    ours, out = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("out") / "internvl"
+    save_assistant(*import_model(published[0]), ours / "model")
+    export_model(ours / "model", "hf", out)
+    return ours / "model", out
+
+
+def test_there_and_back_is_bit_identical(published, exported):
+    before, after = (load_file(folder / "model.safetensors") for folder in (published[0], exported[1]))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    model, processor = import_model(exported[1])
+    again = load_file(exported[0] / "model.safetensors")
+    assert all(torch.equal(again[key], tensor) for key, tensor in model.state_dict().items() if key in again)
+    assert (processor.template, processor.system, processor.slot_tokens) == ("chatml", "", SLOTS)
+    specs = processor.image_processor.specs
+    assert specs == MMChatProcessor.from_pretrained(exported[0]).image_processor.specs
+
+
+def test_the_tokens_that_the_processor_looks_for(exported):
+    tokenizer = AutoTokenizer.from_pretrained(exported[1])
+    found = [tokenizer.start_image_token, tokenizer.end_image_token, tokenizer.context_image_token]
+    assert (found, tokenizer.video_token) == ([SLOTS.start, SLOTS.end, SLOTS.pad], "<video>")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text.endswith(f"<|im_start|>user\n{SLOTS.pad}\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_processor_of_transformers_makes_the_same_inputs(exported):
+    """Where torchvision is, which it needs. Its resampling differs from Pillow's by rounding."""
+    pytest.importorskip("torchvision")
+    theirs, ours = AutoProcessor.from_pretrained(exported[1]), MMChatProcessor.from_pretrained(exported[0])
+    for size, views in SIZES.items():
+        content = [{"type": "image", "image": image_of(size)}, {"type": "text", "text": "What is this?"}]
+        messages = [{"role": "user", "content": content}]
+        inputs = theirs.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        assert inputs["input_ids"][0].tolist() == ours.render(messages, [views], add_generation_prompt=True).input_ids
+        pixels = ours.image_processor([image_of(size)])["pixel_values"]
+        torch.testing.assert_close(inputs["pixel_values"], pixels, atol=0.05, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def assistant(make_assistant):
+    def make(projector="pixel_shuffle", slots=None, **tower):
+        settings = {"preprocessing": Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4)), **tower}
+        towers = [build_tower(TowerConfig("internvit", VISION, **settings))]
+        model, processor = make_assistant("qwen2", towers=towers, projector=projector)
+        if slots is not None:
+            model.config.slots = slots.to_dict()
+        return model, processor
+
+    return make
+
+
+def test_an_assistant_made_here(assistant, tmp_path):
+    """One square is one tile; a normed layer -1 stays so."""
+    backbone = VISION | {"use_mean_pooling": False}
+    tower = build_tower(TowerConfig("internvit", backbone, final_norm=True, preprocessing=Preprocessing(fit="squash")))
+    model, processor = assistant()
+    model.towers[0], model.config.towers = tower, [tower.config.to_dict()]
+    processor.set_towers(model.specs, model.image_tokens)
+    save_assistant(model, processor, tmp_path / "model")
+    lines = export_model(tmp_path / "model", "internvl", tmp_path / "out")
+    assert "logits for 1 image, 2 images, text" in lines[1]
+    again, processor = import_model(tmp_path / "out")
+    assert again.towers[0].config.final_norm and again.specs[0].preprocessing.fit == "squash"
+    assert processor.slot_tokens.pad == "<imgpad>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"projector": "mlp2x_gelu"}, ["its projector is mlp2x_gelu, expected pixel_shuffle"]),
+        ({"slots": SlotTokens("<imgpad>")}, ["it has no tokens before and after"]),
+        ({"preprocessing": Preprocessing(fit="pad")}, ["its fit is 'pad', expected 'tiles' or 'squash'"]),
+        ({"preprocessing": Preprocessing(fit="tiles", tiling=Tiling(1, 4, False))}, ["without a thumbnail"]),
+        ({"layer": (-1, -2)}, ["those of 2 layers, expected one"]),
+        ({"class_token": True, "projector": "linear"}, ["include the class token", "its projector is linear"]),
+    ],
+    ids=str,
+)
+def test_what_the_class_cannot_express(assistant, changes, reasons):
+    model, processor = assistant(**changes)
+    found = InternVL().refusals(model.config, processor)
+    assert len(found) == len(reasons) and all(part in reason for part, reason in zip(reasons, found, strict=True))
+
+
+def test_other_towers_are_refused(make_assistant, make_tower):
+    model, _ = make_assistant(towers=[make_tower()], projector="pixel_shuffle")
+    assert InternVL().refusals(model.config) == ["its tower is of family clip_vit, expected internvit"]
 
 
 def test_loading_is_strict(tmp_path):

@@ -15,7 +15,7 @@ FORMATS: tuple[Format, ...] = (
     VaryQwen(),
 )
 """Formats that are read, tried in order. A format is recognised by the contents of the files, never by a name."""
-TARGETS: tuple[ExportFormat, ...] = ()
+TARGETS: tuple[ExportFormat, ...] = (InternVL(),)
 """Formats that are written, the preferred ones first."""
 
 __all__ = ["FORMATS", "TARGETS", "ExportFormat", "Format"]
