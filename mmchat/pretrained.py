@@ -250,6 +250,8 @@ def _match_attention(model: Any, copy: Any) -> None:
     """Use the same attention kernels in both. Rounded weights show kernel differences, which are not compared here."""
     from transformers import PreTrainedModel
 
+    originals = dict(model.named_modules())
     for name, part in copy.named_modules():
-        if name and isinstance(part, PreTrainedModel):
-            part.set_attn_implementation(model.get_submodule(name).config._attn_implementation)
+        # PEFT puts modules that were trained in full one level deeper in the copy; they stay as they are.
+        if name in originals and name and isinstance(part, PreTrainedModel):
+            part.set_attn_implementation(originals[name].config._attn_implementation)

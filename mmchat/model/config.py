@@ -1,5 +1,6 @@
 """`MMChatConfig`: the architecture, saved with the weights. It holds no file paths."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -47,6 +48,8 @@ class MMChatConfig(PreTrainedConfig):
             values = dict(text_config)
             text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         self.text_config = text_config or AutoConfig.for_model("llama")
+        if Path(self.text_config.name_or_path).exists():
+            self.text_config.name_or_path = ""  # where the language model lay on the machine that joined it
         self.towers = towers or []
         self.projectors = projectors or []
         self.fusion = fusion

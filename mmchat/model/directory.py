@@ -1,5 +1,6 @@
 """The directory of an assistant: opened strictly, written and verified."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
+from mmchat.model.card import ModelCard
 from mmchat.model.projectors import slots_per_image
 from mmchat.pretrained import ModelDirectory, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
@@ -86,8 +88,16 @@ def _refuse_adapter(source: str | Path) -> None:
         )
 
 
-def save_assistant(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:
-    """Write an assistant as a model directory.
+def save_assistant(
+    model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path, data: Sequence[str] = ()
+) -> None:
+    """Write an assistant as a model directory, with a README.md.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        directory: Where to write.
+        data: Names of the data sources that it was trained on, for the README.md.
 
     Raises:
         RuntimeError: The written model, reloaded, computes other logits for `comparison_logits`.
@@ -97,7 +107,8 @@ def save_assistant(model: MMChatForConditionalGeneration, processor: MMChatProce
         return [comparison_logits(assistant, processor)]
 
     # Reloaded with its processor, so that a directory whose processor cannot be opened is never called written.
-    save_verified(model, [processor], directory, lambda path: load_assistant(path)[0], outputs, LOGITS_TOLERANCE)
+    parts = [processor, ModelCard(model, data)]
+    save_verified(model, parts, directory, lambda path: load_assistant(path)[0], outputs, LOGITS_TOLERANCE)
 
 
 def save_without_weights(model: MMChatForConditionalGeneration, processor: MMChatProcessor, directory: Path) -> None:

@@ -1,29 +1,34 @@
 """LoRA adapters (Hu et al. 2021, arXiv:2106.09685) through PEFT: add, save, load and merge.
 
-An adapter directory holds PEFT's files (`adapter_config.json`, `adapter_model.safetensors`), the weights that were
-trained in full (`full.safetensors`), and a reference to the base model (`base.json`).
+An adapter directory holds PEFT's files (`adapter_config.json`, `adapter_model.safetensors`), the processor, a reference
+to the base model (`base.json`) and a README.md. Modules that were trained in full are PEFT's `modules_to_save`, so PEFT
+and transformers open the whole adapter without mmchat's help.
 """
 
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
-from mmchat.files import read_json, write_json
+from mmchat.files import read_json, write_json, write_text
+from mmchat.model.card import adapter_card
 from mmchat.model.directory import ADAPTER_BASE, LOGITS_TOLERANCE, comparison_logits, load_assistant
 from mmchat.pretrained import save_verified
 from mmchat.vision import Fit
 
-FULL = "full.safetensors"
-PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""PEFT's name of the adapted model, before every key of its weights."""
+OLD_FULL = "full.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,54 @@ def adapter_parameters(model: torch.nn.Module) -> set[int]:
     return {id(parameter) for part in parts for parameter in part.parameters()}
 
 
-@dataclass
-class _ExtraFiles:
-    """The files of an adapter directory that PEFT does not write."""
+def modules_to_save(model: torch.nn.Module) -> list[str]:
+    """Names of the modules that hold the parameters trained in full, none inside another.
 
-    full: dict[str, torch.Tensor]
-    base: dict
+    Both names of tied embeddings are listed: PEFT copies a module, which unties it.
+
+    Args:
+        model: A model with LoRA, whose parameters require gradients as they are trained.
+
+    Raises:
+        UserError: Such a module contains layers with LoRA, which PEFT's format cannot express.
+    """
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad} - adapter_parameters(model)
+    named = model.named_parameters(remove_duplicate=False)
+    owners = sorted({name.rpartition(".")[0] for name, parameter in named if id(parameter) in trained})
+    outermost: list[str] = []
+    for owner in owners:
+        if not any(owner.startswith(f"{outer}.") for outer in outermost):
+            outermost.append(owner)
+    for layer in _lora_layers(model):
+        if outer := next((outer for outer in outermost if layer.startswith(f"{outer}.")), None):
+            raise UserError(
+                f"trainable: {outer} has parameters of its own that are trained in full, and {layer} inside it has "
+                f"LoRA; an adapter cannot hold both. Freeze {outer}, or train {layer} in full"
+            )
+    return outermost
+
+
+@dataclass
+class _AdapterFiles:
+    """What an adapter directory holds beyond the files that PEFT writes for LoRA alone.
+
+    Attributes:
+        modules: Name of a module that was trained in full -> its tensors.
+        base: The content of `base.json`.
+    """
+
+    modules: dict[str, dict[str, torch.Tensor]]
+    base: dict[str, Any]
 
     def save_pretrained(self, directory: Path) -> None:
-        save_file(self.full, directory / FULL, metadata={"format": "pt"})
+        """Add them to PEFT's files in a directory."""
+        full = {f"{PREFIX}{name}.{key}": value for name, state in self.modules.items() for key, value in state.items()}
+        save_file(load_file(directory / WEIGHTS) | full, directory / WEIGHTS, metadata={"format": "pt"})
+        # PEFT writes where the base lay on this machine.
+        changed = {"modules_to_save": list(self.modules) or None, "base_model_name_or_path": None}
+        write_json(directory / CONFIG, read_json(directory / CONFIG) | changed)
         write_json(directory / ADAPTER_BASE, self.base)
+        write_text(directory / "README.md", adapter_card(self.base, list(self.modules)))
 
 
 def save_adapter(
@@ -99,16 +142,18 @@ def save_adapter(
     Raises:
         RuntimeError: The reloaded adapter gives other logits for the comparison inputs.
     """
-    added = adapter_parameters(adapter)
-    trained = adapter.get_base_model().named_parameters()
+    model = adapter.get_base_model()
     # Cloned: ZeRO keeps parameters as views of one tensor, which safetensors refuses to write.
-    full = {name: p.detach().cpu().clone() for name, p in trained if p.requires_grad and id(p) not in added}
+    modules = {
+        name: {key: tensor.detach().cpu().clone() for key, tensor in model.get_submodule(name).state_dict().items()}
+        for name in modules_to_save(model)
+    }
     # Relative to the adapter directory, so that both can be moved together.
     relative = Path(os.path.relpath(base.resolve(), directory.resolve())).as_posix()
-    extra = _ExtraFiles(full, {"model": relative, "sha256": _weight_hashes(base), "full": sorted(full), "fit": fit})
+    files = _AdapterFiles(modules, {"model": relative, "sha256": _weight_hashes(base), "fit": fit})
     save_verified(
         adapter,
-        [extra],
+        [processor, files],
         directory,
         lambda path: load_adapter(path, dtype="float32")[0],
         lambda model: [comparison_logits(model, processor)],
@@ -130,7 +175,12 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
     Raises:
         UserError: A file is missing or damaged, the base is missing or is another model, or weights do not fit.
     """
-    if missing := [name for name in (ADAPTER_BASE, *PEFT_FILES, FULL) if not (directory / name).is_file()]:
+    if (directory / OLD_FULL).exists():
+        raise UserError(
+            f"{directory} holds {OLD_FULL}, which an older mmchat wrote outside PEFT's format; use model/ of the same "
+            "run, which is the merged model"
+        )
+    if missing := [name for name in (ADAPTER_BASE, CONFIG, WEIGHTS) if not (directory / name).is_file()]:
         raise UserError(f"{directory} is not a complete adapter directory: it has no {', '.join(missing)}")
     description = read_json(directory / ADAPTER_BASE)
     base = base or (directory / description["model"]).resolve()
@@ -143,16 +193,17 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
             f"the weights in {base} are not those that {directory} was trained on; give that model with --base"
         )
     model, processor = load_assistant(base, dtype, fit=description["fit"])
-    full = _read(directory / FULL)
-    adapter_names = set(_read(directory / PEFT_FILES[1]))
+    found = _names(directory / WEIGHTS)
     try:
-        left_over = model.load_state_dict(full, strict=False).unexpected_keys
         adapter = PeftModel.from_pretrained(model, directory)
+        wrong = found ^ set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
+    except KeyError as error:  # a weight of a module trained in full
+        wrong = {str(error.args[0])}
     except RuntimeError as error:
         raise UserError(f"the weights in {directory} do not fit {base}: {error}") from None
-    expected = set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
-    if wrong := sorted({*left_over, *(expected ^ adapter_names), *(set(description["full"]) ^ set(full))}):
-        raise UserError(f"the weights in {directory} do not fit {base}: missing or unexpected are {', '.join(wrong)}")
+    if wrong:
+        names = ", ".join(sorted(wrong))
+        raise UserError(f"the weights in {directory} do not fit {base}: missing or unexpected are {names}")
     return adapter.eval(), processor
 
 
@@ -168,13 +219,18 @@ def merge(adapter: PeftModel, processor: MMChatProcessor) -> tuple[MMChatForCond
     """
     adapter.eval()
     before = comparison_logits(adapter, processor)
+    tied = adapter.get_base_model().config.tie_word_embeddings
     merged = adapter.merge_and_unload()
+    # PEFT unties embeddings that were trained in full.
+    merged.config.tie_word_embeddings = tied
+    merged.tie_weights()
     return merged, (comparison_logits(merged, processor) - before).abs().max().item()
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _names(path: Path) -> set[str]:
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
     except SafetensorError as error:
         raise UserError(f"the weights in {path} are damaged or cut off: {error}") from None
 

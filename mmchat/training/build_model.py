@@ -9,6 +9,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
+from mmchat.model.lora_adapter import modules_to_save
 from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
@@ -67,7 +68,10 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
     if config.objective.patch_dropout:
         for tower in towers:
             _drop_patches(tower, config.objective.patch_dropout)
-    return BuiltModel(objective, adapter, apply_rules(objective.model, config.trainable))
+    groups = apply_rules(objective.model, config.trainable)
+    if adapter is not None:
+        modules_to_save(objective.model)  # refuses, before any training, what an adapter cannot hold
+    return BuiltModel(objective, adapter, groups)
 
 
 def _enable_checkpointing(model: nn.Module, parts: dict[str, Recomputed]) -> None:

@@ -157,6 +157,18 @@ def test_new_slot_tokens_start_as_the_mean_of_the_real_rows(make_assistant, make
     assert model.config.image_token_id == slots[1]
 
 
+def test_a_model_directory_names_no_path_of_the_machine(make_assistant, make_tower, tmp_path):
+    source, processor = make_assistant("llama")
+    for part in (source.language_model, processor.tokenizer):
+        part.save_pretrained(tmp_path / "language")
+    model, processor = assemble(str(tmp_path / "language"), [make_tower()], "linear", "vicuna_v1")
+    save_assistant(model, processor, tmp_path / "model")
+    save_assistant(*load_assistant(tmp_path / "model"), tmp_path / "again")
+    files = [*(tmp_path / "model").iterdir(), *(tmp_path / "again").iterdir()]
+    assert len(files) > 10
+    assert [file for file in files if str(tmp_path).encode() in file.read_bytes()] == []
+
+
 def test_language_models_that_cannot_be_opened(make_tower, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for language in ("no/such-model", str(tmp_path)):

@@ -1,5 +1,6 @@
 """LoRA adapter directories: PEFT's format, strict loading onto the base model, exact merging."""
 
+import hashlib
 import json
 import shutil
 
@@ -7,10 +8,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmchat.errors import UserError
-from mmchat.model.directory import comparison_logits, load_assistant, load_processor
-from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, merge, save_adapter
+from mmchat.model.directory import comparison_logits, load_assistant, load_processor, save_assistant
+from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, merge, modules_to_save, save_adapter
 
 ATTENTION = "language_model.model.layers.{}.self_attn.{}_proj"
 LAYERS = {
@@ -20,11 +22,12 @@ LAYERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(assistant_dir, tmp_path_factory):
-    """(base, adapter directory, logits of the adapted model), with random updates instead of training."""
-    folder = tmp_path_factory.mktemp("adapter")
-    base = shutil.copytree(assistant_dir, folder / "base")
+FULL = {f"projectors.0.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+WEIGHTS, WEIGHTS_OF_ADAPTER = "model.safetensors", "adapter_model.safetensors"
+
+
+def adapted(base):
+    """An adapter on `base` with random updates, also of the projector, and the processor."""
     model, processor = load_assistant(base)
     adapter = add_adapter(model, LAYERS, dropout=0.1)
     model.projectors.requires_grad_(True)
@@ -33,6 +36,15 @@ def trained(assistant_dir, tmp_path_factory):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return adapter, processor
+
+
+@pytest.fixture(scope="module")
+def trained(assistant_dir, tmp_path_factory):
+    """(base, adapter directory, logits of the adapted model), with random updates instead of training."""
+    folder = tmp_path_factory.mktemp("adapter")
+    base = shutil.copytree(assistant_dir, folder / "base")
+    adapter, processor = adapted(base)
     save_adapter(adapter, processor, folder / "run" / "adapter", base)
     return base, folder / "run" / "adapter", comparison_logits(adapter.eval(), processor)
 
@@ -46,16 +58,70 @@ def copy(trained, tmp_path):
 
 def test_plain_peft_opens_it(trained):
     base, directory, logits = trained
-    model, processor = load_assistant(base)
-    model.load_state_dict(load_file(directory / "full.safetensors"), strict=False)
-    adapted = peft.PeftModel.from_pretrained(model, directory).eval()
-    torch.testing.assert_close(comparison_logits(adapted, processor), logits, rtol=0, atol=0)
-    assert (comparison_logits(load_assistant(base)[0], processor) - logits).abs().max() > 0.1
-    keys = set(load_file(directory / "adapter_model.safetensors"))
-    assert keys == {f"base_model.model.{name}.lora_{part}.weight" for name in LAYERS for part in "AB"}
-    assert set(load_file(directory / "full.safetensors")) == {
-        f"projectors.0.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
-    }
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    processor = AutoProcessor.from_pretrained(directory)
+    assert (comparison_logits(model.eval(), processor) - logits).abs().max() > 0.1
+    opened = peft.PeftModel.from_pretrained(model, directory).eval()
+    torch.testing.assert_close(comparison_logits(opened, processor), logits, rtol=0, atol=0)
+    lora = {f"base_model.model.{name}.lora_{part}.weight" for name in LAYERS for part in "AB"}
+    full = {f"base_model.model.{name}" for name in FULL}
+    assert set(load_file(directory / "adapter_model.safetensors")) == lora | full
+
+
+def test_transformers_alone_opens_it(trained):
+    base, directory, logits = trained
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    model.load_adapter(directory)
+    processor = AutoProcessor.from_pretrained(directory)
+    torch.testing.assert_close(comparison_logits(model.eval(), processor), logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"], ids=["untied", "tied"])
+def test_trained_embeddings_are_part_of_it(make_assistant, tmp_path, kind):
+    """Also where they are tied to the head, which PEFT unties. The slot tokens' rows are among them."""
+    model, processor = make_assistant(kind)
+    save_assistant(model, processor, tmp_path / "base")
+    path = {"llama": ATTENTION, "opt": "language_model.model.decoder.layers.{}.self_attn.{}_proj"}[kind]
+    adapter = add_adapter(model, {path.format(0, "q"): LoraShape(2, 4)}, 0.0)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    expected = comparison_logits(adapter.eval(), processor)
+    save_adapter(adapter, processor, tmp_path / "adapter", tmp_path / "base")
+    alone = peft.PeftModel.from_pretrained(load_assistant(tmp_path / "base")[0], tmp_path / "adapter").eval()
+    torch.testing.assert_close(comparison_logits(alone, processor), expected, rtol=0, atol=0)
+    merged, _ = merge(*load_adapter(tmp_path / "adapter"))
+    save_assistant(merged, processor, tmp_path / "model")
+    reopened = load_assistant(tmp_path / "model")[0]
+    torch.testing.assert_close(comparison_logits(reopened, processor), expected, rtol=0, atol=1e-5)
+    assert reopened.config.tie_word_embeddings == reopened.config.text_config.tie_word_embeddings == (kind == "opt")
+    embeddings, head = reopened.get_input_embeddings().weight, reopened.get_output_embeddings().weight
+    assert (embeddings.data_ptr() == head.data_ptr()) == (kind == "opt")
+
+
+def test_an_adapter_says_what_its_base_is_and_nothing_of_this_machine(trained):
+    base, directory, _ = trained
+    card = (directory / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in card and hashlib.sha256((base / WEIGHTS).read_bytes()).hexdigest() in card
+    assert all(str(base.parent).encode() not in path.read_bytes() for path in directory.iterdir())
+
+
+def test_lora_inside_a_module_trained_in_full_is_refused(make_assistant):
+    model, _ = make_assistant()
+    add_adapter(model, LAYERS, 0.0)
+    layer = model.towers[0].backbone.encoder.layers[0]
+    layer.scale = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(UserError, match=r"layers\.0 has parameters of its own .*\.0\.mlp\.fc1 inside it has LoRA"):
+        modules_to_save(model)
+
+
+def test_an_adapter_of_an_older_mmchat_is_refused(copy):
+    _, directory = copy
+    (directory / "full.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds full\.safetensors, which an older mmchat wrote .*; use model/"):
+        load_adapter(directory)
 
 
 def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
@@ -67,8 +133,7 @@ def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
     before, after = load_assistant(base)[0].state_dict(), merged.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    full = set(load_file(directory / "full.safetensors"))
-    assert changed == {*full, *(f"{name}.weight" for name in LAYERS)}
+    assert changed == {*FULL, *(f"{name}.weight" for name in LAYERS)}
     # By hand: W + alpha / rank * B @ A.
     update = load_file(directory / "adapter_model.safetensors")
     for name, shape in LAYERS.items():
@@ -106,12 +171,12 @@ def test_another_base_is_refused(copy):
         load_adapter(directory)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "full.safetensors"])
-def test_weights_that_do_not_fit_are_refused(copy, name):
+@pytest.mark.parametrize("kind", ["lora_A", "projectors"])
+def test_weights_that_do_not_fit_are_refused(copy, kind):
     _, directory = copy
-    path = directory / name
+    path = directory / WEIGHTS_OF_ADAPTER
     whole = load_file(path)
-    key = sorted(whole)[0]
+    key = min(name for name in whole if kind in name)
     save_file({**whole, f"{key}.more": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=f"do not fit .*missing or unexpected are .*{key}.more"):
         load_adapter(directory)
@@ -119,20 +184,20 @@ def test_weights_that_do_not_fit_are_refused(copy, name):
     with pytest.raises(UserError, match=r"do not fit .*base: "):
         load_adapter(directory)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=f"the weights in .*{name} are damaged or cut off"):
+    with pytest.raises(UserError, match=f"the weights in .*{path.name} are damaged or cut off"):
         load_adapter(directory)
     path.unlink()
-    with pytest.raises(UserError, match=f"is not a complete adapter directory: it has no {name}"):
+    with pytest.raises(UserError, match=f"is not a complete adapter directory: it has no {path.name}"):
         load_adapter(directory)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "full.safetensors"])
-def test_a_weight_that_is_missing_is_noticed(copy, name):
-    """PEFT alone would continue with an update of zero, and torch with the base's projector."""
+@pytest.mark.parametrize("kind", ["lora_A", "projectors"])
+def test_a_weight_that_is_missing_is_noticed(copy, kind):
+    """PEFT alone would continue with an update of zero."""
     _, directory = copy
-    path = directory / name
+    path = directory / WEIGHTS_OF_ADAPTER
     weights = load_file(path)
-    gone = min(weights)
+    gone = min(name for name in weights if kind in name)
     del weights[gone]
     save_file(weights, path)
     with pytest.raises(UserError, match=f"missing or unexpected are {gone}$"):
@@ -147,8 +212,8 @@ def test_what_needs_a_whole_model_says_to_merge_first(trained):
 
 
 def test_saving_notices_a_corrupted_adapter(trained, tmp_path, monkeypatch):
-    base, directory, _ = trained
-    adapter, processor = load_adapter(directory)
+    base, _, _ = trained
+    adapter, processor = adapted(base)
     original = peft.PeftModel.save_pretrained
 
     def corrupt(self, target, *args, **kwargs):

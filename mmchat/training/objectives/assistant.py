@@ -17,6 +17,7 @@ from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
 from mmchat.model.attention import PACKABLE, enable_packing, packed_inputs
+from mmchat.model.card import source_names
 from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.processor import MMChatProcessor
@@ -39,6 +40,7 @@ class AssistantObjective(Objective):
     without_terms = "no token is supervised"
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        self.trained_on = source_names(list(config.data.by_name()))
         if weights:
             self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.objective.fit)
         else:
@@ -135,7 +137,7 @@ class AssistantObjective(Objective):
         return any(parameter.requires_grad for parameter in self.model.language_model.parameters())
 
     def save(self, directory: Path) -> None:
-        save_assistant(self.model, self.processor, directory)
+        save_assistant(self.model, self.processor, directory, self.trained_on)
 
 
 def _check_augmented(towers: list[int], specs: list[TowerSpec]) -> None:

@@ -1,0 +1,150 @@
+"""The README.md of a directory that people share: what it is, what it was made of, and code that opens it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
+from mmchat.conversation import SlotTokens
+from mmchat.files import write_text
+
+CARD = "README.md"
+
+_MODEL = """\
+---
+library_name: mmchat
+pipeline_tag: image-text-to-text
+tags: [mmchat, vision-language]
+{base}---
+
+# Vision-language assistant
+
+{parts}
+
+The weights derive from those of the language model and of the towers; their licences apply.
+{scores}
+## Use
+```python
+import mmchat.auto  # registers the model's classes with transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("path/of/this/directory")
+processor = AutoProcessor.from_pretrained("path/of/this/directory")
+content = [{{"type": "image", "path": "image.png"}}, {{"type": "text", "text": "What is this?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens=64)
+print(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+`mmchat chat path/of/this/directory --image image.png "What is this?"` asks from a terminal.
+"""
+
+_ADAPTER = """\
+---
+library_name: peft
+tags: [mmchat, lora, image-text-to-text]
+---
+
+# LoRA adapter of a vision-language assistant
+
+Trained with mmchat on the model directory `{base}`, which it needs. It is PEFT's format and complete: {full}.
+
+The base's weight files and their SHA-256:
+
+{hashes}
+
+```python
+import mmchat.auto  # registers the model's classes with transformers
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained("path/of/{base}")
+model = PeftModel.from_pretrained(base, "path/of/this/directory")
+processor = AutoProcessor.from_pretrained("path/of/this/directory")
+```
+
+`mmchat merge DIR --base path/of/{base} --out MERGED` writes the merged model. It refuses another base.
+"""
+
+
+@dataclass
+class ModelCard:
+    """The README.md of a model directory.
+
+    Attributes:
+        model: The model.
+        data: Names of the data sources of its training, if it was trained.
+        scores: Its scores, as in `scores.json`.
+    """
+
+    model: MMChatForConditionalGeneration
+    data: Sequence[str] = ()
+    scores: Mapping[str, float] | None = None
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write it into a directory."""
+        write_text(directory / CARD, self.text())
+
+    def text(self) -> str:
+        """The Markdown text."""
+        config = self.model.config
+        base = config.text_config.name_or_path
+        rows = [
+            ("language model", f"{config.text_config.model_type}, {_size(self.model.language_model)} parameters"),
+            *self._tower_rows(config),
+            ("image slots", f"{self.model.image_tokens} per view: `{SlotTokens(**config.slots).group}`"),
+            ("conversation template", f"`{config.template}`"),
+            ("training data", ", ".join(f"`{name}`" for name in self.data)),
+        ]
+        return _MODEL.format(
+            base=f"base_model: {base}\n" if base else "",
+            parts=_table(("part", "what it is"), [row for row in rows if row[1]]),
+            scores=self._scores(),
+        )
+
+    def _tower_rows(self, config: MMChatConfig) -> list[tuple[str, str]]:
+        towers = zip(self.model.towers, self.model.specs, config.projectors, strict=True)
+        return [
+            (
+                f"vision tower {number}",
+                f"{tower.config.family}, {_size(tower)} parameters, {spec.image_size} pixels, fit "
+                f"`{spec.preprocessing.fit}`, projector `{projector}`",
+            )
+            for number, (tower, spec, projector) in enumerate(towers)
+        ]
+
+    def _scores(self) -> str:
+        if not self.scores:
+            return ""
+        rows = [(f"`{name}`", f"{value:.4g}") for name, value in self.scores.items() if "/" not in name]
+        return "\n" + _table(("score", "value"), rows) + "\n"
+
+
+def source_names(names: Sequence[str]) -> list[str]:
+    """Names of sources without folders: a source without a name of its own is called by its path."""
+    return [Path(name).stem for name in names]
+
+
+def _size(module: Any) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"| {first} | {second} |" for first, second in [head, ("---", "---"), *rows])
+
+
+def adapter_card(base: dict[str, Any], modules: Sequence[str]) -> str:
+    """The README.md of an adapter directory.
+
+    Args:
+        base: The content of its `base.json`.
+        modules: Names of the modules that were trained in full.
+    """
+    names = ", ".join(f"`{name}`" for name in modules)
+    return _ADAPTER.format(
+        base=PurePosixPath(base["model"]).name,
+        full=f"it also holds the modules that were trained in full, {names}" if names else "nothing else was trained",
+        hashes="\n".join(f"- `{file}`: `{digest}`" for file, digest in base["sha256"].items()),
+    )
