@@ -1,6 +1,7 @@
 """`mmchat init`: an assistant from a language model and vision towers, for a training run to start from."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,17 @@ def add_tower_arguments(group: Any) -> None:
     add_image_sizes(group)
     group.add_argument("--fit", choices=FITS, help="how an image is fitted to the input size; default: the tower's own")
     group.add_argument(
-        "--max-tiles", type=int, metavar="N", help="with --fit tiles: most tiles of an image; default: 12"
+        "--max-tiles",
+        type=int,
+        metavar="N",
+        help="with --fit tiles: most tiles of an image; default: 12. With --fit anyres: as LLaVA-OneVision instead of "
+        "LLaVA-1.6, with features of about N tiles at most",
+    )
+    group.add_argument(
+        "--longest-edge",
+        type=int,
+        metavar="PIXELS",
+        help="with --fit split: to which the longer side is resized before the image is cut; default: 4 tiles",
     )
     group.add_argument(
         "--max-patches",
@@ -146,8 +157,10 @@ def run(arguments: argparse.Namespace) -> None:
         load_projector(projector, file)
     (save_assistant if weights else save_without_weights)(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
-    view = {"tiles": "tile", "native": "patch"}.get(model.specs[0].preprocessing.fit, "image")
-    slots = f"{model.image_tokens} slot{'s' * (model.image_tokens != 1)} per {view}"
+    views = {"tiles": "tile", "anyres": "tile", "split": "tile", "native": "patch"}
+    view = views.get(model.specs[0].preprocessing.fit, "image")
+    what = "feature" if model.uses_slot_maps else "slot"
+    slots = f"{model.image_tokens} {what}{'s' * (model.image_tokens != 1)} per {view}"
     print(f"{arguments.out}: {parameters:,} parameters, {slots}, {arguments.template}")
 
 
@@ -174,17 +187,15 @@ def load_towers(arguments: argparse.Namespace) -> tuple[list[Any], list[str]]:
     Raises:
         UserError: an option does not fit the number or the kind of towers, or a tower cannot be loaded.
     """
-    from mmchat.vision import Tiling, load_tower
+    from mmchat.vision import load_tower
 
-    if arguments.max_tiles is not None and arguments.fit != "tiles":
-        raise UserError("--max-tiles belongs to --fit tiles")
     count = len(arguments.vision)
     layers = per_tower("--layer", arguments.layer, count)
     sizes = per_tower("--image-size", arguments.image_size, count)
     projectors = per_tower("--projector", arguments.projector, count, "mlp2x_gelu")
     settings: dict[str, Any] = {
         "fit": arguments.fit,
-        "tiling": None if arguments.max_tiles is None else Tiling(max_tiles=arguments.max_tiles),
+        "tiling": chosen_tiling(arguments),
         "max_patches": arguments.max_patches,
     }
     if arguments.class_token:
@@ -195,6 +206,24 @@ def load_towers(arguments: argparse.Namespace) -> tuple[list[Any], list[str]]:
         weights, trust = not arguments.without_weights, arguments.trust_torchscript
         towers.append(load_tower(source, weights, size, trust, **settings, **layer_setting))
     return compress(towers, arguments.fit) if arguments.compressor else towers, projectors
+
+
+def chosen_tiling(arguments: argparse.Namespace) -> Any:
+    """The tiling that the options ask for; None: the fit's own.
+
+    Raises:
+        UserError: an option belongs to another fit.
+    """
+    from mmchat.vision import LLAVA_ONEVISION, Split, Tiling
+
+    fit, most, longest = arguments.fit, arguments.max_tiles, arguments.longest_edge
+    if most is not None and fit not in ("tiles", "anyres"):
+        raise UserError("--max-tiles belongs to --fit tiles or anyres")
+    if longest is not None and fit != "split":
+        raise UserError("--longest-edge belongs to --fit split")
+    if most is not None:
+        return Tiling(max_tiles=most) if fit == "tiles" else replace(LLAVA_ONEVISION, max_tiles=most)
+    return None if longest is None else Split(longest_edge=longest)
 
 
 def compress(towers: list[Any], fit: str | None) -> list[Any]:

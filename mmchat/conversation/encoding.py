@@ -6,8 +6,16 @@ from typing import NamedTuple
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.codec import Codec
-from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Text, strip_around_images
-from mmchat.errors import UserError
+from mmchat.conversation.expansion import encode_expansion, expansions
+from mmchat.conversation.segments import (
+    Control,
+    Expansion,
+    Image,
+    Segment,
+    SlotTokens,
+    Text,
+    strip_around_images,
+)
 
 
 class EncodedConversation(NamedTuple):
@@ -17,11 +25,11 @@ class EncodedConversation(NamedTuple):
     labels: list[int]
     """The id at supervised positions, IGNORE_INDEX elsewhere."""
     image_spans: list[tuple[int, int]]
-    """Positions of each image's pad tokens, [start, stop)."""
+    """Positions of each image's slots and markers, [start, stop)."""
 
 
 def encode_segments(
-    segments: list[Segment], codec: Codec, slots: SlotTokens, image_tokens: int | Sequence[int]
+    segments: list[Segment], codec: Codec, slots: SlotTokens, image_tokens: int | Sequence[Expansion]
 ) -> EncodedConversation:
     """Encode segments, with the tokenizer's own BOS in front and every image expanded to its slots.
 
@@ -32,16 +40,16 @@ def encode_segments(
         segments: The conversation.
         codec: The tokenizer's codec.
         slots: The slot tokens.
-        image_tokens: Pad tokens per image: one number for all, or one per image.
+        image_tokens: The expansion of the images: one number of slots for all, or an `Expansion` per image.
 
     Raises:
         UserError: The tokenizer lacks a slot token, or `image_tokens` does not fit the images.
     """
-    counts = _image_counts(image_tokens, sum(isinstance(segment, Image) for segment in segments))
+    expanded = expansions(image_tokens, sum(isinstance(segment, Image) for segment in segments))
     ids = list(codec.prefix)
     spans: list[tuple[int, int]] = []
     labels = [IGNORE_INDEX] * len(ids)
-    if not counts:
+    if not expanded:
         _encode_piece([segment for segment in segments if not isinstance(segment, Image)], codec, ids, labels)
         return EncodedConversation(ids, labels, spans)
 
@@ -53,18 +61,18 @@ def encode_segments(
         segments = strip_around_images(segments, before, after)
 
     piece: list[Text | Control] = []
-    remaining = iter(counts)
+    remaining = iter(expanded)
     for segment in segments:
         if not isinstance(segment, Image):
             piece.append(segment)
             continue
         _encode_piece(piece, codec, ids, labels)
         piece = []
-        count = next(remaining)
         if start:
             ids.append(start.id)
-        spans.append((len(ids), len(ids) + count))
-        ids += [pad.id] * count
+        begin = len(ids)
+        ids += encode_expansion(next(remaining), codec, slots.pad)
+        spans.append((begin, len(ids)))
         if end:
             ids.append(end.id)
         labels += [IGNORE_INDEX] * (len(ids) - len(labels))
@@ -114,14 +122,3 @@ def _encode_piece(segments: list[Text | Control], codec: Codec, ids: list[int], 
             piece_labels[index] = piece_ids[index]
     ids += piece_ids
     labels += piece_labels
-
-
-def _image_counts(image_tokens: int | Sequence[int], images: int) -> list[int]:
-    counts = [image_tokens] * images if isinstance(image_tokens, int) else list(image_tokens)
-    if len(counts) != images:
-        raise UserError(
-            f"the messages hold {images} image(s), image_tokens is given for {len(counts)}: give one number per image"
-        )
-    if any(count < 1 for count in counts):
-        raise UserError(f"image_tokens must be at least 1 for every image, found {counts}")
-    return counts

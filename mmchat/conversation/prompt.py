@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from mmchat.conversation.codec import Codec, codec_for
 from mmchat.conversation.encoding import encode_segments
-from mmchat.conversation.segments import Control, Image, Segment, SlotTokens, Spans, Text, parse_segments
+from mmchat.conversation.segments import Control, Expansion, Image, Segment, SlotTokens, Spans, Text, parse_segments
 from mmchat.conversation.special_tokens import MARK_END, MARK_START
 from mmchat.errors import UserError
 
@@ -15,7 +15,7 @@ def encode_prompt(
     text: str,
     tokenizer,
     slots: SlotTokens,
-    image_tokens: int | Sequence[int],
+    image_tokens: int | Sequence[Expansion],
     *,
     sanitize_control_tokens: bool = False,
 ) -> list[int]:
@@ -28,7 +28,7 @@ def encode_prompt(
         text: The prompt.
         tokenizer: A fast transformers tokenizer.
         slots: The slot tokens.
-        image_tokens: Pad tokens per image: one number for all, or one per image.
+        image_tokens: As in `render`.
         sanitize_control_tokens: The text came from `apply_chat_template(..., sanitize_control_tokens=True)`, which
             marks the control tokens that users typed; marked tokens are text. Otherwise every added token is a control
             token, except those that the chat template marks itself.

@@ -10,7 +10,7 @@ from mmchat.conversation.apply_template import write_segments
 from mmchat.conversation.codec import codec_for
 from mmchat.conversation.encoding import encode_segments
 from mmchat.conversation.messages import Turn, parse_messages
-from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
+from mmchat.conversation.segments import DEFAULT_SLOTS, Expansion, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
 from mmchat.conversation.tokenizer_template import write_with_tokenizer_template
@@ -30,7 +30,7 @@ class Rendered:
     labels: list[int]
     """As long as `input_ids`: the id if the position is supervised, else IGNORE_INDEX."""
     image_spans: list[tuple[int, int]]
-    """Positions [start, stop) of each image's pad tokens, in the order of the images."""
+    """Positions [start, stop) of each image's slots and markers, in the order of the images."""
     cut: int = 0
     """Number of tokens removed by `max_length`."""
 
@@ -39,7 +39,7 @@ def render(
     messages: Sequence[Mapping[str, Any]] | Sequence[Turn],
     template: str | Template,
     tokenizer: "PreTrainedTokenizerBase",
-    image_tokens: int | Sequence[int] = 256,
+    image_tokens: int | Sequence[Expansion] = 256,
     system: str | None = None,
     max_length: int | None = None,
     slots: SlotTokens | None = None,
@@ -60,7 +60,9 @@ def render(
             is always text; or the turns that `parse_messages` made of either.
         template: A name of TEMPLATES, or a Template. "auto" is the tokenizer's own chat template.
         tokenizer: A fast transformers tokenizer. It is not changed.
-        image_tokens: Pad tokens per image: one number for all images, or one per image.
+        image_tokens: Number of slots (pad tokens) of an image: one for all images, or one per image. For an image with
+            markers a sequence of numbers of slots and of literal texts, such as (64, "\n", 64); they are never
+            supervised.
         system: System message if the messages have none. None is the template's default, "" is no system message.
         max_length: Maximum number of tokens. The end is cut off.
         slots: The tokens of an image. None is `<img>`, `<imgpad>`, `</img>`.

@@ -60,6 +60,9 @@ class Image(NamedTuple):
 
 
 Segment = Text | Control | Image
+Expansion = int | Sequence[int | str]
+"""What stands for an image in the token sequence: a number of slots; or numbers of slots and literal text of markers
+between them, in which added tokens of the tokenizer are control tokens."""
 Spans = Sequence[tuple[int, int]]
 """Character spans [start, stop)."""
 

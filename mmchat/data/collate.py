@@ -11,7 +11,7 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.data.feature_cache import DTYPES
 from mmchat.data.records import Rejected
 from mmchat.data.samples import EncodedSample, Sample
-from mmchat.vision import TowerSpec, normalise
+from mmchat.vision import TowerSpec, join_slot_maps, normalise
 from mmchat.vision.spec import Grid
 
 
@@ -31,6 +31,9 @@ class Batch:
         images: Number of images.
         tower_features: Per tower [views, tokens, width], in place of pixel values; None if the towers run.
         grids: Rows and columns of each image's patches for native-aspect towers, else None.
+        slot_indices: int64[slots] or int64[slots, taps], the joined slot maps of the images; None without images, or if
+            the slots show all features in order.
+        slot_weights: float32[slots, taps] of weighted slot maps, else None.
     """
 
     input_ids: torch.Tensor
@@ -44,6 +47,8 @@ class Batch:
     images: int = 0
     tower_features: list[torch.Tensor] | None = None
     grids: list[Grid] | None = None
+    slot_indices: torch.Tensor | None = None
+    slot_weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
@@ -59,6 +64,8 @@ class Batch:
             labels=on_device(self.labels),
             pixel_values=self.pixel_values and list(map(on_device, self.pixel_values)),
             tower_features=self.tower_features and list(map(on_device, self.tower_features)),
+            slot_indices=None if self.slot_indices is None else on_device(self.slot_indices),
+            slot_weights=None if self.slot_weights is None else on_device(self.slot_weights),
         )
 
     @property
@@ -141,13 +148,27 @@ class Collator:
             images=sum(one.images for one in encoded),
             tower_features=_tower_features([features for one in encoded for features in one.features or ()]),
             grids=[grid for one in encoded for grid in one.grids or ()] or None,
+            **self._slot_map(encoded),
         )
+
+    def _slot_map(self, samples: list[EncodedSample]) -> dict[str, torch.Tensor]:
+        maps = [one for sample in samples for one in sample.slot_maps or ()]
+        if not maps:
+            return {}
+        views = [count for sample in samples for count in sample.views_of_images]
+        joined = join_slot_maps(maps, [count * self.tokens_per_view for count in views])
+        return {name: torch.from_numpy(array) for name, array in joined.inputs.items()}
 
     def _check_slots(self, sample: Sample) -> None:
         if self.slot_id is None:
             return
-        slots, views = sample.encoded.input_ids.count(self.slot_id), sample.encoded.views
-        if slots != views * self.tokens_per_view:
+        encoded = sample.encoded
+        slots, views = encoded.input_ids.count(self.slot_id), encoded.views
+        if encoded.slot_maps:
+            mapped = sum(map(len, encoded.slot_maps))
+            if slots != mapped:
+                raise ValueError(f"sample {sample.id}: {slots} image slots but slot maps of {mapped} slots")
+        elif slots != views * self.tokens_per_view:
             raise ValueError(
                 f"sample {sample.id}: {slots} image slots but {views} views x {self.tokens_per_view} features = "
                 f"{views * self.tokens_per_view}"

@@ -62,7 +62,7 @@ class MixtureDataset:
                 images = opened if self.augment is None else self.augment(opened, number, step)
                 encoded = self.encode(record, images, source.config.template)
             else:
-                features = [self.features.read(image) for image in record.images]
+                features = [self.features.read(image, len(record.images) > 1) for image in record.images]
                 encoded = self.encode(record, [], source.config.template, features)
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)

@@ -47,13 +47,14 @@ def image_key(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=_KEY_BYTES).digest()
 
 
-def view_keys(data: bytes, spec: TowerSpec, name: str) -> list[bytes]:
+def view_keys(data: bytes, spec: TowerSpec, name: str, several: bool) -> list[bytes]:
     """Keys of a tower's views of an image: the image's key for a single view, else its hash with the view's number.
 
     Args:
         data: The encoded bytes.
         spec: Spec of the tower.
         name: Name of the image in error messages.
+        several: Whether its record has several images.
 
     Raises:
         UserError: The number of views depends on image size, and the image has no readable header.
@@ -61,7 +62,10 @@ def view_keys(data: bytes, spec: TowerSpec, name: str) -> list[bytes]:
     key = image_key(data)
     if spec.preprocessing.tiling is None:
         return [key]
-    return [image_key(key + number.to_bytes(4, "little")) for number in range(spec.views(image_size(data, name=name)))]
+    views = spec.views(image_size(data, name=name), several)
+    if several and spec.preprocessing.tiling.one_view_if_several:  # which is none of the views of an image alone
+        key += b"several"
+    return [image_key(key + number.to_bytes(4, "little")) for number in range(views)]
 
 
 def key_array(keys: Sequence[bytes]) -> np.ndarray:
@@ -189,14 +193,18 @@ class ImageFeatures:
     def __init__(self, stores: list[FeatureStore], spec: TowerSpec) -> None:
         self.stores, self.spec = stores, spec
 
-    def read(self, image: ImageRef) -> list[np.ndarray]:
+    def read(self, image: ImageRef, several: bool = False) -> list[np.ndarray]:
         """Features of an image: dtype[views, tokens, width] per tower.
+
+        Args:
+            image: The image.
+            several: Whether its record has several images.
 
         Raises:
             UserError: The image cannot be read or decoded, or has no features in the stores.
         """
         data = image.read()
-        keys = view_keys(data, self.spec, image.name)
+        keys = view_keys(data, self.spec, image.name, several)
         try:
             return [np.stack([store.read(key) for key in keys]) for store in self.stores]
         except KeyError:

@@ -1,11 +1,11 @@
 """The length index: tokens, images and views of every sample, for packing, grouping and planning.
 
-No image is decoded. The index takes twenty bytes per sample. It is built once, in parallel, and cached under a hash of
+No image is decoded. The index takes 24 bytes per sample. It is built once, in parallel, and cached under a hash of
 the data and of everything that lengths depend on: tokenizer, template, slots, towers.
 
-If the number of slots depends on image size (tiles, native aspect), image headers are read too. Loose image files are
-not part of the hash, because checking each would take as long as reading its header: an image replaced by one of
-another size keeps its old length in the index, and is trained on as it is.
+If the number of slots depends on image size (tiles, native aspect and others), image headers are read too. Loose image
+files are not part of the hash, because checking each would take as long as reading its header: an image replaced by one
+of another size keeps its old length in the index, and is trained on as it is.
 """
 
 import contextlib
@@ -27,9 +27,10 @@ from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
+from mmchat.vision import Size
 
 CHUNK = 1_000
-FORMAT = 2
+FORMAT = 3
 """Version of the index. Increase it when the columns change; older indexes are then rebuilt."""
 
 Measure = Callable[[Record], tuple[int, ...]]
@@ -56,18 +57,18 @@ class LengthMeasure:
         """The columns of `LengthIndex`. Raises UserError if the record is unusable."""
         if self.max_turns is not None:
             record = limit_turns(record, self.max_turns)
-        views = self._views(record)
-        rendered = self.processor.render(record.turns, views, self.max_length, template=self.template)
+        layouts = self.processor.layouts(self._sizes(record))
+        rendered = self.processor.render(record.turns, layouts, self.max_length, template=self.template)
         # Nothing predicts the first position of a row, so it is no loss term.
         supervised = len(rendered.labels) - 1 - rendered.labels[1:].count(IGNORE_INDEX)
-        images, view_count = len(record.images), sum(views)
-        return len(rendered.input_ids), supervised, images, view_count, view_count * self._patches
+        views, slots = sum(layout.views for layout in layouts), sum(layout.slots for layout in layouts)
+        return len(rendered.input_ids), supervised, len(layouts), views, views * self._patches, slots
 
-    def _views(self, record: Record) -> list[int]:
-        """Number of views of each image. Reads image headers only if it depends on image size."""
+    def _sizes(self, record: Record) -> list[Size]:
+        """Width and height of each image. Reads image headers only if the number of views depends on it."""
         if not self._views_vary:
-            return [1] * len(record.images)
-        return [self.processor.image_processor.views(image.size()) for image in record.images]
+            return [(1, 1)] * len(record.images)
+        return [image.size() for image in record.images]
 
     @cached_property
     def _views_vary(self) -> bool:
@@ -96,6 +97,7 @@ class LengthIndex:
         images: Images.
         views: Views of the images that each tower sees.
         patches: Patch features of these views, summed over towers.
+        slots: Image slots.
     """
 
     tokens: np.ndarray
@@ -103,6 +105,7 @@ class LengthIndex:
     images: np.ndarray
     views: np.ndarray
     patches: np.ndarray
+    slots: np.ndarray
 
     @property
     def columns(self) -> list[np.ndarray]:

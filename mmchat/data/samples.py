@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmchat.vision import SlotMap
 from mmchat.vision.spec import Grid
 
 
@@ -18,6 +19,7 @@ class EncodedSample:
         cut: Number of tokens removed by `max_length`.
         features: Per image and tower, cached tower output [views, tokens, width]; None if the towers run.
         grids: Patch grid of each image for native-aspect towers, else None.
+        slot_maps: Slot map of each image, if the fit has them, else None.
     """
 
     input_ids: list[int]
@@ -26,6 +28,7 @@ class EncodedSample:
     cut: int = 0
     features: list[list[np.ndarray]] | None = None
     grids: list[Grid] | None = None
+    slot_maps: list[SlotMap] | None = None
 
     @property
     def images(self) -> int:
@@ -35,7 +38,12 @@ class EncodedSample:
     @property
     def views(self) -> int:
         """Number of views of all images. Every tower sees the same number, so the first one is counted."""
-        return sum(len(per_tower[0]) for per_tower in self._image_arrays)
+        return sum(self.views_of_images)
+
+    @property
+    def views_of_images(self) -> list[int]:
+        """Number of views of each image."""
+        return [len(per_tower[0]) for per_tower in self._image_arrays]
 
     @property
     def _image_arrays(self) -> list[list[np.ndarray]]:

@@ -271,7 +271,7 @@ class Generator:
         rows = [self._prompt(messages, image_list) for messages, image_list in zip(conversations, opened, strict=True)]
         inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
         if any(opened):
-            inputs.update(self.processor.image_processor(opened))
+            inputs.update(self.processor.image_inputs(opened))
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         prompt_length = inputs["input_ids"].shape[1]
         context = self.model.config.text_config.max_position_embeddings
@@ -290,8 +290,8 @@ class Generator:
         return output[:, prompt_length:]
 
     def _prompt(self, messages: list[Message], images: list[Image.Image]) -> list[int]:
-        views = [self.processor.image_processor.views(image.size) for image in images]
-        return self.processor.render(messages, views, add_generation_prompt=True).input_ids
+        layouts = self.processor.layouts([image.size for image in images])
+        return self.processor.render(messages, layouts, add_generation_prompt=True).input_ids
 
 
 def _open(image: ImageInput) -> Image.Image:

@@ -1,6 +1,7 @@
 """Build an assistant from a language model and vision towers (`mmchat init`)."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from mmchat.conversation import DEFAULT_SLOTS, SlotTokens, get_template, stop_to
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import open_pretrained
-from mmchat.vision import TowerConfig, VisionTower
+from mmchat.vision import Split, TowerConfig, VisionTower
 
 
 class Language(NamedTuple):
@@ -38,7 +39,8 @@ def assemble(
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Join a language model and vision towers with new projectors.
 
-    Slot tokens that the tokenizer lacks are added; their embeddings start as the mean of those of its other tokens.
+    Slot tokens, and marker tokens of fit split, are added if the tokenizer lacks them; their embeddings start as the
+    mean of those of its other tokens.
 
     Args:
         language: Directory or hub name of a causal language model, or a `.json` file with a transformers config. The
@@ -65,7 +67,7 @@ def assemble(
     get_template(template)  # refuses an unknown name before anything is loaded
     opened_tokenizer, model_config = _open_language(language, tokenizer, weights)
     real = set(opened_tokenizer.get_vocab().values())
-    opened_tokenizer.add_tokens(slots.tokens, special_tokens=True)
+    opened_tokenizer.add_tokens([*slots.tokens, *_marker_tokens(towers)], special_tokens=True)
     torch.manual_seed(seed)
     if isinstance(language, Language) or model_config is None:
         is_open = isinstance(language, Language)
@@ -95,6 +97,12 @@ def assemble(
     for index, tower in enumerate(towers):
         model.towers[index] = tower
     return model, build_processor(model, opened_tokenizer)
+
+
+def _marker_tokens(towers: Sequence[VisionTower]) -> list[str]:
+    tilings = [(tower.spec.preprocessing.tiling, tower.spec.image_size) for tower in towers]
+    tokens = [tiling.marker_tokens(side) for tiling, side in tilings if isinstance(tiling, Split)]
+    return list(dict.fromkeys(chain(*tokens)))
 
 
 def build_config(

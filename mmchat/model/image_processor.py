@@ -13,7 +13,7 @@ from transformers.image_utils import make_flat_list_of_images
 
 from mmchat.errors import UserError
 from mmchat.images import load_image
-from mmchat.vision import Grid, Size, TowerSpec, normalise, preprocess
+from mmchat.vision import Grid, ImageLayout, Size, TowerSpec, normalise, preprocess
 
 
 class MMChatImageProcessor(BaseImageProcessor):
@@ -40,8 +40,12 @@ class MMChatImageProcessor(BaseImageProcessor):
         """Whether the number of views of an image depends on its size."""
         return any(spec.native or spec.preprocessing.tiling for spec in self.specs)
 
+    def layouts(self, sizes: Sequence[Size], tokens_per_view: int) -> list[ImageLayout]:
+        """Views and slots of the images of one conversation, the same for all towers; see `TowerSpec.layouts`."""
+        return self.specs[0].layouts(sizes, tokens_per_view) if sizes else []
+
     def views(self, size: Size) -> int:
-        """Number of views of an image of this size, the same for all towers."""
+        """Number of views of an image of this size that is alone in its conversation, the same for all towers."""
         return self.specs[0].views(size)
 
     def grids(self, sizes: Iterable[Size]) -> list[Grid] | None:
@@ -55,23 +59,25 @@ class MMChatImageProcessor(BaseImageProcessor):
         tiling = self.specs[0].preprocessing.tiling
         return 1 if tiling is None else tiling.fewest_views
 
-    def pixels(self, image: Image.Image | Sequence[Image.Image]) -> list[np.ndarray]:
+    def pixels(self, image: Image.Image | Sequence[Image.Image], several: bool = False) -> list[np.ndarray]:
         """Preprocess an image for every tower, without normalising.
 
         Args:
             image: One RGB image for all towers, or one per tower.
+            several: Whether its conversation has several images.
 
         Returns:
             uint8[views, 3, H, W] for each tower.
         """
         per_tower = [image] * len(self.towers) if isinstance(image, Image.Image) else image
-        return [preprocess(one, spec) for one, spec in zip(per_tower, self.specs, strict=True)]
+        return [preprocess(one, spec, several) for one, spec in zip(per_tower, self.specs, strict=True)]
 
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """Preprocess and normalise a batch of images.
 
         Args:
-            images: Nested or flat list of images; see `open_images`.
+            images: Nested or flat list of images; see `open_images`. An inner list holds the images of a conversation;
+                an image in a flat list is alone in its conversation.
             return_tensors: Ignored. The result always holds torch tensors.
             **kwargs: Ignored.
 
@@ -79,14 +85,14 @@ class MMChatImageProcessor(BaseImageProcessor):
             `pixel_values`: float32[views, 3, H, W] in reading order, or a list of one such tensor per tower. With
             native aspect also `grids`: int64[images, 2], rows and columns of each image's patches.
         """
-        opened = open_images(images)
-        pixels = [self.pixels(image) for image in opened]
+        conversations = [open_images(one) for one in (images if isinstance(images, list | tuple) else [images])]
+        pixels = [self.pixels(image, len(images) > 1) for images in conversations for image in images]
         per_tower = [
             torch.from_numpy(normalise([view for image_pixels in pixels for view in image_pixels[tower]], spec))
             for tower, spec in enumerate(self.specs)
         ]
         data = {"pixel_values": per_tower[0] if len(per_tower) == 1 else per_tower}
-        if grids := self.grids(image.size for image in opened):
+        if grids := self.grids(image.size for images in conversations for image in images):
             data["grids"] = torch.tensor(grids)
         return BatchFeature(data)
 

@@ -9,8 +9,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmchat.errors import UserError
 from mmchat.model.config import MMChatConfig
-from mmchat.model.projectors import projector_kind, slots_per_image
-from mmchat.model.splice import check_slots, splice
+from mmchat.model.projectors import Projectors, projector_kind, slots_per_image
+from mmchat.model.splice import check_mapped_slots, check_slots, splice
 from mmchat.vision import Fit, Grid, TowerConfig, TowerSpec, VisionTower, build_tower, refuse_unequal_views
 
 PixelValues = torch.Tensor | list[torch.Tensor]
@@ -27,8 +27,9 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config: The architecture.
 
     Attributes:
-        image_tokens: Number of slots per view. An image has one view, or one per tile and thumbnail, or one per patch
-            if the towers have native aspect.
+        image_tokens: Number of projected features per view. An image has one view, or one per tile and thumbnail, or
+            one per patch if the towers have native aspect. If `uses_slot_maps`, slots are chosen among the features of
+            all its views; else each feature has a slot.
     """
 
     config_class = MMChatConfig
@@ -47,7 +48,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.towers = nn.ModuleList(build_tower(TowerConfig.from_dict(tower)) for tower in config.towers)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._count_image_tokens()
-        self.projectors = nn.ModuleList(self._new_projectors())
+        self.projectors = Projectors(self._new_projectors(), config.fusion, self._newline_width())
         self.post_init()
 
     def _count_image_tokens(self) -> None:
@@ -58,6 +59,15 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         width = _projected_width(self.config.fusion, len(self.towers), self.get_input_embeddings().embedding_dim)
         pairs = zip(self.config.projectors, self.towers, strict=True)
         return [projector_kind(name).build(tower.spec, width) for name, tower in pairs]
+
+    def _newline_width(self) -> int | None:
+        has_newline = any(spec.preprocessing.has_newline for spec in self.specs)
+        return self.get_input_embeddings().embedding_dim if has_newline else None
+
+    @property
+    def uses_slot_maps(self) -> bool:
+        """Whether images come with slot maps (`mmchat.vision.SlotMap`), because the fit has slots for a newline."""
+        return any(spec.preprocessing.has_newline for spec in self.specs)
 
     @property
     def specs(self) -> list[TowerSpec]:
@@ -73,6 +83,7 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for tower in self.towers:
             tower.set_fit(fit)
         self._count_image_tokens()
+        self.projectors.set_newline(self._newline_width())
         self.config.towers = [tower.config.to_dict() for tower in self.towers]
 
     def resize_towers(self, image_sizes: Sequence[int], keep_positions: bool = False) -> None:
@@ -113,19 +124,28 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
-    def get_image_features(self, pixel_values: PixelValues, grids: Grids | None = None) -> torch.Tensor:
+    def get_image_features(
+        self,
+        pixel_values: PixelValues,
+        grids: Grids | None = None,
+        slot_indices: torch.Tensor | None = None,
+        slot_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Compute the features that replace the embeddings of image slots.
 
         Args:
             pixel_values: float[views, 3, H, W], or a list of one per tower.
             grids: With native aspect, rows and columns of each image's patches: int[images, 2], best on the CPU, or a
                 list of tuples.
+            slot_indices: As in `Projectors.forward`; needed if `uses_slot_maps`.
+            slot_weights: As in `Projectors.forward`.
 
         Returns:
-            float[views, image_tokens, D], where D is the language model's hidden size.
+            float[views, image_tokens, D], where D is the language model's hidden size; with `slot_indices`
+            float[slots, D].
 
         Raises:
-            ValueError: The number of tensors and towers differs.
+            ValueError: The number of tensors and towers differs, or slot maps are missing.
         """
         per_tower = [pixel_values] if isinstance(pixel_values, torch.Tensor) else pixel_values
         if len(per_tower) != len(self.towers):
@@ -133,20 +153,19 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(grids, torch.Tensor):
             grids = [(rows, columns) for rows, columns in grids.tolist()]
         pairs = zip(self.towers, per_tower, strict=True)
-        return self.project([run_tower(tower, pixels, grids) for tower, pixels in pairs])
+        features = [run_tower(tower, pixels, grids) for tower, pixels in pairs]
+        return self.project(features, slot_indices, slot_weights)
 
-    def project(self, tower_features: list[torch.Tensor]) -> torch.Tensor:
-        """Project and fuse tower features.
-
-        Args:
-            tower_features: float[views, N, D of the tower] per tower.
-
-        Returns:
-            float[views, image_tokens, D], where D is the language model's hidden size.
-        """
-        pairs = zip(self.projectors, tower_features, strict=True)
-        projected = [projector(features) for projector, features in pairs]
-        return torch.cat(projected, dim=-1 if self.config.fusion == "channels" else 1)
+    def project(
+        self,
+        tower_features: list[torch.Tensor],
+        slot_indices: torch.Tensor | None = None,
+        slot_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Project, fuse and arrange tower features. Arguments and result as in `Projectors.forward`."""
+        if slot_indices is None and self.uses_slot_maps:
+            raise ValueError("images of this model come with slot_indices; `MMChatProcessor.image_inputs` makes them")
+        return self.projectors(tower_features, slot_indices, slot_weights)
 
     def forward(
         self,
@@ -159,6 +178,8 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         dummy_images: int = 0,
         grids: Grids | None = None,
+        slot_indices: torch.Tensor | None = None,
+        slot_weights: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Run the model.
@@ -174,6 +195,8 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             dummy_images: Number of one-view images at the end that fill no slot. A rank without images passes one, so
                 that all ranks run the same modules and the projectors have a gradient of zero instead of none.
             grids: As in `get_image_features`.
+            slot_indices: As in `get_image_features`.
+            slot_weights: As in `get_image_features`.
             **kwargs: Passed to the language model (`past_key_values`, `position_ids`, `logits_to_keep`,
                 `num_items_in_batch`, ...).
 
@@ -188,34 +211,61 @@ class MMChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             images = tower_features if pixel_values is None else pixel_values
             if images is not None and image_features is None:
                 if input_ids.device.type == "cpu":
-                    views = len(images if isinstance(images, torch.Tensor) else images[0])
-                    check_slots(input_ids, self.config.image_token_id, views - dummy_images, self.image_tokens)
+                    self._check_slots(input_ids, images, dummy_images, slot_indices)
+                slot_map = (slot_indices, slot_weights)
                 image_features = (
-                    self.project(images) if pixel_values is None else self.get_image_features(images, grids)
+                    self.project(images, *slot_map)
+                    if pixel_values is None
+                    else self.get_image_features(images, grids, *slot_map)
                 )
             if image_features is not None:
                 inputs_embeds = splice(inputs_embeds, input_ids, image_features, self.config.image_token_id)
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
 
+    def _check_slots(
+        self, input_ids: torch.Tensor, images: PixelValues, dummy_images: int, slot_indices: torch.Tensor | None
+    ) -> None:
+        slot_id = self.config.image_token_id
+        if slot_indices is not None:
+            check_mapped_slots(input_ids, slot_id, len(slot_indices))
+        else:
+            views = len(images if isinstance(images, torch.Tensor) else images[0])
+            check_slots(input_ids, slot_id, views - dummy_images, self.image_tokens)
+
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs):
         """Beam search and several answers per prompt copy rows. Each copy needs all images of its row, in order."""
-        names = [name for name in ("pixel_values", "image_features", "grids") if kwargs.get(name) is not None]
-        images = {name: kwargs.pop(name) for name in names}
+        names = ("pixel_values", "image_features", "grids", "slot_indices", "slot_weights")
+        images = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
         if images and expand_size > 1:
-            views = (input_ids == self.config.image_token_id).sum(dim=1) // self.image_tokens
-            order = repeat_rows(views.tolist(), expand_size)
-            if "grids" in images:
-                grids = torch.as_tensor(images.pop("grids")).cpu()
-                # A row's last image ends where its views end.
-                ends = torch.searchsorted(grids.prod(dim=1).cumsum(0), views.cpu().cumsum(0), right=True)
-                counts = ends.diff(prepend=ends.new_zeros(1))
-                images["grids"] = grids[repeat_rows(counts.tolist(), expand_size)]
-            for name in images.keys() - {"grids"}:
-                value = images[name]
-                copied = [one[order.to(one.device)] for one in (value if isinstance(value, list) else [value])]
-                images[name] = copied if isinstance(value, list) else copied[0]
+            slots = (input_ids == self.config.image_token_id).sum(dim=1).cpu()
+            repeat = _repeat_slots if self.uses_slot_maps else self._repeat_views
+            images |= repeat(images, slots, expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
         return input_ids, {**kwargs, **images}
+
+    def _repeat_views(self, images: dict, slots: torch.Tensor, copies: int) -> dict:
+        """Repeat the views of each row; `slots`: int[rows]."""
+        views = slots // self.image_tokens
+        order = repeat_rows(views.tolist(), copies)
+        repeated = {}
+        for name, value in images.items():
+            if name == "grids":
+                grids = torch.as_tensor(value).cpu()
+                # A row's last image ends where its views end.
+                ends = torch.searchsorted(grids.prod(dim=1).cumsum(0), views.cumsum(0), right=True)
+                counts = ends.diff(prepend=ends.new_zeros(1))
+                repeated[name] = grids[repeat_rows(counts.tolist(), copies)]
+            else:
+                copied = [one[order.to(one.device)] for one in (value if isinstance(value, list) else [value])]
+                repeated[name] = copied if isinstance(value, list) else copied[0]
+        return repeated
+
+
+def _repeat_slots(images: dict, slots: torch.Tensor, copies: int) -> dict:
+    """Repeat the slot map of each row: copies show the same features, so each image is encoded once."""
+    order = repeat_rows(slots.tolist(), copies)
+    names = [name for name in ("slot_indices", "slot_weights", "image_features") if name in images]
+    return {name: images[name][order.to(images[name].device)] for name in names}
 
 
 def repeat_rows(counts: list[int], copies: int) -> torch.Tensor:

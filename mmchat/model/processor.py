@@ -23,7 +23,7 @@ from mmchat.conversation import (
 )
 from mmchat.errors import UserError
 from mmchat.model.image_processor import MMChatImageProcessor, open_images
-from mmchat.vision import TowerSpec
+from mmchat.vision import ImageLayout, Size, TowerSpec, join_slot_maps
 
 
 class MMChatProcessor(ProcessorMixin):
@@ -83,7 +83,7 @@ class MMChatProcessor(ProcessorMixin):
     def render(
         self,
         messages: Sequence[dict[str, Any]] | Sequence[Turn],
-        views: Sequence[int] | None = None,
+        layouts: Sequence[ImageLayout | int] | None = None,
         max_length: int | None = None,
         add_generation_prompt: bool = False,
         template: str | None = None,
@@ -92,8 +92,9 @@ class MMChatProcessor(ProcessorMixin):
 
         Args:
             messages: As in `render`.
-            views: Number of views of each image, in reading order (`image_processor.views`). None means one per image;
-                it is refused for messages with images if the number depends on the size.
+            layouts: The layout of each image, in reading order (`layouts`), or its number of views if all features of
+                a view have a slot. None means one view per image; it is refused for messages with images if the number
+                depends on the size.
             max_length: As in `render`.
             add_generation_prompt: As in `render`.
             template: Another template. It is used without the model's system message, because it may not support one.
@@ -102,18 +103,47 @@ class MMChatProcessor(ProcessorMixin):
             UserError: As in `render`.
         """
         template = template or self.template
-        if views is None and self.image_processor.views_vary:
-            views = ()
+        if layouts is None and self.image_processor.views_vary:
+            layouts = ()
         return render(
             messages,
             template,
             self.tokenizer,
-            image_tokens=self.image_tokens if views is None else [count * self.image_tokens for count in views],
+            image_tokens=self.image_tokens if layouts is None else [self._expansion(one) for one in layouts],
             system=self.system if template == self.template else None,
             max_length=max_length,
             slots=self.slot_tokens,
             add_generation_prompt=add_generation_prompt,
         )
+
+    def _expansion(self, layout: ImageLayout | int) -> int | tuple[int | str, ...]:
+        return layout * self.image_tokens if isinstance(layout, int) else layout.expansion
+
+    def layouts(self, sizes: Sequence[Size]) -> list[ImageLayout]:
+        """Views and slots of the images of one conversation.
+
+        Args:
+            sizes: Width and height of each image, in reading order.
+        """
+        return self.image_processor.layouts(sizes, self.image_tokens)
+
+    def image_inputs(self, conversations: Sequence[Sequence[Image.Image]]) -> BatchFeature:
+        """All that the model needs of images.
+
+        Args:
+            conversations: RGB images of each conversation, in order.
+
+        Returns:
+            `pixel_values` and `grids` of the image processor, and `slot_indices` and `slot_weights` if the images have
+            slot maps (`Projectors.forward`).
+        """
+        inputs = self.image_processor(conversations)
+        layouts = [layout for images in conversations for layout in self.layouts([image.size for image in images])]
+        maps = [layout.slot_map for layout in layouts if layout.slot_map is not None]
+        if maps:
+            joined = join_slot_maps(maps, [layout.views * self.image_tokens for layout in layouts])
+            inputs.update({name: torch.from_numpy(array) for name, array in joined.inputs.items()})
+        return inputs
 
     def comparison_inputs(self) -> BatchFeature:
         """A fixed image and text that use every part of a model. Used to compare a model with its saved copy."""
@@ -121,9 +151,9 @@ class MMChatProcessor(ProcessorMixin):
         width = 2 * side if self.image_processor.views_vary else side
         image = Image.fromarray(np.linspace(0, 255, side * width * 3).astype(np.uint8).reshape(side, width, 3))
         messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A test."}]
-        ids = torch.tensor([self.render(messages, [self.image_processor.views(image.size)]).input_ids])
+        ids = torch.tensor([self.render(messages, self.layouts([image.size])).input_ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return BatchFeature({**inputs, **self.image_processor([image])})
+        return BatchFeature({**inputs, **self.image_inputs([[image]])})
 
     def __call__(
         self,
@@ -138,36 +168,38 @@ class MMChatProcessor(ProcessorMixin):
         Args:
             images: Images in reading order, nested or flat; see `open_images`.
             text: One prompt or several, with one slot group (`<img><imgpad></img>`) per image. Each group is
-                expanded to the slots of its image.
+                expanded to the slots of its image. Without it the images of an inner list are a conversation.
             sanitize_control_tokens: The text comes from `apply_chat_template` with the same argument, which marks
                 control tokens that users typed.
             return_tensors: Ignored. The result always holds torch tensors.
             **kwargs: Ignored.
 
         Returns:
-            `input_ids` and `attention_mask`, int64[B, L], if there is text; `pixel_values` and `grids` of the image
-            processor if there are images.
+            `input_ids` and `attention_mask`, int64[B, L], if there is text; those of `image_inputs` if there are
+            images.
 
         Raises:
             UserError: The numbers of slot groups and images differ.
         """
-        data: dict[str, Any] = {}
+        if text is None:
+            nested = images if isinstance(images, list | tuple) else [images]
+            return BatchFeature({} if images is None else self.image_inputs([open_images(one) for one in nested]))
+        prompts = [text] if isinstance(text, str) else list(text)
         opened = [] if images is None else open_images(images)
-        if images is not None:
-            data.update(self.image_processor(opened))
-        if text is not None:
-            prompts = [text] if isinstance(text, str) else list(text)
-            tokens, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
-            counts = [count_images(prompt, *tokens, **sanitize) for prompt in prompts]
-            if sum(counts) != len(opened):
-                raise UserError(f"the text has places for {sum(counts)} images, but {len(opened)} images were given")
-            slots = (self.image_tokens * self.image_processor.views(image.size) for image in opened)
-            rows = [
-                encode_prompt(prompt, *tokens, list(islice(slots, count)), **sanitize)
-                for prompt, count in zip(prompts, counts, strict=True)
-            ]
-            data.update(pad_left(rows, self.pad_token_id))
-        return BatchFeature(data)
+        tokens, sanitize = (self.tokenizer, self.slot_tokens), {"sanitize_control_tokens": sanitize_control_tokens}
+        counts = [count_images(prompt, *tokens, **sanitize) for prompt in prompts]
+        if sum(counts) != len(opened):
+            raise UserError(f"the text has places for {sum(counts)} images, but {len(opened)} images were given")
+        remaining = iter(opened)
+        conversations = [list(islice(remaining, count)) for count in counts]
+        rows = [
+            encode_prompt(
+                prompt, *tokens, [one.expansion for one in self.layouts([image.size for image in images])], **sanitize
+            )
+            for prompt, images in zip(prompts, conversations, strict=True)
+        ]
+        pixels = {} if images is None else self.image_inputs(conversations)
+        return BatchFeature({**pixels, **pad_left(rows, self.pad_token_id)})
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but text that spells a control token stays text."""

@@ -12,7 +12,7 @@ def splice(embeddings: torch.Tensor, input_ids: torch.Tensor, features: torch.Te
     Args:
         embeddings: The embedded tokens, float[B, L, D].
         input_ids: int[B, L]. Positions equal to `slot_id` are slots.
-        features: float[views, N, D] or float[views * N, D], images and their views in reading order.
+        features: float[views, N, D] or float[slots, D], images and their views in reading order.
         slot_id: Id of the slot token.
 
     Returns:
@@ -39,4 +39,13 @@ def check_slots(input_ids: torch.Tensor, slot_id: int, views: int, tokens_per_vi
         raise ValueError(
             f"the batch has {sum(per_row)} image slots but {views} views x {tokens_per_view} features = "
             f"{views * tokens_per_view}; slots per row: {per_row}"
+        )
+
+
+def check_mapped_slots(input_ids: torch.Tensor, slot_id: int, mapped: int) -> None:
+    """As `check_slots`, for features that a slot map of `mapped` slots arranges."""
+    per_row = (input_ids == slot_id).sum(dim=1).tolist()
+    if sum(per_row) != mapped:
+        raise ValueError(
+            f"the batch has {sum(per_row)} image slots but a slot map of {mapped} slots; slots per row: {per_row}"
         )

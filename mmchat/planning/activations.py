@@ -82,7 +82,8 @@ def batch_bytes(batch: Batch) -> int:
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.input_ids, batch.attention_mask, batch.labels, *(batch.pixel_values or ())]
+    slot_map = [tensor for tensor in (batch.slot_indices, batch.slot_weights) if tensor is not None]
+    return [batch.input_ids, batch.attention_mask, batch.labels, *(batch.pixel_values or ()), *slot_map]
 
 
 def _vocabulary(model: nn.Module) -> int:

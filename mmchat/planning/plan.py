@@ -37,6 +37,7 @@ from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.peak_flops import Gpu
 from mmchat.training.objectives.base import Objective
 from mmchat.training.optim.param_groups import ModuleGroup
+from mmchat.vision import AnyRes, SlotMap, TowerSpec
 
 
 @dataclass(frozen=True)
@@ -260,15 +261,26 @@ def fake_batch(batch: PlannedMicroBatch, lengths: LengthIndex, collator: Collato
     """A batch of the planned sizes from the run's own collator: slots first, supervised tokens last."""
     items = []
     for number in batch.samples:
-        tokens, supervised, images, views, _ = (int(column[number]) for column in lengths.columns)
-        slots = [] if collator.slot_id is None else [collator.slot_id] * (views * collator.tokens_per_view)
-        ids = slots + [collator.pad_id] * (tokens - len(slots))
+        tokens, supervised, images, views, _, slots = (int(column[number]) for column in lengths.columns)
+        ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
         counts = [views // images + (place < views % images) for place in range(images)]
         blank = [_blank_image(count, collator) for count in counts]
         grids = [(1, count) for count in counts] if collator.specs[0].native else None
-        items.append(Sample(number, str(number), EncodedSample(ids, labels, blank, grids=grids)))
+        maps = _blank_slot_maps(slots, images, collator.specs[0])
+        items.append(Sample(number, str(number), EncodedSample(ids, labels, blank, grids=grids, slot_maps=maps)))
     return collator(items)
+
+
+def _blank_slot_maps(slots: int, images: int, spec: TowerSpec) -> list[SlotMap] | None:
+    """Maps of a sample's slots. All have weights if any image's may have some."""
+    tiling = spec.preprocessing.tiling
+    if not images or not isinstance(tiling, AnyRes):
+        return None
+    counts = [slots // images + (place < slots % images) for place in range(images)]
+    if tiling.max_tiles is None:
+        return [SlotMap(np.zeros(count, np.int64)) for count in counts]
+    return [SlotMap(np.zeros((count, 4), np.int64), np.zeros((count, 4), np.float32)) for count in counts]
 
 
 def _blank_image(views: int, collator: Collator) -> list[np.ndarray]:

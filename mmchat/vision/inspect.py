@@ -27,6 +27,8 @@ FIT_DESCRIPTIONS = {
     "pad": "padded to a square with the mean colour, then resized to {size} x {size}",
     "shortest-edge-crop": "short side resized to {edge}, then the centre {size} x {size} cropped",
     "tiles": "cut into a grid of squares of {size} x {size} that suits its size, and the whole as a thumbnail",
+    "anyres": "resized to {size} x {size}; and resized into a grid of such squares, padded with black and cut",
+    "split": "resized to a multiple of {size}, cut into squares of {size} x {size}, and the whole as one more",
     "native": "resized to nearly {patches} patches, aspect ratio kept up to a patch",
     "longest-edge-pad": "long side resized to {size}, padded right and below with the mean colour",
 }

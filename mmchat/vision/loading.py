@@ -14,6 +14,8 @@ from mmchat.vision.checkpoint_formats.weight_files import PICKLED, WeightFiles
 from mmchat.vision.families import FAMILIES
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 from mmchat.vision.tower import VisionTower
+from mmchat.vision.transforms.anyres import AnyRes
+from mmchat.vision.transforms.split import Split
 from mmchat.vision.transforms.tiling import Tiling
 
 SHOWN_KEYS = 5
@@ -45,7 +47,7 @@ def load_tower(
     image_size: int | None = None,
     trust_torchscript: bool = False,
     fit: Fit | None = None,
-    tiling: Tiling | None = None,
+    tiling: Tiling | AnyRes | Split | None = None,
     max_patches: int | None = None,
     **settings: Any,
 ) -> VisionTower:

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from mmchat.errors import UserError
+from mmchat.vision.layout import ImageLayout, views_only
+from mmchat.vision.transforms.anyres import AnyRes
 from mmchat.vision.transforms.native_aspect import native_size
+from mmchat.vision.transforms.split import Split
 from mmchat.vision.transforms.tiling import Size, Tiling
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -18,9 +21,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 """As mean and standard deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
-Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad", "tiles", "native"]
+Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad", "tiles", "anyres", "split", "native"]
 FITS: tuple[str, ...] = get_args(Fit)
-RESAMPLINGS = ("bilinear", "bicubic")
+RESAMPLINGS = ("bilinear", "bicubic", "lanczos")
+TILINGS: dict[str, type] = {"tiles": Tiling, "anyres": AnyRes, "split": Split}
+"""Fit -> its settings, for fits that cut an image into squares."""
 
 Grid = tuple[int, int]
 """Rows and columns of the patches of an image of native aspect ratio."""
@@ -36,16 +41,18 @@ class Preprocessing:
     - pad: pad to a square with the mean colour, then resize (LLaVA's `pad`)
     - shortest-edge-crop: resize the short side, crop the centre (CLIP)
     - longest-edge-pad: resize the long side, pad right and below with 0 after normalising (SAM)
-    - tiles: cut into squares by `tiling` (InternVL)
+    - tiles: cut into squares by `tiling`, a `Tiling` (InternVL)
+    - anyres: seen as a whole, then padded and cut by `tiling`, an `AnyRes` (LLaVA-NeXT, LLaVA-OneVision)
+    - split: cut by `tiling`, a `Split`, with markers between the views (Idefics3, nanoVLM)
     - native: resize to nearly `max_patches` patches; the aspect ratio is kept up to a patch (SigLIP 2)
 
     Attributes:
         mean: Of each channel, for values from 0 to 1.
         std: Standard deviation of each channel.
-        resample: "bilinear" or "bicubic".
+        resample: "bilinear", "bicubic" or "lanczos".
         fit: See above.
         crop_fraction: Fraction of the resized short side that the crop keeps (DINOv2: 224 / 256).
-        tiling: Only with fit "tiles"; None: InternVL's.
+        tiling: Only with fits that cut the image; None: InternVL's, LLaVA-1.6's or Idefics3's.
         max_patches: Only with fit "native"; None: as many as the tower has learned positions.
 
     Raises:
@@ -57,7 +64,7 @@ class Preprocessing:
     resample: str = "bicubic"
     fit: str = "shortest-edge-crop"
     crop_fraction: float = 1.0
-    tiling: Tiling | None = None
+    tiling: Tiling | AnyRes | Split | None = None
     max_patches: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,16 +77,27 @@ class Preprocessing:
             raise UserError(f"preprocessing resample {self.resample!r} is unknown; expected one of {known}")
         if not 0 < self.crop_fraction <= 1:
             raise UserError(f"preprocessing crop_fraction is {self.crop_fraction}; expected more than 0 and at most 1")
-        if isinstance(self.tiling, dict):
-            object.__setattr__(self, "tiling", Tiling(**self.tiling))
-        if self.fit == "tiles" and self.tiling is None:
-            object.__setattr__(self, "tiling", Tiling())
-        if self.fit != "tiles" and self.tiling is not None:
-            raise UserError(f"preprocessing has a tiling, but its fit is {self.fit!r}; only fit 'tiles' takes one")
+        self._complete_tiling()
         if self.fit != "native" and self.max_patches is not None:
             raise UserError(f"preprocessing has max_patches, but its fit is {self.fit!r}; only fit 'native' takes it")
         if self.max_patches is not None and self.max_patches < 1:
             raise UserError(f"preprocessing max_patches is {self.max_patches}; expected 1 or more")
+
+    def _complete_tiling(self) -> None:
+        kind = TILINGS.get(self.fit)
+        if kind is None and self.tiling is not None:
+            raise UserError(
+                f"preprocessing has a tiling, but its fit is {self.fit!r}; only fits {', '.join(TILINGS)} take one"
+            )
+        if kind is not None and isinstance(self.tiling, dict | None):
+            object.__setattr__(self, "tiling", kind(**self.tiling or {}))
+        if kind is not None and not isinstance(self.tiling, kind):
+            raise UserError(f"preprocessing fit {self.fit!r} takes a {kind.__name__}, found {self.tiling}")
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether images have slots for a learned vector at the end of a row, and so a slot map."""
+        return self.tiling is not None and self.tiling.has_newline
 
 
 @dataclass(frozen=True)
@@ -117,16 +135,28 @@ class TowerSpec:
         width, height = native_size(*size, self.patch_size, self.preprocessing.max_patches)
         return height // self.patch_size, width // self.patch_size
 
-    def views(self, size: Size) -> int:
-        """Number of views of an image with this width and height.
-
-        All views have the same number of image tokens, so this determines an image's slots. Planning, rendering and
-        collation use it.
-        """
+    def views(self, size: Size, several: bool = False) -> int:
+        """Number of views of an image with this width and height, and whether its conversation has several images."""
         if grid := self.grid(size):
             return grid[0] * grid[1]
         tiling = self.preprocessing.tiling
-        return 1 if tiling is None else tiling.views(size, self.image_size)
+        if tiling is None or (several and tiling.one_view_if_several):
+            return 1
+        return tiling.views(size, self.image_size)
+
+    def layouts(self, sizes: Sequence[Size], tokens_per_view: int) -> list[ImageLayout]:
+        """Views and slots of the images of one conversation.
+
+        Planning, rendering and collation all use it.
+
+        Args:
+            sizes: Width and height of each image, in reading order.
+            tokens_per_view: Number of projected features of a view (`mmchat.model.projectors.slots_per_image`).
+        """
+        tiling = self.preprocessing.tiling
+        if tiling is None:
+            return [views_only(self.views(size), tokens_per_view) for size in sizes]
+        return tiling.layouts(sizes, self.image_size, tokens_per_view)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -179,14 +209,14 @@ class TowerConfig:
 
 
 def with_fit(
-    config: TowerConfig, fit: Fit, tiling: Tiling | None = None, max_patches: int | None = None
+    config: TowerConfig, fit: Fit, tiling: Tiling | AnyRes | Split | None = None, max_patches: int | None = None
 ) -> TowerConfig:
     """A tower config with another fit.
 
     Args:
         config: The tower's config.
         fit: See `Preprocessing`.
-        tiling: For fit "tiles"; None: the config's if it has that fit, else InternVL's.
+        tiling: For fits that cut the image; None: the config's if it has that fit, else as in `Preprocessing`.
         max_patches: For fit "native"; None: the config's if it has that fit, else the number of learned positions.
 
     Raises:
@@ -200,7 +230,7 @@ def with_fit(
 
 def refuse_several_views(spec: TowerSpec, what: str) -> None:
     """Raise UserError unless a tower sees one square of each image, which `what` needs."""
-    if (fit := spec.preprocessing.fit) in ("tiles", "native"):
+    if (fit := spec.preprocessing.fit) in (*TILINGS, "native"):
         raise UserError(f"{what} takes one square of each image, but the tower's fit is {fit!r}; choose another fit")
 
 

@@ -15,7 +15,7 @@ from mmchat.errors import UserError
 from mmchat.model.directory import load_processor
 
 MAX_LENGTH = 120
-COLUMNS = ("tokens", "supervised", "images", "views", "patches")
+COLUMNS = ("tokens", "supervised", "images", "views", "patches", "slots")
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def path(tmp_path, tiny_records):
 
 
 def slowly(source: Source, processor, max_length, template=None) -> np.ndarray:
-    """uint32[5, samples], one record after the other."""
+    """uint32[6, samples], one record after the other."""
     rows = []
     for record in source:
-        row = (0, 0, 0, 0, 0)
+        row = (0, 0, 0, 0, 0, 0)
         if not isinstance(record, Rejected):
             try:
                 rendered = processor.render(record.turns, max_length=max_length, template=template)
@@ -67,6 +67,7 @@ def slowly(source: Source, processor, max_length, template=None) -> np.ndarray:
                     images,
                     images,
                     images * processor.image_processor.specs[0].tokens,
+                    sum(stop - start for start, stop in rendered.image_spans),
                 )
             except UserError:
                 pass

@@ -46,7 +46,7 @@ def config(tmp_path_factory):
 
 def activations_of(config, stage):
     shapes = open_fake_model(config)
-    lengths = LengthIndex(*(np.full(SAMPLES, value) for value in (LENGTH, SUPERVISED, 1, 1, 576)))
+    lengths = LengthIndex(*(np.full(SAMPLES, value) for value in (LENGTH, SUPERVISED, 1, 1, 576, 576)))
     numbers = list(range(SAMPLES))
     micro = PlannedMicroBatch(
         1, 0, numbers, [LENGTH] * SAMPLES, POSITIONS, SAMPLES, SAMPLES, SAMPLES * 576, SAMPLES * SUPERVISED

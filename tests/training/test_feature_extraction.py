@@ -26,8 +26,7 @@ from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, id
 from mmchat.training.feature_extraction.passes import DistributedPass
 from mmchat.training.trainer import Trainer
 from mmchat.training.validation.held_out_loss import held_out_loss
-from mmchat.vision import Tiling
-from mmchat.vision.spec import Preprocessing
+from tests.training.varying_views import CUTS
 from tests.training_fixtures import run_values, write_records
 
 SIZES = ((60, 28), (31, 24), (30, 95))
@@ -93,9 +92,8 @@ def never_run(module, inputs):
 def model_with(tmp_path, make_assistant, make_tower, what):
     if what == "one tower":
         parts = {}
-    elif what == "tiles":
-        fit = Preprocessing(fit="tiles", tiling=Tiling(max_tiles=4))
-        parts = {"towers": [make_tower(layer=-2, preprocessing=fit)]}
+    elif what in CUTS:
+        parts = {"towers": [make_tower(layer=-2, preprocessing=CUTS[what])]}
     else:
         size = {"image_size": 32, "patch_size": 8}
         conv = make_tower(family="conv_vit", layer=-1, backbone={**size, "stem_width": 8, "stem_depth": 2})
@@ -105,7 +103,7 @@ def model_with(tmp_path, make_assistant, make_tower, what):
 
 
 @pytest.mark.parametrize("packing", [None, {"tokens": 400}], ids=["padded", "packed"])
-@pytest.mark.parametrize("what", ["one tower", "two towers", "tiles"])
+@pytest.mark.parametrize("what", ["one tower", "two towers", "tiles", "onevision", "split"])
 def test_losses_and_gradients_are_those_of_the_towers(tmp_path, make_assistant, make_tower, make_run, what, packing):
     model = model_with(tmp_path, make_assistant, make_tower, what)
     data = write_records(tmp_path / "sizes", 24, sizes=SIZES)

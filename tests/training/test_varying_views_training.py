@@ -1,5 +1,5 @@
-"""Training on images in tiles and at their native aspect: lengths are measured right, and a step's gradient is that of
-its samples."""
+"""Training on images that are cut or at their native aspect: lengths are measured right, and a step's gradient is that
+of its samples."""
 
 import pytest
 import torch
@@ -12,16 +12,16 @@ from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
 from mmchat.planning.plan import Hardware, make_plan
 from mmchat.training.monitoring.flops import model_flops
-from tests.training.varying_views import TILES, run_over_sizes
+from tests.training.varying_views import CUTS, run_over_sizes
 from tests.training_fixtures import assert_gradient_equal, gradients, opened
 
-PATCHES = {"tiles": 16, "native": 1}
+PATCHES = {"native": 1, **dict.fromkeys(CUTS, 16)}
 """Patches of a view."""
-IMAGE_BUDGET = {"tiles": 8, "native": 40}
+IMAGE_BUDGET = {"tiles": 8, "native": 40, "anyres": 10, "onevision": 5, "split": 10}
 PACKED = {"packing": {"tokens": 400}}
 
 
-@pytest.fixture(scope="module", params=["tiles", "native"])
+@pytest.fixture(scope="module", params=PATCHES)
 def fit(request):
     return request.param
 
@@ -29,7 +29,7 @@ def fit(request):
 @pytest.fixture(scope="module")
 def model(fit, make_assistant, make_tower, native_tower, tmp_path_factory):
     out = tmp_path_factory.mktemp(fit) / "model"
-    tower = make_tower(layer=-2, preprocessing=TILES) if fit == "tiles" else native_tower
+    tower = native_tower if fit == "native" else make_tower(layer=-2, preprocessing=CUTS[fit])
     save_assistant(*make_assistant(towers=[tower]), out)
     return out
 
@@ -46,17 +46,18 @@ def test_what_the_index_holds_is_what_training_makes(config, fit):
     number, check = 0, RecordChecker(SourceConfig(path="any"), objective.processor)
     for source in dataloader.mixture.sources:
         lengths = source_lengths(source, source_measure(source, objective.processor, 400))
-        for tokens, _, images, views, patches in zip(*lengths.columns, strict=True):
+        for tokens, _, images, views, patches, slots in zip(*lengths.columns, strict=True):
             record, encoded = dataloader.mixture.find(number)[1], dataset[number].encoded
             assert (len(encoded.input_ids), encoded.images, encoded.views) == (tokens, images, views)
             assert patches == PATCHES[fit] * views
+            assert slots == encoded.input_ids.count(objective.collator.slot_id)
             if fit == "native":
                 assert views == sum(rows * columns for rows, columns in encoded.grids)
                 expected = [objective.collator.specs[0].grid(image.open().size) for image in record.images]
                 assert objective.collator([dataset[number]]).grids == (expected or None)
             assert check(record).tokens == tokens
             number += 1
-    assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 3
+    assert number == 12 and len({dataset[n].encoded.views for n in range(12)}) > 2
 
 
 def test_images_without_their_number_of_tokens_are_refused(config):
@@ -105,8 +106,15 @@ def test_a_few_steps_are_learned(config):
 
 @pytest.mark.parametrize(
     ("fit", "changes"),
-    [("tiles", {}), ("tiles", {"objective": PACKED}), ("native", {"objective": PACKED, "precision": "bf16"})],
-    ids=["tiles-padded", "tiles-packed", "native-packed"],
+    [
+        ("tiles", {}),
+        ("tiles", {"objective": PACKED}),
+        ("native", {"objective": PACKED, "precision": "bf16"}),
+        ("anyres", {"objective": PACKED}),
+        ("onevision", {"precision": "bf16"}),
+        ("split", {}),
+    ],
+    ids=["tiles-padded", "tiles-packed", "native-packed", "anyres-packed", "onevision-padded", "split-padded"],
     indirect=["fit"],
     scope="module",
 )

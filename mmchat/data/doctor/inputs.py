@@ -81,7 +81,7 @@ def open_checked_source(
     if config.template is not None:
         get_template(config.template)
     if processor is not None:
-        processor.render(EXCHANGE, views=[1], template=config.template)
+        processor.render(EXCHANGE, [1], template=config.template)
     source = open_source(config.path, config.image_root, config.allow_http)
     numbers = range(len(source)) if config.index is None else load_clean_index(config.index, source)
     if not len(numbers):

@@ -14,6 +14,7 @@ from mmchat.data.doctor.image_checks import ImageCheck, check_image, digest
 from mmchat.data.doctor.text_checks import answer_findings, opening, order_problem, spelling_findings, token_pattern
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
+from mmchat.vision import ImageLayout
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class RecordChecker:
         image_checks = [check_image(image) for image in record.images]
         findings = [Finding(kind, what, at) for at, check in enumerate(image_checks) for kind, what in check.problems]
         findings += spelling_findings(turns, self._tokens)
-        conversation_findings, tokens, supervised = self._conversation(record, turns, self._views(image_checks))
+        conversation_findings, tokens, supervised = self._conversation(record, turns, self._layouts(image_checks))
         findings += conversation_findings
         decoded = all(check.digest is not None for check in image_checks)
         return CheckedRecord(
@@ -80,14 +81,16 @@ class RecordChecker:
     def _tokens(self) -> re.Pattern[str]:
         return token_pattern(control_tokens(self.processor.tokenizer) if self.processor else ())
 
-    def _views(self, image_checks: list[ImageCheck]) -> list[int]:
-        """Number of views of each image. An undecodable image, which has its own finding, counts as one."""
-        if self.processor is None or not self.processor.image_processor.views_vary:
-            return [1] * len(image_checks)
-        views = self.processor.image_processor.views
-        return [1 if check.digest is None else views((check.width, check.height)) for check in image_checks]
+    def _layouts(self, image_checks: list[ImageCheck]) -> list[ImageLayout]:
+        """Views and slots of each image. An undecodable image, which has its own finding, counts as a pixel."""
+        if self.processor is None:
+            return []
+        sizes = [(1, 1) if check.digest is None else (check.width, check.height) for check in image_checks]
+        return self.processor.layouts(sizes)
 
-    def _conversation(self, record: Record, turns: Sequence[Turn], views: list[int]) -> tuple[list[Finding], int, int]:
+    def _conversation(
+        self, record: Record, turns: Sequence[Turn], layouts: list[ImageLayout]
+    ) -> tuple[list[Finding], int, int]:
         """Findings, tokens and supervised tokens of the conversation as the template writes it."""
         first = opening(turns, self._alternates)
         problem = order_problem(turns, first)
@@ -95,7 +98,7 @@ class RecordChecker:
         if self.processor is None:
             return [*findings, *([Finding("role_order", problem)] if problem else [])], 0, 0
         try:
-            rendered = self.processor.render(record.turns, views, template=self.config.template)
+            rendered = self.processor.render(record.turns, layouts, template=self.config.template)
         except UserError as error:
             if problem:
                 return [*findings, Finding("role_order", str(error))], 0, 0
@@ -104,13 +107,13 @@ class RecordChecker:
             return [*findings, Finding("template_refusal", str(error))], 0, 0
         tokens = len(rendered.input_ids)
         if self.max_length is not None and tokens > self.max_length:
-            findings.append(self._over_length(record, views, tokens))
+            findings.append(self._over_length(record, layouts, tokens))
         # Nothing predicts the first position of a row, so it is no loss term.
         return findings, tokens, tokens - 1 - rendered.labels[1:].count(IGNORE_INDEX)
 
-    def _over_length(self, record: Record, views: list[int], tokens: int) -> Finding:
+    def _over_length(self, record: Record, layouts: list[ImageLayout], tokens: int) -> Finding:
         try:
-            cut = self.processor.render(record.turns, views, self.max_length, template=self.config.template).cut
+            cut = self.processor.render(record.turns, layouts, self.max_length, template=self.config.template).cut
         except UserError as error:
             return Finding("over_length", f"has {tokens:,} tokens: {error}")
         return Finding(

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.conversation import Rendered, control_tokens
+from mmchat.conversation import DEFAULT_SLOTS, Rendered, SlotTokens, control_tokens
 from mmchat.data.preview.printable import mark_spaces, printable
 
 Kind = Literal["text", "control", "image", "broken"]
@@ -16,10 +16,11 @@ LONGEST_CHARACTER = 16
 
 @dataclass(frozen=True)
 class Piece:
-    """The fewest tokens that are readable: a control token, the slots of an image, or whole characters.
+    """The fewest tokens that are readable: a control token, slots of an image in a row, or whole characters.
 
     Attributes:
-        kind: "broken" is a token of a character whose other tokens are missing (cut off by `max_length`).
+        kind: "image" is slots of an image in a row. "broken" is a token of a character whose other tokens are missing
+            (cut off by `max_length`).
         text: What to show, not yet `printable`.
         ids: The tokens.
         supervised: Whether they are supervised.
@@ -33,10 +34,12 @@ class Piece:
     start: int
 
 
-def read_pieces(rendered: Rendered, tokenizer: Any) -> list[Piece]:
+def read_pieces(rendered: Rendered, tokenizer: Any, slots: SlotTokens = DEFAULT_SLOTS) -> list[Piece]:
     """Split ids and labels into pieces, in order. The concatenated ids are `rendered.input_ids`."""
     ids, labels = rendered.input_ids, rendered.labels
-    image_of = {at: number for number, span in enumerate(rendered.image_spans, 1) for at in range(*span)}
+    slot_id = tokenizer.convert_tokens_to_ids(slots.pad)
+    spans = enumerate(rendered.image_spans, 1)
+    image_of = {at: number for number, span in spans for at in range(*span) if ids[at] == slot_id}
     control = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
 
     def group_key(at: int) -> tuple[Kind, int, bool]:

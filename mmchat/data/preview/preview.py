@@ -113,7 +113,8 @@ def preview_record(
         return record
     template = source.config.template
     try:
-        images = [_preview_image(image, processor.image_processor) for image in record.images]
+        several = len(record.images) > 1
+        images = [_preview_image(image, processor.image_processor, several) for image in record.images]
         return _preview_with_images(record, images, processor, max_length, template)
     except UserError as error:
         return Rejected(record.where, record.id, str(error))
@@ -126,16 +127,16 @@ def _preview_with_images(
     max_length: int | None = None,
     template: str | None = None,
 ) -> RecordPreview:
-    views = [processor.image_processor.views(one.original.size) for one in images]
-    rendered = processor.render(record.turns, views, max_length, template=template)
-    pieces = read_pieces(rendered, processor.tokenizer)
+    layouts = processor.layouts([one.original.size for one in images])
+    rendered = processor.render(record.turns, layouts, max_length, template=template)
+    pieces = read_pieces(rendered, processor.tokenizer, processor.slot_tokens)
     return RecordPreview(record.where, record.id, template or processor.template, pieces, images, rendered.cut)
 
 
-def _preview_image(ref: ImageRef, image_processor: Any) -> ImagePreview:
+def _preview_image(ref: ImageRef, image_processor: Any, several: bool) -> ImagePreview:
     image = ref.open()
     original = f"{image.width}x{image.height} {image.mode}"
-    specs, pixels = image_processor.specs, image_processor.pixels(image)
+    specs, pixels = image_processor.specs, image_processor.pixels(image, several)
     towers = []
     for spec, views in zip(specs, pixels, strict=True):
         if grid := spec.grid(image.size):

@@ -130,7 +130,8 @@ class SampleKeys:
         if isinstance(record, Rejected):
             return record
         try:
-            keys = [view_keys(image.read(), self.spec, image.name) for image in record.images]
+            several = len(record.images) > 1
+            keys = [view_keys(image.read(), self.spec, image.name, several) for image in record.images]
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
         return [(key, which, number, place) for place, of_image in enumerate(keys) for key in of_image]
@@ -160,11 +161,11 @@ class ImagePixels:
         record = self.mixtures[which].find(number)[1]
         if isinstance(record, Rejected):
             return record
-        image = record.images[place]
+        image, several = record.images[place], len(record.images) > 1
         try:
             data = image.read()
-            keys = view_keys(data, self.image_processor.specs[0], image.name)
-            return keys, self.image_processor.pixels(load_image(data, name=image.name))
+            keys = view_keys(data, self.image_processor.specs[0], image.name, several)
+            return keys, self.image_processor.pixels(load_image(data, name=image.name), several)
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
 

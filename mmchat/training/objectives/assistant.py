@@ -24,7 +24,7 @@ from mmchat.model.processor import MMChatProcessor
 from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.objectives.base import Counts, Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.cross_entropy_loss import cross_entropy_sum
-from mmchat.vision import TowerSpec, VisionTower
+from mmchat.vision import Size, TowerSpec, VisionTower
 from mmchat.vision.transforms.page_augmentation import augment_page
 
 
@@ -79,11 +79,21 @@ class AssistantObjective(Objective):
         template: str | None,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
-        pixels = [self.processor.image_processor.pixels(image) for image in images]
-        views = [len(per_tower[0]) for per_tower in (pixels if features is None else features)]
-        rendered = self.processor.render(record.turns, views, self.max_length, template=template)
-        grids = self.processor.image_processor.grids(image.size for image in images)
-        return EncodedSample(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids)
+        processor = self.processor.image_processor
+        pixels = [processor.pixels(image, several=len(images) > 1) for image in images]
+        layouts = self.processor.layouts(self._sizes(record, images))
+        rendered = self.processor.render(record.turns, layouts, self.max_length, template=template)
+        grids = processor.grids(image.size for image in images)
+        maps = [layout.slot_map for layout in layouts if layout.slot_map is not None] or None
+        return EncodedSample(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids, maps)
+
+    def _sizes(self, record: Record, images: list[Image.Image] | list[list[Image.Image]]) -> list[Size]:
+        """Width and height of the images of a record, which are not decoded if their features are cached."""
+        if images:
+            return [image.size if isinstance(image, Image.Image) else image[0].size for image in images]
+        if self.processor.image_processor.views_vary:
+            return [image.size() for image in record.images]
+        return [(1, 1)] * len(record.images)
 
     @property
     def packable(self) -> bool:
@@ -103,7 +113,13 @@ class AssistantObjective(Objective):
         return counts.supervised
 
     def loss_sum(self, module: nn.Module, batch: Batch, images_on_any_rank: bool) -> torch.Tensor:
-        images = {"pixel_values": batch.pixel_values, "tower_features": batch.tower_features, "grids": batch.grids}
+        images = {
+            "pixel_values": batch.pixel_values,
+            "tower_features": batch.tower_features,
+            "grids": batch.grids,
+            "slot_indices": batch.slot_indices,
+            "slot_weights": batch.slot_weights,
+        }
         dummies = 0
         if not batch.images and (images_on_any_rank or not self._language_model_trains()):
             # Another rank has images, or text alone would reach no trained parameter. Run the same modules here on a
@@ -126,12 +142,16 @@ class AssistantObjective(Objective):
         ).logits
         return cross_entropy_sum(logits, targets[supervised])
 
-    def _dummy_image(self, device: torch.device) -> dict[str, list]:
-        specs = self.collator.specs
+    def _dummy_image(self, device: torch.device) -> dict[str, list | torch.Tensor]:
+        specs, inputs = self.collator.specs, {}
+        if specs[0].native:
+            inputs["grids"] = [(1, 1)]
+        if self.model.uses_slot_maps:
+            inputs["slot_indices"] = torch.zeros(0, dtype=torch.long, device=device)
         if self.features is None:
-            grids = {"grids": [(1, 1)]} if specs[0].native else {}
-            return {"pixel_values": [blank_image(spec, device) for spec in specs], **grids}
-        return {"tower_features": [torch.zeros(1, spec.tokens, spec.dim, device=device) for spec in specs]}
+            return {"pixel_values": [blank_image(spec, device) for spec in specs], **inputs}
+        features = [torch.zeros(1, spec.tokens, spec.dim, device=device) for spec in specs]
+        return {"tower_features": features, **inputs}
 
     def _language_model_trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.language_model.parameters())

@@ -77,7 +77,7 @@ class ClassifyObjective(Objective):
 
     def _sizes(self, record: Record) -> tuple[int, ...]:
         self.class_of(record)
-        return 1, 0, 1, 1, sum(spec.tokens for spec in self.specs)
+        return 1, 0, 1, 1, sum(spec.tokens for spec in self.specs), 0
 
     def terms(self, counts: Counts) -> int:
         return counts.images

@@ -63,7 +63,7 @@ class ContrastiveObjective(PairwiseObjective):
         return self._sizes
 
     def _sizes(self, record: Record) -> tuple[int, ...]:
-        return len(self.caption_ids(record)[0]), 0, 1, 1, self.spec.tokens
+        return len(self.caption_ids(record)[0]), 0, 1, 1, self.spec.tokens, 0
 
     def terms(self, counts: Counts) -> int:
         return counts.images

@@ -59,7 +59,7 @@ class SimCLRObjective(PairwiseObjective):
     def _sizes(self, record: Record) -> tuple[int, ...]:
         if len(record.images) != 1:
             raise UserError(f"expected one image, found {len(record.images)}")
-        return 1, 0, 1, 2, 2 * self.spec.tokens
+        return 1, 0, 1, 2, 2 * self.spec.tokens, 0
 
     def terms(self, counts: Counts) -> int:
         return counts.images

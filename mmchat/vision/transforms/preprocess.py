@@ -12,51 +12,41 @@ import PIL
 from PIL import Image
 
 from mmchat.vision.spec import Grid, Preprocessing, TowerSpec
-from mmchat.vision.transforms.tiling import Size, Tiling
+from mmchat.vision.transforms.cutting import RESAMPLING, cut, mean_colour, pad_to_square
+from mmchat.vision.transforms.tiling import Size
 
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 PATCHES_AT_ONCE = 256
 """Patches that `normalise` converts at a time: about as many as fit into the cache."""
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def preprocess(image: Image.Image, spec: TowerSpec) -> np.ndarray:
+def preprocess(image: Image.Image, spec: TowerSpec, several: bool = False) -> np.ndarray:
     """Convert an image to the views that a tower sees of it.
 
-    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, SigLIP 2, DINOv2, SAM, GotOcr2 as InternVL uses it)
-    and to LLaVA's `pad` before normalising.
+    Bit-equal to transformers' PIL image processors (CLIP, SigLIP, SigLIP 2, DINOv2, SAM, GotOcr2 as InternVL uses it,
+    LLaVA-NeXT, LLaVA-OneVision, Idefics3) and to LLaVA's `pad` before normalising.
 
     Args:
         image: An RGB image.
         spec: The tower's spec.
+        several: Whether the conversation has several images, on which the views may depend.
 
     Returns:
         uint8[views, 3, view_size, view_size]; height or width is smaller if `normalise` pads (SAM).
     """
     preprocessing = spec.preprocessing
-    resample = _RESAMPLING[preprocessing.resample]
+    resample = RESAMPLING[preprocessing.resample]
     if grid := spec.grid(image.size):
         return patches(image, grid, spec.patch_size, resample)
     if preprocessing.tiling is None:
         squares = [_fit_to_square(image, preprocessing, spec.image_size, resample)]
     else:
-        squares = tiles(image, preprocessing.tiling, spec.image_size, resample)
+        squares = cut(image, preprocessing, spec.image_size, several)
     width, height = squares[0].size
     views = np.empty((len(squares), 3, height, width), np.uint8)
     for view, square in zip(views, squares, strict=True):
         view[:] = np.asarray(square).transpose(2, 0, 1)
     return views
-
-
-def tiles(image: Image.Image, tiling: Tiling, size: int, resample: Image.Resampling) -> list[Image.Image]:
-    """Resize the image to its grid and cut it into squares of `size` in reading order; a thumbnail is last."""
-    columns, rows = tiling.grid(image.size, size)
-    canvas = image.resize((columns * size, rows * size), resample)
-    corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
-    squares = [canvas.crop((left, top, left + size, top + size)) for left, top in corners]
-    if len(squares) < tiling.views(image.size, size):
-        squares.append(image.resize((size, size), resample))
-    return squares
 
 
 def patches(image: Image.Image, grid: Grid, side: int, resample: Image.Resampling) -> np.ndarray:
@@ -85,7 +75,7 @@ def _fit_to_square(
     if preprocessing.fit == "longest-edge-pad":
         return image.resize(longest_edge_size(*image.size, size), resample)
     if preprocessing.fit == "pad":
-        image = pad_to_square(image, tuple(int(channel * 255) for channel in preprocessing.mean))
+        image = pad_to_square(image, mean_colour(preprocessing))
     return image.resize((size, size), resample)
 
 
@@ -140,17 +130,6 @@ def longest_edge_size(width: int, height: int, size: int) -> tuple[int, int]:
     """
     scale = size / max(width, height)
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
-
-
-def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Centre the image on a square of `colour` (LLaVA, llava/mm_utils.py `expand2square`)."""
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
 
 
 def normalise(images: Sequence[np.ndarray], spec: TowerSpec) -> np.ndarray:

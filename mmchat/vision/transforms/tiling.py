@@ -3,10 +3,13 @@
 After `dynamic_preprocess` in OpenGVLab/InternVL (arXiv:2404.16821, section 3.2). No torch: planning counts views by it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from mmchat.errors import UserError
+from mmchat.vision.layout import ImageLayout, views_only
 
 Size = tuple[int, int]
 """Width and height of an image, in pixels."""
@@ -25,6 +28,10 @@ class Tiling:
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
+    has_newline: ClassVar[bool] = False
+    """See `Preprocessing.has_newline`."""
+    one_view_if_several: ClassVar[bool] = False
+    """Whether the images of a conversation with several have one view each."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_tiles <= self.max_tiles:
@@ -61,6 +68,10 @@ class Tiling:
         """Number of views of an image: its tiles and thumbnail. Arguments as in `grid`."""
         columns, rows = self.grid(size, image_size)
         return self._with_thumbnail(columns * rows)
+
+    def layouts(self, sizes: Sequence[Size], image_size: int, tokens_per_view: int) -> list[ImageLayout]:
+        """Layouts of the images of one conversation. Arguments as in `TowerSpec.layouts`."""
+        return [views_only(self.views(size, image_size), tokens_per_view) for size in sizes]
 
     @property
     def fewest_views(self) -> int:
