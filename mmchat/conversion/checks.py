@@ -58,10 +58,10 @@ def reference_samples(model: MMChatForConditionalGeneration, processor: MMChatPr
             continue
         images = [_noise(number, processor) for number in range(count)]
         messages = [{"role": "user", "content": [{"type": "image"}] * count + [{"type": "text", "text": question}]}]
-        views = [processor.image_processor.views(image.size) for image in images]
-        ids = torch.tensor([processor.render(messages, views, add_generation_prompt=True).input_ids])
+        layouts = processor.layouts([image.size for image in images])
+        ids = torch.tensor([processor.render(messages, layouts, add_generation_prompt=True).input_ids])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs |= processor.image_processor(images) if images else {}
+        inputs |= processor.image_inputs([images]) if images else {}
         samples.append(Sample(name, messages, images, inputs, _logits(model, inputs), *_greedy(model, inputs)))
     return samples
 
