@@ -21,7 +21,7 @@ L3 = ["data", "inference", "conversion"]
 
 TORCH_FREE_VISION = [
     *("vision.spec", "vision.TowerSpec", "vision.TowerConfig", "vision.preprocess", "vision.normalise"),
-    "vision.transforms.preprocess",
+    *("vision.layout", "vision.transforms.preprocess"),
 ]
 
 # What a room may import besides itself and L0; a name stands for everything below it.

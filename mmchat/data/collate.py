@@ -11,7 +11,8 @@ from mmchat.constants import IGNORE_INDEX
 from mmchat.data.feature_cache import DTYPES
 from mmchat.data.records import Rejected
 from mmchat.data.samples import EncodedSample, Sample
-from mmchat.vision import TowerSpec, join_slot_maps, normalise
+from mmchat.vision import TowerSpec, normalise
+from mmchat.vision.layout import join_slot_maps
 from mmchat.vision.spec import Grid
 
 

@@ -27,7 +27,7 @@ from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
-from mmchat.vision import Size
+from mmchat.vision.spec import Size
 
 CHUNK = 1_000
 FORMAT = 3

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmchat.vision import SlotMap
+from mmchat.vision.layout import SlotMap
 from mmchat.vision.spec import Grid
 
 

@@ -14,7 +14,7 @@ from mmchat.data.doctor.image_checks import ImageCheck, check_image, digest
 from mmchat.data.doctor.text_checks import answer_findings, opening, order_problem, spelling_findings, token_pattern
 from mmchat.data.records import Record, Rejected, limit_turns
 from mmchat.errors import UserError
-from mmchat.vision import ImageLayout
+from mmchat.vision.layout import ImageLayout
 
 
 @dataclass(frozen=True)
