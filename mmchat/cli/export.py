@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "express is refused before anything is written. What was written is opened by the other program and compared."
     )
     add_model_directory(parser, "model directory of an assistant")
-    parser.add_argument("--to", required=True, metavar="NAME", help="hf, or a format: internvl")
+    parser.add_argument("--to", required=True, metavar="NAME", help="hf, or a format: internvl, llava")
     add_new_directory(parser)
 
 

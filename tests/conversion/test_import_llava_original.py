@@ -104,6 +104,7 @@ def test_logits_loss_and_gradients_of_the_original(oracle, data_dir):
         assert ours[our_name][:rows].norm().item() == pytest.approx(norm, rel=1e-3), name
     (spec,) = processor.image_processor.specs
     assert (spec.preprocessing.fit, spec.tokens, model.towers[0].config.layer) == ("pad", SLOTS, -2)
+    assert read_json(oracle / "config.json")["use_cache"] is False and model.config.text_config.use_cache
 
 
 def test_token_ids_of_the_original(oracle, data_dir):

@@ -4,6 +4,7 @@ from mmchat.conversion.formats.base import ExportFormat, Format
 from mmchat.conversion.formats.internvl import InternVL
 from mmchat.conversion.formats.internvl_opengvlab import InternVLOpenGVLab
 from mmchat.conversion.formats.llava_original import LlavaOriginal
+from mmchat.conversion.formats.llava_original_export import LlavaOriginalTarget
 from mmchat.conversion.formats.vary_opt import VaryOPT
 from mmchat.conversion.formats.vary_qwen import VaryQwen
 
@@ -15,7 +16,7 @@ FORMATS: tuple[Format, ...] = (
     VaryQwen(),
 )
 """Formats that are read, tried in order. A format is recognised by the contents of the files, never by a name."""
-TARGETS: tuple[ExportFormat, ...] = (InternVL(),)
+TARGETS: tuple[ExportFormat, ...] = (InternVL(), LlavaOriginalTarget())
 """Formats that are written, the preferred ones first."""
 
 __all__ = ["FORMATS", "TARGETS", "ExportFormat", "Format"]

@@ -149,7 +149,8 @@ def language_config(values: dict[str, Any], rows: int) -> PreTrainedConfig:
     """
     config_class = LANGUAGE_MODELS[values["model_type"]]
     others = PreTrainedConfig().to_dict().keys() - {"tie_word_embeddings", "bos_token_id", "eos_token_id"}
-    known = (config_class().to_dict().keys() | {"rope_theta", "rope_scaling"}) - others
+    # Training writes `use_cache: false`, which the original overrides when it generates (llava/eval/run_llava.py).
+    known = (config_class().to_dict().keys() | {"rope_theta", "rope_scaling"}) - others - {"use_cache"}
     stated = {key: value for key, value in values.items() if key in known and value is not None}
     return config_class(**{**stated, "vocab_size": rows})
 
