@@ -7,7 +7,7 @@ import yaml
 
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json, write_text
-from mmchat.training.checkpoints.loader import newest_checkpoint
+from mmchat.training.checkpoints.retention import newest_checkpoint
 from mmchat.training.config import RunConfig, as_dict, changed_keys, load_written_config
 from mmchat.training.distributed import collectives, process_group
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from mmchat.errors import SharedError, UserError
-from mmchat.training.checkpoints.loader import load_checkpoint, newest_checkpoint
+from mmchat.training.checkpoints.loader import load_checkpoint
 from mmchat.training.checkpoints.reshard import load_resharded
+from mmchat.training.checkpoints.retention import newest_checkpoint
 from mmchat.training.checkpoints.rng_state import restore_rng_state, rng_state, seed_all
 from mmchat.training.checkpoints.saver import CheckpointSaver
 from mmchat.training.checkpoints.storage import (

@@ -1,4 +1,4 @@
-"""The newest undamaged checkpoint of a run is found, and everything in it is restored."""
+"""Everything in a checkpoint is restored, also if it was written by another number of ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,35 +10,9 @@ import torch
 from mmchat.errors import SharedError
 from mmchat.training.checkpoints.reshard import load_resharded, needs_resharding
 from mmchat.training.checkpoints.rng_state import restore_rng_state, seed_all
-from mmchat.training.checkpoints.storage import LATEST, ChecksummedFiles, find_damage, list_checkpoints, read_manifest
+from mmchat.training.checkpoints.storage import ChecksummedFiles, read_manifest
 from mmchat.training.deepspeed_internals import set_checkpoint_engine
 from mmchat.training.distributed import process_group
-
-
-def newest_checkpoint(directory: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint, or None if there is none at all. All ranks call this.
-
-    The search starts at the checkpoint that `latest` names.
-
-    Args:
-        report: called with a line for each checkpoint that is skipped.
-
-    Raises:
-        SharedError: there are checkpoints, but all of them are damaged.
-    """
-    pointer = directory / LATEST
-    if not pointer.exists():
-        return None
-    latest = directory / pointer.read_text(encoding="utf-8").strip()
-    candidates = [path for path in reversed(list_checkpoints(directory)) if path.name <= latest.name]
-    if latest not in candidates:
-        report(f"{pointer} names {latest.name}, which does not exist")
-    for checkpoint, older in zip(candidates, [*candidates[1:], None], strict=True):
-        problem = find_damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        report(f"checkpoint {checkpoint} is damaged: {problem}" + (f"; trying {older.name}" if older else ""))
-    raise SharedError(f"{directory} has no undamaged checkpoint; to start again, name another run_dir")
 
 
 def load_checkpoint(

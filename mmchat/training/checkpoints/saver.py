@@ -13,6 +13,7 @@ import deepspeed
 
 from mmchat.errors import SharedError
 from mmchat.files import format_megabytes, free_bytes, replace_directory, write_json, write_text
+from mmchat.training.checkpoints.retention import delete_old_checkpoints
 from mmchat.training.checkpoints.rng_state import rng_state
 from mmchat.training.checkpoints.storage import (
     LATEST,
@@ -165,11 +166,7 @@ def _publish(temporary: Path, final: Path, manifest: Manifest, keep: int) -> OSE
         write_text(directory / LATEST, final.name)
     except OSError as error:
         return error
-    # Checkpoints of later steps were damaged, or abandoned when the run was resumed from an older one.
-    existing = list_checkpoints(directory)
-    count = existing.index(final) + 1
-    for old in [*existing[: max(0, count - keep)], *existing[count:]]:
-        rmtree(old)
+    delete_old_checkpoints(final, keep)
     return None
 
 
