@@ -1,5 +1,6 @@
-"""Model directories in Hugging Face layout: strict loading, verified saving. Imports no torch."""
+"""Model directories in Hugging Face layout: from the hub, strict loading, verified saving. Imports no torch."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,54 @@ Model = TypeVar("Model")
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 WEIGHTS = "*.safetensors"
+
+
+HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-][\w./-]*))?")
+"""`user/name`, or `user/name@revision` with a branch, tag or commit."""
+SAFE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
+"""Patterns of the files that are fetched from the hub besides weights. Code is never fetched."""
+
+
+def resolve(source: str | Path, what: str = "model directory", weights: bool = True) -> Path:
+    """The directory or file of a source; a hub name is downloaded to the hub's cache.
+
+    A download resumes where it stopped. What is in the cache already needs no network.
+
+    Args:
+        source: A path, or `user/name` or `user/name@revision` on the Hugging Face hub.
+        what: What messages call it.
+        weights: Whether to fetch weights: safetensors, or `pytorch_model*.bin` if there are none.
+
+    Returns:
+        The path, which may not exist if `source` is no hub name.
+
+    Raises:
+        UserError: The hub does not have it, or cannot be reached and the cache does not have it.
+    """
+    path = Path(source).expanduser()
+    name = HUB_NAME.fullmatch(str(source))
+    if path.exists() or name is None:
+        return path
+    from httpx import HTTPError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    def fetch(*patterns: str) -> Path:
+        patterns = (*SAFE_FILES, *patterns)
+        return Path(snapshot_download(name["repo"], revision=name["revision"], allow_patterns=list(patterns)))
+
+    try:
+        found = fetch(*[WEIGHTS] * weights)
+        return fetch("pytorch_model*.bin") if weights and not any(found.glob(WEIGHTS)) else found
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise UserError(
+            f"{what} {str(source)!r} is no path here, {why}, and the hub's cache does not have it; download it where "
+            "there is a network, or give a directory"
+        ) from None
+    except (HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} {str(source)!r} is no path here, and the hub did not give it: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -40,7 +89,7 @@ class ModelDirectory(Generic[Model]):
         """Check what a directory holds without reading weights.
 
         Args:
-            source: The directory.
+            source: The directory, or a hub name (`resolve`).
             files: Names or patterns that must exist in it.
 
         Returns:
@@ -49,7 +98,7 @@ class ModelDirectory(Generic[Model]):
         Raises:
             UserError: It does not exist, holds another kind of model, or lacks a file.
         """
-        directory = Path(source)
+        directory = resolve(source)
         if not directory.is_dir():
             raise UserError(f"model directory {directory} does not exist; {self.remedy}")
         expected, found = self.model_class.config_class.model_type, _model_type(directory)
@@ -186,19 +235,21 @@ def refuse_misfit(
         raise UserError(f"the weights in {where} do not fit its config: {found}")
 
 
-def open_pretrained(auto_class: Any, source: str, what: str) -> Any:
+def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = False) -> Any:
     """`auto_class.from_pretrained(source)` with one-line errors.
 
     Args:
         auto_class: A transformers class.
-        source: Directory or hub name.
+        source: Directory or hub name (`resolve`).
         what: What messages call it.
+        weights: Whether it has weights.
 
     Raises:
         UserError: It cannot be opened.
     """
+    found = resolve(source, what, weights)
     try:
-        return auto_class.from_pretrained(source)
+        return auto_class.from_pretrained(found)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -9,7 +9,7 @@ from mmchat.conversion.formats.base import Format, option_names, with_options
 from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
-from mmchat.pretrained import load_state_strictly
+from mmchat.pretrained import load_state_strictly, resolve
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 SHOWN_KEYS = 5
@@ -24,7 +24,8 @@ def import_model(
     Loading is strict: a missing, unexpected or misshapen weight is an error. No code in the files is run.
 
     Args:
-        source: Directory with `config.json` and weights, as `*.safetensors` or as torch saved them.
+        source: Directory with `config.json` and weights, as `*.safetensors` or as torch saved them; or a hub name, with
+            `@revision` if wanted.
         tokenizer: Directory or hub name. None uses the tokenizer in `source`.
         **options: Options of the format, such as the `base`, `vision` and `template` of `LlavaOriginal`.
 
@@ -39,7 +40,7 @@ def import_model(
         >>> from mmchat.conversion import import_model
         >>> model, processor = import_model("models/vary")
     """
-    path = Path(source).expanduser()
+    path = resolve(source, "model")
     if not path.is_dir():
         raise UserError(
             f"{path} is not a directory; download the model and give its folder, with config.json and weights"

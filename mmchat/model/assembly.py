@@ -72,7 +72,7 @@ def assemble(
     if isinstance(language, Language) or model_config is None:
         is_open = isinstance(language, Language)
         language_model = (
-            language.model if is_open else open_pretrained(AutoModelForCausalLM, language, "language model")
+            language.model if is_open else open_pretrained(AutoModelForCausalLM, language, "language model", True)
         )
         _start_embeddings(language_model, real, set(opened_tokenizer.get_vocab().values()) - real)
     else:

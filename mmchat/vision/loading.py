@@ -6,7 +6,7 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.pretrained import fill_module
+from mmchat.pretrained import fill_module, resolve
 from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
 from mmchat.vision.checkpoint_formats.base import CheckpointFormat
 from mmchat.vision.checkpoint_formats.hugging_face import MODEL_TYPES
@@ -152,15 +152,7 @@ def _local_or_hub(source: str, weights: bool, what: str) -> Path:
         if not path.exists():
             raise UserError(f"{what} {source!r}: no such file")
         return path
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    found = resolve(source, what, weights)
+    if not found.is_dir():
         raise UserError(f"{what} {source!r}: no such directory")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        found = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"] if weights else ["*.json"]))
-        if weights and not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(source, allow_patterns=["*.json", "pytorch_model*.bin"]))
-        return found
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        raise UserError(f"{what} {source!r} is no directory here, and the hub did not give it: {error}") from None
+    return found

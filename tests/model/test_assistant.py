@@ -171,8 +171,9 @@ def test_a_model_directory_names_no_path_of_the_machine(make_assistant, make_tow
 
 def test_language_models_that_cannot_be_opened(make_tower, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for language in ("no/such-model", str(tmp_path)):
-        with pytest.raises(UserError, match=f"^tokenizer '{language}' is neither a directory .*[^\n]*$"):
+    offline = "is no path here, HF_HUB_OFFLINE is set, and the hub's cache does not have it"
+    for language, why in (("no/such-model", offline), (str(tmp_path), "is neither a directory")):
+        with pytest.raises(UserError, match=f"^tokenizer '{language}' {why}.*[^\n]*$"):
             assemble(language, [make_tower()], "linear", "vicuna_v1")
     no_model = str(data_dir / "tokenizers" / "opt_like")
     with pytest.raises(UserError, match=r"^language model '.*opt_like' is neither a directory"):
