@@ -198,7 +198,7 @@ def test_init_with_tiles(run, language_json, data_dir, tmp_path, make_image):
     arguments = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4"]
     arguments += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
     status, _, err = run(*arguments, "--max-tiles", 3)
-    assert (status, err) == (2, "error: --max-tiles belongs to --fit tiles\n")
+    assert (status, err) == (2, "error: --max-tiles belongs to --fit tiles or anyres\n")
     status, _, err = run(*arguments, "--fit", "tiles", "--max-tiles", 0)
     assert status == 2 and "expected 1 <= min_tiles <= max_tiles" in err
     status, out, err = run(*arguments, "--fit", "tiles", "--max-tiles", 3)
@@ -207,6 +207,31 @@ def test_init_with_tiles(run, language_json, data_dir, tmp_path, make_image):
     preprocessing = json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["preprocessing"]
     assert preprocessing["fit"] == "tiles"
     assert preprocessing["tiling"] == {"min_tiles": 1, "max_tiles": 3, "thumbnail": True}
+    make_image(width=90, height=30).save(tmp_path / "wide.png")
+    arguments = ["chat", tmp_path / "model", "What?", "--image", tmp_path / "wide.png", "--max-new-tokens", 2]
+    assert run(*arguments)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "expected"),
+    [
+        (["--fit", "anyres"], "16 features per tile", {"max_tiles": None, "one_view_if_several": False}),
+        (["--fit", "anyres", "--max-tiles", 2], "16 features per tile", {"max_tiles": 2, "one_view_if_several": True}),
+        (["--fit", "split", "--longest-edge", 60], "16 slots per tile", {"longest_edge": 60, "rule": "idefics3"}),
+    ],
+    ids=["next", "onevision", "split"],
+)
+def test_init_with_anyres_and_split(words, said, expected, run, language_json, data_dir, tmp_path, make_image):
+    arguments = ["init", "--language", language_json("llama"), "--vision", data_dir / "clip_vit_tiny_hf4"]
+    arguments += ["--tokenizer", data_dir / "tokenizers" / "llama_like_legacy_false", "--out", tmp_path / "model"]
+    status, _, err = run(*arguments, "--fit", "tiles", "--longest-edge", 60)
+    assert (status, err) == (2, "error: --longest-edge belongs to --fit split\n")
+    status, out, err = run(*arguments, *words)
+    assert (status, err) == (0, "") and f"{said}, vicuna_v1\n" in out
+    preprocessing = json.loads((tmp_path / "model" / "config.json").read_text())["towers"][0]["preprocessing"]
+    assert preprocessing["fit"] == words[1] and preprocessing["tiling"].items() >= expected.items()
+    added = json.loads((tmp_path / "model" / "tokenizer.json").read_text())["added_tokens"]
+    assert ("<row_3_col_3>" in [token["content"] for token in added]) == (words[1] == "split")
     make_image(width=90, height=30).save(tmp_path / "wide.png")
     arguments = ["chat", tmp_path / "model", "What?", "--image", tmp_path / "wide.png", "--max-new-tokens", 2]
     assert run(*arguments)[0] == 0
