@@ -17,6 +17,7 @@ EXTRA_OF = {
     "tensorboard": "tracking",
     "wandb": "tracking",
     "gradio": "demo",
+    "gguf": "gguf",
 }
 """Top-level module -> the extra of pyproject.toml that installs it."""
 

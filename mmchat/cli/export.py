@@ -6,6 +6,9 @@ from mmchat.command_line.options import add_model_directory, add_new_directory, 
 
 EXAMPLE = "mmchat export runs/assistant/model --to hf --out exported"
 
+OPTIONS = ("dtype", "known_reader_bug")
+"""Options of single formats. Another format refuses them."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_details(
@@ -13,7 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "express is refused before anything is written. What was written is opened by the other program and compared."
     )
     add_model_directory(parser, "model directory of an assistant")
-    parser.add_argument("--to", required=True, metavar="NAME", help="hf, or a format: internvl, llava")
+    parser.add_argument("--to", required=True, metavar="NAME", help="hf, or a format: internvl, llava, gguf")
+    parser.add_argument("--dtype", metavar="NAME", help="gguf: f32, f16, bf16 or q8_0; default: as in MODEL")
+    parser.add_argument(
+        "--known-reader-bug",
+        action="store_true",
+        default=None,
+        help="gguf: write towers with a class token, too, which llama.cpp reads wrongly (its issue 25814)",
+    )
     add_new_directory(parser)
 
 
@@ -21,5 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
     from mmchat.conversion import export_model
 
-    lines = export_model(arguments.checkpoint, arguments.to, arguments.out)
+    options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
+    lines = export_model(arguments.checkpoint, arguments.to, arguments.out, **options)
     print(f"{arguments.out}: {lines[0]}", *(f"  {line}" for line in lines[1:]), sep="\n")

@@ -52,18 +52,27 @@ def reference_samples(model: MMChatForConditionalGeneration, processor: MMChatPr
         model: The assistant, in fp32 and evaluation mode.
         processor: Its processor.
     """
-    samples = []
-    for name, (count, question) in QUESTIONS.items():
-        if not count and get_template(processor.template).one_exchange:
-            continue
-        images = [_noise(number, processor) for number in range(count)]
-        messages = [{"role": "user", "content": [{"type": "image"}] * count + [{"type": "text", "text": question}]}]
-        layouts = processor.layouts([image.size for image in images])
-        ids = torch.tensor([processor.render(messages, layouts, add_generation_prompt=True).input_ids])
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs |= processor.image_inputs([images]) if images else {}
-        samples.append(Sample(name, messages, images, inputs, _logits(model, inputs), *_greedy(model, inputs)))
-    return samples
+    return [
+        make_sample(model, processor, name, [_noise(number, processor) for number in range(count)], question)
+        for name, (count, question) in QUESTIONS.items()
+        if count or not get_template(processor.template).one_exchange
+    ]
+
+
+def make_sample(
+    model: MMChatForConditionalGeneration,
+    processor: MMChatProcessor,
+    name: str,
+    images: list[Image.Image],
+    question: str,
+) -> Sample:
+    """What mmchat computes for one question about images."""
+    messages = [{"role": "user", "content": [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]}]
+    layouts = processor.layouts([image.size for image in images])
+    ids = torch.tensor([processor.render(messages, layouts, add_generation_prompt=True).input_ids])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs |= processor.image_inputs([images]) if images else {}
+    return Sample(name, messages, images, inputs, _logits(model, inputs), *_greedy(model, inputs))
 
 
 def compare_with_transformers(

@@ -7,7 +7,7 @@ from typing import Any
 from mmchat.auto import MMChatConfig, MMChatProcessor
 from mmchat.conversion.checks import reference_samples
 from mmchat.conversion.formats import TARGETS, ExportFormat
-from mmchat.conversion.formats.base import option_names, with_options
+from mmchat.conversion.formats.base import OwnSamples, option_names, with_options
 from mmchat.errors import UserError
 from mmchat.files import staged_directory
 from mmchat.model.directory import load_assistant
@@ -45,7 +45,8 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
     target = choose_target(candidates, model.config, processor)
     with staged_directory(Path(out)) as aside:
         target.export(model, processor).write(aside)
-        samples = reference_samples(model.float(), processor)
+        take_samples = target.samples if isinstance(target, OwnSamples) else reference_samples
+        samples = take_samples(model.float(), processor)
         del model  # the foreign program needs the memory
         compared = target.check(aside, samples, processor)
     return [target.description, *compared]

@@ -1,6 +1,7 @@
 """Foreign assistant formats, one file each. A new format is a file here and an entry in `FORMATS` or `TARGETS`."""
 
 from mmchat.conversion.formats.base import ExportFormat, Format
+from mmchat.conversion.formats.gguf import GGUF
 from mmchat.conversion.formats.internvl import InternVL
 from mmchat.conversion.formats.internvl_opengvlab import InternVLOpenGVLab
 from mmchat.conversion.formats.llava_original import LlavaOriginal
@@ -16,7 +17,7 @@ FORMATS: tuple[Format, ...] = (
     VaryQwen(),
 )
 """Formats that are read, tried in order. A format is recognised by the contents of the files, never by a name."""
-TARGETS: tuple[ExportFormat, ...] = (InternVL(), LlavaOriginalTarget())
+TARGETS: tuple[ExportFormat, ...] = (InternVL(), LlavaOriginalTarget(), GGUF())
 """Formats that are written, the preferred ones first."""
 
 __all__ = ["FORMATS", "TARGETS", "ExportFormat", "Format"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
@@ -130,6 +130,14 @@ class ExportFormat(Protocol):
         Raises:
             RuntimeError: The foreign program computes something else.
         """
+
+
+@runtime_checkable
+class OwnSamples(Protocol):
+    """A format that is compared on other samples than those of `reference_samples`."""
+
+    def samples(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> list[Sample]:
+        """What mmchat computes. The model is in fp32."""
 
 
 def option_names(one: Any) -> set[str]:
