@@ -217,6 +217,7 @@ def test_the_command_prints_what_the_index_holds(path, processor, assistant_dir,
     assert [facts[name] for name in names] == [f"{count:,.0f}" for count in counts]
     assert facts["supervised"] == f"{100 * expected[1].sum() / tokens.sum():.1f} %"
     assert (facts["images"], facts["views"], facts["patches"]) == ("4", "4", f"{expected[4].sum()}")
+    assert facts["slots"] == f"{expected[5].sum()}"
     (kept,) = cache.iterdir()
     assert facts["bytes of the index"] == str(kept.stat().st_size) and f"kept in {kept}" in first
     assert main(words) == 0

@@ -62,7 +62,7 @@ def facts_of(index: Any, path: Path, seconds: float) -> dict[str, str]:
     tokens = index.tokens[index.usable]
     total = int(tokens.sum(dtype=np.int64))
     median, p95, longest = np.percentile(tokens, [50, 95, 100]) if len(tokens) else (0, 0, 0)
-    _, supervised, images, views, patches = (int(column.sum(dtype=np.int64)) for column in index.columns)
+    _, supervised, images, views, patches, slots = (int(column.sum(dtype=np.int64)) for column in index.columns)
     return {
         "samples": f"{len(index):,}",
         "usable": f"{len(tokens):,}",
@@ -74,6 +74,7 @@ def facts_of(index: Any, path: Path, seconds: float) -> dict[str, str]:
         "images": f"{images:,}",
         "views": f"{views:,}",
         "patches": f"{patches:,}",
+        "slots": f"{slots:,}",
         "bytes of the index": f"{path.stat().st_size if path.exists() else 0:,}",
         "seconds": f"{seconds:.1f}",
         "records/s": f"{len(index) / seconds:,.0f}",
