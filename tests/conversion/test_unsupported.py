@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers.models.auto.configuration_auto import model_type_to_module_name
@@ -12,6 +13,7 @@ from mmchat.cli.main import main
 from mmchat.conversion import import_model, unsupported
 from mmchat.conversion.unsupported import UNSUPPORTED
 from mmchat.errors import UserError
+from mmchat.training.objectives.assistant import AssistantObjective
 
 EVIDENCE = {
     unsupported._MROPE: r"def get_rope_index|def get_vision_position_ids|mrope_section",
@@ -73,3 +75,9 @@ def test_as_a_language_model(qwen2_vl, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert re.search(EXPECTED, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["train", "plan"])
+def test_as_the_model_of_a_run(qwen2_vl, weights):
+    with pytest.raises(UserError, match=EXPECTED):
+        AssistantObjective(SimpleNamespace(model=str(qwen2_vl)), weights)

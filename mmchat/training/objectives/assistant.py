@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmchat.constants import IGNORE_INDEX
+from mmchat.conversion.unsupported import refuse_unsupported_source
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.config import DataConfig
 from mmchat.data.lengths import LengthIndex, LengthMeasure, source_lengths, source_measure
@@ -40,6 +41,8 @@ class AssistantObjective(Objective):
     without_terms = "no token is supervised"
 
     def __init__(self, config: RunConfig, weights: bool = True) -> None:
+        if Path(config.model).is_dir():
+            refuse_unsupported_source(config.model)
         self.trained_on = source_names(list(config.data.by_name()))
         if weights:
             self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.objective.fit)
