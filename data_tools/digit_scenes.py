@@ -9,6 +9,7 @@ scores on `heldout` are on handwriting that is not in the training data.
     dev         conversations about other scans: for choosing hyperparameters
     named       one digit of the last 297 scans per image, labelled "a red 7": zero-shot test of the tower
     heldout     conversations about the last 297 scans: for reporting
+    closeups    one large digit per image, labelled; only if `--only` names it: starts a tower at half the image size
 
 Records are in LLaVA's format, plus `kinds` (one per question) and, in `dev` and `heldout`, the SHA-256 of the image's
 raw pixels. `--verify` uses it to check that a regenerated test split equals a published one. Texts are in
@@ -46,15 +47,18 @@ from mmchat.extras import require
 from mmchat.progress import track
 
 TRAINING = (0, 1200)
-GLYPHS = dict.fromkeys(("captions", "statements", "train"), TRAINING)
+GLYPHS = dict.fromkeys(("captions", "closeups", "statements", "train"), TRAINING)
 # `heldout` is written last: if its file exists, all others do, too. The quickstart relies on this.
 GLYPHS |= {"dev": (1200, 1500), "named": (1500, 1797), "heldout": (1500, 1797)}
 # Relative frequency of one, two, ... digits in an image.
-NUMBERS = {"captions": (1,), "statements": (4, 3, 2, 1), "named": (1,)}
+NUMBERS = {"captions": (1,), "closeups": (1,), "statements": (4, 3, 2, 1), "named": (1,)}
 SCENE_NUMBERS = (3, 5, 5, 5)
 # Share of images with statements; the other images of `statements` have a description.
 STATED = {"statements": 0.65, "train": 0.25}
 HASHED = ("dev", "heldout")
+LABELLED = ("closeups", "named")
+# Digits of a split are so many times larger than elsewhere.
+ZOOM = {"closeups": 1.8}
 FADES_ON_LIGHT = ("yellow", "white")
 FADES_ON_DARK = ("black",)
 
@@ -71,13 +75,14 @@ def glyphs() -> tuple[list[Image.Image], list[int]]:
 
 
 def compose(
-    rng: random.Random, glyph_range: tuple[int, int], numbers: tuple[int, ...] = SCENE_NUMBERS
+    rng: random.Random, glyph_range: tuple[int, int], numbers: tuple[int, ...] = SCENE_NUMBERS, zoom: float = 1.0
 ) -> tuple[bool, tuple[SceneDigit, ...]]:
     """A random scene: whether the background is light, and digits whose squares do not overlap, from left to right.
 
     Args:
         glyph_range: range of scans to choose from.
         numbers: relative frequency of one, two, ... digits.
+        zoom: factor of the digits' size.
     """
     light = rng.random() < 0.5
     palette = [name for name in COLORS if name not in (FADES_ON_LIGHT if light else FADES_ON_DARK)]
@@ -87,7 +92,7 @@ def compose(
         glyph = rng.randrange(*glyph_range)
         repeat = things and rng.random() < 0.25
         color = rng.choice(things).color if repeat else rng.choice(palette)
-        size, trials = rng.uniform(0.29, 0.56 - 0.03 * number), 0
+        size, trials = zoom * rng.uniform(0.29, 0.56 - 0.03 * number), 0
         while True:  # a digit that does not fit shrinks
             x, y = rng.uniform(size / 2, 1 - size / 2), rng.uniform(size / 2, 1 - size / 2)
             if all(max(abs(x - t.x), abs(y - t.y)) >= (size + t.size) / 2 for t in things):
@@ -96,7 +101,7 @@ def compose(
             if trials % 20 == 0:
                 size = max(0.25, size * 0.93)
             if trials == 400:  # three digits leave no room for a fourth: start again
-                return compose(rng, glyph_range, numbers)
+                return compose(rng, glyph_range, numbers, zoom)
         things.append(SceneDigit(glyphs()[1][glyph], color, x, y, size, glyph))
     return light, tuple(sorted(things, key=lambda t: t.x))
 
@@ -141,12 +146,12 @@ def make_questions(rng: random.Random, split: str, things: tuple[SceneDigit, ...
 def make_sample(split: str, index: int, seed: int, side: int) -> tuple[Image.Image, dict]:
     """Image and record `index` of a split, a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
-    light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS))
+    light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS), ZOOM.get(split, 1.0))
     while split == "statements" and not clearly_ordered(things):
         light, things = compose(rng, GLYPHS[split], NUMBERS[split])
     image = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
-    if split == "named":
+    if split in LABELLED:
         return image, {"id": name, "image": f"{name}.png", "label": listing(things)}
     questions = make_questions(rng, split, things)
     turns = []
@@ -220,11 +225,19 @@ def main(argv: list[str] | None = None) -> None:
     option("--dev", 400, "scenes for choosing hyperparameters")
     option("--named", 400, "labelled single digits for testing the tower")
     option("--heldout", 400, "held-out test scenes")
+    option("--closeups", 20000, "labelled close-ups of single digits")
     option("--size", 64, "side of an image in pixels")
     option("--workers", 2, "worker processes")
     parser.add_argument("--verify", type=Path, help="fail if the held-out split differs from the one in this file")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(GLYPHS),
+        default=[split for split in GLYPHS if split != "closeups"],
+        help="splits to write (default: all except closeups)",
+    )
     arguments = parser.parse_args(argv)
-    for split in GLYPHS:
+    for split in arguments.only:
         reference = arguments.verify if split == "heldout" else None
         write_split(
             arguments.out,

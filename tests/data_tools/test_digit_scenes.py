@@ -254,3 +254,15 @@ def test_tokenizer_is_small_fast_and_deterministic(tmp_path):
     assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert {"7", "2"} <= set(tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_closeups_are_larger_labelled_and_drawn_only_on_request(tmp_path):
+    counts = [word for split in ds.GLYPHS for word in (f"--{split}", "3")]
+    ds.main(["--out", str(tmp_path), *counts, "--workers", "1"])
+    assert not (tmp_path / "closeups.json").exists() and (tmp_path / "heldout.json").exists()
+    ds.main(["--out", str(tmp_path / "more"), "--closeups", "40", "--only", "closeups", "--workers", "1"])
+    assert [path.name for path in sorted((tmp_path / "more").iterdir())] == ["closeups", "closeups.json"]
+    records = json.loads((tmp_path / "more" / "closeups.json").read_text())
+    assert len(records) == 40 and all(re.fullmatch(r"an? \w+ \d", record["label"]) for record in records)
+    sizes = [ds.compose(random.Random(n), ds.TRAINING, (1,), ds.ZOOM["closeups"])[1][0].size for n in range(200)]
+    assert min(sizes) > 0.52 and 0.8 < max(sizes) < 1
