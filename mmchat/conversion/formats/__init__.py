@@ -5,6 +5,8 @@ from mmchat.conversion.formats.gguf import GGUF
 from mmchat.conversion.formats.internvl import InternVL
 from mmchat.conversion.formats.internvl_opengvlab import InternVLOpenGVLab
 from mmchat.conversion.formats.llava_hf import LlavaHF
+from mmchat.conversion.formats.llava_next import LlavaNext
+from mmchat.conversion.formats.llava_onevision import LlavaOnevision
 from mmchat.conversion.formats.llava_original import LlavaOriginal
 from mmchat.conversion.formats.llava_original_export import LlavaOriginalTarget
 from mmchat.conversion.formats.vary_opt import VaryOPT
@@ -12,6 +14,8 @@ from mmchat.conversion.formats.vary_qwen import VaryQwen
 
 FORMATS: tuple[Format, ...] = (
     LlavaHF(),
+    LlavaNext(),
+    LlavaOnevision(),
     InternVL(),
     InternVLOpenGVLab(),
     LlavaOriginal(),
@@ -19,7 +23,14 @@ FORMATS: tuple[Format, ...] = (
     VaryQwen(),
 )
 """Formats that are read, tried in order. A format is recognised by the contents of the files, never by a name."""
-TARGETS: tuple[ExportFormat, ...] = (LlavaHF(), InternVL(), LlavaOriginalTarget(), GGUF())
+TARGETS: tuple[ExportFormat, ...] = (
+    LlavaHF(),
+    LlavaNext(),
+    LlavaOnevision(),
+    InternVL(),
+    LlavaOriginalTarget(),
+    GGUF(),
+)
 """Formats that are written, the preferred ones first."""
 
 __all__ = ["FORMATS", "TARGETS", "ExportFormat", "Format"]

@@ -112,8 +112,8 @@ def _difference(
     model: MMChatForConditionalGeneration, processor: MMChatProcessor, sample: Sample, directory: Path
 ) -> float:
     """Largest difference of a sample's logits, from its messages and images on, over the rows that were written."""
-    views = [processor.image_processor.views(image.size) for image in sample.images]
-    ids = torch.tensor([processor.render(sample.messages, views, add_generation_prompt=True).input_ids])
+    layouts = processor.layouts([image.size for image in sample.images])
+    ids = torch.tensor([processor.render(sample.messages, layouts, add_generation_prompt=True).input_ids])
     if not torch.equal(ids, sample.inputs["input_ids"]):
         raise RuntimeError(f"opened again, {directory} asks {sample.name} with other token ids")
     pixels = processor.image_processor(sample.images) if sample.images else {}
