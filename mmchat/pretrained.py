@@ -21,6 +21,19 @@ HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.
 """`user/name`, or `user/name@revision` with a branch, tag or commit."""
 SAFE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 """Patterns of the files that are fetched from the hub besides weights. Code is never fetched."""
+FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth")
+"""A source that ends so is a file."""
+
+
+def hub_name(source: str | Path) -> re.Match[str] | None:
+    """The match of HUB_NAME if a source is a name on the hub.
+
+    What exists is a path; so is what lies below a folder that exists (`runs/modle`), what starts with `./`, `../`, `/`
+    or `~`, and what ends like a file. A mistyped path is not looked up on the network.
+    """
+    name = HUB_NAME.fullmatch(str(source))
+    is_path = Path(source).parts[:1] and Path(Path(source).parts[0]).is_dir()
+    return None if name is None or is_path or str(source).endswith(FILE_SUFFIXES) else name
 
 
 def resolve(source: str | Path, what: str = "model directory", weights: bool = True) -> Path:
@@ -34,15 +47,14 @@ def resolve(source: str | Path, what: str = "model directory", weights: bool = T
         weights: Whether to fetch weights: safetensors, or `pytorch_model*.bin` if there are none.
 
     Returns:
-        The path, which may not exist if `source` is no hub name.
+        The path, which may not exist if `source` is no hub name (`hub_name`).
 
     Raises:
         UserError: The hub does not have it, or cannot be reached and the cache does not have it.
     """
-    path = Path(source).expanduser()
-    name = HUB_NAME.fullmatch(str(source))
-    if path.exists() or name is None:
-        return path
+    name = hub_name(source)
+    if name is None:
+        return Path(source).expanduser()
     from httpx import HTTPError
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -63,6 +75,23 @@ def resolve(source: str | Path, what: str = "model directory", weights: bool = T
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} {str(source)!r} is no path here, and the hub did not give it: {reason}") from None
+
+
+def pin(source: str, what: str = "model directory") -> str:
+    """A hub name with the commit that is its revision now, so that a run keeps its weights when a branch moves.
+
+    Args:
+        source: As in `resolve`; the model is downloaded if it is a hub name.
+        what: What messages call it.
+
+    Returns:
+        `user/name@commit`; a path as it is.
+
+    Raises:
+        UserError: See `resolve`.
+    """
+    name = hub_name(source)
+    return source if name is None else f"{name['repo']}@{resolve(source, what).name}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,7 @@ class ModelDirectory(Generic[Model]):
         Raises:
             UserError: It does not exist, holds another kind of model, or lacks a file.
         """
-        directory = resolve(source)
+        directory = resolve(source, weights=WEIGHTS in files)
         if not directory.is_dir():
             raise UserError(f"model directory {directory} does not exist; {self.remedy}")
         expected, found = self.model_class.config_class.model_type, _model_type(directory)
@@ -248,6 +277,8 @@ def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = Fal
         UserError: It cannot be opened.
     """
     found = resolve(source, what, weights)
+    if not found.exists():  # else transformers would take it for a hub name
+        raise UserError(f"{what} {source!r} does not exist; give a directory, or `user/name` of the Hugging Face hub")
     try:
         return auto_class.from_pretrained(found)
     except (OSError, ValueError, SafetensorError) as error:

@@ -9,6 +9,14 @@ import sys
 import threading
 
 import pytest
+import torch
+from transformers import AutoTokenizer
+
+from mmchat.cli.main import main
+from mmchat.errors import UserError
+from mmchat.model.directory import load_assistant
+from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, save_adapter
+from mmchat.pretrained import hub_name, open_pretrained, pin, resolve
 
 FILES = {
     "config.json": b"{}",
@@ -22,9 +30,10 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 RESOLVE = """
 import sys
 from mmchat.errors import UserError
-from mmchat.pretrained import resolve
+from mmchat.pretrained import pin, resolve
 try:
     found = resolve(sys.argv[1])
+    assert pin(sys.argv[1]) == f"{sys.argv[1].split('@')[0]}@{found.name}"
     print(sorted(path.name for path in found.iterdir()), found.name)
 except UserError as error:
     print("error:", error)
@@ -121,3 +130,57 @@ def test_offline_is_said_in_one_line(ask, environment, why):
     answer = ask("someone/model", **environment)
     assert answer.startswith("error: model directory 'someone/model' is no path here, ") and why in answer
     assert "\n" not in answer
+
+
+@pytest.mark.parametrize(
+    ("source", "is_name"),
+    [
+        *(("someone/model", True), ("someone/model@v1", True), ("someone/model-0.5b", True)),
+        *(("runs/modle", False), ("./someone/model", False), ("../someone/model", False), ("~/model", False)),
+        *(("/someone/model", False), ("someone/tower.json", False), ("someone/a/model", False), ("model", False)),
+    ],
+)
+def test_a_mistyped_path_is_no_hub_name(source, is_name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert (hub_name(source) is not None) == is_name
+    if not is_name:
+        assert not resolve(source).exists() and pin(source) == source
+
+
+def test_a_missing_path_is_answered_without_the_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match=r"^tokenizer 'runs/modle' does not exist; give a directory"):
+        open_pretrained(AutoTokenizer, "runs/modle", "tokenizer")
+    with pytest.raises(UserError, match=r"^model directory runs/modle does not exist"):
+        load_assistant("runs/modle")
+    with pytest.raises(UserError, match=r"^adapter runs/modle does not exist"):
+        load_adapter("runs/modle")
+
+
+@pytest.fixture
+def in_cache(assistant_dir, monkeypatch):
+    """The hub has the tiny assistant as someone/model, at the commit aaa..."""
+    snapshot = assistant_dir.parent / COMMITS["main"]
+    if not snapshot.exists():
+        snapshot.symlink_to(assistant_dir)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(snapshot))
+
+
+def test_an_adapter_names_its_base_on_the_hub(in_cache, tmp_path):
+    name = pin("someone/model")
+    assert name == f"someone/model@{COMMITS['main']}"
+    model, processor = load_assistant(name)
+    layer = next(key for key, part in model.language_model.named_modules() if isinstance(part, torch.nn.Linear))
+    adapter = add_adapter(model, {f"language_model.{layer}": LoraShape(2, 4)}, 0.0)
+    save_adapter(adapter, processor, tmp_path / "adapter", name)
+    assert json.loads((tmp_path / "adapter" / "base.json").read_text())["model"] == name
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "\nbase_model: someone/model\n" in card
+    assert f'from_pretrained("someone/model", revision="{COMMITS["main"]}")' in card
+    load_adapter(tmp_path / "adapter")
+    assert main(["merge", str(tmp_path / "adapter"), "--base", "someone/model", "--out", str(tmp_path / "merged")]) == 0
+    load_assistant(tmp_path / "merged")

@@ -1,7 +1,6 @@
 """`mmchat merge`: a LoRA adapter and its base model become one model directory."""
 
 import argparse
-from pathlib import Path
 
 from mmchat.command_line.options import add_new_directory, require_empty
 
@@ -9,8 +8,8 @@ EXAMPLE = "mmchat merge runs/lora/adapter --out runs/lora-merged"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="the adapter/ folder of a run")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base model; default: the one named in the adapter")
+    parser.add_argument("adapter", metavar="ADAPTER", help="the adapter/ folder of a run, or a hub name")
+    parser.add_argument("--base", metavar="DIR_OR_NAME", help="base model; default: the one named in the adapter")
     add_new_directory(parser)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
 from mmchat.conversation import SlotTokens
 from mmchat.files import write_text
+from mmchat.pretrained import hub_name
 
 CARD = "README.md"
 
@@ -45,11 +46,11 @@ _ADAPTER = """\
 ---
 library_name: peft
 tags: [mmchat, lora, image-text-to-text]
----
+{front}---
 
 # LoRA adapter of a vision-language assistant
 
-Trained with mmchat on the model directory `{base}`, which it needs. It is PEFT's format and complete: {full}.
+Trained with mmchat on the model `{base}`, which it needs. It is PEFT's format and complete: {full}.
 
 The base's weight files and their SHA-256:
 
@@ -60,12 +61,12 @@ import mmchat.auto  # registers the model's classes with transformers
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-base = AutoModelForImageTextToText.from_pretrained("path/of/{base}")
+base = AutoModelForImageTextToText.from_pretrained({arguments})
 model = PeftModel.from_pretrained(base, "path/of/this/directory")
 processor = AutoProcessor.from_pretrained("path/of/this/directory")
 ```
 
-`mmchat merge DIR --base path/of/{base} --out MERGED` writes the merged model. It refuses another base.
+`mmchat merge DIR --base {option} --out MERGED` writes the merged model. It refuses another base.
 """
 
 
@@ -143,8 +144,19 @@ def adapter_card(base: dict[str, Any], modules: Sequence[str]) -> str:
         modules: Names of the modules that were trained in full.
     """
     names = ", ".join(f"`{name}`" for name in modules)
+    named = base["model"]
+    if match := hub_name(named):
+        repo, revision = match["repo"], match["revision"]
+        front, option = f"base_model: {repo}\n", named
+        arguments = f'"{repo}", revision="{revision}"' if revision else f'"{repo}"'
+    else:
+        repo = PurePosixPath(named).name
+        front, option, arguments = "", f"path/of/{repo}", f'"path/of/{repo}"'
     return _ADAPTER.format(
-        base=PurePosixPath(base["model"]).name,
+        base=repo,
+        front=front,
+        option=option,
+        arguments=arguments,
         full=f"it also holds the modules that were trained in full, {names}" if names else "nothing else was trained",
         hashes="\n".join(f"- `{file}`: `{digest}`" for file, digest in base["sha256"].items()),
     )

@@ -10,7 +10,7 @@ from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProc
 from mmchat.errors import UserError
 from mmchat.model.card import ModelCard
 from mmchat.model.projectors import slots_per_image
-from mmchat.pretrained import ModelDirectory, save_verified
+from mmchat.pretrained import ModelDirectory, resolve, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
 LOGITS_TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ def load_assistant(
     """Open an assistant that mmchat wrote.
 
     Args:
-        source: The directory.
+        source: The directory, or a hub name (`mmchat.pretrained.resolve`).
         dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
         fit: How images are fitted to the towers' input, for model and processor; None: as in training.
 
@@ -46,6 +46,7 @@ def load_assistant(
         UserError: The directory does not exist, holds another kind of model or an adapter, or lacks a file; or weights
             are damaged, missing, left over or of another shape.
     """
+    source = resolve(source)  # once, so that weights and processor are of one commit
     _refuse_adapter(source)
     return _with_processor(DIRECTORY.load(source, dtype), source, fit)
 
@@ -54,6 +55,7 @@ def assistant_from_config(
     source: str | Path, fit: Fit | None = None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """As `load_assistant`, without reading weights; see `ModelDirectory.from_config`."""
+    source = resolve(source, weights=False)
     _refuse_adapter(source)
     return _with_processor(DIRECTORY.from_config(source), source, fit)
 
@@ -70,6 +72,7 @@ def _with_processor(
 
 def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcessor:
     """Open the processor of an assistant without reading weights. Arguments and errors as in `load_assistant`."""
+    source = resolve(source, weights=False)
     _refuse_adapter(source)
     directory = DIRECTORY.check(source, *PROCESSOR_FILES)
     processor = MMChatProcessor.from_pretrained(directory)

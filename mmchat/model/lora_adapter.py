@@ -22,7 +22,7 @@ from mmchat.errors import UserError
 from mmchat.files import read_json, write_json, write_text
 from mmchat.model.card import adapter_card
 from mmchat.model.directory import ADAPTER_BASE, LOGITS_TOLERANCE, comparison_logits, load_assistant
-from mmchat.pretrained import save_verified
+from mmchat.pretrained import hub_name, resolve, save_verified
 from mmchat.vision import Fit
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -128,7 +128,7 @@ class _AdapterFiles:
 
 
 def save_adapter(
-    adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: Path, fit: Fit | None = None
+    adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: str | Path, fit: Fit | None = None
 ) -> None:
     """Write an adapter directory, then load it onto `base` again and compare logits.
 
@@ -136,7 +136,7 @@ def save_adapter(
         adapter: The adapted model.
         processor: Its processor.
         directory: Where to write.
-        base: The model directory that was adapted.
+        base: The model that was adapted: its directory or hub name.
         fit: How images were fitted during training. None: as in `base`.
 
     Raises:
@@ -148,9 +148,10 @@ def save_adapter(
         name: {key: tensor.detach().cpu().clone() for key, tensor in model.get_submodule(name).state_dict().items()}
         for name in modules_to_save(model)
     }
-    # Relative to the adapter directory, so that both can be moved together.
-    relative = Path(os.path.relpath(base.resolve(), directory.resolve())).as_posix()
-    files = _AdapterFiles(modules, {"model": relative, "sha256": _weight_hashes(base), "fit": fit})
+    found = resolve(base)
+    # A path is relative to the adapter directory, so that both can be moved together.
+    named = str(base) if hub_name(base) else Path(os.path.relpath(found.resolve(), directory.resolve())).as_posix()
+    files = _AdapterFiles(modules, {"model": named, "sha256": _weight_hashes(found), "fit": fit})
     save_verified(
         adapter,
         [processor, files],
@@ -161,12 +162,14 @@ def save_adapter(
     )
 
 
-def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto") -> tuple[PeftModel, MMChatProcessor]:
+def load_adapter(
+    source: str | Path, base: str | Path | None = None, dtype: str = "auto"
+) -> tuple[PeftModel, MMChatProcessor]:
     """Load an adapter onto its base model.
 
     Args:
-        directory: The adapter directory.
-        base: The model directory that the adapter was trained on. None uses the path in `base.json`.
+        source: The adapter directory, or a hub name (`mmchat.pretrained.resolve`).
+        base: The model that the adapter was trained on: its directory or hub name. None: as `base.json` says.
         dtype: Data type of the base weights, as torch names it. "auto" keeps that of the files.
 
     Returns:
@@ -175,6 +178,9 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
     Raises:
         UserError: A file is missing or damaged, the base is missing or is another model, or weights do not fit.
     """
+    directory = resolve(source, "adapter")
+    if not directory.is_dir():
+        raise UserError(f"adapter {directory} does not exist")
     if (directory / OLD_FULL).exists():
         raise UserError(
             f"{directory} holds {OLD_FULL}, which an older mmchat wrote outside PEFT's format; use model/ of the same "
@@ -183,11 +189,9 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
     if missing := [name for name in (ADAPTER_BASE, CONFIG, WEIGHTS) if not (directory / name).is_file()]:
         raise UserError(f"{directory} is not a complete adapter directory: it has no {', '.join(missing)}")
     description = read_json(directory / ADAPTER_BASE)
-    base = base or (directory / description["model"]).resolve()
+    base = _find_base(directory, description["model"]) if base is None else resolve(base)
     if not base.is_dir():
-        raise UserError(
-            f"{directory / ADAPTER_BASE} names the model directory {base}, which does not exist; set it with --base"
-        )
+        raise UserError(f"model directory {base} does not exist")
     if _weight_hashes(base) != description["sha256"]:
         raise UserError(
             f"the weights in {base} are not those that {directory} was trained on; give that model with --base"
@@ -205,6 +209,17 @@ def load_adapter(directory: Path, base: Path | None = None, dtype: str = "auto")
         names = ", ".join(sorted(wrong))
         raise UserError(f"the weights in {directory} do not fit {base}: missing or unexpected are {names}")
     return adapter.eval(), processor
+
+
+def _find_base(directory: Path, named: str) -> Path:
+    """The directory of the base that the `base.json` of an adapter names."""
+    local = (directory / named).resolve()
+    found = local if local.is_dir() or hub_name(named) is None else resolve(named)
+    if not found.is_dir():
+        raise UserError(
+            f"{directory / ADAPTER_BASE} names the model directory {found}, which does not exist; set it with --base"
+        )
+    return found
 
 
 def merge(adapter: PeftModel, processor: MMChatProcessor) -> tuple[MMChatForConditionalGeneration, float]:

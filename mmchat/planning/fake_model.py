@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmchat.model.short_attention import fused_kernels_only
+from mmchat.pretrained import resolve
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import Objective
@@ -47,7 +48,7 @@ def open_fake_model(config: RunConfig) -> FakeModel:
     with torch.device("meta"):  # PEFT and others move parameters, which fake tensors do not allow
         objective = build_model(config, weights=False).objective
     if keeps_rounded(config.precision, config.distributed.zero_stage):
-        for parameter in _kept_rounded(objective.model, Path(config.model)).values():
+        for parameter in _kept_rounded(objective.model, resolve(config.model, weights=False)).values():
             parameter.data = parameter.data.to(torch.bfloat16)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for model in (objective.model, objective.teacher):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from mmchat.planning.steps import (
     steps_to_plan,
     summarise_steps,
 )
+from mmchat.pretrained import resolve
 from mmchat.training.config import Part, Recomputed, RunConfig, ZeroStage
 from mmchat.training.dataloader import batch_order, total_steps
 from mmchat.training.micro_batches import step_splitter
@@ -180,7 +180,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
 
 
 def _check_models(config: RunConfig) -> None:
-    if not config.objective.takes_any_tower and not Path(config.model).is_dir():
+    if not config.objective.takes_any_tower and not resolve(config.model, weights=False).is_dir():
         remedy = "; `mmchat init --without-weights` makes it in seconds" if config.objective.is_assistant else ""
         raise UserError(
             f"model directory {config.model} does not exist. If an earlier stage will write it, name one of the same "

@@ -3,13 +3,13 @@
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
 
+from mmchat.pretrained import resolve
 from mmchat.training.config import RunConfig
 from mmchat.training.deepspeed_internals import (
     disable_backward_reduction,
@@ -49,7 +49,7 @@ def build_engine(
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if keeps_rounded(config.precision, config.distributed.zero_stage):
-        round_frozen(model, Path(config.model))
+        round_frozen(model, resolve(config.model))
     optimizer = build_optimizer(model, groups, config.optimizer)
     engine, *_ = deepspeed.initialize(
         model=model,

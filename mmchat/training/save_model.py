@@ -10,6 +10,7 @@ from mmchat.evaluation.report import write_report
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.files import read_json_lines
 from mmchat.model.lora_adapter import merge, save_adapter
+from mmchat.pretrained import resolve
 from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives, process_group
@@ -35,7 +36,7 @@ def save_model(
     sharded = config.distributed.zero_stage == 3
     if process_group.rank() == 0 and not sharded:
         # In CPU memory there is room for the originals; next to a large model on the device there may be none.
-        restore_frozen(built.objective.model.cpu(), Path(config.model))
+        restore_frozen(built.objective.model.cpu(), resolve(config.model))
     state = full_state_dict(built.objective.model) if sharded or average else None
     averaged = average.whole() if average else None
     if process_group.rank() == 0:
@@ -63,7 +64,7 @@ def write_model(config: RunConfig, built: BuiltModel, suffix: str, console: Cons
     objective = built.objective
     if built.adapter is not None:
         directory = config.run_dir / f"adapter{suffix}"
-        save_adapter(built.adapter, objective.processor, directory, Path(config.model), config.objective.fit)
+        save_adapter(built.adapter, objective.processor, directory, config.model, config.objective.fit)
         _, difference = merge(built.adapter, objective.processor)
         console.print(f"adapter merged into the model; logits differ by at most {difference:.1e}")
     if config.save_precision == "bf16":

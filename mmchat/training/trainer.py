@@ -1,13 +1,14 @@
 """One training run from its config to its finished model."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import deepspeed
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
+from mmchat.pretrained import pin
 from mmchat.progress import progress_bar
 from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.checkpoints.loader import load_checkpoint
@@ -49,6 +50,7 @@ def run(config: RunConfig) -> int:
         UserError: a mistake in the config, the data or the run directory.
     """
     check_installed(config.monitoring.trackers)
+    config = replace(config, model=pin(config.model))
     console = Console(stderr=True, quiet=process_group.rank() > 0, highlight=False, soft_wrap=True)
     checkpoint = claim_run_dir(config, console.print)
     if checkpoint == "finished":

@@ -109,7 +109,9 @@ class MonitoringConfig:
 @settings
 class RunConfig:
     run_dir: Path = Field(description="folder for everything this run writes; must not hold another run")
-    model: str = Field(description="model directory to start from (mmchat init), or a stage's model/")
+    model: str = Field(
+        description="model to start from: directory (mmchat init, or a stage's model/) or user/name@revision on the hub"
+    )
     objective: ObjectiveConfig = Field(
         default_factory=AssistantConfig, description="what is optimized: a kind, or {kind: ..., and keys of that kind}"
     )
