@@ -28,7 +28,7 @@ FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth")
 def hub_name(source: str | Path) -> re.Match[str] | None:
     """The match of HUB_NAME if a source is a name on the hub.
 
-    What exists is a path; so is what lies below a folder that exists (`runs/modle`), what starts with `./`, `../`, `/`
+    What exists is a path; so is what lies below a folder that exists (`runs/missing`), what starts with `./`, `../`, `/`
     or `~`, and what ends like a file. A mistyped path is not looked up on the network.
     """
     name = HUB_NAME.fullmatch(str(source))

@@ -136,7 +136,7 @@ def test_offline_is_said_in_one_line(ask, environment, why):
     ("source", "is_name"),
     [
         *(("someone/model", True), ("someone/model@v1", True), ("someone/model-0.5b", True)),
-        *(("runs/modle", False), ("./someone/model", False), ("../someone/model", False), ("~/model", False)),
+        *(("runs/missing", False), ("./someone/model", False), ("../someone/model", False), ("~/model", False)),
         *(("/someone/model", False), ("someone/tower.json", False), ("someone/a/model", False), ("model", False)),
     ],
 )
@@ -153,12 +153,12 @@ def test_a_missing_path_is_answered_without_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UserError, match=r"^tokenizer 'runs/modle' does not exist; give a directory"):
-        open_pretrained(AutoTokenizer, "runs/modle", "tokenizer")
-    with pytest.raises(UserError, match=r"^model directory runs/modle does not exist"):
-        load_assistant("runs/modle")
-    with pytest.raises(UserError, match=r"^adapter runs/modle does not exist"):
-        load_adapter("runs/modle")
+    with pytest.raises(UserError, match=r"^tokenizer 'runs/missing' does not exist; give a directory"):
+        open_pretrained(AutoTokenizer, "runs/missing", "tokenizer")
+    with pytest.raises(UserError, match=r"^model directory runs/missing does not exist"):
+        load_assistant("runs/missing")
+    with pytest.raises(UserError, match=r"^adapter runs/missing does not exist"):
+        load_adapter("runs/missing")
 
 
 @pytest.fixture
