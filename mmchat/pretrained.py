@@ -28,8 +28,8 @@ FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth")
 def hub_name(source: str | Path) -> re.Match[str] | None:
     """The match of HUB_NAME if a source is a name on the hub.
 
-    What exists is a path; so is what lies below a folder that exists (`runs/missing`), what starts with `./`, `../`, `/`
-    or `~`, and what ends like a file. A mistyped path is not looked up on the network.
+    What exists is a path; so is what lies below a folder that exists (`runs/missing`), what starts with `./`, `../`,
+    `/` or `~`, and what ends like a file. A mistyped path is not looked up on the network.
     """
     name = HUB_NAME.fullmatch(str(source))
     is_path = Path(source).parts[:1] and Path(Path(source).parts[0]).is_dir()
