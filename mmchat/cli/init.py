@@ -65,7 +65,8 @@ def add_tower_arguments(group: Any) -> None:
         "--projector",
         action="append",
         metavar="KIND",
-        help="* linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, avg_pool{n}_mlp2x_gelu or resampler{n}; "
+        help="* linear, mlp{n}x_gelu, pixel_shuffle, pixel_shuffle_2d, pixel_shuffle{n}_linear, "
+        "avg_pool{n}_mlp2x_gelu or resampler{n}; "
         "default: mlp2x_gelu",
     )
     group.add_argument(

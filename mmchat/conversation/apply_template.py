@@ -74,6 +74,7 @@ def _system_block(system: str | None, template: Template) -> list[Unresolved]:
 def _write(
     turns: list[Turn], system_block: list[Unresolved], template: Template, add_generation_prompt: bool
 ) -> Iterator[Unresolved]:
+    yield Literal(template.start)
     if not template.system_in_user:
         yield from system_block
     tool = template.tool or ("", "")  # without `tool`, to_dialogue refuses tool messages

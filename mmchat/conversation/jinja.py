@@ -51,6 +51,7 @@ _PLAIN_MACROS = """\
 
 _BODY = """\
 {{- put(BOS) -}}
+{{- put(START) -}}
 {%- set system = DEFAULT_SYSTEM -%}
 {%- set turns = messages -%}
 {%- if messages and messages[0]['role'] == 'system' -%}
@@ -165,6 +166,7 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
         "WHITE_SPACE": quote(WHITE_SPACE),
         "SLOTS": quote(slots.group),
         "BOS": quote("".join(codec.prefix_tokens)),
+        "START": literal(template.start),
         "DEFAULT_SYSTEM": literal(template.default_system) if system is None else quote(mark_tokens(system, codec)),
         "SYSTEM_BLOCK": block,
         "CHECKS": fill_names("\n".join(check.rstrip("\n") for check in checks), {"FOLLOWS": _FOLLOWS}),

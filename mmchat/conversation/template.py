@@ -8,7 +8,7 @@ from typing import Literal
 class Template:
     """A conversation format. It writes a conversation in this order:
 
-        system[0] SYSTEM system[1]
+        start  system[0] SYSTEM system[1]
         user[0] TEXT user[1]  header answer[0] TEXT answer[1] after_answer
         next_user user[0] TEXT user[1]  header ...
         end
@@ -24,6 +24,8 @@ class Template:
     """
 
     name: str
+    start: str = ""
+    """Before everything, the system message too."""
     user: tuple[str, str] = ("", "")
     answer: tuple[str, str] = ("", "")
     header: str = ""

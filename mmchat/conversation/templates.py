@@ -59,6 +59,18 @@ _QWEN_2_5 = replace(
     tool=("\n<tool_response>\n", "\n</tool_response>"),
 )
 
+# HuggingFaceM4/Idefics3-8B-Llama3. Its Jinja writes a space after "User:" unless an image comes first.
+_IDEFICS3 = Template(
+    "idefics3",
+    system=("System: ", "<end_of_utterance>\n"),
+    user=("User: ", "<end_of_utterance>\n"),
+    header="Assistant:",
+    answer=(" ", "<end_of_utterance>"),
+    after_answer="\n",
+    control=("<end_of_utterance>",),
+    strip_around_images=True,
+)
+
 _ALL = (
     # LLaVA conversation.py conv_llava_plain and train.py preprocess_plain: image, caption, line break.
     Template("plain", answer=("", "\n"), user_text="drop", one_exchange=True),
@@ -157,6 +169,9 @@ _ALL = (
         answer=(" ", "{eos}"),
         after_answer="\n",
     ),
+    _IDEFICS3,
+    # HuggingFaceTB/SmolVLM-Instruct and SmolVLM2, whose tokenizer adds no BOS; the Jinja writes it.
+    replace(_IDEFICS3, name="smolvlm", start="<|im_start|>", control=("<|im_start|>", "<end_of_utterance>")),
     # The tokenizer's own Jinja: tokenizer_template.py.
     Template("auto", from_tokenizer=True),
 )

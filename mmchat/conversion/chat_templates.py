@@ -71,7 +71,7 @@ def _candidates() -> Iterator[tuple[str, str | None]]:
 
 
 def _write(tokenizer: Any, jinja: str, turns: int, line_break: str = "") -> str | None:
-    """The text of the first turns, without BOS; None if the template refuses them."""
+    """The text of the first turns, without a BOS that the tokenizer adds; None if the template refuses them."""
     content = [{"type": "image"}, {"type": "text", "text": line_break + _QUESTION}]
     others = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in _TURNS]
     messages = [{"role": "user", "content": content}, *others][:turns]
@@ -82,7 +82,7 @@ def _write(tokenizer: Any, jinja: str, turns: int, line_break: str = "") -> str 
         )
     except (TemplateError, TypeError):  # TypeError: it adds the parts of a message to a string
         return None
-    return rendered[0][0].removeprefix(tokenizer.bos_token or "")
+    return rendered[0][0].removeprefix("".join(codec_for(tokenizer).prefix_tokens))
 
 
 def read_chat_template(directory: Path, tokenizer: Any) -> str | None:

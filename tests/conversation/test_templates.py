@@ -49,7 +49,13 @@ READS = {
         "S\n\n### Human: Q\n### Assistant: A[eos]\n### Human: R\n### Assistant: B[eos]\n",
         " A[eos] B[eos]",
     ),
+    "idefics3": (
+        "System: S<end_of_utterance>\nUser: Q<end_of_utterance>\nAssistant: A<end_of_utterance>\n"
+        "User: R<end_of_utterance>\nAssistant: B<end_of_utterance>\n",
+        " A<end_of_utterance> B<end_of_utterance>",
+    ),
 }
+READS["smolvlm"] = ("<|im_start|>" + READS["idefics3"][0], READS["idefics3"][1])
 READS |= dict.fromkeys(("chatml", "qwen_2_5", "qwen_3", "auto"), READS["qwen_2"])
 
 

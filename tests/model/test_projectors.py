@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import InternVLConfig, LlavaConfig
+from transformers import Idefics3Config, InternVLConfig, LlavaConfig
+from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -25,6 +26,7 @@ NAMES = {
     "mlp3x_gelu": 16,
     "pixel_shuffle": 4,
     "pixel_shuffle_2d": 4,
+    "pixel_shuffle4_linear": 1,
     "avg_pool2_mlp2x_gelu": 4,
     "avg_pool4_mlp2x_gelu": 1,
     "resampler9": 9,
@@ -39,7 +41,7 @@ def build(name, spec=SPEC, out_dim=20):
 
 def test_every_kind_is_tested():
     tested = {type(projector_kind(name)) for name in NAMES}
-    assert len(PROJECTORS) == 6 and len(tested) == 5  # two kinds of pixel shuffle
+    assert len(PROJECTORS) == 7 and len(tested) == 6  # two with one kind of pixel shuffle
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,6 +93,16 @@ def test_pixel_shuffle_matches_internvl():
     features = torch.randn(2, 16, 12)
     shuffled = InternVLModel.pixel_shuffle(SimpleNamespace(), features.view(2, 4, 4, 12))
     assert torch.equal(ours(features), theirs(shuffled.reshape(2, 4, 48)))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_pixel_shuffle_and_one_matrix_match_idefics3(factor):
+    text = {"model_type": "llama", "hidden_size": 20, "num_attention_heads": 2}
+    config = Idefics3Config(vision_config={"hidden_size": 12}, text_config=text, scale_factor=factor)
+    theirs, ours = Idefics3Connector(config), build(f"pixel_shuffle{factor}_linear")
+    ours[1].weight = theirs.modality_projection.proj.weight
+    features = torch.randn(2, 16, 12)
+    assert torch.equal(ours(features), theirs(features))
 
 
 def test_average_pooling_by_hand():
@@ -149,6 +161,7 @@ def test_positions_encode_column_and_row_and_are_learned():
             ("pixel_shuffle", tokens, f"square of patches whose side is a multiple of 2 .*; found {tokens} features")
             for tokens in (9, 17, 8)
         ),
+        ("pixel_shuffle3_linear", 16, "square of patches whose side is a multiple of 3 .*; found 16 features"),
         ("avg_pool3_mlp2x_gelu", 16, "average pooling by 3 needs a square .* side is a multiple of 3 and no class tok"),
         ("resampler4", 17, "the resampler needs a square of patches and no class token; found 17 features"),
         ("resampler60", 16, "resampler60: .* 60 is not a square number; the nearest are resampler49 and resampler64"),

@@ -36,6 +36,17 @@ def idefics3(longest_edge=4 * TILE):
     )
 
 
+@pytest.mark.parametrize("size", ASPECTS)
+def test_an_image_that_is_not_cut_is_idefics3s(size, make_image):
+    split = Split(cut=False)
+    spec, image = spec_of(split), make_image(2, *size)
+    theirs = idefics3()([image], do_image_splitting=False, return_tensors="np")
+    assert np.array_equal(normalise(preprocess(image, spec), spec), theirs["pixel_values"][0])
+    (layout,) = spec.layouts([size], SLOTS)
+    assert (layout.views, theirs["rows"][0][0], written(layout)) == (1, 0, idefics3_text(0, 0))
+    assert split.marker_tokens(TILE) == ["<fake_token_around_image>", "<global-img>", "<row_1_col_1>"]
+
+
 def idefics3_text(rows, columns):
     processor = SimpleNamespace(
         fake_image_token="<fake_token_around_image>",
@@ -160,6 +171,7 @@ def test_settings_that_cannot_be():
         ({"longest_edge": 0}, "longest_edge is 0; expected 1 or more"),
         ({"rule": "other"}, "rule is 'other'; expected one of idefics3, nanovlm"),
         ({"global_view": "middle"}, "global_view is 'middle'; expected one of first, last, none"),
+        ({"rule": "nanovlm", "cut": False}, "cut false belongs to rule 'idefics3'"),
         ({"enlarge": False}, "enlarge false belongs to rule 'nanovlm'"),
     ):
         with pytest.raises(UserError, match=message):

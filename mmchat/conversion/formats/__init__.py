@@ -2,6 +2,7 @@
 
 from mmchat.conversion.formats.base import ExportFormat, Format
 from mmchat.conversion.formats.gguf import GGUF
+from mmchat.conversion.formats.idefics3 import Idefics3
 from mmchat.conversion.formats.internvl import InternVL
 from mmchat.conversion.formats.internvl_opengvlab import InternVLOpenGVLab
 from mmchat.conversion.formats.llava_hf import LlavaHF
@@ -13,6 +14,7 @@ from mmchat.conversion.formats.vary_opt import VaryOPT
 from mmchat.conversion.formats.vary_qwen import VaryQwen
 
 FORMATS: tuple[Format, ...] = (
+    Idefics3(),
     LlavaHF(),
     LlavaNext(),
     LlavaOnevision(),

@@ -6,7 +6,7 @@ from functools import partial
 
 from mmchat.errors import UserError
 from mmchat.model.projectors.mlp import MLP, Linear
-from mmchat.model.projectors.pixel_shuffle import PixelShuffleMLP
+from mmchat.model.projectors.pixel_shuffle import PixelShuffleLinear, PixelShuffleMLP
 from mmchat.model.projectors.pooling import AveragePoolMLP
 from mmchat.model.projectors.projector import ProjectorKind
 from mmchat.model.projectors.resampler import ResamplerKind
@@ -16,6 +16,7 @@ PROJECTORS: dict[str, Callable[..., ProjectorKind]] = {
     "mlp{n}x_gelu": MLP,
     "pixel_shuffle": PixelShuffleMLP,
     "pixel_shuffle_2d": partial(PixelShuffleMLP, positions=True),
+    "pixel_shuffle{n}_linear": PixelShuffleLinear,
     "avg_pool{n}_mlp2x_gelu": AveragePoolMLP,
     "resampler{n}": ResamplerKind,
 }

@@ -7,7 +7,8 @@ from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.vision.spec import Preprocessing
 
-_PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+PIL_RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Number of a filter in Pillow -> `Preprocessing.resample`."""
 _PADDING = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
 """Image processors whose `do_pad` pads to a square with the mean colour before resizing (models/llava there)."""
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
@@ -30,13 +31,13 @@ def read_preprocessing(directory: Path, default: Preprocessing) -> tuple[Preproc
     if left_out := [step for step in _STEPS if values.get(step) is False]:
         raise UserError(f"{path} turns {', '.join(left_out)} off; towers need all of {', '.join(_STEPS)}")
     resample = values.get("resample")
-    if resample is not None and resample not in _PIL_RESAMPLING:
-        raise UserError(f"{path} uses Pillow's resampling filter {resample}; known are {_PIL_RESAMPLING}")
+    if resample is not None and resample not in PIL_RESAMPLING:
+        raise UserError(f"{path} uses Pillow's resampling filter {resample}; known are {PIL_RESAMPLING}")
     fit, fraction, side = read_geometry(values, default, path)
     preprocessing = Preprocessing(
         mean=values.get("image_mean", default.mean),
         std=values.get("image_std", default.std),
-        resample=default.resample if resample is None else _PIL_RESAMPLING[resample],
+        resample=default.resample if resample is None else PIL_RESAMPLING[resample],
         fit=fit,
         crop_fraction=fraction,
         max_patches=values.get("max_num_patches") if fit == "native" else None,

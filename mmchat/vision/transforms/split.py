@@ -59,6 +59,8 @@ class Split:
         global_view: Whether the view of the whole image is the first, the last or left out.
         global_resample: How the whole image is resized; None: as the tiles.
         markers: Text between the views.
+        cut: Whether images are cut. If not, an image is resized to `longest_edge` and then to one tile (Idefics3's
+            `do_image_splitting`).
 
     Raises:
         UserError: A value is unknown or out of range.
@@ -70,6 +72,7 @@ class Split:
     global_view: Literal["first", "last", "none"] = "last"
     global_resample: str | None = None
     markers: Markers = Markers()
+    cut: bool = True
     has_newline: ClassVar[bool] = False
     one_view_if_several: ClassVar[bool] = False
     fewest_views: ClassVar[int] = 1
@@ -83,6 +86,8 @@ class Split:
         _check_choice("global_view", self.global_view, ("first", "last", "none"))
         if self.rule == "idefics3" and not self.enlarge:
             raise UserError("split: enlarge false belongs to rule 'nanovlm'; Idefics3 enlarges every image")
+        if self.rule == "nanovlm" and not self.cut:
+            raise UserError("split: cut false belongs to rule 'idefics3'; nanoVLM cuts every image")
 
     def sizes(self, size: Size, tile: int) -> list[Size]:
         """The sizes to which the image is resized in turn; the last is a multiple of the tile on both sides.
@@ -95,7 +100,7 @@ class Split:
         if self.rule == "nanovlm":
             return [_by_long_side(size, tile, longest_edge, self.enlarge)]
         first = _to_longest_edge(size, longest_edge)
-        return [first, _to_multiple(first, tile)]
+        return [first, _to_multiple(first, tile) if self.cut else (tile, tile)]
 
     def _longest_edge(self, tile: int) -> int:
         longest_edge = DEFAULT_TILES * tile if self.longest_edge is None else self.longest_edge
@@ -139,7 +144,7 @@ class Split:
 
     def marker_tokens(self, tile: int) -> list[str]:
         """The tokens that markers are written with, for tiles of this side, in the order of their first use."""
-        most = ceil(self._longest_edge(tile) / tile)
+        most = ceil(self._longest_edge(tile) / tile) if self.cut else 1
         markers = self.markers
         texts = [markers.alone, markers.whole, markers.end, markers.row_end]
         texts += [_placed(markers.tile, row, column) for row in range(1, most + 1) for column in range(1, most + 1)]
