@@ -260,11 +260,12 @@ def _activations(plan: Plan, fake: FakeModel, step: FakeStep, stage: int) -> Act
 def fake_batch(batch: PlannedMicroBatch, lengths: LengthIndex, collator: Collator) -> Batch:
     """A batch of the planned sizes from the run's own collator: slots first, supervised tokens last."""
     items = []
+    slot = collator.pad_id if collator.slot_id is None else collator.slot_id
     for number in batch.samples:
         tokens, supervised, images, views, _, slots = (int(column[number]) for column in lengths.columns)
-        ids = [collator.slot_id] * slots + [collator.pad_id] * (tokens - slots)
+        ids = [slot] * slots + [collator.pad_id] * (tokens - slots)
         labels = [IGNORE_INDEX] * (tokens - supervised) + [collator.pad_id] * supervised
-        counts = [views // images + (place < views % images) for place in range(images)]
+        counts = _even_parts(views, images)
         blank = [_blank_image(count, collator) for count in counts]
         grids = [(1, count) for count in counts] if collator.specs[0].native else None
         maps = _blank_slot_maps(slots, images, collator.specs[0])
@@ -272,12 +273,16 @@ def fake_batch(batch: PlannedMicroBatch, lengths: LengthIndex, collator: Collato
     return collator(items)
 
 
+def _even_parts(total: int, parts: int) -> list[int]:
+    return [total // parts + (place < total % parts) for place in range(parts)]
+
+
 def _blank_slot_maps(slots: int, images: int, spec: TowerSpec) -> list[SlotMap] | None:
     """Maps of a sample's slots. All have weights if any image's may have some."""
     tiling = spec.preprocessing.tiling
     if not images or not isinstance(tiling, AnyRes):
         return None
-    counts = [slots // images + (place < slots % images) for place in range(images)]
+    counts = _even_parts(slots, images)
     if tiling.max_tiles is None:
         return [SlotMap(np.zeros(count, np.int64)) for count in counts]
     return [SlotMap(np.zeros((count, 4), np.int64), np.zeros((count, 4), np.float32)) for count in counts]
