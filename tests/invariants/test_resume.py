@@ -94,7 +94,7 @@ def assert_same(run, whole, when):
     validations = [[row for row in metrics(r) if "validation_loss" in row] for r in (run, whole)]
     assert validations[0] == validations[1], when
     files = [file.relative_to(run) for part in ("model", "adapter") for file in (run / part).glob("*.safetensors")]
-    assert len(files) == (3 if "mode: lora" in (run / "config.yaml").read_text() else 1)
+    assert len(files) == (2 if "mode: lora" in (run / "config.yaml").read_text() else 1)
     for file in files:
         weights, expected = load_file(run / file), load_file(whole / file)
         assert weights.keys() == expected.keys(), when

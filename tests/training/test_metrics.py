@@ -83,6 +83,14 @@ def test_peak_stated_known_or_measured(monkeypatch):
     assert found.flops == 7e12 and "measured" in found.source
 
 
+def test_a_cpu_without_bf16_instructions_has_the_peak_of_fp32(monkeypatch):
+    rates = {torch.bfloat16: 1e9, torch.float32: 9e9}
+    monkeypatch.setattr(peak_flops, "matmul_rate", lambda device, dtype: rates[dtype])
+    assert find_peak_flops("bf16", None).flops == find_peak_flops("fp32", None).flops == 9e9
+    rates[torch.bfloat16] = 2e10
+    assert find_peak_flops("bf16", None).flops == 2e10 and find_peak_flops("fp32", None).flops == 9e9
+
+
 def test_the_measured_rate_is_of_the_right_size(monkeypatch):
     """Against a product timed here: within a factor of 20, on a machine that others use, too."""
     import time
