@@ -55,9 +55,8 @@ def resolve(source: str | Path, what: str = "model directory", weights: bool = T
     name = hub_name(source)
     if name is None:
         return Path(source).expanduser()
-    from httpx import HTTPError
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     def fetch(*patterns: str) -> Path:
         patterns = (*SAFE_FILES, *patterns)

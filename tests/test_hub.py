@@ -1,19 +1,24 @@
 """Hub names, against a stand-in of the hub on loopback. The network is never used."""
 
+import base64
 import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from mmchat.cli.main import main
+from mmchat.cli.push import kind_of, travelling_files
 from mmchat.errors import UserError
+from mmchat.files import write_json
 from mmchat.model.directory import load_assistant
 from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, save_adapter
 from mmchat.pretrained import hub_name, open_pretrained, pin, resolve
@@ -46,7 +51,66 @@ class Hub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     asked: list[str] = []
 
+    pushed: dict[str, bytes] = {}
+    large: dict[str, bytes] = {}
+    private: dict[str, bool] = {}
+    breaks = False
+
+    def do_POST(self):
+        """What `create_repo` and `upload_folder` ask; safetensors go by LFS."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(self.path)
+        path, root = self.path.split("?")[0], f"http://{self.headers['Host']}"
+        if path == "/api/repos/create":
+            asked = json.loads(content)
+            name = f"{asked['organization']}/{asked['name']}"
+            if asked["organization"] == "stranger":
+                return self.answer(403, b'{"error": "no rights"}')
+            status = 409 if name in self.private else 200
+            self.private.setdefault(name, asked["visibility"] == "private")
+            return self.answer(status, json.dumps({"url": f"{root}/{name}"}).encode())
+        if "/preupload/" in path:
+            modes = {True: "lfs", False: "regular"}
+            files = [
+                {"path": f["path"], "uploadMode": modes["safetensors" in f["path"]], "shouldIgnore": False}
+                for f in json.loads(content)["files"]
+            ]
+            return self.answer(200, json.dumps({"files": files}).encode())
+        if path.endswith("/objects/batch"):
+            objects = json.loads(content)["objects"]
+            for one in objects:
+                if one["oid"] not in self.large:
+                    one["actions"] = {"upload": {"href": f"{root}/lfs/{one['oid']}"}}
+            return self.answer(200, json.dumps({"objects": objects, "transfer": "basic"}).encode())
+        if "/commit/" in path:
+            if Hub.breaks:
+                return self.answer(500, b"{}")
+            for line in map(json.loads, content.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.pushed[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.pushed[value["path"]] = self.large[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del self.pushed[value["path"]]
+            return self.answer(
+                200, json.dumps({"commitUrl": f"{root}/me/model/commit/{'c' * 40}", "commitOid": "c" * 40}).encode()
+            )
+        return self.answer(200, b"{}")  # /api/validate-yaml
+
+    def do_PUT(self):
+        self.asked.append(self.path)
+        self.large[self.path.split("/")[-1]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, b"")
+
     def do_GET(self):
+        if (name := "/".join(self.path.split("?")[0].split("/")[3:5])) in self.private:
+            if "/tree/" in self.path:
+                tree = [{"type": "file", "path": file, "size": 1, "oid": "0"} for file in self.pushed]
+                return self.answer(200, json.dumps(tree).encode())
+            siblings = [{"rfilename": file} for file in self.pushed]
+            found = {"id": name, "private": self.private[name], "sha": "c" * 40, "siblings": siblings}
+            return self.answer(200, json.dumps(found).encode())
         self.asked.append(self.path)
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[:4] == ["api", "models", "someone", "model"] and len(parts) > 5:
@@ -71,7 +135,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *args):
@@ -184,3 +248,92 @@ def test_an_adapter_names_its_base_on_the_hub(in_cache, tmp_path):
     load_adapter(tmp_path / "adapter")
     assert main(["merge", str(tmp_path / "adapter"), "--base", "someone/model", "--out", str(tmp_path / "merged")]) == 0
     load_assistant(tmp_path / "merged")
+
+
+@pytest.fixture
+def push(hub, tmp_path):
+    """push(*arguments): exit status, stdout and stderr of `mmchat push` in a process that knows only the stand-in."""
+    Hub.private.clear()
+    Hub.pushed.clear()
+    Hub.large.clear()
+
+    def run(*arguments, **environment):
+        known = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_x"}
+        done = subprocess.run(
+            [sys.executable, "-m", "mmchat.cli.main", "push", *map(str, arguments)],
+            env={**os.environ, **known, "HF_HUB_OFFLINE": "0", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def model_dir(assistant_dir, tmp_path):
+    return Path(shutil.copytree(assistant_dir, tmp_path / "model"))
+
+
+def test_push(push, model_dir, hub):
+    status, out, err = push(model_dir, "me/model", "--dry-run")
+    assert status == 0 and not Hub.private and f"-> {hub}/me/model (private)" in out, err
+    Hub.pushed["model-00001-of-00002.safetensors"] = b"stale"
+    status, out, err = push(model_dir, "me/model")
+    assert status == 0, err
+    assert Hub.pushed == {path.name: path.read_bytes() for path in model_dir.iterdir()}
+    assert Hub.private == {"me/model": True}
+    assert out.splitlines()[-1] == 'use it with: mmchat chat me/model --image image.png "What is this?"'
+    status, _, err = push(model_dir, "me/model", "--public")
+    assert status == 2 and "me/model exists already and is private; leave out --public" in err
+    assert push(model_dir, "me/open", "--public")[0] == 0 and Hub.private["me/open"] is False
+    status, _, err = push(model_dir, "me/open")
+    assert status == 2 and "me/open exists already and is public; add --public" in err
+
+
+def test_a_push_that_broke_off_sends_the_weights_once(push, model_dir, monkeypatch):
+    monkeypatch.setattr(Hub, "breaks", True)
+    status, _, err = push(model_dir, "me/model")
+    assert status == 2 and err.splitlines()[-1].startswith("error: ") and "500" in err
+    monkeypatch.setattr(Hub, "breaks", False)
+    Hub.asked.clear()
+    assert push(model_dir, "me/model")[0] == 0
+    assert "model.safetensors" in Hub.pushed and not any(path.startswith("/lfs/") for path in Hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "why"),
+    [
+        ("me/model", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        ("me/model", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
+        ("stranger/model", {}, "log in with `hf auth login`"),
+        ("me/model@v1", {}, "is no name of a repository"),
+    ],
+)
+def test_a_push_that_cannot_be_is_one_line(push, model_dir, name, environment, why):
+    status, _, err = push(model_dir, name, **environment)
+    assert status == 2 and why in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_what_is_not_pushed(model_dir, tmp_path):
+    assert kind_of(model_dir)[0] == "assistant"
+    (model_dir / "train.log").write_text("")
+    (model_dir / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"does not belong to a model: checkpoints, train\.log; move"):
+        travelling_files(model_dir)
+    (model_dir / "train.log").unlink()
+    (model_dir / "checkpoints").rmdir()
+    assert len(travelling_files(model_dir)) > 5
+    config = json.loads((model_dir / "config.json").read_text())
+    write_json(model_dir / "config.json", {**config, "towers": [{"path": "/home/me/clip"}]})
+    with pytest.raises(UserError, match=r"names a path of this machine, towers\.0\.path: '/home/me/clip'; remove"):
+        travelling_files(model_dir)
+    write_json(model_dir / "config.json", {"model_type": "llava"})
+    (model_dir / "README.md").write_text("---\ntags: [llava]\n---\nmmchat opens it.\n")
+    with pytest.raises(UserError, match=r"is no model that mmchat wrote \(config\.json: model_type 'llava'\)"):
+        kind_of(model_dir)
+    (model_dir / "README.md").write_text("---\nlibrary_name: transformers\ntags: [llava, mmchat]\n---\n")
+    assert kind_of(model_dir)[0] == "exported model"
+    with pytest.raises(UserError, match=r"/model is one$"):
+        kind_of(tmp_path)

@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "plan": Command("plan", "predict memory, steps and cost of a run before it starts", libraries=False),
         "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main"),
         "merge": Command("merge", "merge a LoRA adapter into its base model"),
+        "push": Command("push", "upload a model to the Hugging Face hub", libraries=False),
         "replay": Command("replay", "show the samples of one training step with their losses"),
         "recipe list": Command("recipe.list", "list the configs that come with mmchat", libraries=False),
         "recipe show": Command("recipe.show", "print one of these configs", libraries=False),

@@ -29,7 +29,7 @@ ALL = fences()
 LANGUAGES = {"bash", "yaml", "python", "json", "text", ""}
 """`text`, or none, is an illustration; so is any block below a `<!-- illustration -->` comment."""
 CHECKED = [fence for fence in ALL if not fence.is_illustration]
-EVERYDAY = {".", "cd", "git", "pip", "pytest", "pre-commit", "sbatch"}
+EVERYDAY = {".", "cd", "git", "hf", "pip", "pytest", "pre-commit", "sbatch"}
 """Commands that are not ours; `pip` and `sbatch` are looked at below."""
 OWN_CONFIGS = {"my.yaml", "sft.yaml"}
 """Names of the reader's own run config in the examples."""
