@@ -45,7 +45,8 @@ def test_env(run):
 
 def test_recipes(run, tmp_path, monkeypatch):
     names = [line.split()[0] for line in run("recipe", "list")[1].splitlines()]
-    assert names == sorted(str(p.relative_to(ROOT / "configs").with_suffix("")) for p in (ROOT / "configs").rglob("*.yaml"))
+    configs = ROOT / "configs"
+    assert names == sorted(str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml"))
     text = (ROOT / "configs/llava15/sft.yaml").read_text()
     assert run("recipe", "show", "llava15/sft") == (0, text, "")
     assert run("recipe", "show", "configs/llava15/sft.yaml") == (0, text, "")
