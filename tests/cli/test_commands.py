@@ -76,7 +76,7 @@ def test_help_of_all(run):
         ("init --language x --vision nowhere/at/all --out fresh", "'nowhere/at/all': no such directory"),
         ("init --language x --vision y --fusion z --out w", "argument --fusion: invalid choice: 'z'"),
         ("eval nowhere nowhere.json", "data file nowhere.json does not exist"),
-        ("merge nowhere --out y", "nowhere is not a complete adapter directory: it has no base.json, adapter_"),
+        ("merge nowhere --out y", "adapter nowhere does not exist"),
         ("train --ranks", "--ranks needs a number"),
     ],
 )

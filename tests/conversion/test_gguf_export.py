@@ -115,7 +115,8 @@ def test_every_reason_is_given(config):
 
 def test_projectors_that_can_be_written(config):
     """Each kind has been decided about."""
-    names = {"linear", "mlp{n}x_gelu", "pixel_shuffle", "pixel_shuffle_2d", "avg_pool{n}_mlp2x_gelu", "resampler{n}"}
+    names = {"linear", "mlp{n}x_gelu", "pixel_shuffle", "pixel_shuffle_2d", "pixel_shuffle{n}_linear"}
+    names |= {"avg_pool{n}_mlp2x_gelu", "resampler{n}"}
     assert PROJECTORS.keys() == names
     able = [name for name in names if not GGUF().refusals(changed(config, projectors=[name.replace("{n}", "4")]))]
     assert set(able) == {"linear", "pixel_shuffle", "avg_pool{n}_mlp2x_gelu"}  # mlp4x_gelu is too deep
