@@ -15,8 +15,6 @@ Model = TypeVar("Model")
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 WEIGHTS = "*.safetensors"
-
-
 HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.-][\w./-]*))?")
 """`user/name`, or `user/name@revision` with a branch, tag or commit."""
 SAFE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")

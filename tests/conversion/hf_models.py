@@ -8,16 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 from mmchat.conversion.checks import NEW_TOKENS, TOLERANCE, reference_samples
-from tests.conftest import DATA, LANGUAGE, TOKENIZER_OF
+from tests.conftest import CLIP_28, DATA, LANGUAGE, TOKENIZER_OF
 
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 7,
-}
+TOWER = {key: value for key, value in CLIP_28.items() if key != "projection_dim"}
 LLAVA_JINJA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"

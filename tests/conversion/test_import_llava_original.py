@@ -23,7 +23,7 @@ PROJECTOR = "model.mm_projector."
 
 @pytest.fixture(scope="module")
 def oracle(data_dir, tmp_path_factory):
-    """The original's directory with its tokenizer, beside the tower that its config names."""
+    """The original's directory with its tokenizer. The tower that its config names is in the same parent directory."""
     folder = tmp_path_factory.mktemp("oracle") / "llava"
     shutil.copytree(data_dir / "tokenizers" / "llama_like_legacy_false", folder)
     shutil.copytree(data_dir / "clip_vit_tiny_hf4", folder.parent / "clip_vit_tiny_hf4")
@@ -39,7 +39,7 @@ def state(oracle):
 
 @pytest.fixture
 def copy(oracle, tmp_path):
-    """A copy that a test may change, beside the same tower."""
+    """A copy that a test may change. The tower is in the same parent directory."""
     shutil.copytree(oracle.parent / "clip_vit_tiny_hf4", tmp_path / "clip_vit_tiny_hf4")
     return shutil.copytree(oracle, tmp_path / "llava")
 
@@ -339,7 +339,7 @@ def init(*words):
 
 @pytest.mark.parametrize("kind", ["original", "transformers", "safetensors"])
 def test_init_takes_a_trained_projector(base, oracle, state, tmp_path, kind, capsys):
-    """Beside the same base and tower this is the original, whose stage 1 is not done again."""
+    """With the same base and tower, the result equals the original; stage 1 is not trained again."""
     weights = {key: tensor for key, tensor in state.items() if key.startswith(PROJECTOR)}
     if kind == "transformers":
         names = {

@@ -66,7 +66,7 @@ def assert_is_the_clip(directory, clip):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_files_of_torch_alone(copy, clip, shards):
     pickled_alone(copy, shards)
-    # Trainers and stage 1 of LLaVA leave such files beside the weights.
+    # Trainers and stage 1 of LLaVA write such files to the directory of the weights.
     torch.save({"model.mm_projector.weight": torch.zeros(2)}, copy / "mm_projector.bin")
     assert_is_the_clip(copy, clip)
 

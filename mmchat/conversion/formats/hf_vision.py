@@ -113,9 +113,22 @@ def export_image_processor(spec: TowerSpec) -> dict[str, Any]:
     Args:
         spec: A tower whose fit is one of `SQUARE_FITS`.
     """
-    how, side = spec.preprocessing, spec.image_size
+    how, side, shared = spec.preprocessing, spec.image_size, pixel_values(spec)
     square = {"height": side, "width": side}
-    shared = {
+    if how.fit == "squash":
+        return {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False, **shared}
+    if how.fit == "pad":
+        size = {"do_pad": True, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
+        return {"image_processor_type": "LlavaImageProcessor", **size, **shared}
+    edge = round(side / how.crop_fraction)
+    size = {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": square}
+    return {"image_processor_type": "CLIPImageProcessor", **size, **shared}
+
+
+def pixel_values(spec: TowerSpec) -> dict[str, Any]:
+    """Values that every image processor of transformers has: resampling, mean, standard deviation."""
+    how = spec.preprocessing
+    return {
         "do_convert_rgb": True,
         "do_resize": True,
         "do_rescale": True,
@@ -125,14 +138,6 @@ def export_image_processor(spec: TowerSpec) -> dict[str, Any]:
         "image_std": list(how.std),
         "resample": cast(int, Image.Resampling[how.resample.upper()].value),
     }
-    if how.fit == "squash":
-        return {"image_processor_type": "SiglipImageProcessor", "size": square, "do_center_crop": False, **shared}
-    if how.fit == "pad":
-        size = {"do_pad": True, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
-        return {"image_processor_type": "LlavaImageProcessor", **size, **shared}
-    edge = round(side / how.crop_fraction)
-    size = {"size": {"shortest_edge": edge}, "do_center_crop": True, "crop_size": square}
-    return {"image_processor_type": "CLIPImageProcessor", **size, **shared}
 
 
 SQUARE_FITS = ("shortest-edge-crop", "squash", "pad")

@@ -5,7 +5,6 @@ InternViT, pixel shuffle of 2x2 patches, norm and two-layer MLP, a causal langua
 in transformers, models/internvl/modeling_internvl.py, the processor in processing_internvl.py.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProc
 from mmchat.conversation import SlotTokens
 from mmchat.conversion.chat_templates import matching_template
 from mmchat.conversion.checks import Sample, compare_with_transformers
-from mmchat.conversion.formats.base import Exported, ImportedAssistant, check_token_ids, open_tokenizer
+from mmchat.conversion.formats.base import Exported, ImportedAssistant, check_token_ids, config_json, open_tokenizer
 from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, export_language, language_reasons, read_language
 from mmchat.conversion.formats.internvl_processor import (
     SLOT_TOKENS,
@@ -108,7 +107,7 @@ class InternVL:
             "chat_template.jinja": chat_template(processor),
             "generation_config.json": model.generation_config.to_diff_dict(),
         }
-        return Exported(json.loads(exported.to_json_string()), KEYS.export_state(state), processor.tokenizer, files)
+        return Exported(config_json(exported), KEYS.export_state(state), processor.tokenizer, files)
 
     def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
         return [

@@ -7,11 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image
-
 from mmchat.auto import MMChatProcessor
 from mmchat.conversation import SlotTokens, to_jinja
 from mmchat.conversation.jinja import quote
+from mmchat.conversion.formats.hf_vision import pixel_values
 from mmchat.files import read_json
 from mmchat.vision import TowerSpec
 
@@ -54,14 +53,14 @@ def image_processor_values(spec: TowerSpec) -> dict[str, Any]:
         "crop_to_patches": True,
         "min_patches": fewest,
         "max_patches": most,
-        **_pixels(spec),
+        **pixel_values(spec),
         "size": {"height": side, "width": side},
     }
 
 
 def processor_values(spec: TowerSpec, image_tokens: int) -> dict[str, Any]:
     """`processor_config.json`. Videos are not for mmchat's models, but the class has a processor for them."""
-    video = {"video_processor_type": "InternVLVideoProcessor", **_pixels(spec)}
+    video = {"video_processor_type": "InternVLVideoProcessor", **pixel_values(spec)}
     return {
         "processor_class": "InternVLProcessor",
         "image_seq_length": image_tokens,
@@ -99,20 +98,6 @@ def video_token(processor: MMChatProcessor) -> str | None:
     added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: (item[0] not in VIDEO_TOKENS, item[1]))
     free = (token for token, _ in added if token not in written and quote(token)[1:-1] not in processor.chat_template)
     return next(free, None)
-
-
-def _pixels(spec: TowerSpec) -> dict[str, Any]:
-    how = spec.preprocessing
-    return {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "rescale_factor": 1 / 255,
-        "image_mean": list(how.mean),
-        "image_std": list(how.std),
-        "resample": int(Image.Resampling[how.resample.upper()]),
-    }
 
 
 def _encodes_otherwise_after(tokenizer: Any, token: str) -> bool:

@@ -15,9 +15,8 @@ from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProc
 from mmchat.conversion.chat_templates import find_template, plain_chat_template, read_chat_template
 from mmchat.conversion.checks import Inputs, Sample, compare_processor, compare_with_transformers
 from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer, refuse_untied
-from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, export_language, language_reasons, read_language
+from mmchat.conversion.formats.hf_language import export_language, language_reasons, read_language
 from mmchat.conversion.formats.hf_vision import (
-    VISION_KEYS,
     class_tokens,
     export_image_processor,
     export_tower,
@@ -25,6 +24,7 @@ from mmchat.conversion.formats.hf_vision import (
     select_strategy,
     tower_reasons,
 )
+from mmchat.conversion.formats.llava_hf import KEYS as LLAVA_KEYS
 from mmchat.conversion.formats.llava_hf import image_token
 from mmchat.conversion.key_map import KeyMap
 from mmchat.errors import UserError
@@ -36,14 +36,9 @@ from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 CLASS = "LlavaNextForConditionalGeneration"
 KEYS = KeyMap(
-    *VISION_KEYS,
-    *LANGUAGE_KEYS,
+    *LLAVA_KEYS.pairs,
     ("image_newline", "projectors.image_newline"),
     ("model.image_newline", "projectors.image_newline"),
-    ("multi_modal_projector.linear_1.*", "projectors.0.0.*"),
-    ("multi_modal_projector.linear_2.*", "projectors.0.2.*"),
-    ("model.multi_modal_projector.linear_1.*", "projectors.0.0.*"),
-    ("model.multi_modal_projector.linear_2.*", "projectors.0.2.*"),
 )
 
 
