@@ -1,6 +1,7 @@
-"""`mmchat export`: an assistant in the format of another program."""
+"""`mmchat export`: an assistant, or a dual encoder, in the format of another program."""
 
 import argparse
+from pathlib import Path
 
 from mmchat.command_line.options import add_model_directory, add_new_directory, require_empty
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`--to hf` writes the one class of transformers that the shape of the assistant is. What the format cannot\n"
         "express is refused before anything is written. What was written is opened by the other program and compared."
     )
-    add_model_directory(parser, "model directory of an assistant")
+    add_model_directory(parser, "model directory of an assistant or dual encoder")
     parser.add_argument("--to", required=True, metavar="NAME", help="hf, or a format: llava-hf, internvl, llava, gguf")
     parser.add_argument("--dtype", metavar="NAME", help="gguf: f32, f16, bf16 or q8_0; default: as in MODEL")
     parser.add_argument(
@@ -32,5 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.conversion import export_model
 
     options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
-    lines = export_model(arguments.checkpoint, arguments.to, arguments.out, **options)
-    print(f"{arguments.out}: {lines[0]}", *(f"  {line}" for line in lines[1:]), sep="\n")
+    print_summary(arguments.out, export_model(arguments.checkpoint, arguments.to, arguments.out, **options))
+
+
+def print_summary(out: Path, lines: list[str]) -> None:
+    """What was written, then what was compared."""
+    print(f"{out}: {lines[0]}", *(f"  {line}" for line in lines[1:]), sep="\n")

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from mmchat.contrastive.captions import encode_caption
+from mmchat.contrastive.directory import load_clip, load_tokenizer
 from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.text_formats import LEGACY_EOS
@@ -37,6 +38,24 @@ PREFIXES = {
     "image_projection.": "visual_projection.",
 }
 """Prefixes of keys here -> in transformers' classes."""
+
+
+def export_dual_encoder(source: str | Path, out: Path) -> list[str]:
+    """Open a dual encoder and write it with `export_clip`.
+
+    Args:
+        source: What `load_clip` opens, with a tokenizer.
+        out: Directory to write; replaced if it exists.
+
+    Returns:
+        What was written and compared, one line each.
+
+    Raises:
+        UserError, RuntimeError: As `load_clip` and `export_clip`.
+    """
+    model = load_clip(source, dtype="float32")
+    name = export_clip(model, load_tokenizer(source, model), out).__name__
+    return [f"transformers' {name}", f"{name} opened it: embeddings of an image and a text within {TOLERANCE:g}"]
 
 
 def export_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> type[PreTrainedModel]:

@@ -1,29 +1,32 @@
-"""`export_model`: write an assistant in a foreign format, opened and compared before it is called done."""
+"""`export_model`: write a model in a foreign format, opened and compared before it is called done."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmchat.auto import MMChatConfig, MMChatProcessor
+from mmchat.contrastive.dual_encoder import DualEncoderConfig
+from mmchat.contrastive.export import export_dual_encoder
 from mmchat.conversion.checks import reference_samples
 from mmchat.conversion.formats import TARGETS, ExportFormat
 from mmchat.conversion.formats.base import OwnSamples, option_names, with_options
 from mmchat.errors import UserError
-from mmchat.files import staged_directory
+from mmchat.files import read_json, staged_directory
 from mmchat.model.directory import load_assistant
+from mmchat.pretrained import resolve
 
 HF = "hf"
 """The target that stands for the one class of transformers that an assistant's shape is."""
 
 
 def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any) -> list[str]:
-    """Write an assistant in a foreign format.
+    """Write an assistant, or a dual encoder (`export_dual_encoder`), in a foreign format.
 
-    Nothing is written if the format cannot express the assistant. What is written is opened by the foreign program and
+    Nothing is written if the format cannot express the model. What is written is opened by the foreign program and
     compared before it is renamed to `out`.
 
     Args:
-        model_dir: Directory of an assistant.
+        model_dir: Directory of an assistant or of a dual encoder.
         to: Name of the format: "hf" or one of `TARGETS`.
         out: Directory to write; replaced if it exists.
         **options: Options of the format.
@@ -41,6 +44,11 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
         >>> export_model("runs/assistant/model", "hf", "exported")
     """
     candidates = find_targets(to, options)
+    model_dir = resolve(model_dir)
+    if is_dual_encoder(model_dir):
+        if to != HF or options:
+            raise UserError(f"{model_dir} is a dual encoder, which is exported with `--to {HF}` and no option of a format")
+        return export_dual_encoder(model_dir, Path(out))
     model, processor = load_assistant(model_dir)
     target = choose_target(candidates, model.config, processor)
     with staged_directory(Path(out)) as aside:
@@ -50,6 +58,12 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
         del model  # the foreign program needs the memory
         compared = target.check(aside, samples, processor)
     return [target.description, *compared]
+
+
+def is_dual_encoder(directory: Path) -> bool:
+    """Whether a directory holds a dual encoder that mmchat wrote."""
+    config = directory / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == DualEncoderConfig.model_type
 
 
 def find_targets(to: str, options: dict[str, Any]) -> list[ExportFormat]:

@@ -22,6 +22,7 @@ from mmchat.contrastive.directory import init_clip, save_clip
 from mmchat.contrastive.embedding import Embedder
 from mmchat.vision import TowerConfig, build_tower
 from mmchat.vision.spec import Preprocessing
+from tests.clip_kinds import write_clip
 
 TEXT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 524}
 TEXT |= {"bos_token_id": 522, "eos_token_id": 523, "pad_token_id": 523, "max_position_embeddings": 16}
@@ -41,6 +42,25 @@ def ours(request, tmp_path, merges_file):
     model.save_pretrained(tmp_path / "theirs")
     save_clip(load_clip(tmp_path / "theirs"), read_merges(merges_file), tmp_path / "ours")
     return tmp_path / "ours"
+
+
+def test_mmchat_export_is_the_same(ours, tmp_path, capsys):
+    for command, out in (("clip export", "one"), ("export --to hf", "two")):
+        main([*command.split(), str(ours), "--out", str(tmp_path / out)])
+    first, second = capsys.readouterr().out.split(str(tmp_path / "two"))
+    assert first == str(tmp_path / "one") + second and "embeddings of an image and a text" in second
+    written = [{path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("one", "two")]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("arguments", [["--to", "gguf"], ["--to", "hf", "--known-reader-bug"], ["--to", "llava-hf"]])
+def test_a_dual_encoder_has_one_format_and_no_option(arguments, tmp_path, make_tower, data_dir, capsys):
+    tokenizer = data_dir / "tokenizers" / "llama_like_legacy_false"
+    ours = write_clip(make_tower(), tokenizer, tmp_path / "ours")
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(ours), *arguments, "--out", str(tmp_path / "out")])
+    expected = "has no option" if len(arguments) == 3 else "is a dual encoder, which is exported with `--to hf`"
+    assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @torch.no_grad()

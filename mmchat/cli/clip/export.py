@@ -2,22 +2,23 @@
 
 import argparse
 
+from mmchat.cli.export import print_summary
 from mmchat.command_line.options import add_new_directory, require_empty
 
 EXAMPLE = "mmchat clip export runs/clip/model --out runs/clip-transformers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_details("Before it ends, the embeddings of the written model are compared with those of SOURCE.")
+    parser.add_details(
+        "Before it ends, the embeddings of the written model are compared with those of SOURCE. For a directory of\n"
+        "mmchat, `mmchat export SOURCE --to hf` is the same."
+    )
     parser.add_argument("source", metavar="SOURCE", help="dual encoder of mmchat, or what `mmchat clip convert` reads")
     add_new_directory(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.contrastive.directory import load_clip, load_tokenizer
-    from mmchat.contrastive.export import export_clip
+    from mmchat.contrastive.export import export_dual_encoder
 
-    model = load_clip(arguments.source, dtype="float32")
-    model_class = export_clip(model, load_tokenizer(arguments.source, model), arguments.out)
-    print(f"{arguments.out}: transformers' {model_class.__name__}, embeddings compared with {arguments.source}")
+    print_summary(arguments.out, export_dual_encoder(arguments.source, arguments.out))
