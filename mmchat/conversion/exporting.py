@@ -47,7 +47,7 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
     model_dir = resolve(model_dir)
     if is_dual_encoder(model_dir):
         if to != HF or options:
-            raise UserError(f"{model_dir} is a dual encoder, which is exported with `--to {HF}` and no option of a format")
+            raise UserError(f"{model_dir} is a dual encoder, which is exported with `--to {HF}` and no options")
         return export_dual_encoder(model_dir, Path(out))
     model, processor = load_assistant(model_dir)
     target = choose_target(candidates, model.config, processor)
