@@ -6,7 +6,7 @@ from typing import Any
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import TEMPLATES, get_template
 from mmchat.conversion.formats import FORMATS
-from mmchat.conversion.formats.base import Format, option_names, with_options
+from mmchat.conversion.formats.base import Format, option_names, refuse_untied, with_options
 from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
@@ -53,6 +53,7 @@ def import_model(
     if unknown := options.keys() - option_names(found):
         raise UserError(f"{files.path} is {found.description}, which has no option {', '.join(sorted(unknown))}")
     imported = with_options(found, options).open(files, tokenizer)
+    refuse_untied(imported.state, imported.config.text_config, files)
     if template is not None:
         get_template(template)  # refuses an unknown name
         imported.config.template, imported.config.system = template, None

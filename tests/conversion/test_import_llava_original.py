@@ -376,3 +376,9 @@ def test_init_takes_the_language_model_of_an_assistant(oracle, base, tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         init("--language", oracle, "--vision", tower, "--out", tmp_path / "d", "--without-weights")
     assert "is a whole assistant, whose weights must be read" in capsys.readouterr().err
+
+
+def test_a_head_that_the_config_ties_to_other_embeddings_is_refused(copy):
+    change_config(copy, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head\.weight\) differs from the embeddings, but its config ties the two"):
+        import_model(copy)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, InternVLConfig
 
 from mmchat.auto import MMChatProcessor
 from mmchat.conversation import SlotTokens
@@ -117,6 +117,11 @@ def test_twenty_steps_of_training(published):
     assert losses[-1] < losses[0] - 2
 
 
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -128,8 +133,7 @@ def test_twenty_steps_of_training(published):
 )
 def test_what_does_not_fit_is_refused(tmp_path, config, message):
     make_internvl(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    change_config(tmp_path, **config)
     with pytest.raises(UserError, match=message):
         import_model(tmp_path)
 
@@ -246,3 +250,24 @@ def test_loading_is_strict(tmp_path):
     save_file(state | {"vision_tower.extra": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"left over: towers\.0\.backbone\.extra$"):
         import_model(tmp_path)
+
+
+def test_a_head_that_the_config_ties_to_other_embeddings_is_refused(tmp_path):
+    make_internvl(tmp_path)
+    change_config(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head\.weight\) differs from the embeddings, but its config ties the two"):
+        import_model(tmp_path)
+
+
+def test_a_head_is_kept_if_only_the_default_of_the_class_ties_it(tmp_path):
+    """InternVLConfig ties by default. Files that transformers 4 wrote do not say it, and its class did not tie them."""
+    theirs = make_internvl(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("tie_word_embeddings") is False and InternVLConfig().tie_word_embeddings
+    path.write_text(json.dumps(values))
+    model, processor = import_model(tmp_path)
+    assert not model.config.tie_word_embeddings  # else the head would be lost when it is saved
+    inputs = ours(processor, [image_of((30, 30))])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, theirs(**inputs).logits, **TOLERANCE)

@@ -181,6 +181,7 @@ def test_what_has_no_counterpart_is_refused(folder, tmp_path, values, message):
     [
         ({"architectures": ["Phi3ForCausalLM"]}, "is a Phi3ForCausalLM, expected one of LlamaForCausalLM"),
         ({"rope_pos_id_version": "v2pe_fix"}, "V2PE"),
+        ({"tie_word_embeddings": True}, "differs from the embeddings, but its config ties the two"),
     ],
     ids=str,
 )

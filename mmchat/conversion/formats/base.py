@@ -49,7 +49,7 @@ class Format(Protocol):
     def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
         """Convert an assistant of this format.
 
-        Missing and unexpected weights are not checked here; the strict load of `state` does that.
+        Missing and unexpected weights, and a head that should be tied, are not checked here; `import_model` does that.
 
         Args:
             source: Files that `recognises` accepted.

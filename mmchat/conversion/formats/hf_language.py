@@ -42,6 +42,9 @@ def language_reasons(text: PreTrainedConfig) -> list[str]:
 def read_language(config: PreTrainedConfig, source: WeightFiles) -> PreTrainedConfig:
     """The text config of an assistant class, tied as the whole assistant is.
 
+    If config.json does not say whether the whole assistant is tied, it is tied only if there is no head. Some configs
+    say so in their text config alone, others leave it to the default of the class, which is true for InternVL.
+
     Raises:
         UserError: mmchat would compute other logits with this language model.
     """
@@ -49,8 +52,9 @@ def read_language(config: PreTrainedConfig, source: WeightFiles) -> PreTrainedCo
     if reasons := language_reasons(text):
         raise UserError(f"the assistant in {source.path} cannot be opened: {'; '.join(reasons)}")
     has_head = any(key.endswith("lm_head.weight") for key in source.shapes)
-    # Some files without a head say that it is tied in the text config alone.
-    text.tie_word_embeddings = config.tie_word_embeddings or (text.tie_word_embeddings and not has_head)
+    stated = source.config.get("tie_word_embeddings")
+    may_be_tied = config.tie_word_embeddings or text.tie_word_embeddings
+    text.tie_word_embeddings = bool(stated) or (may_be_tied and not has_head)
     return text
 
 

@@ -12,7 +12,7 @@ from transformers import Idefics3Config, SiglipVisionConfig, SmolVLMConfig
 
 from mmchat.conversation import SlotTokens
 from mmchat.conversion.chat_templates import matching_template, read_chat_template
-from mmchat.conversion.formats.base import ImportedAssistant, check_token_ids, open_tokenizer, refuse_untied
+from mmchat.conversion.formats.base import ImportedAssistant, check_token_ids, open_tokenizer
 from mmchat.conversion.formats.hf_language import read_language
 from mmchat.conversion.key_map import KeyMap
 from mmchat.errors import UserError
@@ -60,7 +60,6 @@ class Idefics3:
         projector = f"pixel_shuffle{config.scale_factor}_linear"
         ours = build_config(text, [tower], [projector], opened, template, slots, system)
         state = KEYS.import_state(source.tensors())
-        refuse_untied(state, text, source)
         if POSITIONS in state:
             state[POSITIONS] = looked_up_positions(state[POSITIONS])
         return ImportedAssistant(ours, opened, state)

@@ -14,7 +14,7 @@ from transformers import LlavaConfig
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversion.chat_templates import find_template, plain_chat_template, read_chat_template
 from mmchat.conversion.checks import Sample, compare_processor, compare_with_transformers
-from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer, refuse_untied
+from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer
 from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, export_language, language_reasons, read_language
 from mmchat.conversion.formats.hf_vision import (
     VISION_KEYS,
@@ -61,9 +61,7 @@ class LlavaHF:
         opened.chat_template = read_chat_template(source.path, opened)
         template = find_template(opened, opened.chat_template, pad)
         ours = build_config(text, [tower], ["mlp2x_gelu"], opened, template.name, template.slots, template.system)
-        state = KEYS.import_state(source.tensors())
-        refuse_untied(state, text, source)
-        return ImportedAssistant(ours, opened, state)
+        return ImportedAssistant(ours, opened, KEYS.import_state(source.tensors()))
 
     def refusals(self, config: MMChatConfig, processor: MMChatProcessor | None = None) -> list[str]:
         reasons = language_reasons(config.text_config)

@@ -14,7 +14,7 @@ from transformers import LlavaNextConfig
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversion.chat_templates import find_template, plain_chat_template, read_chat_template
 from mmchat.conversion.checks import Inputs, Sample, compare_processor, compare_with_transformers
-from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer, refuse_untied
+from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer
 from mmchat.conversion.formats.hf_language import export_language, language_reasons, read_language
 from mmchat.conversion.formats.hf_vision import (
     class_tokens,
@@ -99,9 +99,7 @@ def open_anyres(config: Any, anyres: AnyRes, source: WeightFiles, tokenizer: str
     template = find_template(opened, opened.chat_template, pad)
     towers = [with_fit(tower, "anyres", anyres)]
     ours = build_config(text, towers, ["mlp2x_gelu"], opened, template.name, template.slots, template.system)
-    state = KEYS.import_state(source.tensors())
-    refuse_untied(state, text, source)
-    return ImportedAssistant(ours, opened, state)
+    return ImportedAssistant(ours, opened, KEYS.import_state(source.tensors()))
 
 
 def read_grids(config: Any, source: WeightFiles) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,6 @@ from mmchat.conversion.formats.base import (
     ImportedAssistant,
     check_token_ids,
     open_tokenizer,
-    refuse_untied,
     require_config,
     tower_state,
 )
@@ -52,7 +51,6 @@ class VaryOPT:
         prefix, tower = encoder_prefix(source), Vary().open(source, weights=True)
         others = {key: tensor for key, tensor in source.tensors().items() if not key.startswith(prefix)}
         state = {rename_key(key, _PREFIXES, {}): tensor for key, tensor in others.items()}
-        refuse_untied(state, language, source)
         opened = open_tokenizer(source, tokenizer)
         opened.add_tokens(list(SLOT_ID_KEYS), special_tokens=True)
         check_token_ids(opened, slot_ids(values), source)
