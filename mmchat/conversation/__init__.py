@@ -4,7 +4,7 @@
     messages.py         messages of two dialects -> turns
     turn_order.py       turns -> an order that the template supports
     apply_template.py   turns -> typed segments: text, control tokens, images (segments.py)
-    encoding.py         segments -> token ids and labels (codec.py: the tokenizer, safe against typed control tokens)
+    encoding.py         segments -> token ids and labels (safe_tokenizer.py: typed text gives no control token)
 
 `to_jinja` (jinja.py) writes the chat template that is saved with a model. `encode_prompt` (prompt.py) parses the text
 that it writes back to the same segments, so to the same ids. special_tokens.py marks typed control tokens in between.
@@ -13,11 +13,11 @@ The template `auto` is the tokenizer's own Jinja (tokenizer_template.py, tokeniz
 docs/guides/templates.md lists the templates and how each order of turns is handled.
 """
 
-from mmchat.conversation.codec import control_tokens
 from mmchat.conversation.jinja import to_jinja
 from mmchat.conversation.messages import Turn, merge_text_parts, parse_messages
 from mmchat.conversation.prompt import count_images, encode_prompt
 from mmchat.conversation.render import Rendered, render, stop_tokens
+from mmchat.conversation.safe_tokenizer import control_tokens
 from mmchat.conversation.segments import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import TEMPLATES, get_template

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple, cast
 
-from mmchat.conversation.codec import Codec
 from mmchat.conversation.messages import Turn
+from mmchat.conversation.safe_tokenizer import SafeTokenizer
 from mmchat.conversation.segments import Control, Image, Segment, Text, parse_segments, strip_around_images
 from mmchat.conversation.special_tokens import drop_marks
 from mmchat.conversation.template import Template
@@ -24,14 +24,14 @@ Unresolved = Segment | Literal
 
 
 def write_segments(
-    dialogue: Dialogue, template: Template, codec: Codec, system: str | None, add_generation_prompt: bool
+    dialogue: Dialogue, template: Template, safe: SafeTokenizer, system: str | None, add_generation_prompt: bool
 ) -> list[Segment]:
     """Write a dialogue as segments.
 
     Args:
         dialogue: The turns. Its own system message takes precedence over `system`.
         template: The template.
-        codec: The tokenizer's codec.
+        safe: The tokenizer, safe against typed control tokens.
         system: The system message. None uses the template's default.
         add_generation_prompt: End with the assistant's header.
 
@@ -40,12 +40,12 @@ def write_segments(
             tokenizer lacks a token that the template writes.
     """
     for token in template.control:
-        codec.require(token)
+        safe.require(token)
     turns = dialogue.turns
     if add_generation_prompt and template.alternating and turns and turns[-1].role == "assistant":
         raise UserError("a generation prompt must follow a user turn, but the last turn is the assistant's")
     block = _system_block(dialogue.system if dialogue.system is not None else system, template)
-    segments = _resolve(_write(turns, block, template, add_generation_prompt), codec)
+    segments = _resolve(_write(turns, block, template, add_generation_prompt), safe)
     return strip_around_images(segments) if template.strip_around_images else segments
 
 
@@ -112,7 +112,7 @@ def _user_content(turn: Turn, template: Template) -> Iterator[Segment]:
             yield Text(drop_marks(part))
 
 
-def _resolve(unresolved: Iterator[Unresolved], codec: Codec) -> list[Segment]:
+def _resolve(unresolved: Iterator[Unresolved], safe: SafeTokenizer) -> list[Segment]:
     """Split literals into control tokens and text.
 
     Adjacent literals are joined first, as in plain tokenization, because two may spell one token together.
@@ -123,17 +123,17 @@ def _resolve(unresolved: Iterator[Unresolved], codec: Codec) -> list[Segment]:
             segments += cast(Iterator[Segment], group)
             continue
         literals = tuple(cast(Iterator[Literal], group))
-        if literals not in codec.read_literals:  # there are few per template
-            codec.read_literals[literals] = _read_literals(literals, codec)
-        segments += codec.read_literals[literals]
+        if literals not in safe.read_literals:  # there are few per template
+            safe.read_literals[literals] = _read_literals(literals, safe)
+        segments += safe.read_literals[literals]
     return segments
 
 
-def _read_literals(literals: tuple[Literal, ...], codec: Codec) -> list[Segment]:
+def _read_literals(literals: tuple[Literal, ...], safe: SafeTokenizer) -> list[Segment]:
     text, spans = "", []
     for literal in literals:
         start = len(text)
-        text += codec.fill(literal.text)
+        text += safe.fill(literal.text)
         if literal.supervised:
             spans.append((start, len(text)))
-    return parse_segments(text, codec.pattern, spans, lambda match, supervised: Control(match[0], supervised))
+    return parse_segments(text, safe.pattern, spans, lambda match, supervised: Control(match[0], supervised))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.conversation.codec import Codec
 from mmchat.conversation.expansion import encode_expansion, expansions
+from mmchat.conversation.safe_tokenizer import SafeTokenizer
 from mmchat.conversation.segments import (
     Control,
     Expansion,
@@ -29,7 +29,7 @@ class EncodedConversation(NamedTuple):
 
 
 def encode_segments(
-    segments: list[Segment], codec: Codec, slots: SlotTokens, image_tokens: int | Sequence[Expansion]
+    segments: list[Segment], safe: SafeTokenizer, slots: SlotTokens, image_tokens: int | Sequence[Expansion]
 ) -> EncodedConversation:
     """Encode segments, with the tokenizer's own BOS in front and every image expanded to its slots.
 
@@ -38,7 +38,7 @@ def encode_segments(
 
     Args:
         segments: The conversation.
-        codec: The tokenizer's codec.
+        safe: The tokenizer, safe against typed control tokens.
         slots: The slot tokens.
         image_tokens: The expansion of the images: one number of slots for all, or an `Expansion` per image.
 
@@ -46,16 +46,16 @@ def encode_segments(
         UserError: The tokenizer lacks a slot token, or `image_tokens` does not fit the images.
     """
     expanded = expansions(image_tokens, sum(isinstance(segment, Image) for segment in segments))
-    ids = list(codec.prefix)
+    ids = list(safe.prefix)
     spans: list[tuple[int, int]] = []
     labels = [IGNORE_INDEX] * len(ids)
     if not expanded:
-        _encode_piece([segment for segment in segments if not isinstance(segment, Image)], codec, ids, labels)
+        _encode_piece([segment for segment in segments if not isinstance(segment, Image)], safe, ids, labels)
         return EncodedConversation(ids, labels, spans)
 
-    pad = codec.require(slots.pad)
-    start = codec.require(slots.start) if slots.start is not None else None
-    end = codec.require(slots.end) if slots.end is not None else None
+    pad = safe.require(slots.pad)
+    start = safe.require(slots.start) if slots.start is not None else None
+    end = safe.require(slots.end) if slots.end is not None else None
     before, after = (start or pad).lstrip, (end or pad).rstrip
     if before or after:
         segments = strip_around_images(segments, before, after)
@@ -66,21 +66,21 @@ def encode_segments(
         if not isinstance(segment, Image):
             piece.append(segment)
             continue
-        _encode_piece(piece, codec, ids, labels)
+        _encode_piece(piece, safe, ids, labels)
         piece = []
         if start:
             ids.append(start.id)
         begin = len(ids)
-        ids += encode_expansion(next(remaining), codec, slots.pad)
+        ids += encode_expansion(next(remaining), safe, slots.pad)
         spans.append((begin, len(ids)))
         if end:
             ids.append(end.id)
         labels += [IGNORE_INDEX] * (len(ids) - len(labels))
-    _encode_piece(piece, codec, ids, labels)
+    _encode_piece(piece, safe, ids, labels)
     return EncodedConversation(ids, labels, spans)
 
 
-def _encode_piece(segments: list[Text | Control], codec: Codec, ids: list[int], labels: list[int]) -> None:
+def _encode_piece(segments: list[Text | Control], safe: SafeTokenizer, ids: list[int], labels: list[int]) -> None:
     """Append the ids and labels of the segments between two images."""
     strings: list[str] = []
     answers: list[list[int]] = []  # character spans of supervised text
@@ -95,7 +95,7 @@ def _encode_piece(segments: list[Text | Control], codec: Codec, ids: list[int], 
                 else:
                     answers.append([position, position + len(string)])
         else:
-            string = codec.added[segment.token].spelling
+            string = safe.added[segment.token].spelling
             if segment.supervised:
                 controls.append(position)
         strings.append(string)
@@ -103,7 +103,7 @@ def _encode_piece(segments: list[Text | Control], codec: Codec, ids: list[int], 
     if not position:
         return
 
-    encoding = codec.encode("".join(strings))
+    encoding = safe.encode("".join(strings))
     piece_ids = encoding.ids
     piece_labels = [IGNORE_INDEX] * len(piece_ids)
     if answers or controls:

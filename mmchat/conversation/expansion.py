@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mmchat.conversation.codec import Codec
+from mmchat.conversation.safe_tokenizer import SafeTokenizer
 from mmchat.conversation.segments import Expansion
 from mmchat.errors import UserError
 
@@ -28,7 +28,7 @@ def expansions(image_tokens: int | Sequence[Expansion], images: int) -> list[Exp
     return found
 
 
-def encode_expansion(expansion: Expansion, codec: Codec, pad: str) -> list[int]:
+def encode_expansion(expansion: Expansion, safe: SafeTokenizer, pad: str) -> list[int]:
     """Token ids of an image.
 
     Markers between slots are encoded in one call, with a slot on the sides where they touch one, so that they get the
@@ -36,10 +36,10 @@ def encode_expansion(expansion: Expansion, codec: Codec, pad: str) -> list[int]:
 
     Args:
         expansion: Slots and markers.
-        codec: The tokenizer's codec.
+        safe: The tokenizer, safe against typed control tokens.
         pad: The slot token.
     """
-    pad_id = codec.require(pad).id
+    pad_id = safe.require(pad).id
     ids: list[int] = []
     marker = ""
     for part in [expansion] if isinstance(expansion, int) else expansion:
@@ -47,14 +47,14 @@ def encode_expansion(expansion: Expansion, codec: Codec, pad: str) -> list[int]:
             marker += part
             continue
         if marker:
-            ids += _marker_ids(marker, codec, pad, after_slot=bool(ids), before_slot=True)
+            ids += _marker_ids(marker, safe, pad, after_slot=bool(ids), before_slot=True)
             marker = ""
         ids += [pad_id] * part
-    return ids + _marker_ids(marker, codec, pad, after_slot=True, before_slot=False) if marker else ids
+    return ids + _marker_ids(marker, safe, pad, after_slot=True, before_slot=False) if marker else ids
 
 
-def _marker_ids(text: str, codec: Codec, pad: str, after_slot: bool, before_slot: bool) -> list[int]:
-    ids = codec.encode_literal(pad * after_slot + text + pad * before_slot)
+def _marker_ids(text: str, safe: SafeTokenizer, pad: str, after_slot: bool, before_slot: bool) -> list[int]:
+    ids = safe.encode_literal(pad * after_slot + text + pad * before_slot)
     return ids[after_slot : len(ids) - before_slot]
 
 

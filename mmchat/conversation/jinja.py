@@ -7,7 +7,7 @@ written out, as in every chat template, because apply_chat_template encodes with
 import json
 
 from mmchat.conversation.apply_template import check_system
-from mmchat.conversation.codec import codec_for
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversation.segments import DEFAULT_SLOTS, WHITE_SPACE, SlotTokens
 from mmchat.conversation.special_tokens import mark_tokens
 from mmchat.conversation.template import Template
@@ -142,15 +142,15 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
     if isinstance(template, str):
         template = get_template(template)
     slots = slots or DEFAULT_SLOTS
-    codec = codec_for(tokenizer)
+    safe = safe_tokenizer_for(tokenizer)
     if template.from_tokenizer:
         return extend_tokenizer_jinja(tokenizer, slots, system)
     check_system(system, template)
     for token in template.control:
-        codec.require(token)
+        safe.require(token)
 
     def literal(string: str) -> str:
-        return quote(codec.fill(string))
+        return quote(safe.fill(string))
 
     block, first_user_block = "", "''"
     if template.system:
@@ -165,9 +165,9 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
     values = {
         "WHITE_SPACE": quote(WHITE_SPACE),
         "SLOTS": quote(slots.group),
-        "BOS": quote("".join(codec.prefix_tokens)),
+        "BOS": quote("".join(safe.prefix_tokens)),
         "START": literal(template.start),
-        "DEFAULT_SYSTEM": literal(template.default_system) if system is None else quote(mark_tokens(system, codec)),
+        "DEFAULT_SYSTEM": literal(template.default_system) if system is None else quote(mark_tokens(system, safe)),
         "SYSTEM_BLOCK": block,
         "CHECKS": fill_names("\n".join(check.rstrip("\n") for check in checks), {"FOLLOWS": _FOLLOWS}),
         "NEXT_USER": literal(template.next_user),
@@ -189,4 +189,4 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
     }
     macros = _STRIPPING_MACROS if template.strip_around_images else _PLAIN_MACROS
     source = _TEXT_MACRO + macros + _BODY + ("{{- ns.out -}}\n" if template.strip_around_images else "")
-    return image_break_macro(codec) + fill_names(source, values)
+    return image_break_macro(safe) + fill_names(source, values)

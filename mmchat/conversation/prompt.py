@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from mmchat.conversation.codec import Codec, codec_for
 from mmchat.conversation.encoding import encode_segments
+from mmchat.conversation.safe_tokenizer import SafeTokenizer, safe_tokenizer_for
 from mmchat.conversation.segments import Control, Expansion, Image, Segment, SlotTokens, Spans, Text, parse_segments
 from mmchat.conversation.special_tokens import MARK_END, MARK_START
 from mmchat.errors import UserError
@@ -37,25 +37,25 @@ def encode_prompt(
         UserError: A slot token is outside a group, the numbers of images and `image_tokens` differ, or the tokenizer
             is unsuitable (as in `render`).
     """
-    codec = codec_for(tokenizer)
-    segments = parse_prompt(text, codec, slots, sanitized=sanitize_control_tokens)
-    return encode_segments(segments, codec, slots, image_tokens).ids
+    safe = safe_tokenizer_for(tokenizer)
+    segments = parse_prompt(text, safe, slots, sanitized=sanitize_control_tokens)
+    return encode_segments(segments, safe, slots, image_tokens).ids
 
 
 def count_images(text: str, tokenizer, slots: SlotTokens, *, sanitize_control_tokens: bool = False) -> int:
     """Count the images in a prompt. Arguments and errors are those of `encode_prompt`."""
-    segments = parse_prompt(text, codec_for(tokenizer), slots, sanitized=sanitize_control_tokens)
+    segments = parse_prompt(text, safe_tokenizer_for(tokenizer), slots, sanitized=sanitize_control_tokens)
     return sum(isinstance(segment, Image) for segment in segments)
 
 
 def parse_prompt(
-    text: str, codec: Codec, slots: SlotTokens, *, sanitized: bool, supervised: Spans = ()
+    text: str, safe: SafeTokenizer, slots: SlotTokens, *, sanitized: bool, supervised: Spans = ()
 ) -> list[Segment]:
     """Segments of a text that a chat template wrote, without the BOS that `encode_segments` adds.
 
     Args:
         text: The text.
-        codec: The tokenizer's codec.
+        safe: The tokenizer, safe against typed control tokens.
         slots: The slot tokens.
         sanitized: Typed control tokens are marked, so a lone mark is a leftover of one and is dropped.
         supervised: Character spans to supervise.
@@ -77,8 +77,8 @@ def parse_prompt(
             )
         return Control(found, supervised)
 
-    segments = parse_segments(text, _pattern(codec.pattern.pattern, slots, sanitized), supervised, to_segment)
-    bos = codec.prefix_tokens
+    segments = parse_segments(text, _pattern(safe.pattern.pattern, slots, sanitized), supervised, to_segment)
+    bos = safe.prefix_tokens
     first_tokens = [segment.token for segment in segments[: len(bos)] if isinstance(segment, Control)]
     return segments[len(bos) :] if first_tokens == bos else segments
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation.apply_template import write_segments
-from mmchat.conversation.codec import codec_for
 from mmchat.conversation.encoding import encode_segments
 from mmchat.conversation.messages import Turn, parse_messages
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversation.segments import DEFAULT_SLOTS, Expansion, SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.conversation.templates import get_template
@@ -75,19 +75,19 @@ def render(
     """
     if isinstance(template, str):
         template = get_template(template)
-    codec = codec_for(tokenizer)
+    safe = safe_tokenizer_for(tokenizer)
     slots = slots or DEFAULT_SLOTS
     turns = _turns(messages)
     if template.from_tokenizer:
         segments = write_with_tokenizer_template(turns, tokenizer, slots, system, add_generation_prompt)
     else:
-        segments = write_segments(to_dialogue(turns, template), template, codec, system, add_generation_prompt)
-    encoded = encode_segments(segments, codec, slots, image_tokens)
+        segments = write_segments(to_dialogue(turns, template), template, safe, system, add_generation_prompt)
+    encoded = encode_segments(segments, safe, slots, image_tokens)
     length = len(encoded.ids)
     if max_length is not None and length > max_length:
         if add_generation_prompt:
             raise UserError(f"the prompt has {length} tokens, max_length is {max_length}: shorten it")
-        encoded = truncate(encoded, template, codec, slots, max_length)
+        encoded = truncate(encoded, template, safe, slots, max_length)
     if not add_generation_prompt and encoded.labels.count(IGNORE_INDEX) == len(encoded.labels):
         where = f"within max_length {max_length}" if len(encoded.ids) < length else "in the conversation"
         raise UserError(f"nothing to learn: no answer to train on {where} ({len(turns)} messages, {length} tokens)")
@@ -107,7 +107,7 @@ def stop_tokens(
     """
     exchange = [Turn("user", (None, "\na")), Turn("assistant", ("b",), train=True)]
     supervised = [label for label in render(exchange, template, tokenizer, 1, slots=slots).labels if label >= 0]
-    added = {token.id for token in codec_for(tokenizer).added.values()}
+    added = {token.id for token in safe_tokenizer_for(tokenizer).added.values()}
     return list(takewhile(added.__contains__, reversed(supervised)))[::-1]
 
 

@@ -4,7 +4,7 @@ The marks are those of transformers (utils/chat_template_utils.py, mark_control_
 around the token. They are dropped from what users type.
 """
 
-from mmchat.conversation.codec import Codec
+from mmchat.conversation.safe_tokenizer import SafeTokenizer
 
 MARK_START, MARK_END = "\U000f0000", "\U000f0001"
 _DROP = str.maketrans("", "", MARK_START + MARK_END)
@@ -15,6 +15,6 @@ def drop_marks(text: str) -> str:
     return text.translate(_DROP)
 
 
-def mark_tokens(text: str, codec: Codec) -> str:
+def mark_tokens(text: str, safe: SafeTokenizer) -> str:
     """Put marks around every added token in a text."""
-    return codec.pattern.sub(f"{MARK_START}\\g<0>{MARK_END}", drop_marks(text))
+    return safe.pattern.sub(f"{MARK_START}\\g<0>{MARK_END}", drop_marks(text))

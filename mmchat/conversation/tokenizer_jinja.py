@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mmchat.constants import IMAGE_BREAK
-from mmchat.conversation.codec import Codec, codec_for
+from mmchat.conversation.safe_tokenizer import SafeTokenizer, safe_tokenizer_for
 from mmchat.conversation.segments import SlotTokens, Spans
 from mmchat.conversation.special_tokens import MARK_END, MARK_START, mark_tokens
 from mmchat.errors import UserError
@@ -68,14 +68,14 @@ def extend_tokenizer_jinja(tokenizer, slots: SlotTokens, system: str | None) -> 
     Raises:
         UserError: The tokenizer has no chat template.
     """
-    codec = codec_for(tokenizer)
-    values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", codec))}
-    return image_break_macro(codec) + fill_names(_PRELUDE, values) + _PRELUDE_END + _own_jinja(tokenizer)
+    safe = safe_tokenizer_for(tokenizer)
+    values = {"SLOTS": quote(slots.group), "SYSTEM": quote(mark_tokens(system or "", safe))}
+    return image_break_macro(safe) + fill_names(_PRELUDE, values) + _PRELUDE_END + _own_jinja(tokenizer)
 
 
-def image_break_macro(codec: Codec) -> str:
+def image_break_macro(safe: SafeTokenizer) -> str:
     """Jinja macro `image_break(before, part)`: the line break between two parts of a message, if there is one."""
-    values = {"MARK_START": MARK_START, "MARK_END": MARK_END, "BREAK": mark_tokens(IMAGE_BREAK, codec)}
+    values = {"MARK_START": MARK_START, "MARK_END": MARK_END, "BREAK": mark_tokens(IMAGE_BREAK, safe)}
     return fill_names(_IMAGE_BREAK_MACRO, {name: quote(value) for name, value in values.items()})
 
 

@@ -8,9 +8,9 @@ templates rewrite earlier turns), labels are unknown and an error is raised.
 import re
 from collections.abc import Sequence
 
-from mmchat.conversation.codec import Codec, codec_for
 from mmchat.conversation.messages import Turn
 from mmchat.conversation.prompt import parse_prompt
+from mmchat.conversation.safe_tokenizer import SafeTokenizer, safe_tokenizer_for
 from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
 from mmchat.conversation.special_tokens import drop_marks, mark_tokens
 from mmchat.conversation.tokenizer_jinja import REMEDY, JinjaRunner
@@ -40,23 +40,23 @@ def write_with_tokenizer_template(
     turns = list(conversation)
     if drop_marks(system or "") and turns[0].role != "system":
         turns.insert(0, Turn("system", (system,)))
-    codec = codec_for(tokenizer)
-    runner = JinjaRunner(tokenizer, [_message(turn, codec, slots) for turn in turns], len(turns) - len(conversation))
+    safe = safe_tokenizer_for(tokenizer)
+    runner = JinjaRunner(tokenizer, [_message(turn, safe, slots) for turn in turns], len(turns) - len(conversation))
     spans: Spans
     if add_generation_prompt:
         text, spans = runner.write(len(turns), add_generation_prompt=True), ()
     elif runner.has_generation_blocks:
         text, spans = _generation_spans(runner, turns)
     else:
-        text, spans = _difference_spans(runner, turns, codec)
-    segments = parse_prompt(text, codec, slots, sanitized=True, supervised=spans)
+        text, spans = _difference_spans(runner, turns, safe)
+    segments = parse_prompt(text, safe, slots, sanitized=True, supervised=spans)
     _check_complete(runner, turns, text, segments)
     return segments
 
 
-def _message(turn: Turn, codec: Codec, slots: SlotTokens) -> dict[str, str]:
+def _message(turn: Turn, safe: SafeTokenizer, slots: SlotTokens) -> dict[str, str]:
     """A chat message whose content is one string, in which only slots are tokens."""
-    return {"role": turn.role, "content": slots.group.join(mark_tokens(text, codec) for text in _texts(turn))}
+    return {"role": turn.role, "content": slots.group.join(mark_tokens(text, safe) for text in _texts(turn))}
 
 
 def _texts(turn: Turn) -> list[str]:
@@ -99,13 +99,13 @@ def _generation_spans(runner: JinjaRunner, turns: list[Turn]) -> tuple[str, Span
     return text, [block for number, block in zip(answers, blocks, strict=True) if turns[number].train]
 
 
-def _difference_spans(runner: JinjaRunner, turns: list[Turn], codec: Codec) -> tuple[str, Spans]:
+def _difference_spans(runner: JinjaRunner, turns: list[Turn], safe: SafeTokenizer) -> tuple[str, Spans]:
     """The text, and what each supervised turn adds to its generation prompt."""
     text = runner.write(len(turns))
-    return text, [_difference(runner, text, n, codec) for n, turn in enumerate(turns) if turn.train]
+    return text, [_difference(runner, text, n, safe) for n, turn in enumerate(turns) if turn.train]
 
 
-def _difference(runner: JinjaRunner, text: str, number: int, codec: Codec) -> tuple[int, int]:
+def _difference(runner: JinjaRunner, text: str, number: int, safe: SafeTokenizer) -> tuple[int, int]:
     prompt = runner.write(number, add_generation_prompt=True)
     answered = runner.write(number + 1)
     stripped = answered.rstrip(WHITE_SPACE)
@@ -113,7 +113,7 @@ def _difference(runner: JinjaRunner, text: str, number: int, codec: Codec) -> tu
         raise _unsound(runner, number, "does not write the turn as a continuation of its generation prompt")
     if not text.startswith(stripped):
         raise _unsound(runner, number, "writes the turn differently when other turns follow it")
-    ends_with_token = re.search(f"(?:{codec.pattern.pattern})$", stripped)
+    ends_with_token = re.search(f"(?:{safe.pattern.pattern})$", stripped)
     stop = len(answered) if text.startswith(answered) and not ends_with_token else max(len(stripped), len(prompt))
     _check_inside(runner, number, answered[len(prompt) : stop])
     return len(prompt), stop

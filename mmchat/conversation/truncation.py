@@ -1,22 +1,22 @@
 """Truncation: a conversation that is longer than `max_length` loses its end."""
 
 from mmchat.constants import IGNORE_INDEX
-from mmchat.conversation.codec import Codec
 from mmchat.conversation.encoding import EncodedConversation
+from mmchat.conversation.safe_tokenizer import SafeTokenizer
 from mmchat.conversation.segments import SlotTokens
 from mmchat.conversation.template import Template
 from mmchat.errors import UserError
 
 
 def truncate(
-    encoded: EncodedConversation, template: Template, codec: Codec, slots: SlotTokens, max_length: int
+    encoded: EncodedConversation, template: Template, safe: SafeTokenizer, slots: SlotTokens, max_length: int
 ) -> EncodedConversation:
     """The first `max_length` tokens, images intact, with the template's end if it has `end_when_cut`.
 
     Raises:
         UserError: an image's slots would be cut.
     """
-    ending_ids = codec.encode_literal(template.end) if template.end_when_cut else []
+    ending_ids = safe.encode_literal(template.end) if template.end_when_cut else []
     kept = max(max_length - len(ending_ids), 0)
     if encoded.image_spans:
         last = encoded.image_spans[-1][1] + (slots.end is not None)

@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from mmchat.auto import MMChatProcessor
 from mmchat.conversation import SlotTokens, to_jinja
-from mmchat.conversation.codec import codec_for
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversation.templates import TEMPLATES
 from mmchat.conversation.tokenizer_jinja import quote
 from mmchat.errors import UserError
@@ -82,7 +82,7 @@ def _write(tokenizer: Any, jinja: str, turns: int, line_break: str = "") -> str 
         )
     except (TemplateError, TypeError):  # TypeError: it adds the parts of a message to a string
         return None
-    return rendered[0][0].removeprefix("".join(codec_for(tokenizer).prefix_tokens))
+    return rendered[0][0].removeprefix("".join(safe_tokenizer_for(tokenizer).prefix_tokens))
 
 
 def read_chat_template(directory: Path, tokenizer: Any) -> str | None:
@@ -121,7 +121,9 @@ def find_template(tokenizer: Any, jinja: str | None, pad: str) -> FoundTemplate:
 
 def _with_neighbours(prompt: str, tokenizer: Any, pad: str) -> SlotTokens:
     """The slot tokens: the pad token, and the added tokens on both sides of it if there are."""
-    added = [re.escape(token) for token in codec_for(tokenizer).added if token not in (pad, tokenizer.bos_token)]
+    added = [
+        re.escape(token) for token in safe_tokenizer_for(tokenizer).added if token not in (pad, tokenizer.bos_token)
+    ]
     token = f"({'|'.join(added)})" if added else "(?!)"
     found = re.search(f"{token}{re.escape(pad)}{token}", prompt)
     return SlotTokens(pad, found[1], found[2]) if found else SlotTokens(pad)
@@ -140,11 +142,11 @@ def plain_chat_template(processor: MMChatProcessor) -> str:
     (Llama 2 with `legacy=False`), the exported Jinja writes that space itself.
     """
     tokenizer, slots = processor.tokenizer, processor.slot_tokens
-    jinja, codec = processor.chat_template, codec_for(tokenizer)
+    jinja, safe = processor.chat_template, safe_tokenizer_for(tokenizer)
     if not _lacks_prefix_space(tokenizer, slots.pad):
         return jinja
-    bos = "".join(codec.prefix_tokens)
-    starts = ", ".join(map(quote, [" ", *codec.added]))
+    bos = "".join(safe.prefix_tokens)
+    starts = ", ".join(map(quote, [" ", *safe.added]))
     return _WITH_PREFIX_SPACES.format(bos=quote(bos), image=quote(slots.group), starts=starts, jinja=jinja)
 
 

@@ -14,8 +14,8 @@ DRAFT_OF_SQUARE = 2
 """A draft's sides are at least this multiple of the tower's, which hides the artefacts of libjpeg's coarse decoding."""
 
 Encode = Callable[..., EncodedSample]
-"""(record, images, template of its source or None) -> EncodedSample. If features are cached, `images` is empty and the
-features follow as a fourth argument, in the form of `EncodedSample.features`."""
+"""(record, images, template of its source or None, max_length) -> EncodedSample. If features are cached, `images` is
+empty and the features follow as a fifth argument, in the form of `EncodedSample.features`."""
 
 Augment = Callable[[list[Image.Image], int, int | None], list[Image.Image] | list[list[Image.Image]]]
 """(images of a record, sample number, step or None for held-out data) -> the images to encode: one per image, or for
@@ -60,10 +60,10 @@ class MixtureDataset:
                 draft = DRAFT_OF_SQUARE * self.square if source.config.draft else None
                 opened = [image.open(draft) for image in record.images]
                 images = opened if self.augment is None else self.augment(opened, number, step)
-                encoded = self.encode(record, images, source.config.template)
+                encoded = self.encode(record, images, source.config.template, self.mixture.max_length)
             else:
                 features = [self.features.read(image, len(record.images) > 1) for image in record.images]
-                encoded = self.encode(record, [], source.config.template, features)
+                encoded = self.encode(record, [], source.config.template, self.mixture.max_length, features)
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
         return Sample(number, record.id, encoded)

@@ -39,10 +39,10 @@ class MixtureSource:
 
 
 class Mixture:
-    """All samples of a run by number. `plan` says which of them form an epoch."""
+    """All samples of a run by number, each of at most `max_length` tokens. `plan` says which of them form an epoch."""
 
-    def __init__(self, sources: list[MixtureSource], epoch_samples: int | None = None) -> None:
-        self.sources = sources
+    def __init__(self, sources: list[MixtureSource], max_length: int, epoch_samples: int | None = None) -> None:
+        self.sources, self.max_length = sources, max_length
         sizes = [len(source) for source in sources]
         repeats, weights = [s.config.repeat for s in sources], [s.config.weight for s in sources]
         self.plan = EpochPlan(tuple(sizes), epoch_counts(sizes, repeats, weights, epoch_samples))
@@ -86,7 +86,7 @@ def open_mixture(config: DataConfig, quarantine: Quarantine, show_progress: bool
                 f"{settings.path} holds no usable record (image root {source.image_root}); see {quarantine.path}"
             )
         sources.append(MixtureSource(name, source, usable, settings))
-    return Mixture(sources, config.epoch_samples)
+    return Mixture(sources, config.max_length, config.epoch_samples)
 
 
 def _usable(source: Source, settings: SourceConfig, quarantine: Quarantine, show_progress: bool) -> np.ndarray:

@@ -180,7 +180,10 @@ def load_adapter(
     """
     directory = resolve(source, "adapter")
     if not directory.is_dir():
-        raise UserError(f"adapter {directory} does not exist")
+        raise UserError(
+            f"adapter {directory} does not exist; a run with lora writes it into its run directory as adapter/, and a "
+            "name on the hub is user/name or user/name@revision"
+        )
     if (directory / OLD_FULL).exists():
         raise UserError(
             f"{directory} holds {OLD_FULL}, which an older mmchat wrote outside PEFT's format; use model/ of the same "
@@ -191,7 +194,7 @@ def load_adapter(
     description = read_json(directory / ADAPTER_BASE)
     base = _find_base(directory, description["model"]) if base is None else resolve(base)
     if not base.is_dir():
-        raise UserError(f"model directory {base} does not exist")
+        raise UserError(f"--base {base} does not exist; expected the model directory that {directory} was trained on")
     if _weight_hashes(base) != description["sha256"]:
         raise UserError(
             f"the weights in {base} are not those that {directory} was trained on; give that model with --base"

@@ -35,11 +35,11 @@ class SourcePlan:
     per_epoch: int
 
 
-def plan_sources(mixture: Mixture, objective: Objective, max_length: int) -> tuple[list[SourcePlan], LengthIndex]:
+def plan_sources(mixture: Mixture, objective: Objective) -> tuple[list[SourcePlan], LengthIndex]:
     """The sources in order, and the sizes of all samples of the mixture by number."""
     plans, lengths = [], []
     for source, count in zip(mixture.sources, mixture.plan.counts, strict=True):
-        plan, of_source = _plan_source(source, count, objective, max_length)
+        plan, of_source = _plan_source(source, count, objective, mixture.max_length)
         plans.append(plan)
         lengths.append(of_source)
     columns = zip(*(one.columns for one in lengths), strict=True)

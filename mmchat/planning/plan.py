@@ -136,7 +136,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     processor = objective.processor
     problems = slots_cannot_match(objective.model, processor, config.data.max_length) if processor else []
     mixture = open_mixture(config.data, Quarantine(config.run_dir / "quarantine.jsonl", "skip", writes=False))
-    sources, lengths = plan_sources(mixture, objective, config.data.max_length)
+    sources, lengths = plan_sources(mixture, objective)
     for source in sources:
         problems += nothing_to_learn(source, objective) or unusable(source, config.on_bad_sample)
     order = batch_order(config, mixture)
@@ -149,7 +149,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     batches = None
     for variant in _packing_variants(config, objective):
         try:
-            split = step_splitter(variant, variant.data, mixture, objective, hardware.ranks)
+            split = step_splitter(variant, mixture, objective, hardware.ranks)
         except SharedError as error:
             problems += [Problem("fits_no_row", str(error))] if variant is config else []
             continue

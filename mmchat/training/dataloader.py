@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, repeat
 
 import torch
@@ -40,10 +41,11 @@ class TrainingDataLoader:
         self.mixture = open_mixture(config.data, quarantine, show_progress)
         self.order = batch_order(config, self.mixture)
         self.total = total_steps(config, self.order)
-        self.splitter = step_splitter(config, config.data, self.mixture, objective)
+        self.splitter = step_splitter(config, self.mixture, objective)
         if config.validation:
-            self._held_out = open_mixture(config.validation, quarantine, show_progress)
-            self._held_out_splitter = step_splitter(config, config.validation, self._held_out, objective)
+            max_length = config.validation.max_length or config.data.max_length
+            self._held_out = open_mixture(replace(config.validation, max_length=max_length), quarantine, show_progress)
+            self._held_out_splitter = step_splitter(config, self._held_out, objective)
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number (from 1) and micro-batches of every step after the first `done`."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmchat.data.config import DataConfig
 from mmchat.data.length_grouping import group_by_length
 from mmchat.data.mixture import Mixture
 from mmchat.data.order import split_micro_batches
@@ -72,14 +71,12 @@ class PackedSplitter(StepSplitter):
         SharedError: a sample exceeds the budget, or lengths could not be measured.
     """
 
-    def __init__(
-        self, packing: PackingConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int
-    ) -> None:
+    def __init__(self, packing: PackingConfig, mixture: Mixture, objective: Objective, ranks: int) -> None:
         self._ranks, self._plan = ranks, group_by_length if packing.padded else pack
-        self._tokens = packing.tokens or data.max_length
+        self._tokens = packing.tokens or mixture.max_length
         self._budget = np.array([self._tokens, packing.images or math.inf])
         # From rank 0, because all ranks must plan alike, even if a file appears while lengths are measured.
-        self._sizes = collectives.from_rank_0(lambda: _tokens_and_views(mixture, objective, data.max_length))
+        self._sizes = collectives.from_rank_0(lambda: _tokens_and_views(mixture, objective))
         if len(too_large := np.flatnonzero((self._sizes > self._budget).any(axis=1))):
             record = mixture.find(int(too_large[0]))[1]
             tokens, views = self._sizes[too_large[0]]
@@ -98,22 +95,20 @@ class PackedSplitter(StepSplitter):
         return f"{rows} at most {self._tokens:,} tokens"
 
 
-def _tokens_and_views(mixture: Mixture, objective: Objective, max_length: int) -> np.ndarray:
+def _tokens_and_views(mixture: Mixture, objective: Objective) -> np.ndarray:
     """int64[samples, 2]: tokens and views of every sample of a mixture."""
-    lengths = [objective.lengths(source, max_length) for source in mixture.sources]
+    lengths = [objective.lengths(source, mixture.max_length) for source in mixture.sources]
     return np.concatenate([np.stack([one.tokens, one.views], axis=1) for one in lengths]).astype(np.int64)
 
 
-def step_splitter(
-    config: RunConfig, data: DataConfig, mixture: Mixture, objective: Objective, ranks: int | None = None
-) -> StepSplitter:
+def step_splitter(config: RunConfig, mixture: Mixture, objective: Objective, ranks: int | None = None) -> StepSplitter:
     """The splitter that the run config asks for.
 
     Args:
-        data: the training or the held-out records, of which `mixture` was opened.
+        mixture: the training or the held-out records.
         ranks: None: the ranks of this run.
     """
     ranks = ranks or process_group.world_size()
     if config.objective.packing:
-        return PackedSplitter(config.objective.packing, data, mixture, objective, ranks)
+        return PackedSplitter(config.objective.packing, mixture, objective, ranks)
     return PaddedSplitter(config.batch_size, config.micro_batch_size, ranks)

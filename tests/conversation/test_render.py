@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import TEMPLATES, SlotTokens, Template, get_template, render
-from mmchat.conversation.codec import codec_for
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.errors import UserError
 
 
@@ -400,13 +400,13 @@ def test_tokens_added_later_are_known(bare):
     assert rendered.input_ids.count(tokenizer.convert_tokens_to_ids("<imgpad>")) == 2
 
 
-def test_one_codec_per_tokenizer_which_is_freed_with_it(bare):
+def test_one_safe_tokenizer_per_tokenizer_which_is_freed_with_it(bare):
     tokenizer = bare("opt_like")
     render([human("a"), gpt("b")], "vary_opt", tokenizer)
-    codec = codec_for(tokenizer)
-    assert codec_for(tokenizer) is codec
-    gone = weakref.ref(codec)
-    del tokenizer, codec
+    safe = safe_tokenizer_for(tokenizer)
+    assert safe_tokenizer_for(tokenizer) is safe
+    gone = weakref.ref(safe)
+    del tokenizer, safe
     gc.collect()
     assert gone() is None
 

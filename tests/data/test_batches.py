@@ -100,7 +100,7 @@ def mixture_of(path, tmp_path, **source):
 
 @pytest.fixture
 def dataset(tiny_records, tmp_path):
-    def encode(record, images, template):
+    def encode(record, images, template, max_length):
         if record.id == "text":
             raise UserError("too long")
         return EncodedSample([1, 2], None, [[preprocess(image, SPECS[0])] for image in images])
@@ -124,7 +124,7 @@ def test_draft_decoding_fits_the_largest_tower(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"image": "a.jpg", "caption": "x"}] * 2))
     seen = []
 
-    def encode(record, images, template):
+    def encode(record, images, template, max_length):
         seen.append(images[0].size)
         return EncodedSample([1], None, [])
 
@@ -136,7 +136,7 @@ def test_draft_decoding_fits_the_largest_tower(tmp_path):
 
 
 def test_a_bug_is_not_a_rejected_sample(dataset):
-    def broken(record, images, template):
+    def broken(record, images, template, max_length):
         raise KeyError("a bug")
 
     dataset.encode = broken
@@ -175,7 +175,7 @@ def test_from_records_to_a_loss(assistant_dir, tiny_records, tmp_path):
     """The whole way of a sample, on the CPU, through a real processor and a real model."""
     model, processor = load_assistant(assistant_dir)
 
-    def encode(record, images, template):
+    def encode(record, images, template, max_length):
         rendered = processor.render(record.turns, template=template)
         pixels = [processor.image_processor.pixels(image) for image in images]
         return EncodedSample(rendered.input_ids, rendered.labels, pixels)

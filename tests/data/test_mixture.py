@@ -115,7 +115,7 @@ def test_a_mixture_of_three_sources(three):
     assert ids == [f"r{n}" for n in (*range(8), *range(10, 16), *range(16, 20))]
     encoded = []
 
-    def encode(record, images, template):
+    def encode(record, images, template, max_length):
         encoded.append((template, len(record.turns)))
         return [1], [1], []
 

@@ -151,7 +151,7 @@ VQAV2_LEFT_OUT = {
 }
 
 
-def test_vqav2_joins_files_in_different_order_and_merges_questions_on_a_image(out):
+def test_vqav2_joins_files_in_different_order_and_merges_questions_on_an_image(out):
     records, left_out = run("vqav2", out, *VQAV2)
     through, position = "What is this photo taken looking through?", "What position is this man playing?"
     assert records == [

@@ -77,7 +77,7 @@ def batch_of(objective, images):
     samples = []
     for index in range(len(source)):
         record = source[index]
-        samples.append(Sample(index, record.id, objective.encode(record, [record.images[0].open()], None)))
+        samples.append(Sample(index, record.id, objective.encode(record, [record.images[0].open()], None, 512)))
     return objective.collator(samples)
 
 

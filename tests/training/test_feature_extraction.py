@@ -153,7 +153,7 @@ def test_a_micro_batch_of_text_alone_runs_the_projectors(make_run):
     assert of_projectors and all(gradient is not None and not gradient.any() for gradient in of_projectors)
 
 
-def test_the_second_run_computes_nothing_and_a_image_is_stored_once(tmp_path, make_run):
+def test_the_second_run_computes_nothing_and_an_image_is_stored_once(tmp_path, make_run):
     shutil.copy(tmp_path / "data" / "1-0.png", tmp_path / "data" / "2-0.png")
     shutil.copy(tmp_path / "data" / "1-0.png", tmp_path / "data" / "4-0.png")
     first, second = make_run(steps=100), make_run(steps=100)
@@ -349,7 +349,7 @@ def test_a_broken_image_that_is_skipped_is_rejected_as_without_a_cache(tmp_path,
     assert len(run.objective.collator([cached[n] for n in range(3)]).rejected) == 1
 
 
-def test_a_image_that_changed_since_stops_the_run_whatever_the_policy(tmp_path, make_run, make_image):
+def test_an_image_that_changed_since_stops_the_run_whatever_the_policy(tmp_path, make_run, make_image):
     run = make_run(steps=100, on_bad_sample="skip")
     run.fill()
     make_image(99).save(tmp_path / "data" / "1-0.png")

@@ -119,7 +119,7 @@ def test_killed_while_it_fills_it_goes_on_where_it_was(setup):
     check(folder, "killed")
 
 
-def test_a_image_that_changes_in_the_middle_ends_the_run_with_its_name(setup):
+def test_an_image_that_changes_in_the_middle_ends_the_run_with_its_name(setup):
     folder, config = setup
     data = write_records(folder / "changing", 24, images=1)
     options = ["--data.path", str(data), "--objective.feature_cache", str(folder / "cache-changing"), "--steps", "2000"]

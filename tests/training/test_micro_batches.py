@@ -60,6 +60,17 @@ def test_the_row_is_max_length_unless_said_otherwise(dataloader, tmp_path):
     assert 200 < max(row.positions for row in rows) <= 300
 
 
+@pytest.mark.parametrize(("own", "longest"), [({}, 140), ({"max_length": 135}, 135), ({"max_length": 2000}, 170)])
+@pytest.mark.parametrize("objective", [{}, {"packing": {"tokens": 2000}}])
+def test_held_out_samples_are_cut_to_their_own_max_length(dataloader, tmp_path, own, longest, objective):
+    heldout = write_records(tmp_path / "heldout", 24)
+    training, validation = {"path": str(heldout), "max_length": 140}, {"path": str(heldout), "every": 2} | own
+    loader = dataloader(objective=objective, data=training, validation=validation, batch_size=1)
+    batches = [batch for chunk in loader.held_out() for batch in chunk if batch.ids]
+    assert len(batches) == 24 and max(batch.positions for batch in batches) == longest
+    assert (sum(batch.cut for batch in batches) > 0) == (longest < 170)
+
+
 @pytest.mark.parametrize(
     ("packing", "fault"),
     [

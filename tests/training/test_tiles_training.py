@@ -47,7 +47,7 @@ def test_another_tiling_is_another_index(config, tmp_path):
     assert len(keys) == 2
 
 
-def test_a_image_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
+def test_an_image_that_tells_no_size_makes_its_sample_unusable(config, tmp_path):
     (tmp_path / "data" / "1-0.png").write_bytes(b"no image")
     objective, _ = opened(config())
     index = length_index(open_source(tmp_path / "data" / "loose.json"), LengthMeasure(objective.processor), workers=0)
@@ -80,7 +80,7 @@ def test_a_dual_encoder_has_one_view(make_tower, tmp_path, data_dir):
         init_clip(make_tower(preprocessing=TILES), text, words, 16, "max", tmp_path / "clip")
 
 
-def test_every_storage_tells_a_images_size_by_its_beginning(config, tmp_path):
+def test_every_storage_tells_an_images_size_by_its_beginning(config, tmp_path):
     """A file, a member of a tar shard, bytes of a table, and what comes through fsspec or in the record itself."""
     path = write_records(tmp_path / "data", 12, sizes=SIZES)
     for name in path.parent.glob("*.png"):

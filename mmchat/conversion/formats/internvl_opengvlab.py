@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from mmchat.conversation.codec import codec_for
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversion import internlm2
 from mmchat.conversion.formats.base import ImportedAssistant, open_tokenizer, require_config, tower_state
 from mmchat.conversion.formats.internvl import PROJECTOR, SLOTS, refuse_other_projector
@@ -64,7 +64,7 @@ class InternVLOpenGVLab:
             others = internlm2.language_state(others, language)
         opened = open_tokenizer(source, tokenizer)
         for token in SLOTS.tokens:
-            codec_for(opened).require(token)
+            safe_tokenizer_for(opened).require(token)
         config = build_config(
             language, [tower_config(tower.config, values)], [PROJECTOR], opened, template, SLOTS, system
         )

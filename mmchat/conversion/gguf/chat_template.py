@@ -11,7 +11,7 @@ import re
 from jinja2 import TemplateError
 
 from mmchat.auto import MMChatProcessor
-from mmchat.conversation.codec import codec_for
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversation.tokenizer_jinja import fill_names, quote
 from mmchat.conversion.gguf.tokenizer import SPACE, kind_of
 
@@ -80,9 +80,9 @@ def llamacpp_template(processor: MMChatProcessor, writes_slots: bool) -> str:
         writes_slots: Whether the template writes the start and end tokens of an image. For some projector types
             llama.cpp does so itself.
     """
-    slots, codec = processor.slot_tokens, codec_for(processor.tokenizer)
+    slots, safe = processor.slot_tokens, safe_tokenizer_for(processor.tokenizer)
     start, end = (slots.start or "", slots.end or "") if writes_slots else ("", "")
-    kind, bos = kind_of(processor.tokenizer), "".join(codec.prefix_tokens)
+    kind, bos = kind_of(processor.tokenizer), "".join(safe.prefix_tokens)
     values = {
         "GROUP": quote(slots.group),
         "START": quote(start),
@@ -90,7 +90,7 @@ def llamacpp_template(processor: MMChatProcessor, writes_slots: bool) -> str:
         "BOS": quote(bos),
         "BOS_LENGTH": str(len(bos)),
         "SPACE": quote(SPACE),
-        "CONTROL": "[" + ", ".join(map(quote, codec.added)) + "]",
+        "CONTROL": "[" + ", ".join(map(quote, safe.added)) + "]",
     }
     after = _TEXTS + (_FIRST_SPACE if kind.first_space else "") + _APPEND + (_SPACES_ONCE if kind.spaces_once else "")
     return _PARTS + plain_escapes(processor.chat_template.removesuffix("\n") + fill_names(after + _END, values))

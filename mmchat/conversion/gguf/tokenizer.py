@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmchat.conversation.codec import codec_for
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversion.gguf.gguf_file import Value
 from mmchat.errors import UserError
 
@@ -72,7 +72,7 @@ def tokenizer_refusals(tokenizer: Any) -> list[str]:
         reasons.append(
             f"its tokens {', '.join(stripping)} strip or need white space around them, which llama.cpp ignores"
         )
-    prefix = codec_for(tokenizer).prefix_tokens
+    prefix = safe_tokenizer_for(tokenizer).prefix_tokens
     if prefix not in ([], [tokenizer.bos_token]):
         reasons.append(f"its tokenizer writes {''.join(prefix)} before a text; expected its BOS or nothing")
     return reasons
@@ -153,7 +153,7 @@ def tokenizer_metadata(
         "pre": kind.pre,
         "tokens": tokens,
         "token_type": types,
-        "add_bos_token": bool(codec_for(tokenizer).prefix_tokens),
+        "add_bos_token": bool(safe_tokenizer_for(tokenizer).prefix_tokens),
         "add_eos_token": False,
         "eos_token_id": stops[0],
         # Without a BOS llama.cpp takes a fixed id, which is an ordinary token here.

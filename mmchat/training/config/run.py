@@ -21,6 +21,7 @@ ZeroStage = Literal[0, 1, 2, 3]
 
 @settings
 class ValidationConfig(DataConfig):
+    max_length: int | None = Field(None, gt=0, description="as for data; null: data's")  # type: ignore[assignment]  # None
     every: int = Field(200, gt=0, description="steps between two validations; the last step is always validated")
 
     @model_validator(mode="after")

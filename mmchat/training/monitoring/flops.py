@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.contrastive.dual_encoder import DualEncoder
-from mmchat.contrastive.simclr import SimCLR
+from mmchat.contrastive.simclr_model import SimCLR
 from mmchat.data.collate import Batch
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.projectors import slots_per_tower

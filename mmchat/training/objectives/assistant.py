@@ -48,7 +48,6 @@ class AssistantObjective(Objective):
             self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.objective.fit)
         else:
             self.model, self.processor = assistant_from_config(config.model, fit=config.objective.fit)
-        self.max_length = config.data.max_length
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,
             specs=self.processor.image_processor.specs,
@@ -80,12 +79,13 @@ class AssistantObjective(Objective):
         record: Record,
         images: list[Image.Image] | list[list[Image.Image]],
         template: str | None,
+        max_length: int,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
         processor = self.processor.image_processor
         pixels = [processor.pixels(image, several=len(images) > 1) for image in images]
         layouts = self.processor.layouts(self._sizes(record, images))
-        rendered = self.processor.render(record.turns, layouts, self.max_length, template=template)
+        rendered = self.processor.render(record.turns, layouts, max_length, template=template)
         grids = processor.grids(image.size for image in images)
         maps = [layout.slot_map for layout in layouts if layout.slot_map is not None] or None
         return EncodedSample(rendered.input_ids, rendered.labels, pixels, rendered.cut, features, grids, maps)

@@ -67,6 +67,7 @@ class Objective(ABC):
         record: Record,
         images: list[Image.Image] | list[list[Image.Image]],
         template: str | None,
+        max_length: int,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
         """Ids, labels and pixels of a record.
@@ -74,6 +75,7 @@ class Objective(ABC):
         Args:
             images: decoded, and changed by `augment`.
             template: of the record's source; None: the model's own.
+            max_length: tokens of a conversation at most; the rest is cut.
             features: used instead of pixels, in the layout of `EncodedSample`.
         """
 

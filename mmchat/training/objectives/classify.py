@@ -52,6 +52,7 @@ class ClassifyObjective(Objective):
         record: Record,
         images: list[Image.Image],
         template: str | None,
+        max_length: int,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
         return EncodedSample([self.class_of(record)], None, [[preprocess(images[0], spec) for spec in self.specs]])

@@ -45,6 +45,7 @@ class ContrastiveObjective(PairwiseObjective):
         record: Record,
         images: list[Image.Image],
         template: str | None,
+        max_length: int,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
         ids, cut = self.caption_ids(record)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from mmchat.contrastive.losses import nt_xent
-from mmchat.contrastive.simclr import SimCLR
+from mmchat.contrastive.simclr_model import SimCLR
 from mmchat.data.collate import Batch, Collator
 from mmchat.data.lengths import Measure
 from mmchat.data.mixture import MixtureSource
@@ -48,6 +48,7 @@ class SimCLRObjective(PairwiseObjective):
         record: Record,
         images: list[Image.Image],
         template: str | None,
+        max_length: int,
         features: list[list[np.ndarray]] | None = None,
     ) -> EncodedSample:
         views = np.stack([np.asarray(view).transpose(2, 0, 1) for view in images])

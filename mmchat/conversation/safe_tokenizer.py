@@ -28,7 +28,7 @@ class AddedToken(NamedTuple):
     """Ordinary text gives this id even in the private copy, so the token cannot be reserved."""
 
 
-class Codec:
+class SafeTokenizer:
     """Encodes text and control tokens of one tokenizer. Holds no reference to the tokenizer."""
 
     def __init__(self, tokenizer):
@@ -115,11 +115,11 @@ class Codec:
         return self.added[content]
 
 
-_codecs: "WeakKeyDictionary[Any, tuple[tuple, Codec]]" = WeakKeyDictionary()
+_safe_tokenizers: "WeakKeyDictionary[Any, tuple[tuple, SafeTokenizer]]" = WeakKeyDictionary()
 
 
-def codec_for(tokenizer) -> Codec:
-    """The codec of a tokenizer. Built on first use in a process, and rebuilt after tokens were added.
+def safe_tokenizer_for(tokenizer) -> SafeTokenizer:
+    """The safe copy of a tokenizer. Built on first use in a process, and rebuilt after tokens were added.
 
     Raises:
         UserError: The tokenizer is not a fast one.
@@ -132,9 +132,9 @@ def codec_for(tokenizer) -> Codec:
     backend = tokenizer.backend_tokenizer
     specials = backend.num_special_tokens_to_add(False), tokenizer.bos_token, tokenizer.eos_token
     state = (len(tokenizer), *specials)
-    cached = _codecs.get(tokenizer)
+    cached = _safe_tokenizers.get(tokenizer)
     if cached is None or cached[0] != state:
-        cached = _codecs[tokenizer] = (state, Codec(tokenizer))
+        cached = _safe_tokenizers[tokenizer] = (state, SafeTokenizer(tokenizer))
     return cached[1]
 
 
@@ -144,7 +144,7 @@ def control_tokens(tokenizer) -> list[str]:
     If this is not set, transformers marks only special tokens and those that a template names, so a typed non-special
     added token would pass `sanitize_control_tokens=True`.
     """
-    return list(codec_for(tokenizer).added)
+    return list(safe_tokenizer_for(tokenizer).added)
 
 
 def _private_copy(state: dict[str, Any], spellings: dict[str, str]) -> Tokenizer:
