@@ -22,6 +22,7 @@ from mmchat.files import write_json
 from mmchat.model.directory import load_assistant
 from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, save_adapter
 from mmchat.pretrained import hub_name, open_pretrained, pin, resolve
+from mmchat.vision.directory import save_tower
 
 FILES = {
     "config.json": b"{}",
@@ -36,6 +37,7 @@ RESOLVE = """
 import sys
 from mmchat.errors import UserError
 from mmchat.pretrained import pin, resolve
+from mmchat.vision.directory import save_tower
 try:
     found = resolve(sys.argv[1])
     assert pin(sys.argv[1]) == f"{sys.argv[1].split('@')[0]}@{found.name}"
@@ -248,6 +250,15 @@ def test_an_adapter_names_its_base_on_the_hub(in_cache, tmp_path):
     load_adapter(tmp_path / "adapter")
     assert main(["merge", str(tmp_path / "adapter"), "--base", "someone/model", "--out", str(tmp_path / "merged")]) == 0
     load_assistant(tmp_path / "merged")
+
+
+def test_the_language_model_of_an_assistant_on_the_hub(in_cache, make_tower, tmp_path):
+    save_tower(make_tower(), tmp_path / "tower")
+    parts = ["--language", "someone/model", "--vision", str(tmp_path / "tower"), "--out", str(tmp_path / "new")]
+    assert main(["init", *parts]) == 0
+    there, here = load_assistant("someone/model")[0], load_assistant(tmp_path / "new")[0]
+    weights = here.language_model.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in there.language_model.state_dict().items())
 
 
 @pytest.fixture

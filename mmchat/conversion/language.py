@@ -1,7 +1,5 @@
 """The language model of a whole assistant, for a new assistant around it."""
 
-from pathlib import Path
-
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmchat.auto import MMChatConfig
@@ -10,6 +8,7 @@ from mmchat.conversion.formats.base import option_names
 from mmchat.conversion.importing import import_model
 from mmchat.model.assembly import Language
 from mmchat.model.directory import load_assistant
+from mmchat.pretrained import resolve
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 
@@ -17,19 +16,20 @@ def language_of_assistant(source: str, vision: str) -> Language | None:
     """Open the language model of an assistant, mmchat's own or one that can be imported.
 
     Args:
-        source: Its directory.
+        source: Its directory or hub name.
         vision: Its tower, for formats whose files may leave it out.
 
     Returns:
-        The language model with its tokenizer; None if `source` is no directory of an assistant.
+        The language model with its tokenizer; None if `source` is no assistant.
 
     Raises:
         UserError: It is one and cannot be opened.
     """
-    files = WeightFiles(Path(source).expanduser())
+    files = WeightFiles(resolve(source, "language model", weights=False))
     kind = files.config.get("model_type")
     if kind is None or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return None
+    files = WeightFiles(resolve(source, "language model"))
     if kind == MMChatConfig.model_type:
         model, processor = load_assistant(files.path)
     else:

@@ -6,10 +6,9 @@ Each reason was read in transformers' models/<name>/modeling_<name>.py; the test
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.pretrained import resolve
 
 REMEDY = (
     "use it with transformers, or join the text-only release of its language model and a vision tower with "
@@ -92,14 +91,11 @@ def refuse_unsupported(config: dict[str, Any], where: str | Path) -> None:
 
 
 def refuse_unsupported_source(source: str) -> None:
-    """As `refuse_unsupported`, for a directory or hub name. Nothing is said if there is no config."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        config = path / "config.json"
-        values = read_json(config) if config.exists() else {}
-    else:
-        try:
-            values, _ = PreTrainedConfig.get_config_dict(source)
-        except (OSError, ValueError):
-            return
-    refuse_unsupported(values, source)
+    """As `refuse_unsupported`, for a directory or hub name. Nothing is said if there is no config.
+
+    Raises:
+        UserError: It cannot be opened, or is a hub name that cannot be fetched.
+    """
+    config = resolve(source, weights=False) / "config.json"
+    if config.exists():
+        refuse_unsupported(read_json(config), source)

@@ -82,9 +82,12 @@ def test_help_of_all(run):
 )
 def test_a_mistake_is_one_line_and_status_two(run, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
+    hosts = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *rest, **options: hosts.append(host) or [])
     status, out, err = run(*arguments.split())
     assert status == 2
     assert out == ""
+    assert not hosts  # nothing is looked up on the network
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
