@@ -2,7 +2,7 @@
 # Lint, types and tests, in .venv, which is made if needed.
 #
 #   bash scripts/test.sh              the default suite, under 10 minutes on 2 cores
-#   bash scripts/test.sh --slow       only the tests marked slow
+#   bash scripts/test.sh --slow       only the tests marked slow, about an hour
 #   bash scripts/test.sh --coverage   the default suite, then lines of mmchat that it did not run (slower)
 #   bash scripts/test.sh --latest     the default suite with the newest versions that pyproject.toml admits
 #   bash scripts/test.sh ARGS...      anything else goes to pytest
@@ -35,10 +35,8 @@ if [ "$which" != --latest ]; then # the linters' versions are pinned
   mypy
 fi
 say "tests"
-if [ "$which" = --slow ]; then
-  exec python -m pytest -m slow "$@"
-fi
-coverage=()
+chosen="not slow" coverage=()
+[ "$which" = --slow ] && chosen=slow
 [ "$which" = --coverage ] && coverage=(--cov --cov-report=term)
 # Two processes, since tests wait for launchers half of the time. The tests of a file stay together: they share runs.
-exec python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "${coverage[@]}" "$@"
+exec python -m pytest -m "$chosen" -n 2 --dist loadfile --no-loadscope-reorder "${coverage[@]}" "$@"

@@ -140,6 +140,7 @@ def test_init_makes_slots_as_llava_has_them(init):
     assert fits(init) == ["shortest-edge-crop"]
 
 
+@pytest.mark.slow
 def test_sft_on_two_ranks_pads_its_images_ever_after(init, data, tmp_path):
     run = train("sft", init, data, tmp_path / "sft", ranks=2)
     assert sum("loss" in row for row in metrics(run)) == 3

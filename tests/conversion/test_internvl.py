@@ -99,6 +99,7 @@ def test_another_chat_template_stays_the_tokenizers_own(tmp_path):
     assert processor.template == "auto" and text.endswith("\nHi<|im_end|>\n<|im_start|>assistant: ")
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_training(published):
     model, processor = import_model(published[0])
     messages = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A wide image."}]

@@ -131,6 +131,7 @@ def _as_transformers_4(key):
     return re.sub(r"^vision_tower\.", "vision_tower.vision_model.", key)
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_training(published, make_image):
     model, processor = import_model(published[0])
     newline = model.projectors.image_newline.clone()

@@ -47,6 +47,7 @@ def test_a_truncated_image_is_left_out_counted_and_listed(broken_image):
     assert "1 sample left out" in page and "4-0.png is broken or cut off" in page and "incident" not in page
 
 
+@pytest.mark.slow
 def test_a_sample_a_hundred_times_as_long_is_cut_and_that_is_told(tmp_path, assistant_dir):
     data = write_records(tmp_path / "data", 12)
     records = json.loads(data.read_text())
@@ -75,6 +76,7 @@ def test_every_sample_of_a_rank_unusable_does_not_hang_the_other(tmp_path, assis
     assert len(metrics(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
 def test_a_contrastive_step_without_a_usable_pair_changes_nothing(tmp_path, make_tower, data_dir):
     from safetensors.torch import load_file
 
@@ -118,6 +120,7 @@ def test_it_runs_where_there_is_no_compiler(tmp_path, assistant_dir):
     assert not (tmp_path / "ext").exists()
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_learned_by_heart(tmp_path, assistant_dir):
     data = write_records(tmp_path / "data", 12)
     values = run_values(tmp_path, assistant_dir, data, steps=150, batch_size=4, overfit_one_batch=True)

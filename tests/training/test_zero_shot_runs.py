@@ -69,6 +69,7 @@ def test_every_stage_gives_the_same(tmp_path, ckpt, values, ranks):
     assert found["0"][0] != found["0"][2]  # the steps in between moved the weights
 
 
+@pytest.mark.slow
 def test_a_run_writes_it_down(tmp_path, values):
     """At ZeRO 3, where the model's own weights are not there between forwards."""
     result = launch(write_config(tmp_path / "run.yaml", **values), "--distributed.zero_stage", "3")
