@@ -34,6 +34,12 @@ def hub_name(source: str | Path) -> re.Match[str] | None:
     return None if name is None or is_path or str(source).endswith(FILE_SUFFIXES) else name
 
 
+def hub_repos(*sources: str | Path | None) -> list[str]:
+    """`user/name` of the sources that are hub names, each once, for a model card."""
+    names = [hub_name(source) for source in sources if source is not None]
+    return list(dict.fromkeys(name["repo"] for name in names if name is not None))
+
+
 def resolve(source: str | Path, what: str = "model directory", weights: bool = True) -> Path:
     """The directory or file of a source; a hub name is downloaded to the hub's cache.
 

@@ -17,8 +17,10 @@ from transformers import AutoTokenizer
 
 from mmchat.cli.main import main
 from mmchat.cli.push import kind_of, travelling_files
+from mmchat.conversion import export_model
 from mmchat.errors import UserError
 from mmchat.files import write_json
+from mmchat.front_matter import read_front_matter
 from mmchat.model.directory import load_assistant
 from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, save_adapter
 from mmchat.pretrained import hub_name, open_pretrained, pin, resolve
@@ -259,6 +261,17 @@ def test_the_language_model_of_an_assistant_on_the_hub(in_cache, make_tower, tmp
     there, here = load_assistant("someone/model")[0], load_assistant(tmp_path / "new")[0]
     weights = here.language_model.state_dict()
     assert all(torch.equal(weights[key], value) for key, value in there.language_model.state_dict().items())
+    # It names its base, also when it is exported; what is exported from the hub is its own base.
+    assert base_of(tmp_path / "new") == "someone/model"
+    assert load_assistant(tmp_path / "new")[0].config.base_models == ["someone/model"]
+    assert main(["export", str(tmp_path / "new"), "--to", "hf", "--out", str(tmp_path / "exported")]) == 0
+    assert base_of(tmp_path / "exported") == "someone/model"
+    export_model("someone/model@v1", "hf", tmp_path / "again")
+    assert base_of(tmp_path / "again") == "someone/model"
+
+
+def base_of(directory):
+    return read_front_matter(directory / "README.md")["base_model"]
 
 
 @pytest.fixture

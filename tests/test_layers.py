@@ -14,6 +14,7 @@ L0 = [
     *("constants", "errors", "images", "files", "html", "extras", "bundled", "pretrained", "progress", "settings"),
     "settings_schema",
     "command_line",
+    "front_matter",
 ]
 L1 = ["vision", "conversation"]
 L2 = ["model", "contrastive"]

@@ -30,10 +30,12 @@ def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
     from mmchat.conversion import import_model
     from mmchat.model.directory import save_assistant
+    from mmchat.pretrained import hub_repos
 
     options = {name: getattr(arguments, name) for name in ("template", "base", "vision")}
     given = {name: value for name, value in options.items() if value is not None}
     model, processor = import_model(arguments.source, arguments.tokenizer, **given)
+    model.config.base_models = hub_repos(arguments.source, arguments.base, arguments.vision)
     save_assistant(model, processor, arguments.out)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{arguments.out}: {parameters:,} parameters, {model.image_tokens} slots per image, {model.config.template}")

@@ -133,6 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.model.assembly import assemble
     from mmchat.model.directory import save_assistant, save_without_weights
     from mmchat.model.projector_weights import load_projector
+    from mmchat.pretrained import hub_repos
 
     if not arguments.language.endswith(".json"):
         refuse_unsupported_source(arguments.language)
@@ -154,6 +155,7 @@ def run(arguments: argparse.Namespace) -> None:
             weights=weights,
             max_positions=arguments.max_positions,
         )
+    model.config.base_models = hub_repos(arguments.language, *arguments.vision)
     for projector, file in zip(model.projectors, files, strict=False):
         load_projector(projector, file)
     (save_assistant if weights else save_without_weights)(model, processor, arguments.out)

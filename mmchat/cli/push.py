@@ -9,6 +9,7 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.files import format_megabytes, read_json
+from mmchat.front_matter import CARD, read_front_matter
 from mmchat.pretrained import HUB_NAME, SAFE_FILES, WEIGHTS
 
 EXAMPLE = "mmchat push runs/quickstart/model someone/quickstart"
@@ -20,8 +21,11 @@ KINDS = {
 }
 """`model_type` of a config -> what it is, and a command that uses it."""
 ADAPTER = ("LoRA adapter", "mmchat merge {name} --out merged")
-EXPORTED = ("exported model", "transformers chat {name}")
-STALE = [WEIGHTS, f"{WEIGHTS}.index.json"]
+EXPORTED = ("exported model", "the code in its README.md")
+TAG = "mmchat"
+"""Tag in the model card of what `mmchat export` wrote."""
+GGUF = "*.gguf"
+STALE = [WEIGHTS, f"{WEIGHTS}.index.json", GGUF]
 """Files of an earlier push that are deleted: weights in another number of files would be opened with the new ones."""
 ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:\\)[^/\\\s<>]+[/\\][^\s<>]*")
 """An absolute path of two or more components."""
@@ -51,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     address = f"{constants.ENDPOINT}/{name}"
     for file in files:
-        print(f"  {file.name:32} {format_megabytes(file.stat().st_size):>14}")
+        print(f"  {file.relative_to(directory).as_posix():32} {format_megabytes(file.stat().st_size):>14}")
     size = format_megabytes(sum(file.stat().st_size for file in files))
     visibility = "public" if arguments.public else "private"
     print(f"{what}, {len(files)} files, {size} -> {address} ({visibility})", flush=True)
@@ -74,7 +78,7 @@ def kind_of(directory: Path) -> tuple[str, str]:
     kind = read_json(config).get("model_type") if config.is_file() else None
     if kind in KINDS:
         return KINDS[kind]
-    if kind is not None and _is_tagged(directory / "README.md"):
+    if is_exported(directory):
         return EXPORTED
     hint = f"; {directory}/model is one" if (directory / "model" / "config.json").is_file() else ""
     raise UserError(
@@ -83,22 +87,24 @@ def kind_of(directory: Path) -> tuple[str, str]:
     )
 
 
-def _is_tagged(card: Path) -> bool:
-    """Whether the front matter of a model card has the tag mmchat."""
-    if not card.is_file():
-        return False
-    return re.match(r"---\n(?:.*\n)*?tags: \[.*\bmmchat\b.*\]\n", card.read_text(encoding="utf-8")) is not None
+def is_exported(directory: Path) -> bool:
+    """Whether the model card in a directory has the tag of `mmchat export`."""
+    return TAG in (read_front_matter(directory / CARD).get("tags") or [])
 
 
 def travelling_files(directory: Path) -> list[Path]:
-    """The files to upload: all of them.
+    """The files to upload: all of them. An exported model may hold another in a folder, such as its tower.
 
     Raises:
         UserError: there are no weights, or something that should not travel: another kind of file, a folder, or JSON
             that names an absolute path.
     """
     found = sorted(directory.iterdir())
-    allowed = (*SAFE_FILES, WEIGHTS)
+    if is_exported(directory):
+        parts = [path for path in found if (path / "config.json").is_file()]
+        inner = [file for part in parts for file in travelling_files(part)]
+        found = [path for path in found if path not in parts] + inner
+    allowed = (*SAFE_FILES, WEIGHTS, GGUF)
     strange = [
         path.name for path in found if not path.is_file() or not any(fnmatch.fnmatch(path.name, p) for p in allowed)
     ]
@@ -107,8 +113,8 @@ def travelling_files(directory: Path) -> list[Path]:
             f"{directory} holds what does not belong to a model: {', '.join(strange)}; move it elsewhere "
             f"(a model is {', '.join(allowed)})"
         )
-    if not any(path.match(WEIGHTS) for path in found):
-        raise UserError(f"{directory} holds no weights ({WEIGHTS})")
+    if not any(path.match(pattern) for path in found for pattern in (WEIGHTS, GGUF)):
+        raise UserError(f"{directory} holds no weights ({WEIGHTS}, {GGUF})")
     for path in found:
         if path.suffix == ".json" and path.name not in VOCABULARIES:
             for key, value in _strings(read_json(path)):
@@ -146,7 +152,7 @@ def upload(directory: Path, files: list[Path], name: str, public: bool) -> None:
         hub.upload_folder(
             repo_id=name,
             folder_path=directory,
-            allow_patterns=[file.name for file in files],
+            allow_patterns=[file.relative_to(directory).as_posix() for file in files],
             delete_patterns=STALE,
             commit_message="Upload with mmchat",
         )

@@ -21,12 +21,15 @@ from transformers import (
 )
 
 from mmchat.contrastive.captions import encode_caption
+from mmchat.contrastive.card import export_card
 from mmchat.contrastive.directory import load_clip, load_tokenizer
 from mmchat.contrastive.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from mmchat.contrastive.embedding import Embedder
 from mmchat.contrastive.text_formats import LEGACY_EOS
 from mmchat.errors import UserError
-from mmchat.files import staged_directory
+from mmchat.files import staged_directory, write_text
+from mmchat.front_matter import CARD
+from mmchat.pretrained import hub_repos, resolve
 from mmchat.vision import TowerSpec
 
 TOLERANCE = 1e-4
@@ -53,21 +56,27 @@ def export_dual_encoder(source: str | Path, out: Path) -> list[str]:
     Raises:
         UserError, RuntimeError: As `load_clip` and `export_clip`.
     """
+    bases, source = hub_repos(source), resolve(source, "dual encoder")
     model = load_clip(source, dtype="float32")
-    name = export_clip(model, load_tokenizer(source, model), out).__name__
+    tokenizer = load_tokenizer(source, model)
+    name = transformers_class(model).__name__
+    export_clip(model, tokenizer, out, export_card(model, name, source, bases))
     return [f"transformers' {name}", f"{name} opened it: embeddings of an image and a text within {TOLERANCE:g}"]
 
 
-def export_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> type[PreTrainedModel]:
+def transformers_class(model: DualEncoder) -> type[PreTrainedModel]:
+    """The class of transformers that a dual encoder becomes."""
+    return SiglipModel if model.config.sigmoid else CLIPModel
+
+
+def export_clip(model: DualEncoder, tokenizer: Any, directory: Path, card: str) -> None:
     """Write a directory that transformers opens, with tokenizer and image processor.
 
     Args:
         model: The dual encoder.
         tokenizer: Its tokenizer.
         directory: Where to write; replaced if it exists.
-
-    Returns:
-        The class of transformers that opens it.
+        card: Its README.md.
 
     Raises:
         UserError: transformers' classes do not support the model; lists every reason.
@@ -80,8 +89,8 @@ def export_clip(model: DualEncoder, tokenizer: Any, directory: Path) -> type[Pre
     with staged_directory(directory) as aside:
         for part in (exported, tokenizer, _image_processor(model.towers[0].spec, model.config.sigmoid)):
             part.save_pretrained(aside)
-        _compare(model, tokenizer, type(exported), aside)
-    return type(exported)
+        write_text(aside / CARD, card)
+        _compare(model, tokenizer, aside)
 
 
 def unsupported(model: DualEncoder, tokenizer: Any) -> list[str]:
@@ -145,9 +154,9 @@ def _image_processor(spec: TowerSpec, siglip: bool) -> Any:
 
 
 @torch.no_grad()
-def _compare(model: DualEncoder, tokenizer: Any, model_class: type[PreTrainedModel], directory: Path) -> None:
+def _compare(model: DualEncoder, tokenizer: Any, directory: Path) -> None:
     """Raise RuntimeError if transformers gives an image or a text another vector, preprocessing included."""
-    theirs, was_training = model_class.from_pretrained(directory).eval(), model.training
+    theirs, was_training = transformers_class(model).from_pretrained(directory).eval(), model.training
     embedder = Embedder(model.eval(), tokenizer, truncate=True)
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     image = Image.fromarray(noise).resize((2 * embedder.spec.image_size, embedder.spec.image_size))

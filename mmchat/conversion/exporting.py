@@ -7,13 +7,14 @@ from typing import Any
 from mmchat.auto import MMChatConfig, MMChatProcessor
 from mmchat.contrastive.dual_encoder import DualEncoderConfig
 from mmchat.contrastive.export import export_dual_encoder
+from mmchat.conversion.card import write_card
 from mmchat.conversion.checks import reference_samples
 from mmchat.conversion.formats import TARGETS, ExportFormat
 from mmchat.conversion.formats.base import OwnSamples, option_names, with_options
 from mmchat.errors import UserError
 from mmchat.files import read_json, staged_directory
 from mmchat.model.directory import load_assistant
-from mmchat.pretrained import resolve
+from mmchat.pretrained import hub_repos, resolve
 
 HF = "hf"
 """The target that stands for the one class of transformers that an assistant's shape is."""
@@ -44,15 +45,17 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
         >>> export_model("runs/assistant/model", "hf", "exported")
     """
     candidates = find_targets(to, options)
-    model_dir = resolve(model_dir)
-    if is_dual_encoder(model_dir):
+    directory = resolve(model_dir)
+    if is_dual_encoder(directory):
         if to != HF or options:
-            raise UserError(f"{model_dir} is a dual encoder, which is exported with `--to {HF}` and no options")
+            raise UserError(f"{directory} is a dual encoder, which is exported with `--to {HF}` and no options")
         return export_dual_encoder(model_dir, Path(out))
-    model, processor = load_assistant(model_dir)
+    model, processor = load_assistant(directory)
+    model.config.base_models = hub_repos(model_dir) or model.config.base_models
     target = choose_target(candidates, model.config, processor)
     with staged_directory(Path(out)) as aside:
         target.export(model, processor).write(aside)
+        write_card(aside, model, target, directory)
         take_samples = target.samples if isinstance(target, OwnSamples) else reference_samples
         samples = take_samples(model.float(), processor)
         del model  # the foreign program needs the memory

@@ -8,17 +8,11 @@ from typing import Any
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
 from mmchat.conversation import SlotTokens
 from mmchat.files import write_text
+from mmchat.front_matter import CARD, front_matter, with_licences
 from mmchat.pretrained import hub_name
 
-CARD = "README.md"
-
 _MODEL = """\
----
-library_name: mmchat
-pipeline_tag: image-text-to-text
-tags: [mmchat, vision-language]
-{base}---
-
+{head}
 # Vision-language assistant
 
 {parts}
@@ -90,37 +84,67 @@ class ModelCard:
 
     def text(self) -> str:
         """The Markdown text."""
-        config = self.model.config
-        base = config.text_config.name_or_path
-        rows = [
-            ("language model", f"{config.text_config.model_type}, {_size(self.model.language_model)} parameters"),
-            *self._tower_rows(config),
-            ("image slots", f"{self.model.image_tokens} per view: `{SlotTokens(**config.slots).group}`"),
-            ("conversation template", f"`{config.template}`"),
-            ("training data", ", ".join(f"`{name}`" for name in self.data)),
-        ]
+        data = ", ".join(f"`{name}`" for name in self.data)
         return _MODEL.format(
-            base=f"base_model: {base}\n" if base else "",
-            parts=_table(("part", "what it is"), [row for row in rows if row[1]]),
+            head=front_matter(assistant_head(self.model.config, "mmchat")),
+            parts=parts_table(self.model, {"training data": data}),
             scores=self._scores(),
         )
-
-    def _tower_rows(self, config: MMChatConfig) -> list[tuple[str, str]]:
-        towers = zip(self.model.towers, self.model.specs, config.projectors, strict=True)
-        return [
-            (
-                f"vision tower {number}",
-                f"{tower.config.family}, {_size(tower)} parameters, {spec.image_size} pixels, fit "
-                f"`{spec.preprocessing.fit}`, projector `{projector}`",
-            )
-            for number, (tower, spec, projector) in enumerate(towers)
-        ]
 
     def _scores(self) -> str:
         if not self.scores:
             return ""
         rows = [(f"`{name}`", f"{value:.4g}") for name, value in self.scores.items() if "/" not in name]
         return "\n" + _table(("score", "value"), rows) + "\n"
+
+
+def assistant_head(config: MMChatConfig, library: str) -> dict[str, Any]:
+    """Values for the head of an assistant's card (`front_matter`).
+
+    Args:
+        config: The assistant's config.
+        library: What opens it.
+    """
+    bases = base_models(config)
+    return {
+        "library_name": library,
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["mmchat", "vision-language"],
+        "base_model": bases[0] if len(bases) == 1 else bases,
+    }
+
+
+def base_models(config: MMChatConfig) -> list[str]:
+    """Names on the hub of what an assistant was made of, as far as they are known."""
+    return list(dict.fromkeys(filter(None, [config.text_config.name_or_path, *config.base_models])))
+
+
+def parts_table(model: MMChatForConditionalGeneration, more: Mapping[str, str] | None = None) -> str:
+    """A Markdown table of what an assistant consists of.
+
+    Args:
+        model: The assistant.
+        more: Rows that follow; those without a text are left out.
+    """
+    config = model.config
+    rows = {
+        "language model": f"{config.text_config.model_type}, {_size(model.language_model)} parameters",
+        **_tower_rows(model),
+        "image slots": f"{model.image_tokens} per view: `{SlotTokens(**config.slots).group}`",
+        "conversation template": f"`{config.template}`",
+        "base models": with_licences(base_models(config)),
+        **(more or {}),
+    }
+    return _table(("part", "what it is"), [(name, text) for name, text in rows.items() if text])
+
+
+def _tower_rows(model: MMChatForConditionalGeneration) -> dict[str, str]:
+    towers = zip(model.towers, model.specs, model.config.projectors, strict=True)
+    return {
+        f"vision tower {number}": f"{tower.config.family}, {_size(tower)} parameters, {spec.image_size} pixels, fit "
+        f"`{spec.preprocessing.fit}`, projector `{projector}`"
+        for number, (tower, spec, projector) in enumerate(towers)
+    }
 
 
 def source_names(names: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ class MMChatConfig(PreTrainedConfig):
         slots: The slot tokens, `SlotTokens.to_dict()`. None uses `DEFAULT_SLOTS`.
         template: Name of the conversation template that the model was trained with.
         system: System message of conversations that have none. None uses the template's own, "" none.
+        base_models: Names on the hub of the models that it was made of, for its model card.
 
     Raises:
         UserError: `fusion` is unknown, or the numbers of towers and projectors differ.
@@ -42,6 +43,7 @@ class MMChatConfig(PreTrainedConfig):
         slots: dict[str, str | None] | None = None,
         template: str = "vicuna_v1",
         system: str | None = None,
+        base_models: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -57,6 +59,7 @@ class MMChatConfig(PreTrainedConfig):
         self.slots = slots or DEFAULT_SLOTS.to_dict()
         self.template = template
         self.system = system
+        self.base_models = base_models or []
         if fusion not in FUSIONS:
             raise UserError(f"fusion {fusion!r} is unknown; expected one of {', '.join(FUSIONS)}")
         if len(self.towers) != len(self.projectors):

@@ -1,6 +1,7 @@
 """Dual encoders as transformers' own: it alone opens them and computes the same, or the export says what it cannot."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from transformers import (
 )
 
 from mmchat.cli.main import main
+from mmchat.cli.push import kind_of, travelling_files
 from mmchat.contrastive import export, load_clip
 from mmchat.contrastive.captions import read_merges
 from mmchat.contrastive.directory import init_clip, save_clip
 from mmchat.contrastive.embedding import Embedder
+from mmchat.front_matter import read_front_matter
 from mmchat.vision import TowerConfig, build_tower
 from mmchat.vision.spec import Preprocessing
 from tests.clip_kinds import write_clip
@@ -51,6 +54,22 @@ def test_mmchat_export_is_the_same(ours, tmp_path, capsys):
     assert first == str(tmp_path / "one") + second and "embeddings of an image and a text" in second
     written = [{path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("one", "two")]
     assert written[0] == written[1]
+
+
+def test_the_card(ours, tmp_path, make_image, monkeypatch, capsys):
+    (ours / "README.md").write_text("---\nlicense: mit\n---\n")
+    main(["export", str(ours), "--to", "hf", "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "README.md").read_text()
+    head = read_front_matter(tmp_path / "out" / "README.md")
+    assert (head["library_name"], head["license"]) == ("transformers", "mit") and "at most 16 tokens" in text
+    assert kind_of(tmp_path / "out")[0] == "exported model" and travelling_files(tmp_path / "out")
+    make_image().save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = {}
+    exec(code.replace("path/of/this/directory", "out"), found)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("tensor([[")
+    assert found["model"](**found["images"], **found["texts"]).logits_per_image.shape == (1, 2)
 
 
 @pytest.mark.parametrize("arguments", [["--to", "gguf"], ["--to", "hf", "--known-reader-bug"], ["--to", "llava-hf"]])

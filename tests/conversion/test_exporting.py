@@ -47,6 +47,7 @@ def test_hf_is_the_class_that_can(targets, assistant_dir, tmp_path):
     targets(Target("gguf"), Target("a", ("it is blue",), "A"), Target("b", (), "B", "transformers' B"))
     assert export_model(assistant_dir, "hf", tmp_path / "out") == ["transformers' B", "compared"]
     assert (tmp_path / "out" / "content").read_text() == "plain"
+    assert "transformers' B opens it" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_every_reason_and_another_format_are_named(targets, assistant_dir, tmp_path):

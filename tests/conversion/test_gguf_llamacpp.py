@@ -1,6 +1,8 @@
 """GGUF files in llama.cpp itself, which runs in an environment of its own (scripts/foreign/llamacpp.sh)."""
 
 import os
+import re
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from mmchat.conversion.card import write_card
 from mmchat.conversion.checks import make_sample
 from mmchat.conversion.formats.gguf import GGUF
 from mmchat.conversion.gguf.check import compare_with_llamacpp, read_written, square_samples
@@ -84,6 +87,26 @@ def test_prompts_and_answers_are_the_same(python, tmp_path, monkeypatch, shape):
     assert compared.startswith("llama.cpp (xllamacpp ")
     if dtype == "f32":
         assert f"gives {len(samples)} of" in compared or f"gives {len(samples) - 1} of" in compared
+
+
+@pytest.mark.parametrize("shape", ["mlp", "pixel shuffle"])
+def test_the_code_of_the_card_runs(python, tmp_path, shape):
+    (model, processor), out = written(tmp_path, SHAPES[shape], "f32")
+    write_card(out, model, GGUF(), tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert ("image_min_tokens" in code) == (shape == "pixel shuffle")  # 4 slots: llama.cpp would resize the image
+    sample = square_samples(model, processor)[0]
+    sample.images[0].save(tmp_path / "image.png")
+    code = code.replace("path/of/this/directory", str(out)) + "\nprint(answer['usage']['prompt_tokens'])"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *answer, prompt_tokens = done.stdout.rstrip("\n").split("\n")
+    assert int(prompt_tokens) == sample.inputs["input_ids"].shape[1]
+    # Its settings are llama.cpp's own: f16 in the key-value cache.
+    clear = next(position for position, margin in enumerate([*sample.margins, 0]) if margin < 0.1)
+    expected = processor.tokenizer.decode(sample.answer[:clear], skip_special_tokens=True).strip()
+    assert expected
+    assert "\n".join(answer).strip().startswith(expected)
 
 
 @pytest.mark.parametrize(("shape", "sides"), [("mlp", (28, 112, 301)), ("internvit", (28,))])

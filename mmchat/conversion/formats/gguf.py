@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
+from mmchat.conversion.card import Usage
 from mmchat.conversion.checks import Sample
 from mmchat.conversion.gguf.chat_template import template_refusals
 from mmchat.conversion.gguf.check import WrittenFiles, compare_with_llamacpp, read_written, square_samples
@@ -23,6 +24,7 @@ from mmchat.conversion.gguf.projectors import (
     projector_type,
 )
 from mmchat.conversion.gguf.tokenizer import normalises, stop_ids, tokenizer_refusals
+from mmchat.conversion.gguf.usage import llamacpp_usage
 from mmchat.conversion.gguf.vision import tower_refusals
 from mmchat.errors import UserError
 from mmchat.extras import require
@@ -90,6 +92,11 @@ class GGUF:
         require("gguf")
         stop_ids(model.generation_config)
         return GGUFFiles(model, processor, self.dtype or DTYPE_NAMES[model.dtype])
+
+    def usage(self, model: MMChatForConditionalGeneration) -> Usage:
+        projector = projector_type(TowerConfig.from_dict(model.config.towers[0]), model.config.projectors[0])
+        assert projector is not None, "refusals was not asked"
+        return llamacpp_usage(image_tokens_to_force(projector, model.image_tokens))
 
     def samples(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> list[Sample]:
         return square_samples(model, processor)

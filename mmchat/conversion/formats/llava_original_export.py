@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import SlotTokens, get_template
+from mmchat.conversion.card import Usage
 from mmchat.conversion.checks import TOLERANCE, Sample
 from mmchat.conversion.formats.base import Exported
 from mmchat.conversion.formats.llava_original import KEYS, SLOTS, LlavaOriginal
@@ -35,6 +36,19 @@ CONVERSATIONS = {"vicuna_v1": "v1", "llama_2": "llava_llama_2", "mpt": "mpt", "p
 """Template -> the original's `--conv-mode` (llava/conversation.py `conv_templates`)."""
 TOWER_DIRECTORY = "vision_tower"
 TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+_USAGE = """\
+In a checkout of haotian-liu/LLaVA, which was not run when this was written:
+```bash
+python -m llava.eval.run_llava --model-path path/of/this/directory --conv-mode {mode} \\
+  --image-file image.png --query "What is this?"
+```
+The directory's name must contain `llava`, it needs the language model's `tokenizer.model`, and `mm_vision_tower` in
+`config.json` the path of `vision_tower` from where the program runs. mmchat opens it as it is:
+```python
+from mmchat.conversion import import_model
+
+model, processor = import_model("path/of/this/directory", template="{template}")
+```"""
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,9 @@ class LlavaOriginalTarget:
         }
         files = _tokenizer_files(processor.tokenizer, slots.pad if added else None)
         return ExportedWithTower(Exported(stated, KEYS.export_state(state), files=files), _export_tower(tower))
+
+    def usage(self, model: MMChatForConditionalGeneration) -> Usage:
+        return Usage("llava", _USAGE.format(mode=CONVERSATIONS[model.config.template], template=model.config.template))
 
     def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
         files = WeightFiles(directory)

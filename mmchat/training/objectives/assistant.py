@@ -22,6 +22,7 @@ from mmchat.model.card import source_names
 from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.processor import MMChatProcessor
+from mmchat.pretrained import hub_repos
 from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.objectives.base import Counts, Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.cross_entropy_loss import cross_entropy_sum
@@ -48,6 +49,7 @@ class AssistantObjective(Objective):
             self.model, self.processor = load_assistant(config.model, dtype=WEIGHTS, fit=config.objective.fit)
         else:
             self.model, self.processor = assistant_from_config(config.model, fit=config.objective.fit)
+        self.model.config.base_models = hub_repos(config.model) or self.model.config.base_models
         self.collator = Collator(
             pad_id=self.processor.pad_token_id,
             specs=self.processor.image_processor.specs,
