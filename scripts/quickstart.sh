@@ -28,6 +28,13 @@ prepare_environment all
 export OMP_WAIT_POLICY=passive
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
 
+# Without instructions for bf16 a CPU emulates them and is 20 times slower (docs/lab_log.md).
+precision=()
+if [ -r /proc/cpuinfo ] && ! grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then
+  say "this processor has no instructions for bf16: training in fp32"
+  precision=(--precision fp32)
+fi
+
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 # train RANKS CONFIG [--key value ...]. Two ranks with half the threads each are about 1.5 times as fast as one rank.
 # InfoNCE compares all images of a batch, so stage 1 uses one rank.
@@ -37,7 +44,7 @@ train() {
   shift
   cores=$(getconf _NPROCESSORS_ONLN)
   OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1)) \
-    deepspeed --quiet --num_accelerators "$ranks" --master_port "$(free_port)" scripts/train.py "$@" --resume
+    deepspeed --quiet --num_accelerators "$ranks" --master_port "$(free_port)" scripts/train.py "$@" "${precision[@]}" --resume
 }
 
 # assistant TOWER OUT: an assistant of the tower, a new projector and a new language model.

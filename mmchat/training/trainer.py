@@ -82,6 +82,8 @@ class Trainer:
         self.peak: Peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
         if process_group.rank() == 0:
             write_environment(config.run_dir / "environment.json", self.peak)
+        if self.peak.hint:
+            console.print(self.peak.hint, markup=False)
         self.built: BuiltModel = build_model(config, sharded=config.distributed.zero_stage == 3)
         self.objective = self.built.objective
         optimizer = config.optimizer

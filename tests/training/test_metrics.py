@@ -86,8 +86,11 @@ def test_peak_stated_known_or_measured(monkeypatch):
 def test_a_cpu_without_bf16_instructions_has_the_peak_of_fp32(monkeypatch):
     rates = {torch.bfloat16: 1e9, torch.float32: 9e9}
     monkeypatch.setattr(peak_flops, "matmul_rate", lambda device, dtype: rates[dtype])
-    assert find_peak_flops("bf16", None).flops == find_peak_flops("fp32", None).flops == 9e9
+    slow, fast = find_peak_flops("bf16", None), find_peak_flops("fp32", None)
+    assert slow.flops == fast.flops == 9e9
+    assert slow.hint == "this CPU multiplies 9 times as fast in fp32: set precision: fp32" and fast.hint is None
     rates[torch.bfloat16] = 2e10
+    assert find_peak_flops("bf16", None).hint is find_peak_flops("fp32", None).hint is None
     assert find_peak_flops("bf16", None).flops == 2e10 and find_peak_flops("fp32", None).flops == 9e9
 
 

@@ -40,6 +40,8 @@ GPUS = {
 without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper). Memory: as listed by `nvidia-smi`."""
 
 MEASURED_SECONDS = 0.2
+SLOW = 2.0
+"""A CPU that multiplies so many times as fast in fp32 as in bf16 has no instructions for bf16."""
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Side of the square matrices that are multiplied, by device."""
 
@@ -51,10 +53,12 @@ class Peak:
     Attributes:
         flops: FLOP/s of all ranks together.
         source: where the figure comes from, as text.
+        hint: what makes the run faster, if its precision is slow here.
     """
 
     flops: float
     source: str
+    hint: str | None = None
 
 
 def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
@@ -80,9 +84,10 @@ def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
         rate = matmul_rate(torch.device(device), torch.bfloat16 if dtype == "bf16" else torch.float32)
         rates[dtype] = collectives.all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
     fastest, side = max(rates, key=rates.__getitem__), SIDE[device]
-    return Peak(
-        rates[fastest], f"{side} x {side} matrix products in {fastest}, measured at the start on {ranks} rank(s)"
-    )
+    source = f"{side} x {side} matrix products in {fastest}, measured at the start on {ranks} rank(s)"
+    ratio = rates[fastest] / rates[precision]
+    hint = f"this CPU multiplies {ratio:.0f} times as fast in fp32: set precision: fp32" if ratio > SLOW else None
+    return Peak(rates[fastest], source, hint)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
