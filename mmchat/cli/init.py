@@ -175,7 +175,7 @@ def open_language(arguments: argparse.Namespace) -> Any:
     """
     from mmchat.conversion.language import language_of_assistant
 
-    found = language_of_assistant(arguments.language, arguments.vision[0])
+    found = language_of_assistant(arguments.language, arguments.vision[0], arguments.tokenizer)
     if found and arguments.without_weights:
         raise UserError(
             f"--language {arguments.language} is a whole assistant, whose weights must be read; leave out "

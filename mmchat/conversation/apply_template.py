@@ -46,7 +46,8 @@ def write_segments(
         raise UserError("a generation prompt must follow a user turn, but the last turn is the assistant's")
     block = _system_block(dialogue.system if dialogue.system is not None else system, template)
     segments = _resolve(_write(turns, block, template, add_generation_prompt), safe)
-    return strip_around_images(segments) if template.strip_around_images else segments
+    before, after = template.strip_around_images, template.strip_around_images or template.strip_after_images
+    return strip_around_images(segments, before, after) if after else segments
 
 
 def check_system(system: str | None, template: Template) -> None:

@@ -39,7 +39,7 @@ _STRIPPING_MACROS = """\
   {%- set ns.out = ns.out + string -%}
 {%- endmacro -%}
 {%- macro put_image() -%}
-  {%- set ns.out = ns.out.rstrip(WHITE_SPACE) + SLOTS -%}
+  {%- set ns.out = (ns.out.rstrip(WHITE_SPACE) if STRIPS_BEFORE else ns.out) + SLOTS -%}
   {%- set ns.bare = true -%}
 {%- endmacro -%}
 """
@@ -164,6 +164,7 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
     tool_before, tool_after = template.tool or ("", "")
     values = {
         "WHITE_SPACE": quote(WHITE_SPACE),
+        "STRIPS_BEFORE": "true" if template.strip_around_images else "false",
         "SLOTS": quote(slots.group),
         "BOS": quote("".join(safe.prefix_tokens)),
         "START": literal(template.start),
@@ -187,6 +188,7 @@ def to_jinja(template: str | Template, slots: SlotTokens | None, tokenizer, syst
         "HEADER": literal(template.header),
         "END": literal(template.end),
     }
-    macros = _STRIPPING_MACROS if template.strip_around_images else _PLAIN_MACROS
-    source = _TEXT_MACRO + macros + _BODY + ("{{- ns.out -}}\n" if template.strip_around_images else "")
+    strips = template.strip_around_images or template.strip_after_images
+    macros = _STRIPPING_MACROS if strips else _PLAIN_MACROS
+    source = _TEXT_MACRO + macros + _BODY + ("{{- ns.out -}}\n" if strips else "")
     return image_break_macro(safe) + fill_names(source, values)

@@ -52,6 +52,8 @@ class Template:
     """User and assistant alternate, the user first."""
     strip_around_images: bool = False
     """White space around an image is dropped, even if the tokenizer's added tokens do not strip it."""
+    strip_after_images: bool = False
+    """White space after an image is dropped, but not before it, where the template may write a line break."""
     end_when_cut: bool = False
     """A conversation cut at `max_length` still ends with `end`, which replaces the last tokens."""
     from_tokenizer: bool = False

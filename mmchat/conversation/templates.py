@@ -172,6 +172,9 @@ _ALL = (
     _IDEFICS3,
     # HuggingFaceTB/SmolVLM-Instruct and SmolVLM2, whose tokenizer adds no BOS; the Jinja writes it.
     replace(_IDEFICS3, name="smolvlm", start="<|im_start|>", control=("<|im_start|>", "<end_of_utterance>")),
+    # huggingface/nanoVLM models/config.py lm_chat_template; data/datasets.py puts images directly before the text. It
+    # learns the line break after an answer too, where generation has stopped.
+    replace(_CHATML, name="nanovlm", default_system="", strip_after_images=True),
     # The tokenizer's own Jinja: tokenizer_template.py.
     Template("auto", from_tokenizer=True),
 )

@@ -62,6 +62,22 @@ def matching_template(
     return "auto", None
 
 
+def writes_alike(tokenizer: Any, template: str, jinja: str) -> bool:
+    """Whether a template here writes the text of a foreign Jinja that reads contents as strings, without images.
+
+    Args:
+        tokenizer: The foreign tokenizer, fast.
+        template: Name of the template here, without a system message.
+        jinja: The foreign chat template.
+    """
+    try:
+        ours = to_jinja(template, None, tokenizer)
+    except UserError:  # it writes a token that this tokenizer lacks
+        return False
+    written = ([_write(tokenizer, one, count, strings=True) for count in (1, 2, 3)] for one in (ours, jinja))
+    return len({tuple(texts) for texts in written}) == 1
+
+
 def _candidates() -> Iterator[tuple[str, str | None]]:
     for name, template in TEMPLATES.items():
         if not template.from_tokenizer:
@@ -70,11 +86,17 @@ def _candidates() -> Iterator[tuple[str, str | None]]:
                 yield name, ""
 
 
-def _write(tokenizer: Any, jinja: str, turns: int, line_break: str = "") -> str | None:
-    """The text of the first turns, without a BOS that the tokenizer adds; None if the template refuses them."""
-    content = [{"type": "image"}, {"type": "text", "text": line_break + _QUESTION}]
-    others = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in _TURNS]
-    messages = [{"role": "user", "content": content}, *others][:turns]
+def _write(tokenizer: Any, jinja: str, turns: int, line_break: str = "", strings: bool = False) -> str | None:
+    """The text of the first turns, without a BOS that the tokenizer adds; None if the template refuses them.
+
+    The first has an image, unless contents are `strings`.
+    """
+    image = [{"type": "image"}]
+    texts = [("user", line_break + _QUESTION), *_TURNS][:turns]
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": text if strings else image * (not number) + [{"type": "text", "text": text}]}
+        for number, (role, text) in enumerate(texts)
+    ]
     prompt = messages[-1]["role"] == "user"
     try:
         rendered: Any = render_jinja_template(  # annotated as str, returns (texts, spans)

@@ -12,12 +12,13 @@ from mmchat.pretrained import resolve
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 
-def language_of_assistant(source: str, vision: str) -> Language | None:
+def language_of_assistant(source: str, vision: str, tokenizer: str | None = None) -> Language | None:
     """Open the language model of an assistant, mmchat's own or one that can be imported.
 
     Args:
         source: Its directory or hub name.
         vision: Its tower, for formats whose files may leave it out.
+        tokenizer: Directory or hub name, for formats whose files leave it out.
 
     Returns:
         The language model with its tokenizer; None if `source` is no assistant.
@@ -27,7 +28,7 @@ def language_of_assistant(source: str, vision: str) -> Language | None:
     """
     files = WeightFiles(resolve(source, "language model", weights=False))
     kind = files.config.get("model_type")
-    if kind is None or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not files.config or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return None
     files = WeightFiles(resolve(source, "language model"))
     if kind == MMChatConfig.model_type:
@@ -36,5 +37,6 @@ def language_of_assistant(source: str, vision: str) -> Language | None:
         found = next((one for one in FORMATS if one.recognises(files)), None)
         if found is None:
             return None
-        model, processor = import_model(files.path, **({"vision": vision} if "vision" in option_names(found) else {}))
+        options = {"vision": vision} if "vision" in option_names(found) else {}
+        model, processor = import_model(files.path, tokenizer, **options)
     return Language(model.language_model, processor.tokenizer)

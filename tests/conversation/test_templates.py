@@ -56,7 +56,7 @@ READS = {
     ),
 }
 READS["smolvlm"] = ("<|im_start|>" + READS["idefics3"][0], READS["idefics3"][1])
-READS |= dict.fromkeys(("chatml", "qwen_2_5", "qwen_3", "auto"), READS["qwen_2"])
+READS |= dict.fromkeys(("chatml", "qwen_2_5", "qwen_3", "nanovlm", "auto"), READS["qwen_2"])
 
 
 def read(rendered, tokenizer):
@@ -93,7 +93,7 @@ def test_default_system_messages(qwen, key, system):
     assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nQ")
 
 
-@pytest.mark.parametrize("key", ["qwen_3", "llama_3", "mistral", "gemma", "phi"])
+@pytest.mark.parametrize("key", ["qwen_3", "llama_3", "mistral", "gemma", "phi", "nanovlm"])
 def test_templates_without_a_default_system_message(qwen, key):
     assert render(CHAT[1:], key, qwen) == render(CHAT[1:], key, qwen, system="")
 
@@ -112,7 +112,7 @@ def test_tools_of_each_template(qwen):
         "llama_3": "<|start_header_id|>ipython<|end_header_id|>\n\n1<|eot_id|>"
         "<|start_header_id|>ipython<|end_header_id|>\n\n2<|eot_id|>",
     }
-    expected |= {"qwen_2": expected["chatml"], "qwen_3": expected["qwen_2_5"]}
+    expected |= {"nanovlm": expected["chatml"], "qwen_2": expected["chatml"], "qwen_3": expected["qwen_2_5"]}
     assert expected.keys() == {key for key, template in TEMPLATES.items() if template.tool}
     for key, tools in expected.items():
         text, learned = read(render(chat, key, qwen), qwen)

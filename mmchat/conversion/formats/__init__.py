@@ -10,6 +10,7 @@ from mmchat.conversion.formats.llava_next import LlavaNext
 from mmchat.conversion.formats.llava_onevision import LlavaOnevision
 from mmchat.conversion.formats.llava_original import LlavaOriginal
 from mmchat.conversion.formats.llava_original_export import LlavaOriginalTarget
+from mmchat.conversion.formats.nanovlm import NanoVLM
 from mmchat.conversion.formats.vary_opt import VaryOPT
 from mmchat.conversion.formats.vary_qwen import VaryQwen
 
@@ -21,6 +22,7 @@ FORMATS: tuple[Format, ...] = (
     InternVL(),
     InternVLOpenGVLab(),
     LlavaOriginal(),
+    NanoVLM(),
     VaryOPT(),
     VaryQwen(),
 )

@@ -173,6 +173,14 @@ def require_config(source: WeightFiles, *keys: str) -> dict[str, Any]:
     return source.config
 
 
+def directory_named(name: Any, beside: Path) -> Path | None:
+    """The directory that a config names, absolute or relative to its own; None if there is none."""
+    if not isinstance(name, str) or not name:
+        return None
+    found = beside / Path(name).expanduser()
+    return found if found.is_dir() else None
+
+
 def open_tokenizer(source: WeightFiles, tokenizer: str | None) -> Any:
     """Open the tokenizer in `source`, or another one that transformers can open.
 

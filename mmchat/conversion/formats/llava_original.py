@@ -14,7 +14,13 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig
 from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
 from mmchat.conversion import lora
 from mmchat.conversion.clip_tower import clip_config
-from mmchat.conversion.formats.base import ImportedAssistant, open_tokenizer, require_config, tower_state
+from mmchat.conversion.formats.base import (
+    ImportedAssistant,
+    directory_named,
+    open_tokenizer,
+    require_config,
+    tower_state,
+)
 from mmchat.conversion.key_map import KeyMap
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_config
@@ -107,7 +113,7 @@ class LlavaOriginal:
         if self.base is not None:
             return open_weight_files(self.base, what=what)
         named = source.config.get("_name_or_path")
-        if found := _directory_named(named, source.path):
+        if found := directory_named(named, source.path):
             return WeightFiles(found)
         raise UserError(
             f"{source.path} holds what was trained beside a base language model, and not the base; name its directory "
@@ -125,7 +131,7 @@ class LlavaOriginal:
             "class_token": FEATURES[values.get("mm_vision_select_feature", "patch")],
         }
         fit = FITS[values.get("image_aspect_ratio")]
-        place = self.vision or _directory_named(named, source.path)
+        place = self.vision or directory_named(named, source.path)
         if place is not None:
             with torch.device("meta" if is_inside else "cpu"):
                 tower = load_tower(place, weights=not is_inside, fit=fit, **settings)
@@ -223,14 +229,6 @@ def _grow(state: dict[str, torch.Tensor], size: int) -> int:
             state[key] = torch.cat([weight, mean.expand(missing, -1)]) if missing else weight
             rows = len(state[key])
     return rows
-
-
-def _directory_named(name: Any, beside: Path) -> Path | None:
-    """The directory that a config names, absolute or relative to its own; None if there is none."""
-    if not isinstance(name, str) or not name:
-        return None
-    found = beside / Path(name).expanduser()
-    return found if found.is_dir() else None
 
 
 def _without_peft(key: str) -> str:
