@@ -1,14 +1,24 @@
-"""Idefics3 and SmolVLM in transformers' layout, judged by transformers."""
+"""Idefics3 and SmolVLM in transformers' layout: import, training, export and the way back, judged by transformers."""
 
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor
 
-from mmchat.conversion import import_model
+from mmchat.conversation import SlotTokens
+from mmchat.conversion import export_model, import_model
 from mmchat.conversion.formats.idefics3 import position_rows
+from mmchat.conversion.formats.idefics3_export import Idefics3Target
 from mmchat.errors import UserError
-from tests.conversion.idefics3_models import CLASSES, END, JINJA, foreign_inputs, make_idefics3
+from mmchat.model.assembly import assemble
+from mmchat.model.directory import save_assistant
+from mmchat.vision import NANOVLM_MARKERS, Split, TowerConfig, build_tower
+from mmchat.vision.spec import HALF, Preprocessing
+from tests.conftest import DATA, TOKENIZER_OF
+from tests.conversion.hf_models import spread
+from tests.conversion.idefics3_models import CLASSES, END, JINJA, PATCH, SIDE, VISION, foreign_inputs, make_idefics3
 from tests.conversion.internvl_models import image_of
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
@@ -149,3 +159,114 @@ def test_a_directory_without_a_chat_template_is_refused(published_files, tmp_pat
 def test_a_tokenizer_without_the_tokens_is_refused(published_files, data_dir):
     with pytest.raises(UserError, match="no token <fake_token_around_image>, <image>, which stands for or around"):
         import_model(published_files, tokenizer=str(data_dir / "tokenizers" / "qwen_like"))
+
+
+@pytest.fixture(scope="module")
+def exported(published, tmp_path_factory):
+    """(imported, exported again, what was said)"""
+    folder = tmp_path_factory.mktemp("exported")
+    save_assistant(*import_model(published[0]), folder / "ours")
+    return folder / "ours", folder / "out", export_model(folder / "ours", "hf", folder / "out")
+
+
+def test_there_and_back_is_bit_identical(published, exported):
+    lines = exported[2]
+    assert lines[1].startswith(
+        "Idefics3ForConditionalGeneration opened it: logits for 1 image, 2 images, text, 2 rounds"
+    )
+    assert lines[2].startswith("Idefics3Processor opened it: equal token ids")
+    before, after = (load_file(folder / "model.safetensors") for folder in (published[0], exported[1]))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    first, second = (import_model(folder) for folder in (published[0], exported[1]))
+    state = second[0].state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in first[0].state_dict().items())
+    for name in ("template", "system", "slot_tokens"):
+        assert getattr(first[1], name) == getattr(second[1], name)
+    assert first[1].image_processor.specs == second[1].image_processor.specs
+
+
+def test_the_processor_of_transformers_at_five_aspect_ratios(exported):
+    theirs, ours_again = AutoProcessor.from_pretrained(exported[1]), import_model(exported[1])[1]
+    for size in SIZES:
+        content = [{"type": "image", "image": image_of(size)}, {"type": "text", "text": "What is this?"}]
+        found = theirs.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        expected = ours(ours_again, [image_of(size)])
+        assert found["input_ids"].tolist() == expected["input_ids"].tolist()
+        assert torch.equal(found["pixel_values"][0], expected["pixel_values"])
+
+
+@pytest.fixture(scope="module")
+def assistant(language_json):
+    def make(words="qwen2", slots=None, projector="pixel_shuffle2_linear", split=None, **tower):
+        how = {"mean": HALF, "std": HALF, "fit": "split", "tiling": split or Split(3 * SIDE)}
+        settings = {"final_norm": True, "preprocessing": Preprocessing(**how), **tower}
+        config = TowerConfig("siglip", VISION | {"vision_use_head": False} | settings.pop("backbone", {}), **settings)
+        return assemble(
+            str(language_json("llama")),
+            [build_tower(config)],
+            projector,
+            "vicuna_v1",
+            tokenizer=str(DATA / "tokenizers" / TOKENIZER_OF[words]),
+            slots=slots or SlotTokens("<imgpad>"),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("words", "slots"),
+    [("llama", SlotTokens("<imgpad>")), ("qwen2", SlotTokens("<imgpad>", "<img>", "</img>"))],
+    ids=["llama", "qwen2"],
+)
+def test_an_assistant_made_here(assistant, tmp_path, words, slots):
+    """Its image token is called `<image>`, as the processor's. Tokens around an image are the template's."""
+    model, processor = assistant(words, slots)
+    save_assistant(spread(model), processor, tmp_path / "model")
+    lines = export_model(tmp_path / "model", "idefics3", tmp_path / "out")
+    assert "logits for 1 image, 2 images, text, 2 rounds" in lines[1] and "equal token ids" in lines[2]
+    again = AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
+    assert again.convert_tokens_to_ids("<image>") == model.config.image_token_id
+    assert "<imgpad>" not in again.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"projector": "mlp2x_gelu"}, ["its projector is mlp2x_gelu, expected pixel_shuffle{n}_linear"]),
+        ({"final_norm": False, "layer": -2}, ["(final_norm), as the class does", "are of layer -2, expected the last"]),
+        ({"preprocessing": Preprocessing(HALF, HALF, fit="squash")}, ["its fit is 'squash'", "no added token <fake"]),
+        (
+            {"split": Split(3 * SIDE, "nanovlm", global_view="first", markers=NANOVLM_MARKERS)},
+            ["another rule, global_view or global_resample", "other markers, expected Markers", "no added token <fake"],
+        ),
+        (
+            {"preprocessing": Preprocessing((0, 0, 0), (1, 1, 1), fit="split")},
+            ["which the class takes for padding"],
+        ),
+        (
+            {"backbone": {"image_size": 19 * PATCH}, "projector": "pixel_shuffle1_linear"},
+            ["tower has 19 patches a side"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_class_cannot_express(assistant, changes, reasons):
+    model, processor = assistant(**changes)
+    found = Idefics3Target().refusals(model.config, processor)
+    assert len(found) == len(reasons) and all(part in reason for part, reason in zip(reasons, found, strict=True))
+
+
+def test_other_towers_and_tokens_are_refused(assistant, make_assistant, make_tower):
+    model, _ = make_assistant(towers=[make_tower()], projector="pixel_shuffle2_linear")
+    assert Idefics3Target().refusals(model.config) == ["its tower is a clip_vit, expected siglip"]
+    model, processor = assistant()
+    processor.tokenizer.add_tokens(["<image>"], special_tokens=True)
+    assert Idefics3Target().refusals(model.config, processor) == [
+        "its tokenizer has a token <image> beside its image token <imgpad>"
+    ]

@@ -3,6 +3,7 @@
 from mmchat.conversion.formats.base import ExportFormat, Format
 from mmchat.conversion.formats.gguf import GGUF
 from mmchat.conversion.formats.idefics3 import Idefics3
+from mmchat.conversion.formats.idefics3_export import Idefics3Target
 from mmchat.conversion.formats.internvl import InternVL
 from mmchat.conversion.formats.internvl_opengvlab import InternVLOpenGVLab
 from mmchat.conversion.formats.llava_hf import LlavaHF
@@ -32,6 +33,7 @@ TARGETS: tuple[ExportFormat, ...] = (
     LlavaNext(),
     LlavaOnevision(),
     InternVL(),
+    Idefics3Target(),
     LlavaOriginalTarget(),
     GGUF(),
 )

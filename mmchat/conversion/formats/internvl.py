@@ -15,8 +15,9 @@ from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProc
 from mmchat.conversation import SlotTokens
 from mmchat.conversion.chat_templates import matching_template
 from mmchat.conversion.checks import Sample, compare_with_transformers
-from mmchat.conversion.formats.base import Exported, ImportedAssistant, check_token_ids, config_json, open_tokenizer
-from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, export_language, language_reasons, read_language
+from mmchat.conversion.formats.base import Exported, ImportedAssistant, check_token_ids, open_tokenizer
+from mmchat.conversion.formats.hf_class import export_class
+from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, language_reasons, read_language
 from mmchat.conversion.formats.internvl_processor import (
     SLOT_TOKENS,
     chat_template,
@@ -88,26 +89,23 @@ class InternVL:
 
     def export(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> Exported:
         (spec,), (values,) = model.specs, model.config.towers
-        state = model.state_dict()
-        text, tied = export_language(model.config.text_config, state)
-        exported = InternVLConfig(
-            **_tower_values(TowerConfig.from_dict(values)),
-            text_config=text,
-            image_token_id=model.config.image_token_id,
-            image_seq_length=model.image_tokens,
-            downsample_ratio=1 / SHUFFLE,
-            projector_hidden_act="gelu",
-            tie_word_embeddings=tied,
-            architectures=[CLASS],
-            dtype=str(model.dtype).removeprefix("torch."),
+        return export_class(
+            CLASS,
+            InternVLConfig,
+            KEYS,
+            model,
+            processor,
+            {
+                **_tower_values(TowerConfig.from_dict(values)),
+                "image_token_id": model.config.image_token_id,
+                "image_seq_length": model.image_tokens,
+                "downsample_ratio": 1 / SHUFFLE,
+                "projector_hidden_act": "gelu",
+            },
+            processor_values(spec, model.image_tokens),
+            chat_template=chat_template(processor),
+            tokenizer_config=tokenizer_values(processor),
         )
-        files = {
-            "processor_config.json": processor_values(spec, model.image_tokens),
-            "tokenizer_config.json": tokenizer_values(processor),
-            "chat_template.jinja": chat_template(processor),
-            "generation_config.json": model.generation_config.to_diff_dict(),
-        }
-        return Exported(config_json(exported), KEYS.export_state(state), processor.tokenizer, files)
 
     def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
         return [

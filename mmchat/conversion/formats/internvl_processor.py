@@ -3,15 +3,12 @@
 Sources in transformers: models/internvl/processing_internvl.py and models/got_ocr2/image_processing_got_ocr2.py.
 """
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmchat.auto import MMChatProcessor
 from mmchat.conversation import SlotTokens, to_jinja
 from mmchat.conversation.jinja import quote
 from mmchat.conversion.formats.hf_vision import pixel_values
-from mmchat.files import read_json
 from mmchat.vision import TowerSpec
 
 SLOT_TOKENS = {"pad": "context_image_token", "start": "start_image_token", "end": "end_image_token"}
@@ -70,13 +67,10 @@ def processor_values(spec: TowerSpec, image_tokens: int) -> dict[str, Any]:
 
 
 def tokenizer_values(processor: MMChatProcessor) -> dict[str, Any]:
-    """`tokenizer_config.json`, with the names under which the class finds its tokens."""
+    """Values of `tokenizer_config.json`: the names under which the class finds its tokens."""
     named = {name: getattr(processor.slot_tokens, field) for field, name in SLOT_TOKENS.items()}
     named["video_token"] = video_token(processor)
-    with TemporaryDirectory() as folder:
-        processor.tokenizer.save_pretrained(folder)
-        values = read_json(Path(folder) / "tokenizer_config.json")
-    return values | named | {"extra_special_tokens": named, "processor_class": "InternVLProcessor"}
+    return named | {"extra_special_tokens": named, "processor_class": "InternVLProcessor"}
 
 
 def chat_template(processor: MMChatProcessor) -> str:

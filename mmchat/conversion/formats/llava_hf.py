@@ -12,10 +12,11 @@ import torch
 from transformers import LlavaConfig
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
-from mmchat.conversion.chat_templates import find_template, plain_chat_template, read_chat_template
+from mmchat.conversion.chat_templates import find_template, read_chat_template
 from mmchat.conversion.checks import Sample, compare_processor, compare_with_transformers
-from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer
-from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, export_language, language_reasons, read_language
+from mmchat.conversion.formats.base import Exported, ImportedAssistant, open_tokenizer
+from mmchat.conversion.formats.hf_class import export_class
+from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, language_reasons, read_language
 from mmchat.conversion.formats.hf_vision import (
     VISION_KEYS,
     class_tokens,
@@ -79,21 +80,16 @@ class LlavaHF:
         return reasons + fit_reasons(spec)
 
     def export(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> Exported:
-        (values,), config = model.config.towers, model.config
-        tower, state = TowerConfig.from_dict(values), model.state_dict()
-        if config.projectors == ["linear"]:
+        (values,), state = model.config.towers, model.state_dict()
+        tower = TowerConfig.from_dict(values)
+        if model.config.projectors == ["linear"]:
             state |= linear_as_mlp(state.pop("projectors.0.weight"), state.pop("projectors.0.bias"))
-        text, tied = export_language(config.text_config, state)
-        exported = LlavaConfig(
+        config_values = {
             **export_tower(tower),
-            text_config=text,
-            image_token_index=config.image_token_id,
-            image_seq_length=model.image_tokens,
-            projector_hidden_act="gelu",
-            tie_word_embeddings=tied,
-            architectures=[CLASS],
-            dtype=str(model.dtype).removeprefix("torch."),
-        )
+            "image_token_index": model.config.image_token_id,
+            "image_seq_length": model.image_tokens,
+            "projector_hidden_act": "gelu",
+        }
         processor_values = {
             "processor_class": "LlavaProcessor",
             "image_token": processor.slot_tokens.pad,
@@ -102,17 +98,7 @@ class LlavaHF:
             "vision_feature_select_strategy": select_strategy(tower),
             "image_processor": export_image_processor(model.specs[0]),
         }
-        return Exported(
-            config_json(exported),
-            KEYS.export_state(state),
-            processor.tokenizer,
-            {
-                "processor_config.json": processor_values,
-                "chat_template.jinja": plain_chat_template(processor),
-                "generation_config.json": model.generation_config.to_diff_dict(),
-            },
-            {"processor_class": "LlavaProcessor"},
-        )
+        return export_class(CLASS, LlavaConfig, KEYS, model, processor, config_values, processor_values, state=state)
 
     def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
         return [compare_with_transformers(directory, CLASS, samples), compare_processor(directory, samples)]

@@ -12,10 +12,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaNextConfig
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
-from mmchat.conversion.chat_templates import find_template, plain_chat_template, read_chat_template
+from mmchat.conversion.chat_templates import find_template, read_chat_template
 from mmchat.conversion.checks import Inputs, Sample, compare_processor, compare_with_transformers
-from mmchat.conversion.formats.base import Exported, ImportedAssistant, config_json, open_tokenizer
-from mmchat.conversion.formats.hf_language import export_language, language_reasons, read_language
+from mmchat.conversion.formats.base import Exported, ImportedAssistant, open_tokenizer
+from mmchat.conversion.formats.hf_class import export_class
+from mmchat.conversion.formats.hf_language import language_reasons, read_language
 from mmchat.conversion.formats.hf_vision import (
     class_tokens,
     export_image_processor,
@@ -162,20 +163,15 @@ def export_anyres(
         processor_values: Values of the processor that only this class has.
         image_processor: Values of the image processor that only this class has.
     """
-    (tower_values,), (spec,), config, state = model.config.towers, model.specs, model.config, model.state_dict()
+    (tower_values,), (spec,) = model.config.towers, model.specs
     tower, pinpoints = TowerConfig.from_dict(tower_values), _pinpoints(spec)
-    text, tied = export_language(config.text_config, state)
-    exported = config_class(
+    config_values = {
         **export_tower(tower),
         **values,
-        text_config=text,
-        image_token_index=config.image_token_id,
-        image_grid_pinpoints=pinpoints,
-        projector_hidden_act="gelu",
-        tie_word_embeddings=tied,
-        architectures=[class_name],
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+        "image_token_index": model.config.image_token_id,
+        "image_grid_pinpoints": pinpoints,
+        "projector_hidden_act": "gelu",
+    }
     squash = TowerSpec(**{**vars(spec), "preprocessing": with_fit(tower, "squash").preprocessing})
     image_values = {**export_image_processor(squash), "image_grid_pinpoints": pinpoints, "do_pad": True}
     processor_config = {
@@ -184,17 +180,7 @@ def export_anyres(
         **processor_values,
         "image_processor": {**image_values, **image_processor},
     }
-    return Exported(
-        config_json(exported),
-        KEYS.export_state(state),
-        processor.tokenizer,
-        {
-            "processor_config.json": processor_config,
-            "chat_template.jinja": plain_chat_template(processor),
-            "generation_config.json": model.generation_config.to_diff_dict(),
-        },
-        {"processor_class": processor_config["processor_class"]},
-    )
+    return export_class(class_name, config_class, KEYS, model, processor, config_values, processor_config)
 
 
 def _pinpoints(spec: TowerSpec) -> list[list[int]]:
