@@ -2,7 +2,7 @@
 # Lint, types and tests, in .venv, which is made if needed.
 #
 #   bash scripts/test.sh              the default suite, under 10 minutes on 2 cores
-#   bash scripts/test.sh --slow       only the tests marked slow, about an hour
+#   bash scripts/test.sh --slow       only the tests marked slow, about 40 minutes
 #   bash scripts/test.sh --coverage   the default suite, then lines of mmchat that it did not run (slower)
 #   bash scripts/test.sh --latest     the default suite with the newest versions that pyproject.toml admits
 #   bash scripts/test.sh ARGS...      anything else goes to pytest

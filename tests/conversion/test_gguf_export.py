@@ -136,7 +136,7 @@ def test_the_command_writes_two_files_and_says_what_was_not_compared(tmp_path, w
     save_assistant(*make_assistant(tmp_path), tmp_path / "model")
     arguments = ["export", str(tmp_path / "model"), "--to", "gguf", "--dtype", "q8_0", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mmproj.gguf", "model.gguf"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "mmproj.gguf", "model.gguf"]
     first, compared, images = capsys.readouterr().out.splitlines()[-3:]
     assert first.endswith("out: GGUF for llama.cpp")
     assert "not compared: xllamacpp is not installed; MMCHAT_LLAMACPP_PYTHON may name" in compared

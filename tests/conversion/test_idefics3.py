@@ -97,6 +97,7 @@ def test_positions_of_sides_where_rounding_gives_a_neighbour(tmp_path):
         torch.testing.assert_close(model(**inputs).logits, expected.logits, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_ten_steps_of_training(published):
     model, processor = import_model(published[0])
     messages = [{"from": "human", "value": "<image>What is this?"}, {"from": "gpt", "value": "A wide image."}]

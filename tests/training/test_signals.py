@@ -126,6 +126,7 @@ def test_links_end_at_the_launcher(monkeypatch):
     assert orphaned([(os.getpid(), os.getppid()), (os.getppid(), above + 1)])
 
 
+@pytest.mark.slow
 def test_ctrl_c_under_torchrun_saves_on_both_ranks(long_run):
     """The terminal and torchrun both send it, to ranks and data workers alike."""
     folder, config = long_run
