@@ -17,7 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "express is refused before anything is written. What was written is opened by the other program and compared."
     )
     add_model_directory(parser, "model directory of an assistant or dual encoder")
-    parser.add_argument("--to", required=True, metavar="NAME", help="hf, or a format: llava-hf, internvl, llava, gguf")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="NAME",
+        help="hf, or a format: llava-hf, llava-next, llava-onevision, internvl, idefics3, llava, gguf",
+    )
     parser.add_argument("--dtype", metavar="NAME", help="gguf: f32, f16, bf16 or q8_0; default: as in MODEL")
     parser.add_argument(
         "--known-reader-bug",
