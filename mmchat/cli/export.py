@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="hf, or a format: llava-hf, llava-next, llava-onevision, internvl, idefics3, llava, gguf",
     )
+    parser.add_argument(
+        "--check",
+        choices=["vllm"],
+        help="compare with vLLM, too: the one that is installed here, or that of MMCHAT_VLLM_PYTHON",
+    )
     parser.add_argument("--dtype", metavar="NAME", help="gguf: f32, f16, bf16 or q8_0; default: as in MODEL")
     parser.add_argument(
         "--known-reader-bug",
@@ -38,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.conversion import export_model
 
     options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
-    print_summary(arguments.out, export_model(arguments.checkpoint, arguments.to, arguments.out, **options))
+    lines = export_model(arguments.checkpoint, arguments.to, arguments.out, arguments.check, **options)
+    print_summary(arguments.out, lines)
 
 
 def print_summary(out: Path, lines: list[str]) -> None:

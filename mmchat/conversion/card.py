@@ -49,11 +49,13 @@ TRANSFORMERS = Usage(
     "transformers",
     """\
 ```python
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("path/of/this/directory")
 processor = AutoProcessor.from_pretrained("path/of/this/directory")
-content = [{"type": "image", "url": "image.png"}, {"type": "text", "text": "What is this?"}]
+image = Image.open("image.png").convert("RGB")
+content = [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}],
     add_generation_prompt=True,

@@ -1,6 +1,6 @@
 """Compare an exported assistant with mmchat: the same inputs, computed here and by the program that it is for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ TIE = 10 * TOLERANCE
 """Margin between the best two tokens below which greedy decoding may choose either."""
 PIXEL_TOLERANCE = 0.02
 """Largest mean difference of normalised pixels."""
+SAME_INPUTS = "equal token ids, and equal pixels but for rounding"
 PROMPTS: dict[str, tuple[int, list[str]]] = {
     "1 image": (1, ["What is this?"]),
     "2 images": (2, ["What differs?"]),
@@ -143,15 +144,23 @@ def compare_processor(
     try:
         theirs = transformers.AutoProcessor.from_pretrained(directory)
     except ImportError as error:
-        return f"its processor was NOT run, transformers could not make it here: {str(error).strip().splitlines()[0]}"
+        reason = str(error).strip().splitlines()[0]
+        if "torchvision" in reason.lower():
+            reason = "transformers makes it only where torchvision is installed; `--check vllm` runs it beside vLLM"
+        return f"its processor was NOT compared: {reason}"
     for sample in samples:
         found = theirs.apply_chat_template(
             _with_images(sample), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        for name, expected in foreign_inputs(sample).items():
-            if not _same(found[name], expected):
-                raise RuntimeError(f"the processor in {directory} makes other {name} for {sample.name}")
-    return f"{type(theirs).__name__} opened it: equal token ids, and equal pixels but for rounding"
+        refuse_other_inputs(sample, found, foreign_inputs(sample), directory)
+    return f"{type(theirs).__name__} opened it: {SAME_INPUTS}"
+
+
+def refuse_other_inputs(sample: Sample, found: Mapping[str, torch.Tensor], expected: Inputs, directory: Path) -> None:
+    """Raise RuntimeError unless a processor of transformers made the inputs that are expected."""
+    for name, value in expected.items():
+        if not _same(found[name], value):
+            raise RuntimeError(f"the processor in {directory} makes other {name} for {sample.name}")
 
 
 def _with_images(sample: Sample) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`export_model`: write a model in a foreign format, opened and compared before it is called done."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from mmchat.contrastive.export import export_dual_encoder
 from mmchat.conversion.card import write_card
 from mmchat.conversion.checks import reference_samples
 from mmchat.conversion.formats import TARGETS, ExportFormat
-from mmchat.conversion.formats.base import OwnSamples, option_names, with_options
+from mmchat.conversion.formats.base import OwnInputs, OwnSamples, option_names, with_options
+from mmchat.conversion.vllm.check import compare_with_vllm, vllm_refusals
+from mmchat.conversion.vllm.vllm_process import require_python
 from mmchat.errors import UserError
 from mmchat.files import read_json, staged_directory
 from mmchat.model.directory import load_assistant
@@ -20,7 +23,13 @@ HF = "hf"
 """The target that stands for the one class of transformers that an assistant's shape is."""
 
 
-def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any) -> list[str]:
+VLLM = "vllm"
+"""The other check: a vLLM that is installed."""
+
+
+def export_model(
+    model_dir: str | Path, to: str, out: str | Path, check: str | None = None, **options: Any
+) -> list[str]:
     """Write an assistant, or a dual encoder (`export_dual_encoder`), in a foreign format.
 
     Nothing is written if the format cannot express the model. What is written is opened by the foreign program and
@@ -30,6 +39,7 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
         model_dir: Directory of an assistant or of a dual encoder.
         to: Name of the format: "hf" or one of `TARGETS`.
         out: Directory to write; replaced if it exists.
+        check: "vllm" compares with vLLM, too (`vllm_process`).
         **options: Options of the format.
 
     Returns:
@@ -37,7 +47,7 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
 
     Raises:
         UserError: The directory or the format is unknown, or the format cannot express the assistant: lists every
-            reason, and the nearest format that can.
+            reason, and the nearest format that can. Or vLLM is not installed, or does not open what was written.
         RuntimeError: The foreign program computes something else than mmchat. `out` is unchanged.
 
     Examples:
@@ -45,14 +55,17 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
         >>> export_model("runs/assistant/model", "hf", "exported")
     """
     candidates = find_targets(to, options)
+    vllm_python = None if check is None else find_vllm(check, candidates)
     directory = resolve(model_dir)
     if is_dual_encoder(directory):
-        if to != HF or options:
+        if to != HF or options or check:
             raise UserError(f"{directory} is a dual encoder, which is exported with `--to {HF}` and no options")
         return export_dual_encoder(model_dir, Path(out))
     model, processor = load_assistant(directory)
     model.config.base_models = hub_repos(model_dir) or model.config.base_models
     target = choose_target(candidates, model.config, processor)
+    if vllm_python and (reasons := vllm_refusals(model.config)):
+        raise UserError(f"vLLM cannot open this assistant: {'; '.join(reasons)}; leave out `--check {VLLM}`")
     with staged_directory(Path(out)) as aside:
         target.export(model, processor).write(aside)
         write_card(aside, model, target, directory)
@@ -60,7 +73,23 @@ def export_model(model_dir: str | Path, to: str, out: str | Path, **options: Any
         samples = take_samples(model.float(), processor)
         del model  # the foreign program needs the memory
         compared = target.check(aside, samples, processor)
+        if vllm_python:
+            own = [partial(target.inputs, processor=processor)] if isinstance(target, OwnInputs) else []
+            compared += compare_with_vllm(vllm_python, aside, samples, processor, *own)
     return [target.description, *compared]
+
+
+def find_vllm(check: str, candidates: Sequence[ExportFormat]) -> str:
+    """The interpreter for a check with vLLM.
+
+    Raises:
+        UserError: There is no such check, vLLM is not installed, or it opens none of the formats.
+    """
+    if check != VLLM:
+        raise UserError(f"there is no check {check!r}; expected {VLLM}")
+    if not any(target.transformers_class for target in candidates):
+        raise UserError(f"`--check {VLLM}` is for what vLLM opens: `--to {HF}`, or a class of transformers by its name")
+    return require_python()
 
 
 def is_dual_encoder(directory: Path) -> bool:

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Create an environment with vLLM's build for the CPU, which serves assistants with images.
-#   bash scripts/foreign/vllm.sh VENV
+# Makes a virtual environment with vLLM's build for the CPU, which exports are compared with and served by.
+#
+#   bash scripts/foreign/vllm.sh         into .venv-vllm of this checkout, where the tests look for it
+#   bash scripts/foreign/vllm.sh DIR     into DIR; then: export MMCHAT_VLLM_PYTHON=DIR/bin/python
+#
 # An existing environment is kept and completed. PYTHON names the interpreter that a new one is made with. It takes about
 # 3 GB of disk.
 #
@@ -9,7 +12,12 @@
 # then of another build than torch and are not loaded. Transformers' processors use only its Python code, which imports
 # once two of the operators are declared.
 set -euo pipefail
-venv=${1:?usage: vllm.sh VENV}
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+case "${1:-}" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -*) echo "error: unknown argument '$1'; expected a directory or nothing" >&2; exit 2 ;;
+esac
+venv=${1:-$ROOT/.venv-vllm}
 vllm=0.32.0 torch=2.13.0 torchvision=0.28.0 xgrammar=0.2.8
 python=$venv/bin/python
 

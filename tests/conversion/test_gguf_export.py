@@ -11,12 +11,13 @@ from transformers import AutoTokenizer
 
 from mmchat.cli.main import main
 from mmchat.conversation import TEMPLATES, SlotTokens
-from mmchat.conversion import export_model
+from mmchat.conversion import export_model, foreign_python
+from mmchat.conversion.chat_requests import as_request
 from mmchat.conversion.checks import Sample
 from mmchat.conversion.formats.gguf import GGUF, READER_BUG, notes
 from mmchat.conversion.gguf import llamacpp
 from mmchat.conversion.gguf.chat_template import llamacpp_template, plain_escapes
-from mmchat.conversion.gguf.check import WrittenFiles, as_request, refuse_other_prompt
+from mmchat.conversion.gguf.check import WrittenFiles, refuse_other_prompt
 from mmchat.conversion.gguf.projectors import INTERNVL, JANUS_PRO, LFM2, MLP_TYPE
 from mmchat.errors import UserError
 from mmchat.model.directory import save_assistant
@@ -128,7 +129,7 @@ def test_projectors_that_can_be_written(config):
 @pytest.fixture
 def without_llamacpp(monkeypatch):
     monkeypatch.delenv(llamacpp.PYTHON_VARIABLE, raising=False)
-    monkeypatch.setattr(llamacpp, "installed", lambda module: False)
+    monkeypatch.setattr(foreign_python, "installed", lambda module: False)
 
 
 def test_the_command_writes_two_files_and_says_what_was_not_compared(tmp_path, without_llamacpp, capsys):

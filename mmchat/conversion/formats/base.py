@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
-from mmchat.conversion.checks import Sample
+from mmchat.conversion.checks import Inputs, Sample
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json, write_text
 from mmchat.pretrained import open_pretrained
@@ -143,6 +143,14 @@ class OwnSamples(Protocol):
 
     def samples(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> list[Sample]:
         """What mmchat computes. The model is in fp32."""
+
+
+@runtime_checkable
+class OwnInputs(Protocol):
+    """A format whose class of transformers takes other inputs than mmchat."""
+
+    def inputs(self, sample: Sample, processor: MMChatProcessor) -> Inputs:
+        """The class's inputs for a sample."""
 
 
 def option_names(one: Any) -> set[str]:

@@ -5,6 +5,7 @@ The class is in transformers, models/idefics3/modeling_idefics3.py, the processo
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,16 +75,16 @@ class Idefics3Target:
             chat_template=plain_chat_template(processor).replace(pad, IMAGE),
         )
 
+    def inputs(self, sample: Sample, processor: MMChatProcessor) -> Inputs:
+        """The class takes the views of a conversation as one row."""
+        return {name: value[None] if name == "pixel_values" else value for name, value in sample.inputs.items()}
+
     def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
+        inputs = partial(self.inputs, processor=processor)
         return [
-            compare_with_transformers(directory, CLASS, samples, _foreign_inputs),
-            compare_processor(directory, samples, _foreign_inputs),
+            compare_with_transformers(directory, CLASS, samples, inputs),
+            compare_processor(directory, samples, inputs),
         ]
-
-
-def _foreign_inputs(sample: Sample) -> Inputs:
-    """The class takes the views of a conversation as one row."""
-    return {name: value[None] if name == "pixel_values" else value for name, value in sample.inputs.items()}
 
 
 def _tower_reasons(tower: TowerConfig) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import InternVLConfig
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import SlotTokens
 from mmchat.conversion.chat_templates import matching_template
-from mmchat.conversion.checks import Sample, compare_with_transformers
+from mmchat.conversion.checks import Sample, compare_processor, compare_with_transformers
 from mmchat.conversion.formats.base import Exported, ImportedAssistant, check_token_ids, open_tokenizer
 from mmchat.conversion.formats.hf_class import export_class
 from mmchat.conversion.formats.hf_language import LANGUAGE_KEYS, language_reasons, read_language
@@ -108,10 +108,7 @@ class InternVL:
         )
 
     def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
-        return [
-            compare_with_transformers(directory, CLASS, samples),
-            "its processor was NOT run: transformers makes an InternVLProcessor only beside torchvision",
-        ]
+        return [compare_with_transformers(directory, CLASS, samples), compare_processor(directory, samples)]
 
 
 def _tower_reasons(config: MMChatConfig) -> list[str]:

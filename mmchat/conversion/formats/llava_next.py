@@ -4,6 +4,7 @@ The class is in transformers, models/llava_next/modeling_llava_next.py. It is LL
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,11 @@ class LlavaNext:
         }
         return export_anyres(model, processor, LlavaNextConfig, CLASS, {}, processor_values, how)
 
-    def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
-        def inputs(sample: Sample) -> Inputs:
-            return foreign_inputs(sample, processor)
+    def inputs(self, sample: Sample, processor: MMChatProcessor) -> Inputs:
+        return foreign_inputs(sample, processor)
 
+    def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
+        inputs = partial(self.inputs, processor=processor)
         return [
             compare_with_transformers(directory, CLASS, samples, inputs),
             compare_processor(directory, samples, inputs),

@@ -6,6 +6,7 @@ The class is in transformers, models/llava_onevision/modeling_llava_onevision.py
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import LlavaOnevisionConfig
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversion.checks import Inputs, Sample, compare_processor, compare_with_transformers
 from mmchat.conversion.formats.base import Exported, ImportedAssistant
+from mmchat.conversion.formats.internvl_processor import video_token
 from mmchat.conversion.formats.llava_next import (
     anyres_reasons,
     export_anyres,
@@ -56,26 +58,31 @@ class LlavaOnevision:
     def export(self, model: MMChatForConditionalGeneration, processor: MMChatProcessor) -> Exported:
         (spec,) = model.specs
         limit = f"anyres_max_{spec.preprocessing.tiling.max_tiles}"
-        vocabulary = processor.tokenizer.get_vocab()
-        # The class needs a token for videos, which no prompt of ours has.
-        video = vocabulary.get(VIDEO_TOKEN, model.config.text_config.vocab_size - 1)
-        values = {"vision_aspect_ratio": limit, "video_token_index": video}
+        # The class needs a token for videos, which no prompt of ours has. vLLM writes it once, to measure videos.
+        video = video_token(processor) or VIDEO_TOKEN
+        last = model.config.text_config.vocab_size - 1
+        values = {
+            "vision_aspect_ratio": limit,
+            "video_token_index": processor.tokenizer.get_vocab().get(video, last),
+        }
         square = {"height": spec.image_size, "width": spec.image_size}
         statistics = {"image_mean": list(spec.preprocessing.mean), "image_std": list(spec.preprocessing.std)}
         processor_values = {
             "processor_class": "LlavaOnevisionProcessor",
             "num_image_tokens": model.image_tokens,
+            "video_token": video,
             "vision_aspect_ratio": limit,
             "video_processor": {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": square, **statistics},
         }
         how = {"image_processor_type": "LlavaOnevisionImageProcessor"}
         return export_anyres(model, processor, LlavaOnevisionConfig, CLASS, values, processor_values, how)
 
-    def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
-        def inputs(sample: Sample) -> Inputs:
-            several = {"batch_num_images": torch.tensor([len(sample.images)])} if sample.images else {}
-            return foreign_inputs(sample, processor) | several
+    def inputs(self, sample: Sample, processor: MMChatProcessor) -> Inputs:
+        several = {"batch_num_images": torch.tensor([len(sample.images)])} if sample.images else {}
+        return foreign_inputs(sample, processor) | several
 
+    def check(self, directory: Path, samples: Sequence[Sample], processor: MMChatProcessor) -> list[str]:
+        inputs = partial(self.inputs, processor=processor)
         return [
             compare_with_transformers(directory, CLASS, samples, inputs),
             compare_processor(directory, samples, inputs),

@@ -1,7 +1,5 @@
 """Compare written GGUF files with the assistant that they were written from, by running llama.cpp."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from PIL import Image
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import get_template
+from mmchat.conversion.chat_requests import as_request
 from mmchat.conversion.checks import NEW_TOKENS, Sample, make_sample, refuse_other_answer
 from mmchat.conversion.gguf.gguf_file import FILE_TYPES
 from mmchat.conversion.gguf.llamacpp import MMPROJ_FILE, MODEL_FILE, ask_llamacpp
@@ -130,24 +129,3 @@ def refuse_other_prompt(
             f"llama.cpp's prompt for {sample.name} has {found['prompt_tokens']} tokens, expected {len(ids)}; without "
             f"images they are {found['prompt']}, expected {expected}"
         )
-
-
-def as_request(messages: list[dict[str, Any]], images: list[Image.Image]) -> dict[str, Any]:
-    """A conversation as `ask_llamacpp` takes it."""
-    data = [_base64(image) for image in images]
-    rest = iter(data)
-    parts_of = {
-        "image": lambda part: {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{next(rest)}"}},
-        "text": lambda part: part,
-    }
-    asked = [
-        {"role": message["role"], "content": [parts_of[part["type"]](part) for part in message["content"]]}
-        for message in messages
-    ]
-    return {"messages": asked, "images": data}
-
-
-def _base64(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "png")
-    return base64.b64encode(file.getvalue()).decode()

@@ -1,14 +1,11 @@
 """llama.cpp as a program to compare with: through xllamacpp, in an interpreter of its own."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from mmchat.errors import UserError
-from mmchat.extras import installed
+from mmchat.conversion import foreign_python
 
 MODEL_FILE = "model.gguf"
 MMPROJ_FILE = "mmproj.gguf"
@@ -18,24 +15,8 @@ PROGRAM = Path(__file__).with_name("llamacpp_program.py")
 
 
 def find_python() -> str | None:
-    """An interpreter with xllamacpp, or None.
-
-    Raises:
-        UserError: `MMCHAT_LLAMACPP_PYTHON` names one without it.
-    """
-    named = os.environ.get(PYTHON_VARIABLE)
-    if not named:
-        return sys.executable if installed("xllamacpp") else None
-    try:
-        done = subprocess.run([named, "-c", "import xllamacpp"], capture_output=True, text=True)
-    except OSError as error:
-        raise UserError(f"{PYTHON_VARIABLE} is {named}, which cannot be run: {error}") from None
-    if done.returncode:
-        raise UserError(
-            f"{PYTHON_VARIABLE} is {named}, which cannot import xllamacpp; in a checkout of mmchat, "
-            "`bash scripts/foreign/llamacpp.sh DIR` makes an environment that can"
-        )
-    return named
+    """An interpreter with xllamacpp, or None; see `foreign_python.find_python`."""
+    return foreign_python.find_python("xllamacpp", PYTHON_VARIABLE, "scripts/foreign/llamacpp.sh")
 
 
 def ask_llamacpp(
