@@ -64,7 +64,7 @@ def export_model(
     model, processor = load_assistant(directory)
     model.config.base_models = hub_repos(model_dir) or model.config.base_models
     target = choose_target(candidates, model.config, processor)
-    if vllm_python and (reasons := vllm_refusals(model.config)):
+    if vllm_python and (reasons := vllm_refusals(model.config, target.transformers_class)):
         raise UserError(f"vLLM cannot open this assistant: {'; '.join(reasons)}; leave out `--check {VLLM}`")
     with staged_directory(Path(out)) as aside:
         target.export(model, processor).write(aside)

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from mmchat.conversation import SlotTokens
 from mmchat.conversion import export_model, import_model
 from mmchat.conversion.formats.idefics3 import position_rows
-from mmchat.conversion.formats.idefics3_export import Idefics3Target
+from mmchat.conversion.formats.idefics3_export import POOLING, Idefics3Target
 from mmchat.errors import UserError
 from mmchat.model.assembly import assemble
 from mmchat.model.directory import save_assistant
@@ -234,6 +234,14 @@ def test_an_assistant_made_here(assistant, tmp_path, words, slots):
     again = AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
     assert again.convert_tokens_to_ids("<image>") == model.config.image_token_id
     assert "<imgpad>" not in again.get_vocab()
+
+
+def test_a_pooling_head_is_left_out(assistant, tmp_path):
+    """A SigLIP that was not taken from an assistant has one; the class has not."""
+    model, processor = assistant(backbone={"vision_use_head": True})
+    assert any(key.startswith(POOLING) for key in model.state_dict())
+    save_assistant(spread(model), processor, tmp_path / "model")
+    assert "greedy tokens equal" in export_model(tmp_path / "model", "idefics3", tmp_path / "out")[1]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ SHAPES = {
     "llava, pad": {"tower": tower("clip_vit", "pad", layer=-2, class_token=True)},
     "llava-next": {"tower": tower("clip_vit", "anyres", layer=-2)},
     "llava-onevision": {**QWEN, "tower": tower("siglip", "anyres", LLAVA_ONEVISION)},
+    "idefics3": {"tower": tower("siglip", "split", final_norm=True), "projector": "pixel_shuffle2_linear"},
     "internvl": {**QWEN, "tower": tower("internvit"), "projector": "pixel_shuffle"},
     "internvl, tiles": {**QWEN, "tower": tower("internvit", "tiles"), "projector": "pixel_shuffle"},
 }

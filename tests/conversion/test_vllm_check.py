@@ -126,3 +126,10 @@ def test_what_vllm_cannot_open_is_refused(make_assistant, make_tower, assistant_
     with pytest.raises(UserError, match=r"vLLM cannot open .*: its features are those of several layers, \(-2, -3\)"):
         export_model(tmp_path / "ours", "hf", tmp_path / "out", check="vllm")
     assert not (tmp_path / "out").exists()
+    for kind, refused in (("qwen2", True), ("llama", False)):
+        config = make_assistant(kind)[0].config
+        found = check.vllm_refusals(config, "Idefics3ForConditionalGeneration")
+        assert (
+            any("runs every language model as a Llama, and this one is qwen2" in reason for reason in found) == refused
+        )
+        assert check.vllm_refusals(config, "LlavaForConditionalGeneration") == []

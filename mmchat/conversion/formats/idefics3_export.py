@@ -33,6 +33,7 @@ from mmchat.vision.transforms.split import DEFAULT_TILES
 CLASS = "Idefics3ForConditionalGeneration"
 IMAGE, AROUND = "<image>", "<fake_token_around_image>"
 """The tokens that `Idefics3Processor` writes, whatever the tokenizer calls them."""
+POOLING = "towers.0.backbone.head."
 
 
 class Idefics3Target:
@@ -71,6 +72,8 @@ class Idefics3Target:
                 "image_seq_len": model.image_tokens,
                 "image_processor": _image_processor_values(spec),
             },
+            # The class has no pooling head, which the features do not use.
+            state={key: value for key, value in model.state_dict().items() if not key.startswith(POOLING)},
             tokenizer=_renamed(processor.tokenizer, pad, IMAGE),
             chat_template=plain_chat_template(processor).replace(pad, IMAGE),
         )

@@ -13,12 +13,25 @@ TIE = 0.02
 """Margin between the best two logits below which vLLM may choose either: its processor resizes with torchvision, so
 pixels differ by rounding."""
 
+LLAMA_ALONE = ("Idefics3ForConditionalGeneration",)
+"""Classes whose language model is a Llama in vLLM (vllm/model_executor/models/idefics3.py). Others load without an error
+and answer otherwise."""
 
-def vllm_refusals(config: MMChatConfig) -> list[str]:
-    """Why vLLM cannot open an assistant that a class of transformers can."""
+
+def vllm_refusals(config: MMChatConfig, transformers_class: str | None) -> list[str]:
+    """Why vLLM (0.32) does not compute what a class of transformers does for an assistant.
+
+    Args:
+        config: The assistant's config.
+        transformers_class: The class.
+    """
+    # Its projector has the width of one layer: an AssertionError when the weights are loaded.
     layers = [TowerConfig.from_dict(values).layer for values in config.towers]
-    # vLLM 0.32 gives its projector the width of one layer: an AssertionError when the weights are loaded.
-    return [f"its features are those of several layers, {layer}" for layer in layers if not isinstance(layer, int)]
+    reasons = [f"its features are those of several layers, {layer}" for layer in layers if not isinstance(layer, int)]
+    language = config.text_config.model_type
+    if transformers_class in LLAMA_ALONE and language != "llama":
+        reasons.append(f"vLLM's {transformers_class} runs every language model as a Llama, and this one is {language}")
+    return reasons
 
 
 def reads_several_otherwise(processor: MMChatProcessor) -> bool:
