@@ -14,8 +14,8 @@ TIE = 0.02
 pixels differ by rounding."""
 
 LLAMA_ALONE = ("Idefics3ForConditionalGeneration",)
-"""Classes whose language model is a Llama in vLLM (vllm/model_executor/models/idefics3.py). Others load without an error
-and answer otherwise."""
+"""Classes whose language model is a Llama in vLLM (vllm/model_executor/models/idefics3.py). Others load without an
+error and answer otherwise."""
 
 
 def vllm_refusals(config: MMChatConfig, transformers_class: str | None) -> list[str]:
