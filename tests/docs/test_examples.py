@@ -29,8 +29,24 @@ ALL = fences()
 LANGUAGES = {"bash", "yaml", "python", "json", "text", ""}
 """`text`, or none, is an illustration; so is any block below a `<!-- illustration -->` comment."""
 CHECKED = [fence for fence in ALL if not fence.is_illustration]
-EVERYDAY = {".", "cd", "git", "hf", "pip", "pytest", "pre-commit", "sbatch"}
+EVERYDAY = {
+    ".",
+    "cd",
+    "curl",
+    "export",
+    "git",
+    "hf",
+    "ollama",
+    "pip",
+    "pytest",
+    "pre-commit",
+    "sbatch",
+    "transformers",
+    "vllm",
+}
 """Commands that are not ours; `pip` and `sbatch` are looked at below."""
+ENVIRONMENTS = re.compile(r"\.venv-\w+/bin/")
+"""Folders of programs that scripts/foreign/ installs."""
 OWN_CONFIGS = {"my.yaml", "sft.yaml"}
 """Names of the reader's own run config in the examples."""
 
@@ -86,6 +102,7 @@ def check(tmp_path, stop_after_parsing, monkeypatch) -> Callable[[str], None]:
 
 def check_command(words: list[str]) -> None:
     program, *arguments = words
+    program = ENVIRONMENTS.sub("", program)
     if program == "mmchat":
         check_mmchat(arguments)
     elif program in ("deepspeed", "torchrun"):
