@@ -1,4 +1,4 @@
-"""bench/captioning.py: captions have the forced lengths, and the whole program on a tiny shape."""
+"""bench/generation.py: captions have the forced lengths, and the whole program on a tiny shape."""
 
 import json
 import subprocess
@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import captioning
+import generation
 import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench" / "captioning.py"
+BENCH = Path(__file__).parents[2] / "bench" / "generation.py"
 STOPS = [2, 0]
 
 
 def test_captions_have_the_forced_lengths():
     """A batch of two and a batch of one. Without stop tokens the model would generate 5, then 6."""
-    forced = captioning.ForcedLengths([1, 3, 2], STOPS)
+    forced = generation.ForcedLengths([1, 3, 2], STOPS)
 
     def forward(rows, tokens):
         logits = torch.zeros(rows, tokens, 8)
@@ -32,9 +32,9 @@ def test_captions_have_the_forced_lengths():
 
 
 def test_lengths_are_those_that_the_readme_states():
-    lengths = captioning.caption_lengths(20_000)
-    assert min(lengths) == captioning.SHORTEST and max(lengths) == captioning.LONGEST
-    assert abs(np.mean(lengths) - captioning.MEAN) < 2
+    lengths = generation.caption_lengths(20_000)
+    assert min(lengths) == generation.SHORTEST and max(lengths) == generation.LONGEST
+    assert abs(np.mean(lengths) - generation.MEAN) < 2
 
 
 @pytest.mark.slow
@@ -44,4 +44,4 @@ def test_the_whole_program(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "in batches of 16" in done.stdout and "ids in fp32 are equal" in done.stdout
     (one,) = json.loads((tmp_path / "out.json").read_text())["rounds"]
-    assert one["alone"]["tokens"] == one["padded"]["tokens"] == one["ours"]["tokens"]
+    assert one["alone"]["tokens"] == one["padded"]["tokens"] == one["caption"]["tokens"] == one["engine"]["tokens"]

@@ -1,0 +1,349 @@
+"""`Engine`: one thread steps the model, and requests join and leave at every step."""
+
+import heapq
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from threading import Condition, Thread
+from types import TracebackType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from mmchat.errors import UserError
+from mmchat.inference.engine.cache import default_budget, layer_shapes, plan_cache
+from mmchat.inference.engine.decoder import Decoder, refuse_untrue
+from mmchat.inference.engine.prompts import PromptEmbedder
+from mmchat.inference.engine.request import FinishReason, Handle, Prompt, Request
+from mmchat.inference.engine.sampling import Sampler, choose_tokens
+from mmchat.inference.engine.scheduler import Chunk, Running, Scheduler
+from mmchat.model.modeling import MMChatForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Limits of an engine, all of them known before the first request."""
+
+    slots: int = 16
+    """Most requests in one decode step. Fewer if the budget does not hold them."""
+    max_length: int | None = None
+    """Most tokens of a request, prompt and answer. None: the model's context."""
+    cache_bytes: int | None = None
+    """Budget of the key-value cache. None: half of the memory that is free."""
+    prefill_tokens: int = 1024
+    """Most prompt tokens between two decode steps."""
+    workers: int = 2
+    """Threads that prepare prompts."""
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "max_length", "cache_bytes", "prefill_tokens", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} of the engine must be at least 1, found {value}")
+
+
+@dataclass
+class Counters:
+    """What an engine has done."""
+
+    decode_steps: int = 0
+    decoded: int = 0
+    """Tokens made by decode steps."""
+    prefilled: int = 0
+    """Tokens of prompts."""
+    most_running: int = 0
+    """Most requests in slots at once."""
+
+    @property
+    def mean_batch(self) -> float:
+        """Mean number of requests in a decode step."""
+        return self.decoded / max(self.decode_steps, 1)
+
+
+@dataclass(order=True)
+class _Unprepared:
+    order: tuple[int, int]
+    handle: Handle = field(compare=False)
+    request: Request = field(compare=False)
+    prepare: Callable[[], Prompt] = field(compare=False)
+
+
+class Engine:
+    """Answers many requests at once on one model.
+
+    The memory of keys and values is allocated here, and a request is admitted only when a slot is free. What is
+    computed for a request does not depend on the others: slots are independent rows, and each request has its own
+    sampler. An error of one request ends that request.
+
+    Args:
+        model: An assistant, or a language model for prompts without images. It must not be used by others meanwhile.
+        settings: Limits.
+        tokenizer: Needed for stop strings only.
+
+    Raises:
+        UserError: The model keeps something else than keys and values, or the budget does not hold one request.
+
+    Examples:
+        >>> from mmchat.inference.engine import Engine, Prompt, Request
+        >>> ids = generator.tokenizer("How many digits are there?").input_ids
+        >>> with Engine(generator.model) as engine:
+        ...     handles = [engine.submit(Request(Prompt(ids), max_new_tokens=4)) for _ in range(3)]
+        ...     answers = [handle.result().ids for handle in handles]
+        >>> len(answers)
+        3
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None, tokenizer: Any = None) -> None:
+        settings = settings or EngineSettings()
+        language_model = model.language_model if isinstance(model, MMChatForConditionalGeneration) else model
+        context = language_model.config.max_position_embeddings
+        layers = layer_shapes(language_model)
+        refuse_untrue(language_model, layers)
+        budget = default_budget(model.device) if settings.cache_bytes is None else settings.cache_bytes
+        length = min(settings.max_length or context, context)
+        self.plan = plan_cache(layers, language_model.dtype, length, settings.slots, budget)
+        self.counters = Counters()
+        self._generation_config = model.generation_config
+        self._tokenizer = tokenizer
+        self._embedder = PromptEmbedder(model)
+        self._decoder = Decoder(language_model, self.plan)
+        self._scheduler = Scheduler(self.plan.slots, settings.prefill_tokens)
+        self._changed = Condition()
+        self._arrived: list[Running] = []
+        self._unprepared: list[_Unprepared] = []
+        self._in_preparation = 0
+        self._numbers = count()
+        self._closed = False
+        self._crash: BaseException | None = None
+        self._pool = ThreadPoolExecutor(settings.workers, "mmchat-prepare")
+        # A new thread has its own number of threads for operators.
+        self._thread = Thread(target=self._work, args=(torch.get_num_threads(),), name="mmchat-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request.
+
+        Raises:
+            UserError: The prompt does not fit the model or a slot. If the prompt is a function, the handle raises it.
+            RuntimeError: The engine is closed.
+        """
+        if request.stop_strings and self._tokenizer is None:
+            raise UserError("stop_strings need an engine with a tokenizer")
+        request = request.with_defaults(self._generation_config)
+        handle = Handle(request, self._wake)
+        prompt = request.prompt
+        ready = self._running(handle, request, prompt) if isinstance(prompt, Prompt) else None
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed") from self._crash
+            if ready is not None:
+                self._arrived.append(ready)
+            elif not isinstance(prompt, Prompt):
+                order = (-request.priority, next(self._numbers))
+                heapq.heappush(self._unprepared, _Unprepared(order, handle, request, prompt))
+                self._prepare_ahead()
+            self._changed.notify_all()
+        return handle
+
+    def close(self) -> None:
+        """Cancel what runs, stop the thread and give the cache back. Closing twice does nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+        self._drop(lambda handle: handle.finish("cancelled"))
+        self._decoder.cache.release()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Preparation, in worker threads
+
+    def _running(self, handle: Handle, request: Request, prompt: Prompt) -> Running:
+        """A request that can be admitted. Raises UserError if its prompt cannot."""
+        self._embedder.check(prompt)
+        length = len(prompt.input_ids)
+        if length >= self.plan.length:
+            raise UserError(
+                f"the prompt has {length} tokens with its images, but prompt and answer have {self.plan.length} in "
+                "all; ask a shorter question or start a new conversation"
+            )
+        running = Running(handle, request, prompt, min(request.max_new_tokens, self.plan.length - length))
+        running.sampler = Sampler(request, prompt.input_ids, self._decoder.device)
+        return running
+
+    def _prepare_ahead(self) -> None:
+        """Prepare the next prompts, two per slot at most, because pixels take memory. Called with the lock held."""
+        while self._unprepared and self._in_preparation + len(self._arrived) + self._scheduler.waiting < (
+            2 * self.plan.slots
+        ):
+            self._in_preparation += 1
+            self._pool.submit(self._prepare, heapq.heappop(self._unprepared))
+
+    def _prepare(self, one: _Unprepared) -> None:
+        ready = None
+        try:
+            if not one.handle.done:
+                ready = self._running(one.handle, one.request, one.prepare())
+        except Exception as error:
+            one.handle.fail(error)
+        with self._changed:
+            self._in_preparation -= 1
+            if ready is not None:
+                self._arrived.append(ready)
+            self._prepare_ahead()
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # The thread that steps the model
+
+    def _work(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                while self._receive():
+                    self._step()
+        except BaseException as error:  # a defect: nobody may wait forever
+            crash = error
+            with self._changed:
+                self._closed, self._crash = True, crash
+            self._drop(lambda handle: handle.fail(crash))
+
+    def _receive(self) -> bool:
+        """Wait for work and take what arrived. False if the engine is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._arrived or not self._scheduler.idle)
+            for one in self._arrived:
+                self._scheduler.add(one)
+            self._arrived.clear()
+            return not self._closed
+
+    def _drop(self, end: Callable[[Handle], None]) -> None:
+        """End all requests that have not ended."""
+        with self._changed:
+            handles = [one.handle for one in (*self._scheduler.drop_all(), *self._arrived)]
+            handles += [one.handle for one in self._unprepared]
+            self._arrived.clear()
+            self._unprepared.clear()
+        for handle in handles:
+            end(handle)
+
+    def _step(self) -> None:
+        """Admit, prefill one chunk, decode every request that has a token."""
+        for one in self._scheduler.running:
+            if one.handle.done:
+                self._scheduler.leave(one)
+        self._scheduler.admit()
+        for source, target, length in self._scheduler.moves():
+            self._decoder.cache.move(source, target, length)
+        with self._changed:
+            self._prepare_ahead()
+        self.counters.most_running = max(self.counters.most_running, len(self._scheduler.running))
+        chunk = self._scheduler.next_chunk()
+        if chunk is not None:
+            self._prefill(chunk)
+        span = self._scheduler.decode_span()
+        if span is not None:
+            self._decode(*span)
+
+    def _prefill(self, chunk: Chunk) -> None:
+        try:
+            self._embed(chunk.rows)
+            pieces = [
+                one.embeddings[one.filled : one.filled + length]
+                for one, length in zip(chunk.rows, chunk.lengths, strict=True)
+            ]
+            logits = self._decoder.prefill([one.slot for one in chunk.rows], pieces, chunk.rows[0].filled)
+        except Exception as error:
+            if len(chunk.rows) == 1:
+                self._fail(chunk.rows[0], error)
+            else:  # one of them is at fault
+                for one, length in zip(chunk.rows, chunk.lengths, strict=True):
+                    self._prefill(Chunk([one], [length]))
+            return
+        self.counters.prefilled += sum(chunk.lengths)
+        complete = self._scheduler.prefilled(chunk)
+        if complete:
+            for one in complete:
+                one.embeddings = None
+            chosen = choose_tokens(logits, [one.sampler for one in complete], [one.ids for one in complete])
+            for one, token in zip(complete, chosen, strict=True):
+                self._take(one, token)
+
+    def _embed(self, rows: list[Running]) -> None:
+        missing = [one for one in rows if one.embeddings is None]
+        for one, embeddings in zip(missing, self._embedder.embed([one.prompt for one in missing]), strict=True):
+            one.embeddings = embeddings
+
+    def _decode(self, first: int, stop: int) -> None:
+        span = self._scheduler.slots[first:stop]
+        rows = [one if one is not None and one.ids else None for one in span]
+        tokens = [0 if one is None else one.ids[-1] for one in rows]
+        # A slot without a request to decode writes where nothing is yet.
+        positions = [0 if one is None else one.cached for one in span]
+        active = [one for one in rows if one is not None]
+        try:
+            logits = self._decoder.decode(first, tokens, positions)
+        except Exception as error:
+            if len(active) == 1:
+                self._fail(active[0], error)
+            else:  # one of them is at fault
+                for one in active:
+                    self._decode(one.slot, one.slot + 1)
+            return
+        self.counters.decode_steps += 1
+        self.counters.decoded += len(active)
+        samplers = [None if one is None else one.sampler for one in rows]
+        chosen = choose_tokens(logits, samplers, [[] if one is None else one.ids for one in rows])
+        for row, token in zip(rows, chosen, strict=True):
+            if row is not None:
+                self._take(row, token)
+
+    def _take(self, one: Running, token: int | Exception) -> None:
+        """Add a token to a request, and end it if that was the last."""
+        if isinstance(token, Exception):
+            self._fail(one, token)
+            return
+        one.ids.append(token)
+        one.handle.push(token)
+        try:
+            reason = self._reason(one, token)
+        except Exception as error:  # of the caller's own stop_when
+            self._fail(one, error)
+            return
+        if reason is not None:
+            self._scheduler.leave(one)
+            one.handle.finish(reason)
+
+    def _reason(self, one: Running, token: int) -> FinishReason | None:
+        request = one.request
+        assert isinstance(request.eos_token_id, tuple)
+        if token in request.eos_token_id:
+            return "end"
+        if request.stop_when is not None and request.stop_when(one.ids):
+            return "stop"
+        if request.stop_strings:
+            # Every token of a stop string has at least one of its bytes.
+            longest = max(len(text.encode()) for text in request.stop_strings)
+            tail = self._tokenizer.decode(one.ids[-longest - 1 :])
+            if any(text in tail for text in request.stop_strings):
+                return "stop"
+        return "length" if len(one.ids) >= one.limit else None
+
+    def _fail(self, one: Running, error: Exception) -> None:
+        """End a request with an error. Its slot may hold NaN."""
+        self._decoder.cache.clear(one.slot)
+        self._scheduler.leave(one)
+        one.handle.fail(error)
