@@ -23,8 +23,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, expected a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds an object, such as a config that another program wrote.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds another value.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: {{...}}")
+    return value
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -109,11 +121,17 @@ def replace_directory(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def staged_directory(final: Path) -> Iterator[Path]:
-    """A path next to `final` to write a directory to; it replaces `final` at the end, unless the block raises."""
+    """A path next to `final` to write a directory to; it replaces `final` at the end.
+
+    It is deleted if the block raises, or is interrupted, and `final` stays as it was.
+    """
     aside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    yield aside
-    replace_directory(aside, final)
+    try:
+        yield aside
+        replace_directory(aside, final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def free_bytes(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from safetensors import SafetensorError
 
 from mmchat.errors import UserError
-from mmchat.files import read_json, staged_directory
+from mmchat.files import read_json_object, staged_directory
 
 Model = TypeVar("Model")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -181,7 +181,7 @@ class ModelDirectory(Generic[Model]):
 
 
 def _model_type(directory: Path) -> str | None:
-    return read_json(directory / "config.json").get("model_type")
+    return read_json_object(directory / "config.json").get("model_type")
 
 
 def load_strictly(model_class: Any, directory: Path, dtype: str = "auto") -> Any:
@@ -200,6 +200,8 @@ def load_strictly(model_class: Any, directory: Path, dtype: str = "auto") -> Any
     """
     if not any(directory.glob(WEIGHTS)):
         raise UserError(f"{directory} holds no {WEIGHTS}, so no weights that can be opened safely")
+    for index in directory.glob(f"{WEIGHTS}.index.json"):
+        files_in_index(index)  # transformers would open files outside the directory
     try:
         return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype)
     except SafetensorError as error:
@@ -230,6 +232,25 @@ def _from_pretrained(model_class: Any, source: Path | None, where: Path, **optio
     model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
     refuse_misfit(where, report["missing_keys"], report["unexpected_keys"], map(str, report["mismatched_keys"]))
     return model
+
+
+def files_in_index(index: Path) -> list[Path]:
+    """The files that an index of shards names.
+
+    Args:
+        index: `model.safetensors.index.json` or a file like it.
+
+    Raises:
+        UserError: It names none, or one that is not in its directory.
+    """
+    here = {file.name: file for file in index.parent.iterdir()}
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from names of tensors to names of files; copy it again")
+    named = sorted(set(weight_map.values()))
+    if missing := [name for name in named if name not in here]:
+        raise UserError(f"{index} names files that are not beside it: {', '.join(missing)}; copy them there")
+    return [here[name] for name in named]
 
 
 def fill_module(module: Any, state: Mapping[str, Any], where: Path) -> None:
@@ -268,23 +289,33 @@ def refuse_misfit(
 
 
 def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = False) -> Any:
-    """`auto_class.from_pretrained(source)` with one-line errors.
+    """`auto_class.from_pretrained(source)` with one-line errors. No code in the files is run.
 
     Args:
         auto_class: A transformers class.
         source: Directory or hub name (`resolve`).
         what: What messages call it.
-        weights: Whether it has weights.
+        weights: Whether it has weights. They are loaded strictly.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: It cannot be opened, or keys of its weights are missing, left over or of another shape.
     """
     found = resolve(source, what, weights)
     if not found.exists():  # else transformers would take it for a hub name
         raise UserError(f"{what} {source!r} does not exist; give a directory, or `user/name` of the Hugging Face hub")
+    for index in found.glob("*.index.json") if weights else ():
+        files_in_index(index)  # transformers would open files outside the directory
     try:
-        return auto_class.from_pretrained(found)
-    except (OSError, ValueError, SafetensorError) as error:
+        # Without the option, transformers asks on the terminal whether to run code that the files name.
+        options = {"trust_remote_code": False}
+        return (
+            _from_pretrained(auto_class, found, found, **options)
+            if weights
+            else auto_class.from_pretrained(found, **options)
+        )
+    except UserError:
+        raise
+    except Exception as error:  # many types: what is in the files is read unchecked
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{what} {source!r} is neither a directory with one nor a name that the hub gave: {reason}"

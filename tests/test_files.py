@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.files import append_json_line, atomic_file, read_json_lines, split_complete_lines
+from mmchat.errors import UserError
+from mmchat.files import (
+    append_json_line,
+    atomic_file,
+    read_json_lines,
+    read_json_object,
+    split_complete_lines,
+    staged_directory,
+)
 from mmchat.progress import format_duration
 from mmchat.training.checkpoints.storage import list_checkpoints, step_name, step_of
 
@@ -20,6 +28,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_directory_that_is_not_finished_is_deleted(error, tmp_path):
+    final = tmp_path / "model"
+    final.mkdir()
+    with pytest.raises(error), staged_directory(final) as aside:
+        aside.mkdir()
+        raise error
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_json_objects(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": 1}')
+    assert read_json_object(path) == {"a": 1}
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json holds a JSON list, expected an object"):
+        read_json_object(path)
 
 
 def test_json_lines_with_any_character_and_an_incomplete_last_one(tmp_path):

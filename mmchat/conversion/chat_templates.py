@@ -15,7 +15,7 @@ from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversation.templates import TEMPLATES
 from mmchat.conversation.tokenizer_jinja import quote
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 
 _QUESTION = "What is in the image?"
 _TURNS = (("assistant", "A cat."), ("user", "Which colour?"))
@@ -116,7 +116,7 @@ def read_chat_template(directory: Path, tokenizer: Any) -> str | None:
     if jinja.exists():
         return jinja.read_text(encoding="utf-8")
     if values.exists():
-        return read_json(values).get("chat_template")
+        return read_json_object(values).get("chat_template")
     return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
 
 

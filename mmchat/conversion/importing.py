@@ -1,7 +1,10 @@
 """`import_model`: open an assistant of a foreign format as an mmchat model and processor."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import TEMPLATES, get_template
@@ -11,8 +14,9 @@ from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
 from mmchat.pretrained import load_state_strictly, resolve
-from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
+from mmchat.vision.checkpoint_formats.weight_files import READ_BY_TRANSFORMERS, WeightFiles
 
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHOWN_KEYS = 5
 """How many tensor names an error message lists."""
 
@@ -33,7 +37,7 @@ def import_model(
         **options: Options of the format, such as the `base` and `vision` of `LlavaOriginal`.
 
     Returns:
-        The model, in evaluation mode and in the precision of its files, and its processor.
+        The model, in evaluation mode and in the highest precision of its files, and its processor.
 
     Raises:
         UserError: `source` does not exist, its format is unknown, impossible here or has no such option, or its
@@ -49,6 +53,7 @@ def import_model(
             f"{path} is not a directory; download the model and give its folder, with config.json and weights"
         )
     files = WeightFiles(path)
+    refuse_quantized(files)
     found = find_format(files)
     if unknown := options.keys() - option_names(found):
         raise UserError(f"{files.path} is {found.description}, which has no option {', '.join(sorted(unknown))}")
@@ -62,7 +67,8 @@ def import_model(
             f"{files.path} has no chat template, so how to ask is unknown; name the template that the model was "
             f"trained with, with --template: {', '.join(TEMPLATES)}"
         )
-    model = load_state_strictly(MMChatForConditionalGeneration, imported.config, imported.state, files.path)
+    state = in_one_precision(imported.state, files.path)
+    model = load_state_strictly(MMChatForConditionalGeneration, imported.config, state, files.path)
     return model.eval(), build_processor(model, imported.tokenizer)
 
 
@@ -77,8 +83,58 @@ def find_format(source: WeightFiles) -> Format:
             return candidate
     refuse_unsupported(source.config, source.path)
     names = list(source.shapes)
+    if not names:
+        raise UserError(
+            f"{source.path} holds no weights: expected {' or '.join(READ_BY_TRANSFORMERS)}, or their shards with an "
+            "index; copy or download it again"
+        )
     raise UserError(
         f"{source.path} does not hold an assistant of a known format: its config.json has model_type "
         f"{source.config.get('model_type')!r}, its weights are {len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}"
         f"{', ...' if len(names) > SHOWN_KEYS else ''}); known formats: {'; '.join(one.description for one in FORMATS)}"
     )
+
+
+def refuse_quantized(source: WeightFiles) -> None:
+    """Raise UserError if a config says that its weights are quantized, at the top or in the config of a part."""
+    parts = [source.config, *(part for part in source.config.values() if isinstance(part, dict))]
+    if found := [part["quantization_config"] for part in parts if part.get("quantization_config")]:
+        method = found[0].get("quant_method") if isinstance(found[0], dict) else found[0]
+        raise UserError(
+            f"the weights in {source.path} are quantized (quantization_config in config.json: {method!r}), and mmchat "
+            "reads fp32, bf16 and fp16; open the release that was quantized"
+        )
+
+
+def in_one_precision(state: dict[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:
+    """The weights in the lowest precision that rounds none of them.
+
+    transformers gives a model one dtype, that of its first weight, and would round the others to it.
+
+    Args:
+        state: Key -> tensor.
+        where: Origin of the weights, for messages.
+
+    Raises:
+        UserError: A weight is no floating-point number of 16 bits or more, or is not finite.
+    """
+    if other := [key for key, tensor in state.items() if tensor.dtype not in PRECISIONS]:
+        kind = str(state[other[0]].dtype).removeprefix("torch.")
+        raise UserError(
+            f"in {where} {_listed(other)} of type {kind}, and mmchat reads fp32, bf16 and fp16; if the weights are "
+            "quantized, open the release that was quantized"
+        )
+    if damaged := [key for key, tensor in state.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"in {where} {_listed(damaged)} not finite (NaN or infinity), so nothing can be computed; copy or download "
+            "the file again"
+        )
+    precisions = {tensor.dtype for tensor in state.values()} or {torch.float32}
+    precision = reduce(torch.promote_types, precisions)  # fp16 and bf16: fp32
+    return {key: tensor.to(precision) for key, tensor in state.items()}
+
+
+def _listed(keys: list[str]) -> str:
+    """The first keys, as the subject of a sentence, with the verb."""
+    shown = ", ".join(keys[:SHOWN_KEYS])
+    return f"{shown}{', ...' if len(keys) > SHOWN_KEYS else ''} {'is' if len(keys) == 1 else 'are'}"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TypeVar
 
+from mmchat.errors import UserError
+
 Value = TypeVar("Value")
 Pair = tuple[str, str | None]
 Rule = tuple[re.Pattern[str], str | None]
@@ -54,6 +56,9 @@ class KeyMap:
 
         Args:
             state: Foreign key -> tensor.
+
+        Raises:
+            UserError: Two foreign keys have one name here.
         """
         return _rename_all(state, lambda key: self.ours(key) if self.reads(key) else key)
 
@@ -100,7 +105,8 @@ def _rename_all(state: Mapping[str, Value], rename: Callable[[str], str | None])
     renamed: dict[str, Value] = {}
     for key, value in state.items():
         name = rename(key)
-        assert name not in renamed, f"two weights would be called {name}"
+        if name in renamed:
+            raise UserError(f"the weights hold {name} under two names, one of which is {key}; remove one of them")
         if name is not None:
             renamed[name] = value
     return renamed

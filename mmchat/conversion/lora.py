@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 
 CONFIG = "adapter_config.json"
 FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -67,7 +67,7 @@ def merge(
 
 
 def _read_config(where: Path) -> dict[str, Any]:
-    config = read_json(where / CONFIG)
+    config = read_json_object(where / CONFIG)
     problems = [f"{key} {config[key]!r}" for key in UNSUPPORTED if config.get(key)]
     if config.get("peft_type") != "LORA":
         problems.append(f"peft_type {config.get('peft_type')!r}")

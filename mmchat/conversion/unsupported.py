@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 from mmchat.pretrained import resolve
 
 REMEDY = (
@@ -98,4 +98,4 @@ def refuse_unsupported_source(source: str) -> None:
     """
     config = resolve(source, weights=False) / "config.json"
     if config.exists():
-        refuse_unsupported(read_json(config), source)
+        refuse_unsupported(read_json_object(config), source)

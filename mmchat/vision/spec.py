@@ -3,6 +3,7 @@ torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from mmchat.errors import UserError
@@ -68,8 +69,10 @@ class Preprocessing:
     max_patches: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+        object.__setattr__(self, "mean", _three("mean", self.mean))
+        object.__setattr__(self, "std", _three("std", self.std))
+        if min(self.std) <= 0:
+            raise UserError(f"preprocessing std is {self.std}; expected numbers above 0, by which pixels are divided")
         if self.fit not in FITS:
             raise UserError(f"preprocessing fit {self.fit!r} is unknown; expected one of {', '.join(FITS)}")
         if self.resample not in RESAMPLINGS:
@@ -98,6 +101,18 @@ class Preprocessing:
     def has_newline(self) -> bool:
         """Whether images have slots for a learned vector at the end of a row, and so a slot map."""
         return self.tiling is not None and self.tiling.has_newline
+
+
+def _three(name: str, values: Any) -> tuple[float, ...]:
+    """The values of the three channels, as a tuple.
+
+    Raises:
+        UserError: they are not three finite numbers.
+    """
+    found = tuple(values) if isinstance(values, list | tuple) else ()
+    if len(found) != 3 or not all(isinstance(value, int | float) and isfinite(value) for value in found):
+        raise UserError(f"preprocessing {name} is {values!r}; expected three numbers, for red, green and blue")
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from transformers.utils import ModelOutput
 from mmchat.errors import UserError
 from mmchat.vision.spec import Fit, TowerConfig, TowerSpec, with_fit
 
+RGB = 3
+"""Number of channels of an image."""
+
 
 @dataclass
 class TowerOutput(ModelOutput):
@@ -61,7 +64,8 @@ class VisionTower(nn.Module, ABC):
         """The backbone's transformers config.
 
         Raises:
-            UserError: A key is unknown, a value has another type, or the family does not support the fit.
+            UserError: A key is unknown, a value has another type, its images have other channels than red, green and
+                blue, or the family does not support the fit.
         """
         if config.preprocessing.fit == "native" and not cls.any_aspect:
             raise UserError(
@@ -74,10 +78,13 @@ class VisionTower(nn.Module, ABC):
             hint = f"; did you mean {similar[0]!r}?" if similar else f"; known: {', '.join(sorted(known))}"
             raise UserError(f"the backbone of a {config.family} has no {key!r}{hint}")
         try:
-            return cls.config_class(**config.backbone)
-        except StrictDataclassError as error:
+            found = cls.config_class(**config.backbone)
+        except (StrictDataclassError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the backbone of a {config.family} is invalid: {reason}") from None
+        if (channels := getattr(found, "num_channels", RGB)) != RGB:
+            raise UserError(f"the backbone of a {config.family} has num_channels {channels}; images here have {RGB}")
+        return found
 
     def set_fit(self, fit: Fit) -> None:
         """Change the fit of this tower.

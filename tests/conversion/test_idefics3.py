@@ -129,7 +129,7 @@ def published_files(tmp_path_factory):
     ("name", "values", "message"),
     [
         ("config.json", {"image_token_id": 7}, r"<image> is \d+ instead of 7"),
-        ("preprocessor_config.json", {"do_resize": False}, "has do_resize false"),
+        ("preprocessor_config.json", {"do_resize": False}, "turns do_resize off"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": 56}}, "squares of 56 pixels, but .* has 28"),
         ("preprocessor_config.json", {"size": {"height": 9}}, "size .*, expected a longest_edge"),
         ("preprocessor_config.json", {"resample": 4}, "resampling filter 4; known are"),

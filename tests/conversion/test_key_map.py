@@ -4,6 +4,7 @@ import pytest
 
 from mmchat.conversion import key_map
 from mmchat.conversion.key_map import KeyMap
+from mmchat.errors import UserError
 from tests.docstring_examples import run_examples
 
 KEYS = KeyMap(
@@ -44,7 +45,7 @@ def test_unknown_keys_stay_for_the_strict_load_and_are_refused_in_export():
 
 
 def test_two_weights_of_one_name_are_refused():
-    with pytest.raises(AssertionError, match=r"towers\.0\.backbone\.a"):
+    with pytest.raises(UserError, match=r"towers\.0\.backbone\.a"):
         KEYS.import_state({"vision_tower.vision_model.a": 1, "model.vision_tower.a": 2})
 
 

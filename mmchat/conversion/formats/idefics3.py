@@ -16,11 +16,16 @@ from mmchat.conversion.formats.base import ImportedAssistant, check_token_ids, o
 from mmchat.conversion.formats.hf_language import read_language
 from mmchat.conversion.key_map import KeyMap
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 from mmchat.model.assembly import build_config
 from mmchat.pretrained import open_pretrained
 from mmchat.vision import Markers, Split, TowerConfig
-from mmchat.vision.checkpoint_formats.image_processor import PIL_RESAMPLING, find_processor
+from mmchat.vision.checkpoint_formats.image_processor import (
+    PIL_RESAMPLING,
+    find_processor,
+    per_channel,
+    refuse_other_steps,
+)
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 from mmchat.vision.spec import HALF, Preprocessing
 from mmchat.vision.tower import config_keys
@@ -98,9 +103,7 @@ def _tower_config(config: Any, markers: Markers, source: WeightFiles) -> TowerCo
 def _preprocessing(side: int, markers: Markers, source: WeightFiles) -> Preprocessing:
     """What `Idefics3ImageProcessor` makes, if it makes squares of the tower's side."""
     path, values = find_processor(source.path)
-    for name in ("do_resize", "do_rescale", "do_normalize"):
-        if not values.get(name, True):
-            raise UserError(f"{path} has {name} false, which mmchat's split does not express")
+    refuse_other_steps(path, values)
     tile = values.get("max_image_size", {}).get("longest_edge", DEFAULT_TILE)
     if tile != side:
         raise UserError(f"{path} makes squares of {tile} pixels, but the tower in {source.path} has {side}")
@@ -111,8 +114,8 @@ def _preprocessing(side: int, markers: Markers, source: WeightFiles) -> Preproce
     if resample not in PIL_RESAMPLING:
         raise UserError(f"{path} uses Pillow's resampling filter {resample}; known are {PIL_RESAMPLING}")
     return Preprocessing(
-        values.get("image_mean", HALF),
-        values.get("image_std", HALF),
+        per_channel(values.get("image_mean", HALF)),
+        per_channel(values.get("image_std", HALF)),
         PIL_RESAMPLING[resample],
         fit="split",
         tiling=Split(size["longest_edge"], markers=markers, cut=values.get("do_image_splitting", True)),
@@ -143,7 +146,7 @@ def _image_tokens(config: Any, tokenizer: Any, source: WeightFiles) -> tuple[str
 
 def _check_image_seq_len(config: Any, source: WeightFiles) -> None:
     path = source.path / "processor_config.json"
-    stated = read_json(path).get("image_seq_len") if path.exists() else None
+    stated = read_json_object(path).get("image_seq_len") if path.exists() else None
     vision = config.vision_config
     expected = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
     if stated not in (None, expected):

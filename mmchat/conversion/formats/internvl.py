@@ -30,6 +30,7 @@ from mmchat.conversion.key_map import KeyMap
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_config
 from mmchat.model.projectors.pixel_shuffle import SHUFFLE
+from mmchat.pretrained import open_pretrained
 from mmchat.vision import TowerConfig, tower_spec, with_fit
 from mmchat.vision.checkpoint_formats import internvl as tower_format
 from mmchat.vision.checkpoint_formats.image_processor import find_processor
@@ -64,7 +65,7 @@ class InternVL:
         return source.config.get("model_type") == "internvl"
 
     def open(self, source: WeightFiles, tokenizer: str | None) -> ImportedAssistant:
-        values = InternVLConfig.from_pretrained(source.path)
+        values: Any = open_pretrained(InternVLConfig, str(source.path), "config")
         refuse_other_projector(values.downsample_ratio, values.projector_hidden_act, source)
         opened = open_tokenizer(source, tokenizer)
         slots = slot_tokens(opened)

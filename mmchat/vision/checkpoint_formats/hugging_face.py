@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.pretrained import load_state_strictly
+from mmchat.pretrained import load_state_strictly, open_pretrained
 from mmchat.vision.checkpoint_formats import sam
 from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, with_backbone_prefix
 from mmchat.vision.checkpoint_formats.image_processor import read_preprocessing
@@ -91,11 +91,11 @@ def load_part(model_class: type[PreTrainedModel], files: WeightFiles, others: tu
     """
     if not files.shapes:
         raise UserError(f"{files.path} holds no weights; expected {' or '.join(READ_BY_TRANSFORMERS)}, or their shards")
-    config = model_class.config_class.from_pretrained(files.path)
+    config = open_pretrained(model_class.config_class, str(files.path), "config")
     return load_state_strictly(model_class, config, files.tensors(without=others), files.path)
 
 
 def config_values(config_class: type[PreTrainedConfig], directory: Path) -> dict[str, Any]:
     """Backbone values that a directory's config states, without the fields that all configs of transformers have."""
-    stated = config_class.from_pretrained(directory).to_diff_dict()
+    stated = open_pretrained(config_class, str(directory), "config").to_diff_dict()
     return {key: value for key, value in stated.items() if key in config_keys(config_class)}

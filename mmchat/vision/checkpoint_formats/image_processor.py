@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 from mmchat.vision.spec import Preprocessing
 
 PIL_RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -25,18 +25,18 @@ def read_preprocessing(directory: Path, default: Preprocessing) -> tuple[Preproc
         The preprocessing, and the side of its squares in pixels; None if the file does not state it.
 
     Raises:
-        UserError: The resampling filter is unknown, or the image processor makes no squares or leaves out a step.
+        UserError: The resampling filter is unknown, or the image processor makes no squares, leaves out a step or has
+            another `rescale_factor`.
     """
     path, values = find_processor(directory)
-    if left_out := [step for step in _STEPS if values.get(step) is False]:
-        raise UserError(f"{path} turns {', '.join(left_out)} off; towers need all of {', '.join(_STEPS)}")
+    refuse_other_steps(path, values)
     resample = values.get("resample")
     if resample is not None and resample not in PIL_RESAMPLING:
         raise UserError(f"{path} uses Pillow's resampling filter {resample}; known are {PIL_RESAMPLING}")
     fit, fraction, side = read_geometry(values, default, path)
     preprocessing = Preprocessing(
-        mean=values.get("image_mean", default.mean),
-        std=values.get("image_std", default.std),
+        mean=per_channel(values.get("image_mean", default.mean)),
+        std=per_channel(values.get("image_std", default.std)),
         resample=default.resample if resample is None else PIL_RESAMPLING[resample],
         fit=fit,
         crop_fraction=fraction,
@@ -45,15 +45,34 @@ def read_preprocessing(directory: Path, default: Preprocessing) -> tuple[Preproc
     return preprocessing, side
 
 
+def refuse_other_steps(path: Path, values: dict[str, Any]) -> None:
+    """Raise UserError if an image processor leaves out a step, or does not map bytes to numbers from 0 to 1."""
+    if left_out := [step for step in _STEPS if values.get(step) is False]:
+        raise UserError(f"{path} turns {', '.join(left_out)} off; towers need all of {', '.join(_STEPS)}")
+    factor = values.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+        raise UserError(
+            f"{path} has rescale_factor {factor}, expected 1/255: mmchat normalises values from 0 to 1; change "
+            "image_mean and image_std so that they fit"
+        )
+
+
+def per_channel(value: Any) -> Any:
+    """The values of three channels; transformers takes one number for all of them."""
+    return (value,) * 3 if isinstance(value, int | float) else value
+
+
 def find_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The file with the image processor, and its values without nulls, which mean transformers' defaults.
 
     transformers 5 writes the image processor into the file of the processor, and reads it there first.
     """
     processor, image_processor = directory / "processor_config.json", directory / "preprocessor_config.json"
-    nested = read_json(processor).get("image_processor") if processor.exists() else None
+    nested = read_json_object(processor).get("image_processor") if processor.exists() else None
     path = image_processor if nested is None else processor
-    values = nested or (read_json(image_processor) if image_processor.exists() else {})
+    values = nested or (read_json_object(image_processor) if image_processor.exists() else {})
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has image_processor {values!r}, expected an object")
     return path, {key: value for key, value in values.items() if value is not None}
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
+from mmchat.pretrained import files_in_index
 from mmchat.vision.checkpoint_formats.known_hashes import TORCHSCRIPT_SHA256
 from mmchat.vision.checkpoint_formats.megatron_ranks import numbers_in, rank_files
 
@@ -44,7 +45,7 @@ class WeightFiles:
     def config(self) -> dict[str, Any]:
         """`config.json` of a directory, or empty."""
         path = self.path / "config.json"
-        return read_json(path) if path.exists() else {}
+        return read_json_object(path) if path.exists() else {}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -145,6 +146,8 @@ class WeightFiles:
             return safe_open(file, framework="pt")
         except SafetensorError as error:
             raise UserError(f"the weights in {file} are damaged or cut off: {error}") from None
+        except OSError as error:  # a link to nowhere, a folder, no permission
+            raise UserError(f"the weights in {file} cannot be read: {error}") from None
 
 
 def files_of_transformers(directory: Path) -> list[Path]:
@@ -158,25 +161,18 @@ def files_of_transformers(directory: Path) -> list[Path]:
             return [directory / name]
         index = directory / f"{name}.index.json"
         if index.exists():
-            return _files_in_index(index)
+            return files_in_index(index)
     return []
-
-
-def _files_in_index(index: Path) -> list[Path]:
-    here = {file.name: file for file in index.parent.iterdir()}
-    named = sorted(set(read_json(index).get("weight_map", {}).values()))
-    if missing := [name for name in named if name not in here]:
-        raise UserError(f"{index} names files that are not beside it: {', '.join(missing)}; copy them there")
-    return [here[name] for name in named]
 
 
 def flat_tensors(values: Any) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, unwrapped if they are below a key of `WRAPPERS`. Other values are dropped."""
-    while isinstance(values, dict) and (inner := next((values[k] for k in WRAPPERS if k in values), None)) is not None:
-        values = inner
+    for _ in WRAPPERS:  # not more often: a pickled dict may hold itself
+        if isinstance(values, dict):
+            values = next((values[key] for key in WRAPPERS if values.get(key) is not None), values)
     if not isinstance(values, dict):
         return {}
-    return {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+    return {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
 def is_torchscript(file: Path) -> bool:
