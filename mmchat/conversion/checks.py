@@ -1,7 +1,7 @@
 """Compare an exported assistant with mmchat: the same inputs, computed here and by the program that it is for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def compare_with_transformers(
         RuntimeError: The class computes something else.
         UserError: The class finds keys that are missing, left over or of another shape.
     """
-    theirs = load_strictly(getattr(transformers, class_name), directory, dtype="float32").eval()
+    theirs = load_class(directory, class_name)
     largest = 0.0
     for sample in samples:
         inputs = foreign_inputs(sample)
@@ -121,6 +121,17 @@ def compare_with_transformers(
         largest = max(largest, difference)
     names = ", ".join(sample.name for sample in samples)
     return f"{class_name} opened it: logits for {names} within {largest:.1g}, {NEW_TOKENS} greedy tokens equal"
+
+
+def load_class(directory: Path, class_name: str) -> Any:
+    """A class of transformers, opened strictly in fp32. Raises UserError as `load_strictly`."""
+    return load_strictly(getattr(transformers, class_name), directory, dtype="float32").eval()
+
+
+def answered_by(model: Any, sample: Sample, inputs: Inputs) -> Sample:
+    """A sample with the answer of another model to other inputs."""
+    answer, margins = _greedy(model, inputs)
+    return replace(sample, answer=answer, margins=margins)
 
 
 def compare_processor(

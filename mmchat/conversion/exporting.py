@@ -73,9 +73,9 @@ def export_model(
         samples = take_samples(model.float(), processor)
         del model  # the foreign program needs the memory
         compared = target.check(aside, samples, processor)
-        if vllm_python:
+        if vllm_python and target.transformers_class:
             own = [partial(target.inputs, processor=processor)] if isinstance(target, OwnInputs) else []
-            compared += compare_with_vllm(vllm_python, aside, samples, processor, *own)
+            compared += compare_with_vllm(vllm_python, aside, samples, processor, target.transformers_class, *own)
     return [target.description, *compared]
 
 

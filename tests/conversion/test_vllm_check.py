@@ -34,19 +34,20 @@ def samples(assistant):
 
 
 @pytest.fixture
-def vllm(samples, tmp_path, monkeypatch):
+def vllm(assistant, samples, tmp_path, monkeypatch):
     """A stand-in that answers as mmchat does: (its reply, its inputs, compare() after both were changed)."""
     answers = [{"prompt": one.inputs["input_ids"][0].tolist(), "tokens": list(one.answer)} for one in samples]
     reply = {"version": "9", "processor": "LlavaProcessor of transformers 9", "answers": answers}
     made = {f"{n}.{key}": value for n, one in enumerate(samples) for key, value in one.inputs.items()}
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(vllm_process, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.setattr(check, "load_class", lambda directory, name: assistant[0])  # nothing was exported
     monkeypatch.chdir(tmp_path)
 
     def compare(processor):
         (tmp_path / "reply.json").write_text(json.dumps(reply))
         save_file({key: value.contiguous().clone() for key, value in made.items()}, tmp_path / "made.safetensors")
-        return check.compare_with_vllm(sys.executable, tmp_path, samples, processor)
+        return check.compare_with_vllm(sys.executable, tmp_path, samples, processor, "LlavaForConditionalGeneration")
 
     return reply, made, compare
 
@@ -77,6 +78,20 @@ def test_other_answers_prompts_and_pixels_are_refused(vllm, assistant, samples):
     made["0.pixel_values"] = made["0.pixel_values"] + 0.1
     with pytest.raises(RuntimeError, match="makes other pixel_values for 1 image"):
         compare(assistant[1])
+
+
+def test_an_answer_for_pixels_that_are_rounded_otherwise(vllm, assistant, samples):
+    reply, made, compare = vllm
+    pixels = made["0.pixel_values"].clone()
+    pixels[0, :, 0, 0] += 15  # one of 784 pixels: the mean changes by less than is accepted
+    answer = checks.answered_by(assistant[0], samples[0], {**samples[0].inputs, "pixel_values": pixels}).answer
+    assert answer != samples[0].answer
+    reply["answers"][0]["tokens"] = answer
+    with pytest.raises(RuntimeError, match="vLLM 9 answers 1 image with token"):
+        compare(assistant[1])
+    made["0.pixel_values"] = pixels
+    expected = "vLLM 9 gives 4 of 4 answers of 32 greedy tokens, 1 compared for the pixels of its own processor"
+    assert compare(assistant[1])[1].startswith(expected)
 
 
 def test_several_images_of_onevision_are_not_compared(vllm, assistant, make_assistant, make_tower):
