@@ -38,5 +38,7 @@ say "tests"
 chosen="not slow" coverage=()
 [ "$which" = --slow ] && chosen=slow
 [ "$which" = --coverage ] && coverage=(--cov --cov-report=term)
+# One thread each: two processes with two threads on two cores wait for each other, ten times as long if threads spin.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 # Two processes, since tests wait for launchers half of the time. The tests of a file stay together: they share runs.
 exec python -m pytest -m "$chosen" -n 2 --dist loadfile --no-loadscope-reorder "${coverage[@]}" "$@"
