@@ -1,5 +1,6 @@
 """Small files: read with clear errors, written atomically, so that a crash leaves the old file or the new one."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,7 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from mmchat.errors import UserError
+
+CANNOT_WRITE = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Errors of a folder or a disk where nothing can be written."""
 
 
 def read_json(path: Path) -> Any:
@@ -123,13 +138,26 @@ def replace_directory(temporary: Path, final: Path) -> None:
 def staged_directory(final: Path) -> Iterator[Path]:
     """A path next to `final` to write a directory to; it replaces `final` at the end.
 
-    It is deleted if the block raises, or is interrupted, and `final` stays as it was.
+    It is deleted if the block raises, or is interrupted, and `final` stays as it was. If `final` is a link, the
+    directory that it names is written.
+
+    Raises:
+        UserError: the disk is full, the folder may not be written, or the name is impossible.
     """
-    aside = final.with_name(f".{final.name}.partial")
+    target = final.resolve()
+    aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         yield aside
-        replace_directory(aside, final)
+        replace_directory(aside, target)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise UserError(f"{final} cannot be written: {error.strerror}") from error
+    except SafetensorError as error:  # how it reports an OSError while it writes
+        if "serializ" not in str(error) or "I/O error" not in str(error):
+            raise
+        raise UserError(f"{final} cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

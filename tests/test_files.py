@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from mmchat.errors import UserError
 from mmchat.files import (
@@ -38,6 +39,29 @@ def test_a_directory_that_is_not_finished_is_deleted(error, tmp_path):
         aside.mkdir()
         raise error
     assert list(tmp_path.iterdir()) == [final]
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for final in (tmp_path / "file" / "model", tmp_path / ("a" * 250)):
+        with pytest.raises(UserError, match="cannot be written: "), staged_directory(final) as aside:
+            aside.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"model cannot be written: .*I/O error"), staged_directory(tmp_path / "model"):
+        # What a full disk gives (safetensors 0.8; seen with a file size limit).
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_behind_a_link_and_the_one_we_are_in(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for final in (tmp_path / "link", Path()):
+        with staged_directory(final) as aside:
+            aside.mkdir(parents=True)
+            (aside / "config.json").touch()
+    assert (tmp_path / "disk" / "model" / "config.json").exists() and (tmp_path / "here" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "disk", "here"} and (tmp_path / "link").is_symlink()
 
 
 def test_json_objects(tmp_path):
