@@ -1,4 +1,4 @@
-"""The attention function `mmchat`: packed rows, short sequences on a CPU, and SDPA for the rest.
+"""The attention function `mmchat`: packed rows, short sequences and decode steps on a CPU, and SDPA for the rest.
 
 A packed row is several samples concatenated. Attention runs per sample, so samples do not attend to each other and no
 mask is built. Transformers passes a 4D mask to the attention function unchanged, in every language model. So the sample
@@ -14,11 +14,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mmchat.errors import UserError
+from mmchat.model.decode_attention import applies, decode_attention
 from mmchat.model.short_attention import is_faster, short_attention
 
 NAME = "mmchat"
 PACKABLE = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
 """Values of `model_type` for which tests show that a packed sample computes what it computes alone."""
+
+OWN_SCORES = {"position_bias", "softcap"}
+"""Arguments of transformers' attention functions that change scores."""
 
 
 def enable_packing(language_model: PreTrainedModel) -> None:
@@ -95,6 +99,9 @@ def attention(
         rows, lengths = query.shape[0], [query.shape[2]] * query.shape[0]
         concatenated = (states.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None] for states in (query, key, value))
         return short_attention(*concatenated, lengths, scaling, causal=False).unflatten(1, (rows, -1))[0], None
+    if attention_mask is not None and applies(query, attention_mask, dropout) and not kwargs.keys() & OWN_SCORES:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return decode_attention(query, key, value, attention_mask, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 

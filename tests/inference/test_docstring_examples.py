@@ -3,6 +3,7 @@
 import pytest
 
 from mmchat.inference import generator
+from mmchat.inference.engine import engine
 from mmchat.model import modeling
 from tests.docstring_examples import run_examples
 
@@ -20,6 +21,10 @@ def folder(assistant_dir, make_image, tmp_path, monkeypatch):
 def test_generator(folder):
     methods = ("chat", "stream", "caption", "read", "generate")
     run_examples(generator, "Generator", *(f"Generator.{name}" for name in methods))
+
+
+def test_engine(folder):
+    run_examples(engine, "Engine")
 
 
 def test_repeat_rows():

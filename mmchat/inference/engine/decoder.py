@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from mmchat.errors import UserError
 from mmchat.inference.engine.cache import CachePlan, LayerShape, SlotCache, View
-from mmchat.model.attention import PACKABLE
+from mmchat.model.attention import PACKABLE, use_fast_attention
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of logits in the probe of an untested kind of model, as a share of their largest magnitude."""
@@ -32,6 +32,8 @@ class Decoder:
         self.cache = SlotCache(plan, self.device)
         self.embed: Any = language_model.get_input_embeddings()
         self._windows = _windows(language_model.config)
+        if language_model.config._attn_implementation == "sdpa":  # another was chosen for a reason
+            use_fast_attention(language_model)
 
     def prefill(self, slots: Sequence[int], rows: Sequence[torch.Tensor], past: int = 0) -> torch.Tensor:
         """Process a piece of the prompt of each row.

@@ -86,7 +86,9 @@ class Engine:
         UserError: The model keeps something else than keys and values, or the budget does not hold one request.
 
     Examples:
+        >>> from mmchat.inference import Generator
         >>> from mmchat.inference.engine import Engine, Prompt, Request
+        >>> generator = Generator("runs/quickstart/model")
         >>> ids = generator.tokenizer("How many digits are there?").input_ids
         >>> with Engine(generator.model) as engine:
         ...     handles = [engine.submit(Request(Prompt(ids), max_new_tokens=4)) for _ in range(3)]

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from mmchat.errors import UserError
 from mmchat.inference.engine.request import Prompt
+from mmchat.model.attention import use_fast_attention
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.splice import splice
 
@@ -21,6 +22,10 @@ class PromptEmbedder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.assistant = model if isinstance(model, MMChatForConditionalGeneration) else None
+        towers: Any = () if self.assistant is None else self.assistant.towers
+        for tower in towers:
+            if tower.takes_attention:
+                use_fast_attention(tower.backbone)
         self.embedding: Any = model.get_input_embeddings()
         self.width = self.embedding(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1]
 

@@ -224,6 +224,20 @@ def test_a_failing_request_harms_no_other(assistant, make_image):
     assert isinstance(messages["own function"], ZeroDivisionError)
 
 
+def test_a_slot_that_held_nan_gives_the_next_request_what_it_gets_alone(language_model):
+    """Its cache is read beyond its length, because its neighbour is longer; what is masked there must be finite."""
+    long, short = random_prompts(70, 3)
+    nan = Prompt([5] * 60, embeddings=torch.full((60, 32), torch.nan))
+    with Engine(language_model, EngineSettings(slots=2)) as engine:
+        neighbour = engine.submit(Request(long, 50, eos_token_id=()))
+        with pytest.raises(RuntimeError, match="NaN"):
+            engine.submit(Request(nan)).result(60)
+        found = engine.submit(Request(short, 10)).result(60)
+        assert not neighbour.done
+        neighbour.cancel()
+    assert list(found.ids) == alone(language_model, short, 10)[0]
+
+
 def test_a_failing_decode_step_is_repeated_row_by_row(language_model, monkeypatch):
     prompts = random_prompts(5, 6, 7)
     with Engine(language_model, EngineSettings(slots=3)) as engine:
