@@ -228,14 +228,14 @@ def test_a_slot_that_held_nan_gives_the_next_request_what_it_gets_alone(language
     """Its cache is read beyond its length, because its neighbour is longer; what is masked there must be finite."""
     long, short = random_prompts(70, 3)
     nan = Prompt([5] * 60, embeddings=torch.full((60, 32), torch.nan))
+    requests = [Request(long, 50, eos_token_id=()), Request(nan), Request(short, 10)]
     with Engine(language_model, EngineSettings(slots=2)) as engine:
-        neighbour = engine.submit(Request(long, 50, eos_token_id=()))
+        with engine._changed:  # they arrive together
+            handles = [engine.submit(request) for request in requests]
         with pytest.raises(RuntimeError, match="NaN"):
-            engine.submit(Request(nan)).result(60)
-        found = engine.submit(Request(short, 10)).result(60)
-        assert not neighbour.done
-        neighbour.cancel()
-    assert list(found.ids) == alone(language_model, short, 10)[0]
+            handles[1].result(60)
+        assert list(handles[2].result(60).ids) == alone(language_model, short, 10)[0]
+        assert len(handles[0].result(60).ids) == 50
 
 
 def test_a_failing_decode_step_is_repeated_row_by_row(language_model, monkeypatch):
