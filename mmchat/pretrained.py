@@ -1,7 +1,8 @@
 """Model directories in Hugging Face layout: from the hub, strict loading, verified saving. Imports no torch."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,6 +20,8 @@ HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.
 """`user/name`, or `user/name@revision` with a branch, tag or commit."""
 SAFE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 """Patterns of the files that are fetched from the hub besides weights. Code is never fetched."""
+SHOWN_REASON = 300
+"""How many characters of another program's error a message shows."""
 FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth")
 """A source that ends so is a file."""
 
@@ -78,6 +81,31 @@ def resolve(source: str | Path, what: str = "model directory", weights: bool = T
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} {str(source)!r} is no path here, and the hub did not give it: {reason}") from None
+
+
+@contextmanager
+def refusing_damage(where: str | Path) -> Iterator[None]:
+    """Turn what unexpected values in foreign files raise into a `UserError`.
+
+    Configs of other programs hold values of any type and size, and reach code here and in transformers that trusts
+    them. What is known to go wrong has a message of its own.
+
+    Args:
+        where: The files, for the message.
+
+    Raises:
+        UserError: The block raised an error that a value can cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:SHOWN_REASON]
+        raise UserError(
+            f"{where} cannot be opened: a value in its config or its other files is not one that such a model has "
+            f"({type(error).__name__}: {reason}); copy or download it again"
+        ) from error
 
 
 def pin(source: str, what: str = "model directory") -> str:

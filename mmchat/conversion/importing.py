@@ -9,11 +9,11 @@ import torch
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import TEMPLATES, get_template
 from mmchat.conversion.formats import FORMATS
-from mmchat.conversion.formats.base import Format, option_names, refuse_untied, with_options
+from mmchat.conversion.formats.base import Format, ImportedAssistant, option_names, refuse_untied, with_options
 from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
-from mmchat.pretrained import load_state_strictly, resolve
+from mmchat.pretrained import load_state_strictly, refuse_misfit, refusing_damage, resolve
 from mmchat.vision.checkpoint_formats.weight_files import READ_BY_TRANSFORMERS, WeightFiles
 
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -53,6 +53,13 @@ def import_model(
             f"{path} is not a directory; download the model and give its folder, with config.json and weights"
         )
     files = WeightFiles(path)
+    with refusing_damage(path):
+        return _open(files, tokenizer, template, options)
+
+
+def _open(
+    files: WeightFiles, tokenizer: str | None, template: str | None, options: dict[str, Any]
+) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     refuse_quantized(files)
     found = find_format(files)
     if unknown := options.keys() - option_names(found):
@@ -67,6 +74,7 @@ def import_model(
             f"{files.path} has no chat template, so how to ask is unknown; name the template that the model was "
             f"trained with, with --template: {', '.join(TEMPLATES)}"
         )
+    refuse_other_shapes(imported, files)
     state = in_one_precision(imported.state, files.path)
     model = load_state_strictly(MMChatForConditionalGeneration, imported.config, state, files.path)
     return model.eval(), build_processor(model, imported.tokenizer)
@@ -104,6 +112,15 @@ def refuse_quantized(source: WeightFiles) -> None:
             f"the weights in {source.path} are quantized (quantization_config in config.json: {method!r}), and mmchat "
             "reads fp32, bf16 and fp16; open the release that was quantized"
         )
+
+
+def refuse_other_shapes(imported: ImportedAssistant, source: WeightFiles) -> None:
+    """Raise UserError for weights of another shape before a model of the config's size is allocated."""
+    with torch.device("meta"):
+        expected = MMChatForConditionalGeneration(imported.config).state_dict()
+    shapes = {key: (tuple(t.shape), tuple(expected[key].shape)) for key, t in imported.state.items() if key in expected}
+    misshapen = [f"{key} {found} for {wanted}" for key, (found, wanted) in shapes.items() if found != wanted]
+    refuse_misfit(source.path, misshapen=misshapen)
 
 
 def in_one_precision(state: dict[str, torch.Tensor], where: Path) -> dict[str, torch.Tensor]:

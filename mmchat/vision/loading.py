@@ -6,7 +6,7 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.pretrained import fill_module, resolve
+from mmchat.pretrained import fill_module, refusing_damage, resolve
 from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
 from mmchat.vision.checkpoint_formats.base import CheckpointFormat
 from mmchat.vision.checkpoint_formats.hugging_face import MODEL_TYPES
@@ -83,10 +83,11 @@ def load_tower(
         tower = build(TowerConfig.from_dict(read_json(Path(source))))
     else:
         files = open_weight_files(source, weights, trust_torchscript)
-        checkpoint = recognise_format(files).open(files, weights)
-        tower = build(checkpoint.config)
-        if checkpoint.state is not None:
-            fill_module(tower, checkpoint.state, files.path)
+        with refusing_damage(files.path):
+            checkpoint = recognise_format(files).open(files, weights)
+            tower = build(checkpoint.config)
+            if checkpoint.state is not None:
+                fill_module(tower, checkpoint.state, files.path)
         if image_size is None:
             image_size = _processor_size(tower, checkpoint.image_size, files.path)
     return tower if image_size is None else tower.resized(image_size)

@@ -69,6 +69,14 @@ def holding_itself(_):
     return values
 
 
+def set_part(part, **values):
+    def change(folder):
+        stated = json.loads((folder / "config.json").read_text())[part]
+        change_config(folder, **{part: stated | values})
+
+    return change
+
+
 REFUSED = {
     "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "holds a JSON list"),
     "config too deep": (lambda folder: (folder / "config.json").write_text("[" * 100_000), "is not valid JSON"),
@@ -86,15 +94,11 @@ REFUSED = {
     "not finite": (set_weight(BIAS, lambda state: state[BIAS] / 0), r"projectors\.0\.0\.bias is not finite"),
     "one weight twice": (set_weight("lm_head.weight", lambda state: state[HEAD] + 1), "under two names"),
     "pickle of itself": (pickled(holding_itself), "holds no weights"),
-    "one channel": (
-        lambda folder: change_config(folder, vision_config=vision(folder) | {"num_channels": 1}),
-        "num_channels 1",
-    ),
+    "one channel": (set_part("vision_config", num_channels=1), "num_channels 1"),
+    "no heads": (set_part("text_config", head_dim=0), r"cannot be opened: .*\(ZeroDivisionError"),
+    "rope": (set_part("text_config", rope_parameters={"rope_type": []}), r"cannot be opened: .*\(TypeError"),
+    "too wide to allocate": (set_part("text_config", hidden_size=4 * 10**6), r"of another shape: .* for \(4000000"),
 }
-
-
-def vision(folder):
-    return json.loads((folder / "config.json").read_text())["vision_config"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
