@@ -46,13 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.evaluation.questions import evaluate, read_questions
     from mmchat.evaluation.report import score_table
     from mmchat.evaluation.scores import check_metrics, flatten_scores, metric_table, score_answers
+    from mmchat.inference.engine import EngineSettings
     from mmchat.inference.generator import Generator
 
     questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
     check_metrics(arguments.metric, questions)
-    result = evaluate(
-        Generator(arguments.checkpoint), questions, arguments.batch_size, arguments.max_new_tokens, arguments.blind
-    )
+    with Generator(arguments.checkpoint, settings=EngineSettings(slots=arguments.batch_size)) as generator:
+        result = evaluate(generator, questions, arguments.max_new_tokens, arguments.blind)
     scores = score_answers(arguments.metric, questions, result.predictions, result.blind)
     Console().print(score_table(result, arguments.blind))
     if scores:

@@ -119,48 +119,40 @@ def answer_all(
     questions: Sequence[Question],
     images: Sequence[ImageOpener],
     title: str,
-    batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy answers, one per question. Batches are sorted by question length, which saves padding.
+    """Greedy answers, one per question.
 
     Args:
         images: opens the image of each question.
         title: of the progress bar.
     """
-    order = sorted(range(len(questions)), key=lambda i: (questions[i].kind, len(questions[i].text)))
-    answers = [""] * len(questions)
+    asked = (
+        generator.conversation(question.text, image, ()) for question, image in zip(questions, images, strict=True)
+    )
+    answers = []
     with progress_bar(title, len(questions)) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            opened = [images[i]() for i in batch]
-            conversations = [
-                generator.conversation(questions[i].text, image, ())[0] for i, image in zip(batch, opened, strict=True)
-            ]
-            texts = generator.generate(conversations, [[image] for image in opened], max_new_tokens=max_new_tokens)
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text
-            bar.advance(len(batch))
+        for answer in generator.submit_all(asked, max_new_tokens=max_new_tokens):
+            answers.append(answer.result().text)
+            bar.advance(1)
     return answers
 
 
 def evaluate(
     generator: Generator,
     questions: Sequence[Question],
-    batch_size: int = 32,
     max_new_tokens: int = 64,
     blind: Blind = "swapped",
 ) -> EvalResult:
     """Ask every question twice: about its own image, and for the blind score about another."""
-    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     other_images: list[ImageOpener]
     if blind == "blank":
         other_images = [partial(blank_image, question.image) for question in questions]
     else:
         other_images = [image.open for image in swap_images(questions)]
     own_images = [question.image.open for question in questions]
-    predictions = answer_all(generator, questions, own_images, "answering", **options)
-    blind_predictions = answer_all(generator, questions, other_images, "answering blind", **options)
+    predictions = answer_all(generator, questions, own_images, "answering", max_new_tokens)
+    blind_predictions = answer_all(generator, questions, other_images, "answering blind", max_new_tokens)
     return score(questions, predictions, blind_predictions)
 
 

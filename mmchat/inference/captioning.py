@@ -28,7 +28,7 @@ def caption_files(
     """
 
     def answer(images: list[Image.Image]) -> list[Line]:
-        captions = generator.caption(images, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        captions = generator.caption(images, prompt, max_new_tokens=max_new_tokens)
         return [{"caption": caption} for caption in captions]
 
     items = [Item({"path": str(file)}, partial(load_image, file)) for file in files]

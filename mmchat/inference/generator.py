@@ -1,27 +1,27 @@
-"""`Generator`: answer questions about images, one at a time, in batches or as a stream."""
+"""`Generator`: answer questions about images, one at a time, many at once or as a stream."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from mmchat.errors import UserError
 from mmchat.images import load_image
-from mmchat.inference.repetition import Loop, RepetitionGuard
-from mmchat.inference.streaming import stream_text
+from mmchat.inference.answer import Answer, Reason
+from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
+from mmchat.inference.repetition import RepetitionGuard
 from mmchat.model.directory import load_assistant
-from mmchat.model.processor import pad_left
 
-ImageInput = str | Path | bytes | Image.Image
-"""A path, the bytes of an image file, or a PIL image."""
+ImageInput = str | Path | bytes | Image.Image | Callable[[], Image.Image]
+"""A path, the bytes of an image file, a PIL image, or a function that opens one."""
 Message = dict[str, Any]
 """`{"role": "user" | "assistant", "content": str | parts}`. `{"type": "image"}` parts take the images in order."""
-Stopped = Literal["end", "length", "repetition"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Reading:
     """The text of one image."""
 
     text: str
-    stopped: Stopped
+    stopped: Reason
     """Why generation stopped: the model ended the text, `max_new_tokens` was reached, or the text looped. One copy of a
     looping piece is kept."""
 
@@ -37,12 +37,15 @@ class Reading:
 class Generator:
     """A loaded assistant that generates text.
 
-    Decoding is greedy unless `temperature` is set, so the same input gives the same text. All methods that generate
-    take the options `max_new_tokens` and `temperature` of `generate`.
+    Requests share one engine (`mmchat.inference.engine`), which starts with the first of them: what is asked at the
+    same time is computed together, and no answer depends on the others. Decoding is greedy unless `temperature` is set,
+    so the same input gives the same text. All methods that generate take the options of `submit`.
 
     Args:
         model_dir: A model directory that mmchat wrote.
         device: A torch device. None uses CUDA if there is any.
+        dtype: Of the weights, as torch names it; "auto" is the type that they were saved in.
+        settings: Limits of the engine.
 
     Raises:
         UserError: `model_dir` is not a model directory of mmchat.
@@ -53,11 +56,98 @@ class Generator:
         >>> answer = generator.chat("How many digits are there?", "image.png", max_new_tokens=16)
     """
 
-    def __init__(self, model_dir: str | Path, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        device: str | None = None,
+        dtype: str = "auto",
+        settings: EngineSettings | None = None,
+    ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, self.processor = load_assistant(model_dir)
+        model, self.processor = load_assistant(model_dir, dtype)
         self.model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses `self`
         self.tokenizer = self.processor.tokenizer
+        self._settings = settings
+        self._engine: Engine | None = None
+        self._lock = Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine. It is started here."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = Engine(self.model, self._settings, self.tokenizer)
+            return self._engine
+
+    def close(self) -> None:
+        """Cancel what runs and free the engine's memory. The next request starts a new engine."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def __enter__(self) -> "Generator":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageInput] = (),
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        repeats: int | None = None,
+        priority: int = 0,
+    ) -> Answer:
+        """Queue a request. Returns at once; images are opened in another thread shortly before the request's turn.
+
+        Args:
+            messages: The conversation. The last message is the user's.
+            images: Images of the conversation, in order.
+            max_new_tokens: Longest answer, in tokens. It is shorter where the context ends.
+            temperature: 0 decodes greedily. Above 0 the answer is sampled.
+            top_p: Sample from the most probable tokens with this sum of probabilities; None: the model's own setting.
+            top_k: Sample from this many tokens, 0 from all; None: the model's own setting.
+            repetition_penalty: Above 1, tokens that occurred become less probable; None: the model's own setting.
+            seed: Of the sampling; None draws one.
+            stop: The answer ends before any of these strings.
+            repeats: The answer ends when it ends in this many copies of a piece (`RepetitionGuard`); None: never.
+            priority: Higher ones are admitted first.
+
+        Returns:
+            The answer. It raises the UserErrors of images and of the context.
+
+        Raises:
+            UserError: An option is out of range.
+
+        Examples:
+            >>> messages, images = generator.conversation("How many digits are there?", "image.png", [])
+            >>> answers = [generator.submit(messages, images, max_new_tokens=8) for _ in range(3)]
+            >>> texts = [answer.result().text for answer in answers]
+        """
+        guard = None if repeats is None else RepetitionGuard(repeats)
+        request = Request(
+            partial(self._prompt, messages, images),
+            max_new_tokens,
+            do_sample=temperature != 0,
+            temperature=temperature or None,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop_strings=stop,
+            stop_when=guard,
+            priority=priority,
+        )
+        return Answer(self.engine.submit(request), self.tokenizer, stop, guard)
 
     def chat(
         self,
@@ -72,7 +162,7 @@ class Generator:
             question: The user's text.
             images: All images of the conversation, in order: those of the history first.
             history: Earlier messages; see `conversation`.
-            **options: `max_new_tokens` and `temperature`, as in `generate`.
+            **options: Those of `submit`.
 
         Returns:
             The answer.
@@ -89,8 +179,7 @@ class Generator:
             >>> history.append({"role": "assistant", "content": answer})
             >>> answer = generator.chat("Which is the largest?", images, history, max_new_tokens=16)
         """
-        messages, image_list = self.conversation(question, images, history)
-        return self.generate([messages], [image_list], **options)[0]
+        return self.submit(*self.conversation(question, images, history), **options).result().text
 
     def stream(
         self,
@@ -112,23 +201,15 @@ class Generator:
             >>> for piece in generator.stream("How many digits are there?", "image.png", max_new_tokens=16):
             ...     pieces.append(piece)
         """
-        messages, image_list = self.conversation(question, images, history)
+        return iter(self.submit(*self.conversation(question, images, history), **options))
 
-        def work(streamer: TextIteratorStreamer, criterion: Callable) -> None:
-            self._generate([messages], [image_list], streamer=streamer, criteria=[criterion], **options)
-
-        return stream_text(self.tokenizer, work)
-
-    def caption(
-        self, images: Sequence[ImageInput], prompt: str = "Describe the image.", batch_size: int = 8, **options: Any
-    ) -> list[str]:
-        """Answer the same prompt for each image, in batches.
+    def caption(self, images: Iterable[ImageInput], prompt: str = "Describe the image.", **options: Any) -> list[str]:
+        """Answer the same prompt for each image.
 
         Args:
             images: The images, each a conversation of its own.
             prompt: The question about each image.
-            batch_size: Images per batch.
-            **options: `max_new_tokens` and `temperature`, as in `generate`.
+            **options: Those of `submit`.
 
         Returns:
             One text per image.
@@ -139,22 +220,16 @@ class Generator:
         Examples:
             >>> captions = generator.caption(["image.png", "page.png"], max_new_tokens=16)
         """
-        captions: list[str] = []
-        for conversations, batch in self._prompt_batches(images, prompt, batch_size):
-            captions += self.generate(conversations, batch, **options)
-        return captions
+        return [answer.result().text for answer in self.submit_all(self._ask_each(images, prompt), **options)]
 
-    def read(
-        self, images: Sequence[ImageInput], prompt: str, batch_size: int = 4, repeats: int = 8, **options: Any
-    ) -> list[Reading]:
+    def read(self, images: Iterable[ImageInput], prompt: str, repeats: int = 8, **options: Any) -> list[Reading]:
         """As `caption`, for long texts: a text that loops is stopped.
 
         Args:
             images: The images, each a conversation of its own.
             prompt: The question about each image.
-            batch_size: Images per batch.
             repeats: A text stops when it ends in this many copies of a piece; see `RepetitionGuard`.
-            **options: `max_new_tokens` and `temperature`, as in `generate`.
+            **options: Those of `submit`.
 
         Returns:
             One reading per image.
@@ -168,32 +243,68 @@ class Generator:
             >>> readings[0].stopped in ("end", "length", "repetition")
             True
         """
-        readings: list[Reading] = []
-        for conversations, batch in self._prompt_batches(images, prompt, batch_size):
-            guard = RepetitionGuard(repeats)
-            new_tokens = self._generate(conversations, batch, criteria=[guard], **options)
-            readings += [self._reading(row, loop) for row, loop in zip(new_tokens.tolist(), guard.loops(), strict=True)]
-        return readings
+        answers = self.submit_all(self._ask_each(images, prompt), repeats=repeats, **options)
+        replies = [answer.result() for answer in answers]
+        return [Reading(reply.text, reply.reason) for reply in replies]
 
-    def _prompt_batches(
-        self, images: Sequence[ImageInput], prompt: str, batch_size: int
-    ) -> Iterator[tuple[list[list[Message]], list[list[ImageInput]]]]:
-        """Conversations that ask `prompt` of one image each, and their images, batch by batch."""
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            yield [self.conversation(prompt, image, ())[0] for image in batch], [[image] for image in batch]
+    def generate(
+        self, conversations: Sequence[list[Message]], images: Sequence[Sequence[ImageInput]], **options: Any
+    ) -> list[str]:
+        """Answer several conversations at once.
 
-    def _reading(self, tokens: list[int], loop: Loop | None) -> Reading:
-        """The tokens of a row without the padding after its end or its loop."""
-        stopped: Stopped
-        stops = self.model.generation_config.eos_token_id or []
-        stops = [stops] if isinstance(stops, int) else stops
-        end = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
-        if loop is not None and loop.end <= end:
-            tokens, stopped = tokens[: loop.begin + loop.period], "repetition"
-        else:
-            tokens, stopped = tokens[:end], "end" if end < len(tokens) else "length"
-        return Reading(self.tokenizer.decode(tokens, skip_special_tokens=True).strip(), stopped)
+        Args:
+            conversations: Messages of each conversation. The last is the user's.
+            images: Images of each conversation, in order.
+            **options: Those of `submit`.
+
+        Returns:
+            One answer per conversation.
+
+        Raises:
+            UserError: As in `chat`.
+
+        Examples:
+            >>> messages, images = generator.conversation("How many digits are there?", "image.png", [])
+            >>> answers = generator.generate([messages], [images], max_new_tokens=16)
+        """
+        requests = zip(conversations, images, strict=True)
+        return [answer.result().text for answer in self.submit_all(requests, **options)]
+
+    def submit_all(
+        self, requests: Iterable[tuple[Sequence[Message], Sequence[ImageInput]]], **options: Any
+    ) -> Iterator[Answer]:
+        """Submit conversations with their images, and yield their answers in order when they are complete.
+
+        Twice as many requests as the engine has slots are in progress, so any number can be asked. Closing the iterator
+        cancels them.
+
+        Args:
+            requests: Messages and images of each conversation.
+            **options: Those of `submit`.
+
+        Returns:
+            An iterator over the answers.
+
+        Examples:
+            >>> asked = [generator.conversation("What is this?", image, []) for image in ("image.png", "page.png")]
+            >>> texts = [answer.result().text for answer in generator.submit_all(asked, max_new_tokens=8)]
+        """
+        window: deque[Answer] = deque()
+        try:
+            for messages, images in requests:
+                window.append(self.submit(messages, images, **options))
+                if len(window) >= 2 * self.engine.plan.slots:
+                    window[0].wait()
+                    yield window.popleft()
+            while window:
+                window[0].wait()
+                yield window.popleft()
+        finally:
+            for answer in window:
+                answer.cancel()
+
+    def _ask_each(self, images: Iterable[ImageInput], prompt: str) -> Iterator[tuple[list[Message], list[ImageInput]]]:
+        return (self.conversation(prompt, image, ()) for image in images)
 
     def conversation(
         self, question: str, images: ImageInput | Sequence[ImageInput], history: Sequence[Message]
@@ -211,7 +322,7 @@ class Generator:
         Raises:
             UserError: The history contains more images than `images`.
         """
-        image_list = [images] if isinstance(images, str | Path | bytes | Image.Image) else list(images)
+        image_list = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
         mentioned = sum(
             part["type"] == "image"
             for message in history
@@ -223,80 +334,15 @@ class Generator:
         content = [*({"type": "image"} for _ in image_list[mentioned:]), {"type": "text", "text": question}]
         return [*history, {"role": "user", "content": content}], image_list
 
-    def generate(
-        self,
-        conversations: Sequence[list[Message]],
-        images: Sequence[Sequence[ImageInput]],
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-    ) -> list[str]:
-        """Answer a batch of conversations.
-
-        Args:
-            conversations: Messages of each conversation. The last is the user's.
-            images: Images of each conversation, in order.
-            max_new_tokens: Longest answer, in tokens.
-            temperature: 0 decodes greedily. Above 0 the answer is sampled.
-
-        Returns:
-            One answer per conversation.
-
-        Raises:
-            UserError: As in `chat`.
-
-        Examples:
-            >>> messages, images = generator.conversation("How many digits are there?", "image.png", [])
-            >>> answers = generator.generate([messages], [images], max_new_tokens=16)
-        """
-        new_tokens = self._generate(conversations, images, max_new_tokens, temperature)
-        return [text.strip() for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
-
-    @torch.inference_mode()
-    def _generate(
-        self,
-        conversations: Sequence[list[Message]],
-        images: Sequence[Sequence[ImageInput]],
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        streamer: TextIteratorStreamer | None = None,
-        criteria: Sequence[Callable] = (),
-    ) -> torch.Tensor:
-        """The new tokens, int64[B, new tokens]. Rows are padded after their end."""
-        if not (max_new_tokens >= 1 and 0 <= temperature < math.inf):
-            raise UserError(
-                f"max_new_tokens must be at least 1 and temperature a finite number of at least 0, "
-                f"found {max_new_tokens} and {temperature}"
-            )
-        opened = [[_open(image) for image in row] for row in images]
-        rows = [self._prompt(messages, image_list) for messages, image_list in zip(conversations, opened, strict=True)]
-        inputs: dict[str, Any] = pad_left(rows, self.processor.pad_token_id)
-        if any(opened):
-            inputs.update(self.processor.image_inputs(opened))
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        prompt_length = inputs["input_ids"].shape[1]
-        context = self.model.config.text_config.max_position_embeddings
-        if prompt_length >= context:
-            raise UserError(
-                f"the conversation has {prompt_length} tokens with its images, the model's context is {context}; "
-                "ask a shorter question or start a new conversation"
-            )
-        output = self.model.generate(
-            **{name: _move(value, self.model.device) for name, value in inputs.items()},
-            max_new_tokens=min(max_new_tokens, context - prompt_length),
-            streamer=streamer,
-            stopping_criteria=StoppingCriteriaList(criteria),
-            **sampling,
-        )
-        return output[:, prompt_length:]
-
-    def _prompt(self, messages: list[Message], images: list[Image.Image]) -> list[int]:
-        layouts = self.processor.layouts([image.size for image in images])
-        return self.processor.render(messages, layouts, add_generation_prompt=True).input_ids
+    def _prompt(self, messages: Sequence[Message], images: Sequence[ImageInput]) -> Prompt:
+        """The input of the engine."""
+        opened = [_open(image) for image in images]
+        layouts = self.processor.layouts([image.size for image in opened])
+        ids = self.processor.render(messages, layouts, add_generation_prompt=True).input_ids
+        return Prompt(ids, self.processor.image_inputs([opened]) if opened else {})
 
 
 def _open(image: ImageInput) -> Image.Image:
+    if callable(image):
+        image = image()
     return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    return [tensor.to(device) for tensor in value] if isinstance(value, list) else value.to(device)

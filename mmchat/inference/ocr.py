@@ -55,7 +55,6 @@ def read_pages(generator: Generator, pages: Sequence[Item], out: Path, options: 
             generator.read(
                 [band for bands in pages_as_bands for band in bands],
                 options.prompt,
-                batch_size=options.batch_size,
                 max_new_tokens=options.max_new_tokens,
                 repeats=options.repeats,
             )

@@ -27,7 +27,7 @@ def test_ocr_reads_what_is_missing_and_writes_the_text(run, assistant_dir, scans
     for counts in ("3 pages read, 1 could not be read, 0", "0 pages read, 1 could not be read, 3"):
         status, printed, _ = run(*arguments)
         assert (status, printed) == (0, f"{counts} were done before; {looped}: {out}\n")
-    expected = Generator(assistant_dir).caption([scans / "0.png"], OCR_PROMPT, 1)
+    expected = Generator(assistant_dir).caption([scans / "0.png"], OCR_PROMPT)
     text = out.read_text()
     assert f"# {scans}/0.png\n\n<!-- page 1 -->\n\n{expected[0][:3]}" in text
     assert f"[page 1 could not be read: {scans}/broken.pdf is broken or cut off" in text

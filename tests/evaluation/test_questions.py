@@ -124,6 +124,16 @@ def test_an_evaluation_leaves_nothing_out(write, record, message):
         read_questions(path, path.parent)
 
 
+class FakeAnswer:
+    """A complete answer."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def result(self):
+        return self
+
+
 def test_evaluate_asks_with_the_own_and_with_another_image(assistant_dir, write, monkeypatch, make_image):
     path = write(
         {"image": "a.png", "conversations": conversation("<image>\nWhat?", "x", "Long question?", "y")},
@@ -134,19 +144,20 @@ def test_evaluate_asks_with_the_own_and_with_another_image(assistant_dir, write,
     generator = Generator(assistant_dir, device="cpu")
     seen = []
 
-    def answer(conversations, images, max_new_tokens):
-        seen.append([len(conversations), max_new_tokens])
-        texts = [messages[-1]["content"][-1]["text"] for messages in conversations]
-        return [f"{text} {one[0].tobytes() == own}" for text, one in zip(texts, images, strict=True)]
+    def answer(requests, max_new_tokens):
+        for messages, images in requests:
+            seen.append(max_new_tokens)
+            opened = images[0]()
+            yield FakeAnswer(f"{messages[-1]['content'][-1]['text']} {opened.tobytes() == own}")
 
     own = make_image().tobytes()
-    monkeypatch.setattr(generator, "generate", answer)
-    result = evaluate(generator, questions, batch_size=2, max_new_tokens=5)
+    monkeypatch.setattr(generator, "submit_all", answer)
+    result = evaluate(generator, questions, max_new_tokens=5)
     assert result.predictions == ["What? True", "Long question? True", "What? False"]
     assert result.blind == ["What? False", "Long question? False", "What? True"]
-    assert seen == [[2, 5], [1, 5]] * 2
+    assert seen == [5] * 6
     assert result.overall.questions == 3
     own = Image.new("RGB", make_image().size, "white").tobytes()
-    result = evaluate(generator, questions, batch_size=2, max_new_tokens=5, blind="blank")
+    result = evaluate(generator, questions, max_new_tokens=5, blind="blank")
     assert result.blind == ["What? True", "Long question? True", "What? True"]
     assert result.predictions == ["What? False", "Long question? False", "What? False"]

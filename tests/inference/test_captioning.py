@@ -15,7 +15,7 @@ class FakeGenerator:
     def __init__(self, fail_after=None):
         self.batches, self.fail_after = [], fail_after
 
-    def caption(self, images, prompt, batch_size, max_new_tokens):
+    def caption(self, images, prompt, max_new_tokens):
         if self.fail_after is not None and len(self.batches) == self.fail_after:
             raise KeyboardInterrupt
         self.batches.append(len(images))

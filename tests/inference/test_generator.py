@@ -1,9 +1,10 @@
 """The generator gives the same text in batches, alone and as a stream."""
 
-import functools
+from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from transformers import pipeline
 
 from mmchat.errors import UserError
@@ -20,7 +21,7 @@ def asked(generator, question, images):
     return generator.conversation(question, images, ())[0]
 
 
-def test_a_batch_gives_the_answers_of_single_conversations(generator, make_image):
+def test_many_conversations_get_the_answers_that_each_gets_alone(generator, make_image):
     cases = [
         ("What is this?", [make_image(0)]),
         ("Two and two?", []),
@@ -28,15 +29,21 @@ def test_a_batch_gives_the_answers_of_single_conversations(generator, make_image
         ("Hm", [make_image(3)]),
     ]
     conversations = [asked(generator, question, images) for question, images in cases]
-    together = generator._generate(conversations, [images for _, images in cases], max_new_tokens=12)
-    alone = [
-        generator._generate([c], [images], max_new_tokens=12)[0]
-        for c, (_, images) in zip(conversations, cases, strict=True)
-    ]
-    for row, one in zip(together, alone, strict=True):
-        assert row[: len(one)].tolist() == one.tolist()
-        assert set(row[len(one) :].tolist()) <= {generator.processor.pad_token_id}
-    assert len({tuple(one.tolist()) for one in alone}) > 1
+    together = generator.generate(conversations, [images for _, images in cases], max_new_tokens=12)
+    alone = [generator.chat(question, images, max_new_tokens=12) for question, images in cases]
+    assert together == alone == [reference(generator, *case) for case in zip(conversations, cases, strict=True)]
+    assert len(set(alone)) > 1
+
+
+def reference(generator, messages, case):
+    """The answer of transformers' `generate`."""
+    images = case[1]
+    ids = generator.processor.render(
+        messages, generator.processor.layouts([image.size for image in images]), add_generation_prompt=True
+    ).input_ids
+    inputs = generator.processor.image_inputs([images]) if images else {}
+    output = generator.model.generate(input_ids=torch.tensor([ids]), max_new_tokens=12, do_sample=False, **inputs)
+    return generator.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
 
 
 def test_chat_caption_and_stream_agree(generator, make_image):
@@ -45,15 +52,18 @@ def test_chat_caption_and_stream_agree(generator, make_image):
     assert answer
     assert generator.caption([image], prompt, max_new_tokens=10) == [answer]
     assert "".join(generator.stream(prompt, image, max_new_tokens=10)).strip() == answer
-    images = [make_image(seed) for seed in range(3)]
-    captions = generator.caption(images, batch_size=2, max_new_tokens=6)
+    images = [make_image(seed) for seed in range(40)]  # more than are in progress at once
+    captions = generator.caption(images, max_new_tokens=6)
     assert captions == [generator.chat(prompt, one, max_new_tokens=6) for one in images]
 
 
 def test_images_in_every_form(generator, make_image, tmp_path):
     path = tmp_path / "image.png"
     make_image(6).save(path)
-    answers = {generator.chat("What?", one, max_new_tokens=6) for one in (path, str(path), path.read_bytes(), [path])}
+    answers = {
+        generator.chat("What?", one, max_new_tokens=6)
+        for one in (path, str(path), path.read_bytes(), [path], partial(Image.open, path))
+    }
     assert answers == {generator.chat("What?", make_image(6), max_new_tokens=6)}
 
 
@@ -119,7 +129,7 @@ def test_an_error_inside_a_stream_is_raised(generator, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("the model broke")
 
-    monkeypatch.setattr(generator.model, "generate", fail)
+    monkeypatch.setattr(generator.engine._decoder, "prefill", fail)
     with pytest.raises(RuntimeError, match="the model broke"):
         list(generator.stream("What?"))
 
@@ -130,34 +140,58 @@ def test_temperature_samples(generator, make_image):
     assert len(answers) > 1
 
 
-def test_closing_a_stream_ends_the_generation(generator, make_image, monkeypatch):
+def test_closing_a_stream_frees_its_slot(generator, make_image, monkeypatch):
     """A closed stream must not leave the model running."""
-    steps = []
-    forward = generator.model.forward
-
-    @functools.wraps(forward)  # `generate` reads the signature
-    def counted(*args, **kwargs):
-        steps.append(1)
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(generator.model, "forward", counted)
     monkeypatch.setattr(generator.model.generation_config, "eos_token_id", None)
-    stream = generator.stream("What is this?", make_image(), max_new_tokens=400)
+    counters = generator.engine.counters
+    before = counters.decode_steps
+    stream = generator.stream("What is this?", make_image(), max_new_tokens=100)
     next(stream)
-    stream.close()  # returns when the thread has ended
-    assert 0 < len(steps) < 400
-    seen = len(steps)
+    stream.close()
+    generator.chat("And now?", max_new_tokens=1)  # a step after the one in which the slot was freed
+    seen = counters.decode_steps
+    assert seen - before < 99
     generator.chat("And now?", max_new_tokens=1)
-    assert len(steps) == seen + 1
+    assert counters.decode_steps == seen
+
+
+def test_the_engine_is_closed_and_started_again(assistant_dir):
+    with Generator(assistant_dir, device="cpu") as generator:
+        first = generator.chat("What?", max_new_tokens=6)
+        handle = generator.submit(*generator.conversation("What?", [], []), max_new_tokens=100).handle
+        generator.close()
+        assert handle.done
+        assert generator.chat("What?", max_new_tokens=6) == first
+
+
+def test_pieces_of_a_stream_are_the_answer_and_end_before_a_stop_string(generator, make_image):
+    messages, images = generator.conversation("What is this?", make_image(3), [])
+    answer = generator.submit(messages, images, max_new_tokens=30)
+    pieces = list(answer)
+    text = answer.result().text
+    assert "".join(pieces) == text and len(pieces) > 3
+    stop = text[len(text) // 2 :][:3]
+    stopped = generator.submit(messages, images, max_new_tokens=30, stop=[stop])
+    assert "".join(stopped) == stopped.result().text == text[: text.index(stop)].rstrip()
+    assert stopped.result().reason == "stop"
+
+
+def test_a_seed_repeats_a_sample(generator, make_image):
+    options = {"temperature": 2.0, "top_p": 0.95, "top_k": 50, "max_new_tokens": 12}
+    answers = [generator.chat("What?", make_image(), seed=seed, **options) for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_a_conversation_longer_than_the_context_is_refused(generator):
     context = generator.model.config.text_config.max_position_embeddings
-    with pytest.raises(UserError, match=rf"has \d+ tokens with its images, the model's context is {context}"):
+    with pytest.raises(UserError, match=rf"has \d+ tokens with its images, but the model's context is {context}"):
         generator.chat("word " * context)
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0}, {"repeats": 1}],
+)
 def test_options_out_of_range_are_refused(generator, options):
-    with pytest.raises(UserError, match="max_new_tokens must be at least 1 and temperature"):
+    with pytest.raises(UserError, match=next(iter(options))):
         generator.chat("What?", **options)

@@ -17,7 +17,6 @@ from mmchat.inference.batch_job import JobSummary
 from mmchat.inference.generator import Reading
 from mmchat.inference.ocr import OcrOptions, lines_in_order, path_of_lines, read_pages, write_document
 from mmchat.inference.pages import list_pages, rasterize_page
-from mmchat.inference.repetition import Loop
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,7 @@ class FakeGenerator:
     def __init__(self, real, fail_after=None):
         self.processor, self.batches, self.fail_after = real.processor, [], fail_after
 
-    def read(self, images, prompt, batch_size, max_new_tokens, repeats):
+    def read(self, images, prompt, max_new_tokens, repeats):
         if self.fail_after is not None and len(self.batches) == self.fail_after:
             raise KeyboardInterrupt
         self.batches.append(len(images))
@@ -257,29 +256,19 @@ def looping(assistant_dir):
     return generator
 
 
-def test_a_reading_is_the_same_alone_and_in_a_batch(looping, make_image, monkeypatch):
-    """One batch with rows that stop at their end, at a loop and at the length limit."""
+def test_a_reading_is_the_same_alone_and_beside_others(looping, make_image, monkeypatch):
+    """Texts that stop at their end, at a loop and at the length limit."""
     images = [make_image(seed, 30 + seed) for seed in (1, 5, 0, 2)]
-    asked = [looping.conversation("What?", one, ())[0] for one in images]
-    tokens = looping._generate(asked, [[one] for one in images], max_new_tokens=140).tolist()
+    requests = [looping.conversation("What?", one, ()) for one in images]
+    tokens = [answer.result().ids for answer in looping.submit_all(requests, max_new_tokens=140)]
     end = next(token for token in tokens[-1] if not any(token in row for row in tokens[:-1]))
     monkeypatch.setattr(looping.model.generation_config, "eos_token_id", end)
     options = {"prompt": "What?", "repeats": 4, "max_new_tokens": 140}
-    together = looping.read(images, batch_size=4, **options)
+    together = looping.read(images, **options)
     assert together == [looping.read([one], **options)[0] for one in images]
     assert {reading.stopped for reading in together} == {"end", "length", "repetition"}
 
 
-def test_why_a_row_stopped(generator, make_image, monkeypatch):
+def test_an_answer_without_an_end_stopped_at_its_length(generator, make_image):
     caption = generator.caption([make_image()], "What?", max_new_tokens=5)[0]
     assert generator.read([make_image()], "What?", max_new_tokens=5) == [Reading(caption, "length")]
-    words = generator.tokenizer(" one two", add_special_tokens=False).input_ids
-    end = generator.tokenizer.eos_token_id
-    monkeypatch.setattr(generator.model.generation_config, "eos_token_id", [end])
-    assert generator._reading([*words, end, end], None) == Reading("one two", "end")
-    assert generator._reading(words, None) == Reading("one two", "length")
-    assert generator._reading([*words * 3, end], Loop(0, len(words), 2 * len(words))) == Reading(
-        "one two", "repetition"
-    )
-    # A row that has ended is filled up; what fills it may well look like a loop.
-    assert generator._reading([*words, *[end] * 70], Loop(len(words), 1, len(words) + 64)) == Reading("one two", "end")

@@ -1,7 +1,6 @@
-"""The guard stops exactly when a text loops, for every period and each row independently."""
+"""The guard stops exactly when a text loops, for every period."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,12 +10,10 @@ from mmchat.inference.repetition import Loop, RepetitionGuard
 PERIODS, REPEATS, LEAST = 5, 3, 8
 
 
-def guarded(rows, prompt=3, **limits):
-    """The guard's result after every token, for rows of equal length, and the loops that it found."""
+def guarded(tokens, **limits):
+    """The guard's result after every token, and the loop that it found."""
     guard = RepetitionGuard(**(limits or {"repeats": REPEATS, "max_period": PERIODS, "min_tokens": LEAST}))
-    ids = torch.tensor([[7] * prompt + row for row in rows])
-    fired = [guard(ids[:, : prompt + n + 1], None).tolist() for n in range(len(rows[0]))]
-    return [list(row) for row in zip(*fired, strict=True)], guard.loops()
+    return [guard(tokens[: n + 1]) for n in range(len(tokens))], guard.loop
 
 
 def slow_period(tokens):
@@ -28,27 +25,26 @@ def slow_period(tokens):
     return None
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=24, max_size=24), min_size=1, max_size=4))
-def test_it_stops_exactly_on_loops(rows):
-    fired, loops = guarded(rows)
-    for row, said, loop in zip(rows, fired, loops, strict=True):
-        periods = [slow_period(row[: n + 1]) for n in range(len(row))]
-        assert said == [period is not None for period in periods]
-        first = next((n for n, period in enumerate(periods) if period), None)
-        if first is None:
-            assert loop is None
-        else:
-            period, end = periods[first], first + 1
-            assert loop == Loop(begin=end - max(period * REPEATS, LEAST), period=period, end=end)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=24))
+def test_it_stops_exactly_on_loops(tokens):
+    fired, loop = guarded(tokens)
+    periods = [slow_period(tokens[: n + 1]) for n in range(len(tokens))]
+    assert fired == [period is not None for period in periods]
+    first = next((n for n, period in enumerate(periods) if period), None)
+    if first is None:
+        assert loop is None
+    else:
+        period, end = periods[first], first + 1
+        assert loop == Loop(begin=end - max(period * REPEATS, LEAST), period=period, end=end)
 
 
 @pytest.mark.parametrize("period", range(1, 65))
 def test_every_period_within_limits_is_found(period):
     piece, before = list(range(period)), [100, 101, 102]
     row = before + piece * (8 if period >= 8 else 64)
-    fired, (loop,) = guarded([row], repeats=8, max_period=64, min_tokens=64)
+    fired, loop = guarded(row, repeats=8, max_period=64, min_tokens=64)
     first = len(before) + max(64, 8 * period)
-    assert fired[0].index(True) == first - 1
+    assert fired.index(True) == first - 1
     assert loop == Loop(begin=len(before), period=period, end=first)
 
 
@@ -61,14 +57,9 @@ def test_every_period_within_limits_is_found(period):
     ],
 )
 def test_it_does_not_stop_below_its_limits(row):
-    fired, loops = guarded([row], repeats=8, max_period=64, min_tokens=64)
-    assert not any(fired[0])
-    assert loops == [None]
-
-
-def test_a_looping_prompt_is_ignored():
-    fired, _ = guarded([[7, 7, 7, 1, 7, 7]], prompt=50)
-    assert not any(fired[0])
+    fired, loop = guarded(row, repeats=8, max_period=64, min_tokens=64)
+    assert not any(fired)
+    assert loop is None
 
 
 def test_repeats_must_be_at_least_two():

@@ -106,6 +106,7 @@ class Engine:
         refuse_untrue(language_model, layers)
         budget = default_budget(model.device) if settings.cache_bytes is None else settings.cache_bytes
         length = min(settings.max_length or context, context)
+        self._limit = "the model's context" if length == context else "max_length of the engine"
         self.plan = plan_cache(layers, language_model.dtype, length, settings.slots, budget)
         self.counters = Counters()
         self._generation_config = model.generation_config
@@ -176,9 +177,10 @@ class Engine:
         length = len(prompt.input_ids)
         if length >= self.plan.length:
             raise UserError(
-                f"the prompt has {length} tokens with its images, but prompt and answer have {self.plan.length} in "
-                "all; ask a shorter question or start a new conversation"
+                f"the conversation has {length} tokens with its images, but {self._limit} is {self.plan.length}; "
+                "ask a shorter question or start a new conversation"
             )
+        handle.prompt_tokens = length
         running = Running(handle, request, prompt, min(request.max_new_tokens, self.plan.length - length))
         running.sampler = Sampler(request, prompt.input_ids, self._decoder.device)
         return running

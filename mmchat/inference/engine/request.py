@@ -108,6 +108,10 @@ class Handle:
 
     def __init__(self, request: Request, wake: Callable[[], None]) -> None:
         self.request = request
+        self.prompt_tokens = 0
+        """Tokens of the prompt with those of its images; 0 until it is prepared."""
+        self.shared_tokens = 0
+        """Of these, tokens whose keys and values were taken from another request."""
         self._wake = wake
         self._changed = Condition()
         self._ids: list[int] = []
@@ -137,6 +141,12 @@ class Handle:
                 break
         self._raise()
 
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until no more tokens will come. Arguments and TimeoutError as in `result`."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.done, timeout):
+                raise TimeoutError(f"no answer within {timeout} s")
+
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the answer.
 
@@ -147,9 +157,7 @@ class Handle:
             TimeoutError: It is not there in time.
             Exception: What made this request fail.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"no answer within {timeout} s")
+        self.wait(timeout)
         self._raise()
         assert self._reason is not None
         return Result(tuple(self._ids), self._reason)

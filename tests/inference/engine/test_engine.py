@@ -290,7 +290,7 @@ def test_own_stop_end_of_text_and_limits(language_model):
         stopped = engine.submit(Request(prompt, 6, stop_when=lambda new: len(new) == 2)).result(60)
         ended = engine.submit(Request(prompt, 6, eos_token_id=ids[3])).result(60)
         full = engine.submit(Request(prompt, 100, eos_token_id=())).result(60)
-        with pytest.raises(UserError, match="16 tokens with its images"):
+        with pytest.raises(UserError, match="16 tokens with its images, but max_length of the engine is 16"):
             engine.submit(Request(random_prompts(16)[0]))
     assert (list(stopped.ids), stopped.reason) == (ids[:2], "stop")
     assert (list(ended.ids), ended.reason) == (ids[: ids.index(ids[3]) + 1], "end")

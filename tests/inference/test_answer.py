@@ -1,0 +1,91 @@
+"""Text of an answer: pieces that are complete when they are given out, and what stops it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmchat.inference.answer import Answer, Reply, TextDecoder
+from mmchat.inference.engine import Handle, Prompt, Request
+from mmchat.inference.repetition import RepetitionGuard
+
+WORDS = ["one", " two", "é", "数字", "🙂", " ", "\n", "stop", " st", "op ", "x"]
+
+
+class BytesTokenizer:
+    """Token n is a byte, as in byte-level tokenizers; 0 is special."""
+
+    def decode(self, ids, skip_special_tokens):
+        return bytes(one for one in ids if one or not skip_special_tokens).decode(errors="replace")
+
+
+class SpacelessTokenizer:
+    """As SentencePiece: a token starts with a space, which the first loses; 0 is special."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(WORDS[one - 1] if one > 3 else " " + WORDS[one - 1].strip() for one in ids if one)[
+            1 if ids and 0 < ids[0] <= 3 else 0 :
+        ]
+
+
+def pieces(ids, tokenizer, stop=()):
+    decoder = TextDecoder(tokenizer, stop)
+    return [*(decoder.add(one) for one in ids), decoder.finish()]
+
+
+def before(text, stop):
+    """The text before the first stop string."""
+    places = [text.find(one) for one in stop if one in text]
+    return text[: min(places)] if places else text
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=12), st.lists(st.sampled_from(["stop", "two 数", "x"]), max_size=2))
+def test_pieces_of_bytes_are_the_text_before_a_stop_string(words, stop):
+    text = "".join(words)
+    found = pieces(text.encode(), BytesTokenizer(), stop)
+    assert "".join(found) == before(text, stop).strip()
+    assert not any("\ufffd" in piece for piece in found)
+
+
+@given(st.lists(st.integers(0, len(WORDS)), max_size=12))
+def test_pieces_keep_the_spaces_between_tokens(ids):
+    tokenizer = SpacelessTokenizer()
+    assert "".join(pieces(ids, tokenizer)).strip() == tokenizer.decode(ids, True).strip()
+
+
+def test_text_without_spaces_comes_character_by_character():
+    found = pieces("数字数字".encode(), BytesTokenizer())
+    assert [piece for piece in found if piece] == ["数", "字", "数", "字"]
+
+
+def test_bytes_that_are_no_text_are_shown_at_the_end():
+    assert "".join(pieces(b"a\xffb\xf0\x9f", BytesTokenizer())) == "a\ufffdb\ufffd"
+
+
+def test_what_may_become_a_stop_string_is_held_back():
+    assert pieces(b"a stox", BytesTokenizer(), ["stop"]) == ["a", "", "", "", "", " stox", ""]
+    assert pieces(b"a stop it", BytesTokenizer(), ["stop"]) == ["a", *[""] * 9]
+
+
+@pytest.fixture
+def handle():
+    return Handle(Request(Prompt([1])), lambda: None)
+
+
+def test_a_looping_text_keeps_one_copy(handle):
+    guard = RepetitionGuard(2, max_period=3, min_tokens=4)
+    for number, token in enumerate(b"wabab"):
+        handle.push(token)
+        fired = guard(list(b"wabab"[: number + 1]))
+    assert fired
+    handle.prompt_tokens = 7
+    handle.finish("stop")
+    answer = Answer(handle, BytesTokenizer(), (), guard)
+    assert answer.result() == Reply("wab", "repetition", tuple(b"wabab"), 7, 0)
+
+
+def test_closing_the_iterator_cancels(handle):
+    handle.push(ord("a"))
+    stream = iter(Answer(handle, BytesTokenizer()))
+    assert next(stream) == "a"
+    stream.close()
+    assert handle.result().reason == "cancelled"
