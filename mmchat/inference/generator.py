@@ -15,6 +15,7 @@ from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.inference.answer import Answer, Reason
 from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
+from mmchat.inference.engine.prefixes import content_key
 from mmchat.inference.repetition import RepetitionGuard
 from mmchat.model.directory import load_assistant
 
@@ -293,7 +294,7 @@ class Generator:
         try:
             for messages, images in requests:
                 window.append(self.submit(messages, images, **options))
-                if len(window) >= 2 * self.engine.plan.slots:
+                if len(window) >= 2 * self.engine.limits.slots:
                     window[0].wait()
                     yield window.popleft()
             while window:
@@ -339,7 +340,12 @@ class Generator:
         opened = [_open(image) for image in images]
         layouts = self.processor.layouts([image.size for image in opened])
         ids = self.processor.render(messages, layouts, add_generation_prompt=True).input_ids
-        return Prompt(ids, self.processor.image_inputs([opened]) if opened else {})
+        if not opened:
+            return Prompt(ids)
+        # Whether an image is split into tiles can depend on the number of images.
+        keys = [content_key(image.tobytes(), image.size, len(opened) > 1) for image in opened]
+        slots = [layout.slots for layout in layouts]
+        return Prompt(ids, self.processor.image_inputs([opened]), tuple(zip(keys, slots, strict=True)))
 
 
 def _open(image: ImageInput) -> Image.Image:

@@ -1,11 +1,11 @@
-"""Keys and values of all running requests: one slot per request in one tensor per layer, allocated once.
+"""Keys and values of all running requests: one slot per request in one tensor per layer.
 
 transformers' models write to a cache and read it through `Cache.update`. `SlotCache` is such a cache. Before each
 forward the engine says which slots and positions it is about (`View`); a layer then writes there and returns a slice of
 its tensor, so nothing is copied or concatenated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from mmchat.errors import UserError
+from mmchat.inference.engine.cache_size import CacheSize
 
 SHARE_OF_FREE_MEMORY = 0.5
 """Default budget. The rest is for activations, and for what else runs."""
@@ -31,46 +32,6 @@ class LayerShape:
     def size(self) -> int:
         """Number of values per token."""
         return self.heads * (self.key_dim + self.value_dim)
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """The size of a cache, known before it is allocated."""
-
-    slots: int
-    length: int
-    """Tokens per slot."""
-    layers: tuple[LayerShape, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all slots."""
-        return self.slots * _slot_bytes(self.layers, self.length, self.dtype)
-
-
-def plan_cache(
-    layers: tuple[LayerShape, ...], dtype: torch.dtype, length: int, most_slots: int, budget: int
-) -> CachePlan:
-    """As many slots as fit a budget.
-
-    Args:
-        layers: What each layer keeps (`layer_shapes`).
-        dtype: Of keys and values.
-        length: Tokens per slot.
-        most_slots: The most slots that are of use.
-        budget: Bytes.
-
-    Raises:
-        UserError: Not even one slot fits.
-    """
-    each = _slot_bytes(layers, length, dtype)
-    if budget < each:
-        raise UserError(
-            f"a request of {length} tokens needs {each / 2**20:,.1f} MiB of cache, but the budget is "
-            f"{budget / 2**20:,.1f} MiB; use a smaller max_length or a larger cache_bytes"
-        )
-    return CachePlan(min(most_slots, budget // each), length, layers, dtype)
 
 
 def default_budget(device: torch.device) -> int:
@@ -105,10 +66,6 @@ def layer_shapes(language_model: PreTrainedModel) -> tuple[LayerShape, ...]:
     return tuple(shapes)
 
 
-def _slot_bytes(layers: Sequence[LayerShape], length: int, dtype: torch.dtype) -> int:
-    return sum(layer.size for layer in layers) * length * dtype.itemsize
-
-
 @dataclass(frozen=True)
 class View:
     """The part of the cache that one forward is about."""
@@ -126,25 +83,25 @@ class View:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, float[slots, heads, length, dim]."""
+    """Keys and values of one layer, float[slots, heads, length, dim]. It starts without slots."""
 
     is_sliding = False
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, cache: "SlotCache", shape: LayerShape, device: torch.device) -> None:
+    def __init__(self, cache: "SlotCache", shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.cache = cache
-        plan = cache.plan
-        # Zeros, because masked positions are multiplied by zero, and NaN stays NaN.
-        self.keys = torch.zeros(plan.slots, shape.heads, plan.length, shape.key_dim, dtype=plan.dtype, device=device)
-        self.values = torch.zeros(
-            plan.slots, shape.heads, plan.length, shape.value_dim, dtype=plan.dtype, device=device
-        )
+        self.keys = torch.empty(0, shape.heads, 0, shape.key_dim, dtype=dtype, device=device)
+        self.values = torch.empty(0, shape.heads, 0, shape.value_dim, dtype=dtype, device=device)
         self.is_initialized = True
 
+    def resize(self, size: CacheSize) -> None:
+        """Change the number of slots and their length. What fits is kept."""
+        self.keys, self.values = _resized(self.keys, size), _resized(self.values, size)
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing: the tensors are allocated before the first forward."""
+        """Nothing: the engine allocates the tensors before a forward."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
@@ -169,22 +126,29 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Tokens per slot."""
-        return self.cache.plan.length
+        return self.cache.size.length
 
 
 class SlotCache(Cache):
-    """All slots of all layers.
+    """All slots of all layers. It starts without slots; see `resize`.
 
     Args:
-        plan: Its size.
+        layers: What each layer keeps.
+        dtype: Of keys and values.
         device: Where it is.
     """
 
-    def __init__(self, plan: CachePlan, device: torch.device) -> None:
-        self.plan = plan
+    def __init__(self, layers: tuple[LayerShape, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.size = CacheSize()
         self.view: View
-        self._kept = [SlotLayer(self, shape, device) for shape in plan.layers]
+        self._kept = [SlotLayer(self, shape, dtype, device) for shape in layers]
         super().__init__(layers=[*self._kept])
+
+    def resize(self, size: CacheSize) -> None:
+        """Change the number of slots and their length, one layer after the other. What fits is kept."""
+        for layer in self._kept:
+            layer.resize(size)
+        self.size = size
 
     @property
     def bytes(self) -> int:
@@ -195,11 +159,12 @@ class SlotCache(Cache):
         """Choose what the next forward is about."""
         self.view = view
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of a slot to another."""
-        for layer in self._kept:
-            for kept in (layer.keys, layer.values):
-                kept[target, :, :length] = kept[source, :, :length]
+    def copy_all(self, copies: Iterable[tuple[int, int, int]]) -> None:
+        """Copy the first tokens of slots to others, in order: source slot, target slot, number of tokens."""
+        for source, target, length in copies:
+            for layer in self._kept:
+                for kept in (layer.keys, layer.values):
+                    kept[target, :, :length] = kept[source, :, :length]
 
     def clear(self, slot: int) -> None:
         """Fill a slot with zeros, because NaN in it would reach the next request there."""
@@ -211,3 +176,14 @@ class SlotCache(Cache):
         """Give the memory back."""
         self.layers.clear()
         self._kept.clear()
+
+
+def _resized(tensor: torch.Tensor, size: CacheSize) -> torch.Tensor:
+    slots, heads, length, dim = tensor.shape
+    if (size.slots, size.length) == (slots, length):
+        return tensor
+    # Zeros, because masked positions are multiplied by zero, and NaN stays NaN.
+    new = tensor.new_zeros(size.slots, heads, size.length, dim)
+    slots, length = min(slots, size.slots), min(length, size.length)
+    new[:slots, :, :length] = tensor[:slots, :, :length]
+    return new

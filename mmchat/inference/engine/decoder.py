@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.inference.engine.cache import CachePlan, LayerShape, SlotCache, View
+from mmchat.inference.engine.cache import LayerShape, SlotCache, View
+from mmchat.inference.engine.cache_size import CacheSize
 from mmchat.model.attention import PACKABLE, use_fast_attention
 
 PROBE_TOLERANCE = 1e-2
@@ -19,17 +20,17 @@ class Decoder:
 
     Args:
         language_model: Any `AutoModelForCausalLM` with full or sliding-window attention.
-        plan: The size of the cache.
+        layers: What its layers keep.
 
     Raises:
         UserError: It has layers of another type.
     """
 
-    def __init__(self, language_model: PreTrainedModel, plan: CachePlan) -> None:
+    def __init__(self, language_model: PreTrainedModel, layers: tuple[LayerShape, ...]) -> None:
         self.model = language_model
         self.device = language_model.device
         self.dtype = language_model.dtype
-        self.cache = SlotCache(plan, self.device)
+        self.cache = SlotCache(layers, self.dtype, self.device)
         self.embed: Any = language_model.get_input_embeddings()
         self._windows = _windows(language_model.config)
         if language_model.config._attn_implementation == "sdpa":  # another was chosen for a reason
@@ -73,18 +74,18 @@ class Decoder:
         )
         return output.logits[:, 0]
 
-    def decode(self, first: int, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    def decode(self, first: int, tokens: Sequence[int], positions: Sequence[int], width: int) -> torch.Tensor:
         """Process one token in each of several consecutive slots.
 
         Args:
             first: The first slot.
             tokens: The token of each slot.
             positions: Its position.
+            width: Positions to attend to: those up to the highest of a row whose result is of use.
 
         Returns:
             float[B, V]: logits of the next token.
         """
-        width = max(positions) + 1
         at = torch.tensor([*positions], device=self.device)
         stop = first + len(positions)
         slots = torch.arange(first, stop, device=self.device)
@@ -136,12 +137,13 @@ def refuse_untrue(language_model: PreTrainedModel, layers: tuple[LayerShape, ...
 
 def _difference(language_model: PreTrainedModel, layers: tuple[LayerShape, ...]) -> float:
     """Largest difference of logits between two requests side by side and each alone, relative to the largest."""
-    decoder = Decoder(language_model, CachePlan(2, 8, layers, language_model.dtype))
+    decoder = Decoder(language_model, layers)
+    decoder.cache.resize(CacheSize(2, 8))
     ids = torch.arange(1, 9, device=decoder.device) % decoder.embed.num_embeddings
     rows = [ids[:3], ids[2:]]
     expected = torch.cat([language_model(input_ids=row[None]).logits[:, -1] for row in rows])
     decoder.prefill([0, 1], [decoder.embed(row[:-1]) for row in rows])
-    found = decoder.decode(0, [int(row[-1]) for row in rows], [len(row) - 1 for row in rows])
+    found = decoder.decode(0, [int(row[-1]) for row in rows], [len(row) - 1 for row in rows], 6)
     return float((found - expected).abs().max() / expected.abs().max())
 
 

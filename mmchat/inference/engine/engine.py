@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from mmchat.errors import UserError
-from mmchat.inference.engine.cache import default_budget, layer_shapes, plan_cache
+from mmchat.inference.engine.cache import default_budget, layer_shapes
+from mmchat.inference.engine.cache_size import CacheLimits
 from mmchat.inference.engine.decoder import Decoder, refuse_untrue
+from mmchat.inference.engine.prefixes import prompt_keys
 from mmchat.inference.engine.prompts import PromptEmbedder
 from mmchat.inference.engine.request import FinishReason, Handle, Prompt, Request
 from mmchat.inference.engine.sampling import Sampler, choose_tokens
@@ -27,11 +29,11 @@ class EngineSettings:
     """Limits of an engine, all of them known before the first request."""
 
     slots: int = 16
-    """Most requests in one decode step. Fewer if the budget does not hold them."""
+    """Most requests in one decode step. Fewer where the budget does not hold them."""
     max_length: int | None = None
     """Most tokens of a request, prompt and answer. None: the model's context."""
     cache_bytes: int | None = None
-    """Budget of the key-value cache. None: half of the memory that is free."""
+    """Most memory of the key-value cache, which grows as needed. None: half of the memory that is free at the start."""
     prefill_tokens: int = 1024
     """Most prompt tokens between two decode steps."""
     workers: int = 2
@@ -52,7 +54,9 @@ class Counters:
     decoded: int = 0
     """Tokens made by decode steps."""
     prefilled: int = 0
-    """Tokens of prompts."""
+    """Tokens of prompts that were computed."""
+    shared: int = 0
+    """Tokens of prompts that were taken over from another request."""
     most_running: int = 0
     """Most requests in slots at once."""
 
@@ -73,9 +77,11 @@ class _Unprepared:
 class Engine:
     """Answers many requests at once on one model.
 
-    The memory of keys and values is allocated here, and a request is admitted only when a slot is free. What is
-    computed for a request does not depend on the others: slots are independent rows, and each request has its own
-    sampler. An error of one request ends that request.
+    A request is admitted when the budget has room for all the tokens that it may come to, so memory never runs out in
+    the middle of an answer. A prompt that begins like an earlier one, with the same images, takes over its keys and
+    values: the second question about an image costs only its own tokens. What is computed for a request does not depend
+    on the others: slots are independent rows, and each request has its own sampler. An error of one request ends that
+    request.
 
     Args:
         model: An assistant, or a language model for prompts without images. It must not be used by others meanwhile.
@@ -83,7 +89,7 @@ class Engine:
         tokenizer: Needed for stop strings only.
 
     Raises:
-        UserError: The model keeps something else than keys and values, or the budget does not hold one request.
+        UserError: The model keeps something else than keys and values.
 
     Examples:
         >>> from mmchat.inference import Generator
@@ -106,14 +112,17 @@ class Engine:
         refuse_untrue(language_model, layers)
         budget = default_budget(model.device) if settings.cache_bytes is None else settings.cache_bytes
         length = min(settings.max_length or context, context)
-        self._limit = "the model's context" if length == context else "max_length of the engine"
-        self.plan = plan_cache(layers, language_model.dtype, length, settings.slots, budget)
+        token_bytes = sum(layer.size for layer in layers) * language_model.dtype.itemsize
+        self.limits = CacheLimits(settings.slots, length, token_bytes, budget)
+        self._limit = "max_length of the engine" if length < context else "the model's context"
+        if self.limits.longest < length:
+            self._limit = f"what the cache's budget of {budget / 2**20:,.1f} MiB holds"
         self.counters = Counters()
         self._generation_config = model.generation_config
         self._tokenizer = tokenizer
         self._embedder = PromptEmbedder(model)
-        self._decoder = Decoder(language_model, self.plan)
-        self._scheduler = Scheduler(self.plan.slots, settings.prefill_tokens)
+        self._decoder = Decoder(language_model, layers)
+        self._scheduler = Scheduler(self.limits, settings.prefill_tokens)
         self._changed = Condition()
         self._arrived: list[Running] = []
         self._unprepared: list[_Unprepared] = []
@@ -175,20 +184,22 @@ class Engine:
         """A request that can be admitted. Raises UserError if its prompt cannot."""
         self._embedder.check(prompt)
         length = len(prompt.input_ids)
-        if length >= self.plan.length:
+        longest = self.limits.longest
+        if length >= longest:
             raise UserError(
-                f"the conversation has {length} tokens with its images, but {self._limit} is {self.plan.length}; "
+                f"the conversation has {length} tokens with its images, but {self._limit} is {longest}; "
                 "ask a shorter question or start a new conversation"
             )
         handle.prompt_tokens = length
-        running = Running(handle, request, prompt, min(request.max_new_tokens, self.plan.length - length))
+        keys = prompt_keys(prompt, self._embedder.image_token_id)
+        running = Running(handle, request, prompt, keys, min(request.max_new_tokens, longest - length))
         running.sampler = Sampler(request, prompt.input_ids, self._decoder.device)
         return running
 
     def _prepare_ahead(self) -> None:
         """Prepare the next prompts, two per slot at most, because pixels take memory. Called with the lock held."""
         while self._unprepared and self._in_preparation + len(self._arrived) + self._scheduler.waiting < (
-            2 * self.plan.slots
+            2 * self.limits.slots
         ):
             self._in_preparation += 1
             self._pool.submit(self._prepare, heapq.heappop(self._unprepared))
@@ -249,9 +260,7 @@ class Engine:
         for one in self._scheduler.running:
             if one.handle.done:
                 self._scheduler.leave(one)
-        self._scheduler.admit()
-        for source, target, length in self._scheduler.moves():
-            self._decoder.cache.move(source, target, length)
+        self._admit()
         with self._changed:
             self._prepare_ahead()
         self.counters.most_running = max(self.counters.most_running, len(self._scheduler.running))
@@ -262,13 +271,22 @@ class Engine:
         if span is not None:
             self._decode(*span)
 
+    def _admit(self) -> None:
+        """Give slots to requests that wait, and grow the cache for them."""
+        scheduler, cache = self._scheduler, self._decoder.cache
+        size = scheduler.next_size()
+        if size != cache.size:
+            cache.copy_all(scheduler.resize(size))
+            cache.resize(size)
+        before = len(scheduler.prefilling)
+        cache.copy_all(scheduler.admit())
+        self.counters.shared += sum(one.filled for one in list(scheduler.prefilling)[before:])
+        cache.copy_all(scheduler.close_holes())
+
     def _prefill(self, chunk: Chunk) -> None:
         try:
             self._embed(chunk.rows)
-            pieces = [
-                one.embeddings[one.filled : one.filled + length]
-                for one, length in zip(chunk.rows, chunk.lengths, strict=True)
-            ]
+            pieces = [one.embeddings[:length] for one, length in zip(chunk.rows, chunk.lengths, strict=True)]
             logits = self._decoder.prefill([one.slot for one in chunk.rows], pieces, chunk.rows[0].filled)
         except Exception as error:
             if len(chunk.rows) == 1:
@@ -278,28 +296,30 @@ class Engine:
                     self._prefill(Chunk([one], [length]))
             return
         self.counters.prefilled += sum(chunk.lengths)
+        for one, length in zip(chunk.rows, chunk.lengths, strict=True):
+            one.embeddings = one.embeddings[length:] if length < len(one.embeddings) else None
         complete = self._scheduler.prefilled(chunk)
         if complete:
-            for one in complete:
-                one.embeddings = None
             chosen = choose_tokens(logits, [one.sampler for one in complete], [one.ids for one in complete])
             for one, token in zip(complete, chosen, strict=True):
                 self._take(one, token)
 
     def _embed(self, rows: list[Running]) -> None:
         missing = [one for one in rows if one.embeddings is None]
-        for one, embeddings in zip(missing, self._embedder.embed([one.prompt for one in missing]), strict=True):
+        embedded = self._embedder.embed([one.prompt for one in missing], [one.filled for one in missing])
+        for one, embeddings in zip(missing, embedded, strict=True):
             one.embeddings = embeddings
 
     def _decode(self, first: int, stop: int) -> None:
         span = self._scheduler.slots[first:stop]
         rows = [one if one is not None and one.ids else None for one in span]
         tokens = [0 if one is None else one.ids[-1] for one in rows]
-        # A slot without a request to decode writes where nothing is yet.
-        positions = [0 if one is None else one.cached for one in span]
+        # A slot without a request to decode writes where nothing is.
+        positions = [self._scheduler.next_position(slot) for slot in range(first, stop)]
         active = [one for one in rows if one is not None]
+        width = max(one.cached for one in active) + 1
         try:
-            logits = self._decoder.decode(first, tokens, positions)
+            logits = self._decoder.decode(first, tokens, positions, width)
         except Exception as error:
             if len(active) == 1:
                 self._fail(active[0], error)
@@ -349,5 +369,5 @@ class Engine:
     def _fail(self, one: Running, error: Exception) -> None:
         """End a request with an error. Its slot may hold NaN."""
         self._decoder.cache.clear(one.slot)
-        self._scheduler.leave(one)
+        self._scheduler.leave(one, keep=False)
         one.handle.fail(error)

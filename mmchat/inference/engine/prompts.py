@@ -48,17 +48,43 @@ class PromptEmbedder:
                     f"embeddings must be float[{len(ids)}, {self.width}], found {[*prompt.embeddings.shape]}"
                 )
             return
-        slots = 0 if self.assistant is None else sum(one == self.assistant.config.image_token_id for one in ids)
+        slots = sum(one == self.image_token_id for one in ids)
         features = _count_features(self.assistant, prompt.images)
         if slots != features:
             raise UserError(f"the prompt has {slots} image slots, but its images fill {features}")
 
-    def embed(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
-        """Embed prompts that were checked.
+    @property
+    def image_token_id(self) -> int | None:
+        """The id of image slots; None for a language model alone."""
+        return None if self.assistant is None else self.assistant.config.image_token_id
+
+    def embed(self, prompts: Sequence[Prompt], starts: Sequence[int]) -> list[torch.Tensor]:
+        """Embed the ends of prompts that were checked.
+
+        Towers run for a prompt unless its end is text alone.
+
+        Args:
+            prompts: The prompts.
+            starts: The first token of each that is needed.
 
         Returns:
-            float[L, D] for each.
+            float[L - start, D] for each.
         """
+        with_images = [
+            bool(prompt.images) and self.image_token_id in prompt.input_ids[start:]
+            for prompt, start in zip(prompts, starts, strict=True)
+        ]
+        trimmed = [
+            prompt if whole else _end(prompt, start)
+            for prompt, start, whole in zip(prompts, starts, with_images, strict=True)
+        ]
+        return [
+            embedded[start:] if whole else embedded
+            for embedded, start, whole in zip(self._embed(trimmed), starts, with_images, strict=True)
+        ]
+
+    def _embed(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """float[L, D] for each."""
         device = self.embedding.weight.device
         given = [one.embeddings for one in prompts]
         own = [prompt for prompt in prompts if prompt.embeddings is None]
@@ -96,6 +122,12 @@ class PromptEmbedder:
                 if name != "grids":  # is used on the CPU
                     joined[name] = joined[name].to(device)
         return joined
+
+
+def _end(prompt: Prompt, start: int) -> Prompt:
+    """The tokens of a prompt from `start` on, all of them text or embeddings."""
+    embeddings = None if prompt.embeddings is None else prompt.embeddings[start:]
+    return Prompt(prompt.input_ids[start:], embeddings=embeddings)
 
 
 def _count_features(assistant: MMChatForConditionalGeneration | None, images: Any) -> int:

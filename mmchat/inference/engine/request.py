@@ -23,6 +23,9 @@ class Prompt:
     """Token ids, image slots expanded."""
     images: Mapping[str, Any] = field(default_factory=dict)
     """`MMChatProcessor.image_inputs` of the images, in order; empty without images."""
+    image_keys: Sequence[tuple[str, int]] = ()
+    """For each image, a key of its content (`content_key`) and its number of slots. With them, a later prompt that
+    begins with the same images and text takes over what was computed."""
     embeddings: torch.Tensor | None = None
     """float[L, D] in place of embedded ids and images. The ids still count for the repetition penalty."""
 

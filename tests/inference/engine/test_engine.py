@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmchat.errors import UserError
 from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
+from mmchat.inference.engine.prefixes import content_key
 from tests.language_kinds import KINDS, SHAPE
 
 MARGIN = 1e-4
@@ -25,7 +26,8 @@ def assistant(request, make_assistant):
         messages = [{"role": "user", "content": [{"type": "image"}] * len(images) + [{"type": "text", "text": text}]}]
         layouts = processor.layouts([image.size for image in images])
         ids = processor.render(messages, layouts, add_generation_prompt=True).input_ids
-        return Prompt(ids, processor.image_inputs([images]) if images else {})
+        keys = [(content_key(image.tobytes()), layout.slots) for image, layout in zip(images, layouts, strict=True)]
+        return Prompt(ids, processor.image_inputs([images]) if images else {}, keys)
 
     return model, processor, prompt
 
@@ -97,8 +99,8 @@ def random_requests(seed, count, prompt, make_image):
     rng = random.Random(seed)
     made = []
     for _ in range(count):
-        sizes = [(rng.randrange(8, 60), rng.randrange(8, 60)) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
-        images = [make_image(rng.randrange(99), *size) for size in sizes]
+        sizes = [(rng.choice((8, 30, 59)), 40) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
+        images = [make_image(rng.randrange(2), *size) for size in sizes]
         text = " ".join(rng.choices(WORDS, k=rng.randrange(1, 12)))
         length = rng.randrange(8, 24)
         made.append((prompt(text, images), length, rng.randrange(length) if rng.random() < 0.2 else None))
@@ -110,8 +112,8 @@ def run_at_random(engine, requests, seed):
     rng = random.Random(seed)
     handles, streams, stoppers = [], [], []
     for prompt, length, cancelled in requests:
-        if len(handles) >= engine.plan.slots and rng.random() < 0.5:
-            next(rng.choice(streams[-engine.plan.slots :]), None)
+        if len(handles) >= engine.limits.slots and rng.random() < 0.5:
+            next(rng.choice(streams[-engine.limits.slots :]), None)
         handle = engine.submit(Request(prompt, max_new_tokens=length, priority=rng.randrange(2)))
         handles.append(handle)
         streams.append(iter(handle))
@@ -139,6 +141,7 @@ def test_random_requests_get_the_ids_that_they_get_alone(assistant, make_image, 
         results = run_at_random(engine, requests, count)
         assert engine.counters.mean_batch > 4
         assert engine.counters.most_running == 8
+        assert engine.counters.shared > 0
     tokens = tied = 0
     for (one, length, cancelled), result in zip(requests, results, strict=True):
         ids, margins = alone(model, one, length)
@@ -149,6 +152,32 @@ def test_random_requests_get_the_ids_that_they_get_alone(assistant, make_image, 
             assert len(result.ids) == len(ids)
     assert tied <= tokens / 1000
     assert sum(result.reason == "cancelled" for result in results) > 0
+
+
+def test_a_second_question_costs_only_its_own_tokens(assistant, make_image, monkeypatch):
+    """Same images and text up to there; the tower does not run again. Another image shares nothing."""
+    model, processor, prompt = assistant
+    images = [make_image(1), make_image(2)]
+    first = prompt("what is this", images)
+    runs = []
+    features = type(model).get_image_features
+    monkeypatch.setattr(type(model), "get_image_features", lambda *a, **k: runs.append(1) or features(*a, **k))
+    with Engine(model, EngineSettings(slots=4)) as engine:
+        answer = engine.submit(Request(first, 8)).result(60).ids
+        text = processor.tokenizer(" and how many are there", add_special_tokens=False).input_ids
+        turn = [*first.input_ids, *answer, *text]
+        second = Prompt(turn, first.images, first.image_keys)
+        prefilled = engine.counters.prefilled
+        handle = engine.submit(Request(second, 8))
+        found = handle.result(60).ids
+        assert len(runs) == 1
+        assert handle.shared_tokens == len(first.input_ids) + len(answer) - 1
+        assert engine.counters.prefilled - prefilled == len(turn) - handle.shared_tokens
+        other = prompt("what is this", [make_image(1), make_image(3)])
+        strange = engine.submit(Request(Prompt(turn, other.images, other.image_keys), 8))
+        assert strange.result(60).ids is not None and strange.shared_tokens < len(first.input_ids)
+    assert list(found) == alone(model, second, 8)[0]
+    assert list(strange.result().ids) == alone(model, Prompt(turn, other.images), 8)[0]
 
 
 SAMPLING = {"do_sample": True, "temperature": 1.3, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2}
@@ -243,10 +272,10 @@ def test_a_failing_decode_step_is_repeated_row_by_row(language_model, monkeypatc
     with Engine(language_model, EngineSettings(slots=3)) as engine:
         decode = engine._decoder.decode
 
-        def fails_with_the_second(first, tokens, positions):
+        def fails_with_the_second(first, tokens, positions, width):
             if any(position == 8 and first + row == 1 for row, position in enumerate(positions)):
                 raise RuntimeError("this request")
-            return decode(first, tokens, positions)
+            return decode(first, tokens, positions, width)
 
         monkeypatch.setattr(engine._decoder, "decode", fails_with_the_second)
         handles = [engine.submit(Request(prompt, 10)) for prompt in prompts]
@@ -358,17 +387,21 @@ def test_a_model_that_keeps_something_else_is_refused_by_name():
         Engine(mamba)
 
 
-def test_the_budget_decides_the_number_of_slots(language_model):
-    """2 layers x 2 heads x 2 x 8 values x 4 bytes = 256 bytes per token."""
-    with Engine(language_model, EngineSettings(slots=16, max_length=32, cache_bytes=3 * 32 * 256 + 5)) as engine:
-        assert engine.plan.slots == 3
+def test_the_cache_stays_within_its_budget(language_model):
+    """2 layers x 2 heads x 2 x 8 values x 4 bytes = 256 bytes per token. Lengths are rounded up to 128 tokens."""
+    budget = 3 * 128 * 256 + 5
+    with Engine(language_model, EngineSettings(slots=16, cache_bytes=budget)) as engine:
+        assert engine._decoder.cache.bytes == 0
         handles = [engine.submit(Request(prompt, 8)) for prompt in random_prompts(*range(1, 12))]
         for handle in handles:
             handle.result(60)
-        assert engine._decoder.cache.bytes == engine.plan.bytes == 3 * 32 * 256
+        assert engine._decoder.cache.bytes == 3 * 128 * 256
         assert engine.counters.most_running == 3
-    with pytest.raises(UserError, match="a request of 32 tokens needs"):
-        Engine(language_model, EngineSettings(max_length=32, cache_bytes=32 * 256 - 1))
+    settings = EngineSettings(cache_bytes=32 * 256)
+    with Engine(language_model, settings) as engine:
+        assert len(engine.submit(Request(random_prompts(30)[0], 8, eos_token_id=())).result(60).ids) == 2
+        with pytest.raises(UserError, match=r"40 tokens .*, but what the cache's budget of 0.0 MiB holds is 32"):
+            engine.submit(Request(random_prompts(40)[0], 8))
 
 
 @pytest.mark.parametrize(
