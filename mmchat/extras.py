@@ -18,6 +18,7 @@ EXTRA_OF = {
     "wandb": "tracking",
     "gradio": "demo",
     "gguf": "gguf",
+    "llguidance": "json",
 }
 """Top-level module -> the extra of pyproject.toml that installs it."""
 

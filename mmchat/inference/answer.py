@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mmchat.inference.engine import Handle
+from mmchat.inference.engine import Handle, TokenLogprobs
 from mmchat.inference.repetition import RepetitionGuard
 
 Reason = Literal["end", "length", "stop", "repetition", "cancelled"]
@@ -27,6 +27,8 @@ class Reply:
     """Tokens of the prompt, with those of its images."""
     shared_tokens: int
     """Of these, tokens that were taken from the cache of another request."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """For each token, if asked for."""
 
 
 class Answer:
@@ -93,7 +95,8 @@ class Answer:
             ids, reason = ids[: loop.begin + loop.period], "repetition"
         decoder = TextDecoder(self._tokenizer, self._stop)
         text = "".join(decoder.add(token) for token in ids) + decoder.finish()
-        return Reply(text, reason, result.ids, self.handle.prompt_tokens, self.handle.shared_tokens)
+        handle = self.handle
+        return Reply(text, reason, result.ids, handle.prompt_tokens, handle.shared_tokens, result.logprobs)
 
 
 class TextDecoder:

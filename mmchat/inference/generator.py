@@ -1,9 +1,9 @@
 """`Generator`: answer questions about images, one at a time, many at once or as a stream."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +16,7 @@ from mmchat.images import load_image
 from mmchat.inference.answer import Answer, Reason
 from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
 from mmchat.inference.engine.prefixes import content_key
+from mmchat.inference.json_schema import JsonSchemas
 from mmchat.inference.repetition import RepetitionGuard
 from mmchat.model.directory import load_assistant
 
@@ -80,6 +81,11 @@ class Generator:
                 self._engine = Engine(self.model, self._settings, self.tokenizer)
             return self._engine
 
+    @cached_property
+    def _json_schemas(self) -> JsonSchemas:
+        stops = self.model.generation_config.eos_token_id
+        return JsonSchemas(self.tokenizer, [stops] if isinstance(stops, int) else list(stops or ()))
+
     def close(self) -> None:
         """Cancel what runs and free the engine's memory. The next request starts a new engine."""
         with self._lock:
@@ -106,6 +112,8 @@ class Generator:
         seed: int | None = None,
         stop: Sequence[str] = (),
         repeats: int | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        top_logprobs: int | None = None,
         priority: int = 0,
     ) -> Answer:
         """Queue a request. Returns at once; images are opened in another thread shortly before the request's turn.
@@ -121,13 +129,16 @@ class Generator:
             seed: Of the sampling; None draws one.
             stop: The answer ends before any of these strings.
             repeats: The answer ends when it ends in this many copies of a piece (`RepetitionGuard`); None: never.
+            json_schema: The answer is JSON that fits this schema, unless its length ends it. Needs the extra `json`.
+            top_logprobs: Keep log probabilities of the tokens, with those of so many most probable ones
+                (`Reply.logprobs`); None: keep none.
             priority: Higher ones are admitted first.
 
         Returns:
             The answer. It raises the UserErrors of images and of the context.
 
         Raises:
-            UserError: An option is out of range.
+            UserError: An option is out of range, or the schema cannot be used.
 
         Examples:
             >>> messages, images = generator.conversation("How many digits are there?", "image.png", [])
@@ -144,6 +155,8 @@ class Generator:
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
+            processors=() if json_schema is None else [self._json_schemas.processor(json_schema)],
+            top_logprobs=top_logprobs,
             stop_strings=stop,
             stop_when=guard,
             priority=priority,

@@ -1,6 +1,6 @@
 """One engine for many requests at a time: continuous batching of prompts with images on one model."""
 
-from mmchat.inference.engine.engine import Engine, EngineSettings
-from mmchat.inference.engine.request import Handle, Prompt, Request, Result
+from mmchat.inference.engine.engine import Engine, EngineSettings, Status
+from mmchat.inference.engine.request import Handle, Prompt, Request, Result, TokenLogprobs
 
-__all__ = ["Engine", "EngineSettings", "Handle", "Prompt", "Request", "Result"]
+__all__ = ["Engine", "EngineSettings", "Handle", "Prompt", "Request", "Result", "Status", "TokenLogprobs"]

@@ -19,7 +19,7 @@ from mmchat.inference.engine.decoder import Decoder, refuse_untrue
 from mmchat.inference.engine.prefixes import prompt_keys
 from mmchat.inference.engine.prompts import PromptEmbedder
 from mmchat.inference.engine.request import FinishReason, Handle, Prompt, Request
-from mmchat.inference.engine.sampling import Sampler, choose_tokens
+from mmchat.inference.engine.sampling import Sampler, choose_tokens, token_logprobs
 from mmchat.inference.engine.scheduler import Chunk, Running, Scheduler
 from mmchat.model.modeling import MMChatForConditionalGeneration
 
@@ -64,6 +64,22 @@ class Counters:
     def mean_batch(self) -> float:
         """Mean number of requests in a decode step."""
         return self.decoded / max(self.decode_steps, 1)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an engine holds."""
+
+    waiting: int
+    """Requests without a slot."""
+    running: int
+    """Requests in slots."""
+    slots: int
+    """Slots that are allocated; `Engine.limits` says how many there may be."""
+    slot_length: int
+    """Tokens per slot."""
+    cache_bytes: int
+    """Memory of the slots."""
 
 
 @dataclass(order=True)
@@ -134,6 +150,14 @@ class Engine:
         # A new thread has its own number of threads for operators.
         self._thread = Thread(target=self._work, args=(torch.get_num_threads(),), name="mmchat-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def status(self) -> Status:
+        """What the engine holds now. May be read from any thread."""
+        with self._changed:
+            waiting = len(self._unprepared) + self._in_preparation + len(self._arrived) + self._scheduler.waiting
+        cache = self._decoder.cache
+        return Status(waiting, len(self._scheduler.running), cache.size.slots, cache.size.length, cache.bytes)
 
     def submit(self, request: Request) -> Handle:
         """Queue a request.
@@ -301,8 +325,8 @@ class Engine:
         complete = self._scheduler.prefilled(chunk)
         if complete:
             chosen = choose_tokens(logits, [one.sampler for one in complete], [one.ids for one in complete])
-            for one, token in zip(complete, chosen, strict=True):
-                self._take(one, token)
+            for row, (one, token) in enumerate(zip(complete, chosen, strict=True)):
+                self._take(one, token, logits[row])
 
     def _embed(self, rows: list[Running]) -> None:
         missing = [one for one in rows if one.embeddings is None]
@@ -331,17 +355,18 @@ class Engine:
         self.counters.decoded += len(active)
         samplers = [None if one is None else one.sampler for one in rows]
         chosen = choose_tokens(logits, samplers, [[] if one is None else one.ids for one in rows])
-        for row, token in zip(rows, chosen, strict=True):
-            if row is not None:
-                self._take(row, token)
+        for row, (one, token) in enumerate(zip(rows, chosen, strict=True)):
+            if one is not None:
+                self._take(one, token, logits[row])
 
-    def _take(self, one: Running, token: int | Exception) -> None:
+    def _take(self, one: Running, token: int | Exception, logits: torch.Tensor) -> None:
         """Add a token to a request, and end it if that was the last."""
         if isinstance(token, Exception):
             self._fail(one, token)
             return
         one.ids.append(token)
-        one.handle.push(token)
+        top = one.request.top_logprobs
+        one.handle.push(token, None if top is None else token_logprobs(logits, token, top))
         try:
             reason = self._reason(one, token)
         except Exception as error:  # of the caller's own stop_when

@@ -7,12 +7,15 @@ from threading import Condition
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from mmchat.errors import UserError
 
 FinishReason = Literal["end", "length", "stop", "cancelled"]
 """The model ended the text, a limit was reached, a stop string or `stop_when` ended it, or the caller cancelled it."""
+
+MOST_LOGPROBS = 20
+"""As in OpenAI's API."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Request:
     """Ids that end the text; `()` for none."""
     seed: int | None = None
     """Seed of this request's own generator; None draws one."""
+    processors: Sequence[LogitsProcessor] = ()
+    """Applied to the logits before the sampling settings, as `generate` does. They belong to this request alone."""
+    top_logprobs: int | None = None
+    """Log probabilities are kept (`Result.logprobs`), with those of so many most probable tokens; None: none are."""
     stop_strings: Sequence[str] = ()
     """The text ends with the token that completes one of them."""
     stop_when: Callable[[list[int]], bool] | None = None
@@ -69,6 +76,10 @@ class Request:
             "repetition_penalty": (
                 self.repetition_penalty is None or 0 < self.repetition_penalty < math.inf,
                 "a finite number above 0",
+            ),
+            "top_logprobs": (
+                self.top_logprobs is None or 0 <= self.top_logprobs <= MOST_LOGPROBS,
+                f"from 0 to {MOST_LOGPROBS}",
             ),
             "seed": (self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
             "stop_strings": (not isinstance(self.stop_strings, str) and all(self.stop_strings), "a list of texts"),
@@ -91,12 +102,24 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """Log probabilities (natural logarithm) at one new token, from the model's logits before any setting."""
+
+    token: float
+    """Of the token."""
+    top: tuple[tuple[int, float], ...]
+    """The most probable tokens, best first: id and log probability."""
+
+
+@dataclass(frozen=True)
 class Result:
     """The answer to one request."""
 
     ids: tuple[int, ...]
     """New token ids. The id that ended the text is the last, as in `generate`."""
     reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """For each id, if the request asks for them."""
 
 
 class Handle:
@@ -118,8 +141,14 @@ class Handle:
         self._wake = wake
         self._changed = Condition()
         self._ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._reason: FinishReason | None = None
         self._error: BaseException | None = None
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]:
+        """Those of the tokens that were made so far, if the request asks for them."""
+        return self._logprobs
 
     @property
     def done(self) -> bool:
@@ -163,7 +192,7 @@ class Handle:
         self.wait(timeout)
         self._raise()
         assert self._reason is not None
-        return Result(tuple(self._ids), self._reason)
+        return Result(tuple(self._ids), self._reason, tuple(self._logprobs))
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -171,10 +200,12 @@ class Handle:
 
     # Of the engine's thread:
 
-    def push(self, token: int) -> None:
+    def push(self, token: int, logprobs: TokenLogprobs | None = None) -> None:
         """Add a token, unless the request was cancelled."""
         with self._changed:
             if not self.done:
+                if logprobs is not None:
+                    self._logprobs.append(logprobs)
                 self._ids.append(token)
                 self._changed.notify_all()
 

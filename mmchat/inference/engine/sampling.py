@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mmchat.inference.engine.request import Request
+from mmchat.inference.engine.request import Request, TokenLogprobs
 
 
 class Sampler:
@@ -28,7 +28,7 @@ class Sampler:
 
     def __init__(self, request: Request, prompt_ids: Sequence[int], device: torch.device) -> None:
         assert request.temperature is not None and request.top_k is not None and request.top_p is not None
-        self.processors = LogitsProcessorList()
+        self.processors = LogitsProcessorList(request.processors)
         self.prompt = torch.tensor([*prompt_ids], device=device)
         self.generator: torch.Generator | None = None
         if request.repetition_penalty not in (None, 1.0):
@@ -91,3 +91,17 @@ def choose_tokens(
             except Exception as error:
                 tokens[row] = error
     return tokens
+
+
+def token_logprobs(logits: torch.Tensor, token: int, top: int) -> TokenLogprobs:
+    """Log probabilities of a token and of the `top` most probable ones.
+
+    Args:
+        logits: float[V], as the model gave them.
+        token: The token.
+        top: Number of tokens.
+    """
+    scores = logits.float().log_softmax(-1)
+    best = scores.topk(top)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return TokenLogprobs(float(scores[token]), tuple(pairs))

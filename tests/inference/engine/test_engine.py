@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmchat.errors import UserError
-from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
+from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request, Status
 from mmchat.inference.engine.prefixes import content_key
 from tests.language_kinds import KINDS, SHAPE
 
@@ -215,6 +215,23 @@ def test_settings_come_from_the_generation_config(language_model):
     assert plain != expected
 
 
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_model(language_model):
+    prompts = random_prompts(6, 9)
+    with Engine(language_model, EngineSettings(slots=2)) as engine:
+        asked = [Request(prompt, 8, top_logprobs=3, temperature=2.0, do_sample=True, seed=1) for prompt in prompts]
+        results = [handle.result(60) for handle in [engine.submit(request) for request in asked]]
+        assert engine.submit(Request(prompts[0], 8)).result(60).logprobs == ()
+    for prompt, result in zip(prompts, results, strict=True):
+        ids = torch.tensor([[*prompt.input_ids, *result.ids]])
+        scores = language_model(ids).logits[0, len(prompt.input_ids) - 1 : -1].log_softmax(-1)
+        for row, token, found in zip(scores, result.ids, result.logprobs, strict=True):
+            assert found.token == pytest.approx(float(row[token]), abs=1e-4)
+            values, indices = row.topk(3)
+            assert [one for one, _ in found.top] == indices.tolist()
+            assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
 def failing_prompt():
     raise UserError("no image there")
 
@@ -395,7 +412,7 @@ def test_the_cache_stays_within_its_budget(language_model):
         handles = [engine.submit(Request(prompt, 8)) for prompt in random_prompts(*range(1, 12))]
         for handle in handles:
             handle.result(60)
-        assert engine._decoder.cache.bytes == 3 * 128 * 256
+        assert engine.status == Status(0, 0, 3, 128, 3 * 128 * 256)
         assert engine.counters.most_running == 3
     settings = EngineSettings(cache_bytes=32 * 256)
     with Engine(language_model, settings) as engine:
@@ -406,7 +423,15 @@ def test_the_cache_stays_within_its_budget(language_model):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_new_tokens": 0}, {"temperature": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"seed": -1}, {"stop_strings": "x"}],
+    [
+        {"max_new_tokens": 0},
+        {"temperature": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"seed": -1},
+        {"top_logprobs": 21},
+        {"stop_strings": "x"},
+    ],
 )
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
