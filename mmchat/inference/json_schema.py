@@ -59,7 +59,7 @@ class JsonProcessor(LogitsProcessor):
         self._matcher = matcher
         self._seen: int | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Mask one row.
 
         Args:

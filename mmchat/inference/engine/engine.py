@@ -355,9 +355,9 @@ class Engine:
         self.counters.decoded += len(active)
         samplers = [None if one is None else one.sampler for one in rows]
         chosen = choose_tokens(logits, samplers, [[] if one is None else one.ids for one in rows])
-        for row, (one, token) in enumerate(zip(rows, chosen, strict=True)):
-            if one is not None:
-                self._take(one, token, logits[row])
+        for row, (request, token) in enumerate(zip(rows, chosen, strict=True)):
+            if request is not None:
+                self._take(request, token, logits[row])
 
     def _take(self, one: Running, token: int | Exception, logits: torch.Tensor) -> None:
         """Add a token to a request, and end it if that was the last."""
