@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from mmchat.errors import UserError
 from mmchat.inference.engine.cache import LayerShape, SlotCache, View
 from mmchat.inference.engine.cache_size import CacheSize
-from mmchat.model.attention import PACKABLE, use_fast_attention
+from mmchat.model.attention import NAME, PACKABLE, packed_inputs, use_fast_attention
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of logits in the probe of an untested kind of model, as a share of their largest magnitude."""
@@ -35,11 +35,11 @@ class Decoder:
         self._windows = _windows(language_model.config)
         if language_model.config._attn_implementation == "sdpa":  # another was chosen for a reason
             use_fast_attention(language_model)
+        self.packs = language_model.config.model_type in PACKABLE and language_model.config._attn_implementation == NAME
+        """Whether several prompts are one row without padding, each attending to itself."""
 
     def prefill(self, slots: Sequence[int], rows: Sequence[torch.Tensor], past: int = 0) -> torch.Tensor:
         """Process a piece of the prompt of each row.
-
-        Rows are padded on the right, where a causal mask hides the padding.
 
         Args:
             slots: The slot of each row; one alone if `past` is not 0.
@@ -50,8 +50,11 @@ class Decoder:
             float[B, V]: logits of the last token of each piece.
         """
         assert past == 0 or len(slots) == 1
+        if self.packs and not past:
+            return self._prefill_packed(slots, rows)
         lengths = [len(row) for row in rows]
         longest = max(lengths)
+        # Padding is on the right, where the causal mask hides it.
         embeddings = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         offsets = torch.arange(longest)
         ends = torch.tensor(lengths)
@@ -73,6 +76,22 @@ class Decoder:
             logits_to_keep=(ends - 1)[:, None].to(self.device) if len(slots) > 1 else 1,
         )
         return output.logits[:, 0]
+
+    def _prefill_packed(self, slots: Sequence[int], rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As `prefill` from the beginning, for all prompts in one row."""
+        lengths = [len(row) for row in rows]
+        packed = packed_inputs(lengths, self.device)
+        ends = torch.tensor(lengths)
+        owners = torch.tensor(slots).repeat_interleave(ends).to(self.device)
+        self.cache.look_at(View(owners, packed["position_ids"][0], real=None, past=0, window=None))
+        output = self.model(
+            inputs_embeds=torch.cat(list(rows))[None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=(ends.cumsum(0) - 1).to(self.device),
+            **packed,
+        )
+        return output.logits[0]
 
     def decode(self, first: int, tokens: Sequence[int], positions: Sequence[int], width: int) -> torch.Tensor:
         """Process one token in each of several consecutive slots.

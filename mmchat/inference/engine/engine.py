@@ -138,7 +138,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._embedder = PromptEmbedder(model)
         self._decoder = Decoder(language_model, layers)
-        self._scheduler = Scheduler(self.limits, settings.prefill_tokens)
+        self._scheduler = Scheduler(self.limits, settings.prefill_tokens, self._decoder.packs)
         self._changed = Condition()
         self._arrived: list[Running] = []
         self._unprepared: list[_Unprepared] = []

@@ -84,16 +84,18 @@ class Scheduler:
     Args:
         limits: Of the cache.
         chunk: Most tokens of a prefill step.
+        packs: Whether several prompts are computed without padding.
     """
 
     PADDING = 0.25
-    """Largest share of padding in a group of prompts."""
+    """Largest share of padding in a group of prompts, where there is padding."""
     SHARED = 0.5
     """Smallest share of a prompt that is taken over. Prompts that take over something are prefilled one by one, so a
     short common beginning costs more than it saves."""
 
-    def __init__(self, limits: CacheLimits, chunk: int) -> None:
+    def __init__(self, limits: CacheLimits, chunk: int, packs: bool = False) -> None:
         self.limits = limits
+        self.packs = packs
         self.chunk = chunk
         self.size = CacheSize()
         self.slots: list[Running | None] = []
@@ -218,8 +220,8 @@ class Scheduler:
         rows, lengths = [first], [left]
         for other in list(self.prefilling)[1:]:
             candidate = [*lengths, other.length]
-            padded = max(candidate) * len(candidate)
-            if other.filled or padded > self.chunk or sum(candidate) < (1 - self.PADDING) * padded:
+            computed = sum(candidate) if self.packs else max(candidate) * len(candidate)
+            if other.filled or computed > self.chunk or sum(candidate) < (1 - self.PADDING) * computed:
                 break
             rows.append(other)
             lengths = candidate

@@ -64,7 +64,7 @@ def test_requests_cancelled_while_waiting_take_no_slot():
         ([5, 4, 5], [[5, 4, 5]]),
     ],
 )
-def test_prompts_are_prefilled_in_chunks_in_order(lengths, chunks):
+def test_padded_prompts_are_prefilled_in_chunks_in_order(lengths, chunks):
     scheduler = make_scheduler(3, 16)
     for length in lengths:
         scheduler.add(running(length))
@@ -73,6 +73,15 @@ def test_prompts_are_prefilled_in_chunks_in_order(lengths, chunks):
     while scheduler.next_chunk() is not None:
         found.append(prefill(scheduler).lengths)
     assert found == chunks
+
+
+def test_packed_prompts_of_any_lengths_share_a_chunk():
+    scheduler = Scheduler(CacheLimits(4, 256, 1, 1024), 16, packs=True)
+    for length in (3, 8, 5, 1):
+        scheduler.add(running(length))
+    admit(scheduler)
+    assert prefill(scheduler).lengths == [3, 8, 5]
+    assert prefill(scheduler).lengths == [1]
 
 
 def filled(scheduler, *requests):
