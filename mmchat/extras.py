@@ -19,6 +19,9 @@ EXTRA_OF = {
     "gradio": "demo",
     "gguf": "gguf",
     "llguidance": "json",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
 }
 """Top-level module -> the extra of pyproject.toml that installs it."""
 

@@ -50,6 +50,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "caption": Command("caption", "describe every image of files and folders"),
         "ocr": Command("ocr", "read the text of images and PDF pages"),
         "demo": Command("demo", "chat about images in the browser", entry="main"),
+        "serve": Command("serve", "answer requests in OpenAI's dialect over HTTP", libraries=False),
     },
     "Evaluate": {
         "eval": Command("eval", "score an assistant on questions with known answers"),

@@ -77,6 +77,10 @@ def test_help_of_all(run):
         ("init --language x --vision y --fusion z --out w", "argument --fusion: invalid choice: 'z'"),
         ("eval nowhere nowhere.json", "data file nowhere.json does not exist"),
         ("merge nowhere --out y", "adapter nowhere does not exist"),
+        ("serve nowhere", "model directory nowhere does not exist"),
+        ("serve . --host 0.0.0.0", "--host 0.0.0.0 can be reached from other machines, which needs API keys"),
+        ("serve . --api-key-file keys", "API key file keys cannot be read"),
+        ("serve . --rate 0", "argument --rate: expected a number from 0.001 on, found '0'"),
         ("train --ranks", "--ranks needs a number"),
     ],
 )

@@ -37,6 +37,7 @@ EVERYDAY = {
     "git",
     "hf",
     "ollama",
+    "openssl",
     "pip",
     "pytest",
     "pre-commit",

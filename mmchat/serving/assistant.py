@@ -1,0 +1,43 @@
+"""A `Generator` as the server sees it. Importing this module imports torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmchat.inference.answer import Answer
+from mmchat.inference.engine import EngineSettings
+from mmchat.inference.generator import Generator
+from mmchat.serving.metrics import EngineState
+
+
+class ServedAssistant:
+    """An assistant that is loaded for serving.
+
+    Args:
+        model_dir: A model directory.
+        device: As in `Generator`.
+        dtype: As in `Generator`.
+        settings: Limits of the engine.
+
+    Raises:
+        UserError: As in `Generator`.
+    """
+
+    def __init__(self, model_dir: Path, device: str | None, dtype: str, settings: EngineSettings) -> None:
+        self._generator = Generator(model_dir, device, dtype, settings)
+
+    def chat(self, messages: Sequence[dict[str, Any]], images: Sequence[Any], **options: Any) -> Answer:
+        """Queue a conversation; see `Generator.submit`."""
+        return self._generator.submit(messages, images, **options)
+
+    def state(self) -> EngineState:
+        """What the engine does now."""
+        engine = self._generator.engine
+        status, counters = engine.status, engine.counters
+        return EngineState(
+            counters.decoded, engine.limits.slots, status.running, status.cache_bytes, counters.mean_batch
+        )
+
+    def close(self) -> None:
+        """Cancel what runs."""
+        self._generator.close()

@@ -1,0 +1,106 @@
+"""From the answers of the engine's threads to asyncio. A reader that stops reading stops nobody else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Any, Protocol
+
+
+class Reply(Protocol):
+    """What `mmchat.inference.Generator` says about an answer when it is complete."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def shared_tokens(self) -> int: ...
+
+
+class Answer(Protocol):
+    """An answer that is being made: iterating waits for its pieces of text, and raises what `result` raises."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def cancel(self) -> None: ...
+    def result(self) -> Reply: ...
+
+
+Event = tuple[int, str | Reply]
+"""Index of the choice, and a piece of its text or, once, its reply."""
+
+
+class AnswerGroup:
+    """The answers to one request, read by one coroutine.
+
+    A thread per answer waits for its pieces and hands them to the event loop. Pieces are kept until they are read, at
+    most as many as the answer has tokens, so neither the engine nor the thread waits for a slow reader.
+
+    Args:
+        answers: One for each choice.
+        threads: Must have a free thread for each answer.
+        made: Called in the event loop with the index of an answer when it has a piece more, read or not.
+        ended: Called in the event loop with the index of an answer when no more comes, once for each.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        threads: Executor,
+        made: Callable[[int], None],
+        ended: Callable[[int], None],
+    ) -> None:
+        self._answers = answers
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, str | Reply | BaseException]] = asyncio.Queue()
+        self._made, self._ended = made, ended
+        for index, answer in enumerate(answers):
+            threads.submit(self._read, index, answer)
+
+    def cancel(self) -> None:
+        """Stop all answers that are not complete, which frees their slots."""
+        for answer in self._answers:
+            answer.cancel()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Pieces of all choices as they are made. Each choice ends with its reply; then the iterator ends.
+
+        Raises:
+            Exception: What made an answer fail.
+        """
+        missing = len(self._answers)
+        while missing:
+            index, item = await self._events.get()
+            if isinstance(item, BaseException):
+                raise item
+            if not isinstance(item, str):
+                missing -= 1
+            yield index, item
+
+    # In a thread:
+
+    def _read(self, index: int, answer: Answer) -> None:
+        try:
+            for piece in answer:
+                self._post(self._put_piece, index, piece)
+            last: Reply | BaseException = answer.result()
+        except BaseException as error:
+            last = error
+        self._post(self._put_last, index, last)
+
+    def _post(self, call: Callable[[int, Any], None], index: int, item: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, index, item)
+
+    # In the event loop:
+
+    def _put_piece(self, index: int, piece: str) -> None:
+        self._events.put_nowait((index, piece))
+        self._made(index)
+
+    def _put_last(self, index: int, last: Reply | BaseException) -> None:
+        self._events.put_nowait((index, last))
+        self._ended(index)
