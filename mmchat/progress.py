@@ -23,7 +23,7 @@ LOG_INTERVAL = 15.0
 class _LogProgress:
     """Same interface as the bar, but plain lines: a log file must not contain control characters."""
 
-    def __init__(self, description: str, total: int, done: int) -> None:
+    def __init__(self, description: str, total: int | None, done: int) -> None:
         self.description, self.total, self.done, self.note = description, total, done, ""
         self.first, self.started = done, time.monotonic()
         self.next_line = self.started + LOG_INTERVAL
@@ -33,17 +33,22 @@ class _LogProgress:
         if time.monotonic() >= self.next_line:
             self.line()
 
+    def set_total(self, total: int) -> None:
+        self.total = total
+
     def line(self) -> None:
         now = time.monotonic()
         self.next_line = now + LOG_INTERVAL
         elapsed, advanced = now - self.started, self.done - self.first
-        eta = f", ETA {_clock(elapsed / advanced * (self.total - self.done))}" if advanced else ""
+        left = None if self.total is None else max(self.total - self.done, 0)
+        eta = f", ETA {_clock(elapsed / advanced * left)}" if advanced and left is not None else ""
         note = f"  {self.note}" if self.note else ""
-        print(f"{self.description}: {self.done}/{self.total}  {_clock(elapsed)}{eta}{note}", file=sys.stderr)
+        steps = self.done if self.total is None else f"{self.done}/{self.total}"
+        print(f"{self.description}: {steps}  {_clock(elapsed)}{eta}{note}", file=sys.stderr)
 
 
 class _BarProgress:
-    def __init__(self, progress: Progress, description: str, total: int, done: int) -> None:
+    def __init__(self, progress: Progress, description: str, total: int | None, done: int) -> None:
         self.progress = progress
         self.task = progress.add_task(description, total=total, completed=done, note="")
 
@@ -51,12 +56,16 @@ class _BarProgress:
         fields: dict[str, Any] = {"note": note} if note else {}
         self.progress.update(self.task, advance=n, **fields)
 
+    def set_total(self, total: int) -> None:
+        self.progress.update(self.task, total=total)
+
 
 @contextmanager
-def progress_bar(description: str, total: int, done: int = 0, enabled: bool = True) -> Iterator:
-    """A bar with count, elapsed time and ETA; yields an object with `.advance(n=1, note="")`.
+def progress_bar(description: str, total: int | None, done: int = 0, enabled: bool = True) -> Iterator:
+    """A bar with count, elapsed time and ETA; yields an object with `.advance(n=1, note="")` and `.set_total(n)`.
 
     Args:
+        total: steps in all; None if they are not known yet, so that there is no ETA.
         done: steps that were completed before, for example by a run that is resumed.
         enabled: False shows nothing.
     """
@@ -85,6 +94,9 @@ def progress_bar(description: str, total: int, done: int = 0, enabled: bool = Tr
 
 class _Silent:
     def advance(self, n: int = 1, note: str = "") -> None:
+        pass
+
+    def set_total(self, total: int) -> None:
         pass
 
 

@@ -31,7 +31,11 @@ MAY_IMPORT: dict[str, list[str]] = {
     **{room: [] for room in L1},
     **dict.fromkeys(L2, L1),
     "data": ["conversation", *TORCH_FREE_VISION],
-    "inference": [*L1, "model", "data.records"],
+    "inference": [
+        *L1,
+        "model",
+        *(f"data.{name}" for name in ("records", "record_layouts", "sources", "image_refs", "storage")),
+    ],
     "conversion": [*L1, *L2],
     "evaluation": [*L1, *L2, *L3],
     "training": [*L1, *L2, *L3, "evaluation"],

@@ -10,7 +10,7 @@ import pytest
 
 from mmchat.cli.main import build_parser
 from mmchat.constants import OCR_PROMPT
-from mmchat.inference.ocr import OcrOptions
+from mmchat.inference.ocr import OcrTask
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,4 +35,4 @@ def test_page_makers_ask_with_it(program, capsys):
 
 
 def test_ocr_asks_with_it():
-    assert build_parser("ocr").get_default("prompt") == OcrOptions().prompt == OCR_PROMPT
+    assert build_parser("ocr").get_default("prompt") == OcrTask().prompt == OCR_PROMPT

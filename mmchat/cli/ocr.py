@@ -1,26 +1,24 @@
 """`mmchat ocr`: the text of pages, from images and PDFs."""
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
+from mmchat.cli.job_options import RESUME, add_sources, add_workers, open_engine, saying_how_to_resume
 from mmchat.command_line.arguments import positive
-from mmchat.command_line.options import add_batch_size, add_max_new_tokens, add_model_directory
+from mmchat.command_line.options import add_max_new_tokens
 from mmchat.constants import OCR_PROMPT
-from mmchat.images import IMAGE_SUFFIXES, find_images
 
 EXAMPLE = "mmchat ocr runs/pages/model scans book.pdf --out book.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_details("Run it again after an interruption: pages that were read are skipped.")
-    add_model_directory(parser)
+    parser.add_details(RESUME.format("pages"))
+    add_sources(parser, "images, PDFs")
     parser.add_argument(
-        "paths", metavar="PATH", type=Path, nargs="+", help="images, PDFs, or folders, which are searched recursively"
+        "--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .parquet, .txt or .md"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .txt or .md")
     parser.add_argument("--prompt", default=OCR_PROMPT, metavar="TEXT", help="prompt for every page")
-    add_batch_size(parser, 4, "pages")
+    add_workers(parser, 4, "pages")
     add_max_new_tokens(parser, 2048, "text of a page or band")
     parser.add_argument(
         "--max-repeats", type=positive, default=8, metavar="N", help="stop a text that repeats itself this often"
@@ -34,23 +32,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    files = find_images(arguments.paths, IMAGE_SUFFIXES | {".pdf"})
-    from mmchat.inference.generator import Generator
-    from mmchat.inference.ocr import OcrOptions, lines_in_order, path_of_lines, read_pages, write_document
-    from mmchat.inference.pages import list_pages
+    from mmchat.inference.jobs.job import run_job
+    from mmchat.inference.jobs.outputs import journal_of, write_parquet
+    from mmchat.inference.jobs.sources import Options, Sources
+    from mmchat.inference.ocr import DOCUMENT_FORMATS, READING, OcrTask, lines_in_order, write_document
+    from mmchat.inference.pages import SUFFIXES, count_pages, pages_of
 
-    lines_file = path_of_lines(arguments.out)
-    options = OcrOptions(
-        arguments.prompt, arguments.batch_size, arguments.max_new_tokens, arguments.max_repeats, arguments.tile
-    )
-    pages = [page for file in files for page in list_pages(file, arguments.dpi)]
-    summary = read_pages(Generator(arguments.checkpoint), pages, lines_file, options)
-    lines = lines_in_order(lines_file, pages)
-    if lines_file != arguments.out:
-        write_document(lines, arguments.out)
-    stopped = Counter(line.get("stopped") for line in lines)
+    sources = Sources(arguments.paths, Options(SUFFIXES, arguments.allow_http, arguments.image_root))
+    journal = journal_of(arguments.out, (*DOCUMENT_FORMATS, ".parquet"))
+    task = OcrTask(arguments.prompt, arguments.max_new_tokens, arguments.max_repeats, arguments.tile)
+    with saying_how_to_resume(journal), open_engine(arguments, task) as engine:
+        pages = pages_of(sources, arguments.dpi)
+        summary = run_job(READING, pages, journal, engine, lambda: count_pages(sources, arguments.dpi))
+    if arguments.out.suffix == ".parquet":
+        write_parquet(journal, arguments.out, (*READING.key, *READING.fields), ("page", "bands"))
+    elif journal != arguments.out:
+        write_document(lines_in_order(journal, pages_of(sources, arguments.dpi)), arguments.out)
     print(
         f"{summary.done} pages read, {summary.failed} could not be read, {summary.skipped} were done before; "
-        f"{stopped['repetition']} repeated themselves and were cut, {stopped['length']} reached --max-new-tokens: "
-        f"{arguments.out}"
+        f"{summary.counts['repetition']} repeated themselves and were cut, {summary.counts['length']} reached "
+        f"--max-new-tokens: {arguments.out}"
     )

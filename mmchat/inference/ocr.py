@@ -5,83 +5,88 @@
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from mmchat.constants import OCR_PROMPT
-from mmchat.errors import UserError
 from mmchat.files import read_json_lines, shown, write_text
-from mmchat.inference.batch_job import Item, Job, JobSummary, Line, run_job
-from mmchat.inference.generator import Generator, Reading
+from mmchat.inference.jobs.items import Item, Line, Outcome
+from mmchat.inference.jobs.job import Job, JobSummary, run_job, workers
+from mmchat.inference.jobs.workers import ThreadWorker
 from mmchat.inference.page_splitting import split_into_bands
+from mmchat.inference.repetition import RepetitionGuard
+
+if TYPE_CHECKING:
+    from mmchat.inference.generator import Generator
 
 STOPS = ("end", "length", "repetition")
 """From best to worst."""
 
 
+READING = Job("reading", ("path", "page"), ("text", "stopped", "bands"), counted="stopped")
+
+
 @dataclass(frozen=True)
-class OcrOptions:
-    """Options of `read_pages`."""
+class OcrTask:
+    """Reads a page: asks a model about each of its bands and joins the texts."""
 
     prompt: str = OCR_PROMPT
-    batch_size: int = 4
     max_new_tokens: int = 2048
     repeats: int = 8
     """As in `RepetitionGuard`."""
     tile: bool = False
     """Split pages into bands (`split_into_bands`)."""
 
+    def __post_init__(self) -> None:
+        RepetitionGuard(self.repeats)  # refuses what it cannot count
 
-def read_pages(generator: Generator, pages: Sequence[Item], out: Path, options: OcrOptions) -> JobSummary:
+    def __call__(self, generator: "Generator", item: Item) -> Outcome:
+        page = item.open()
+        bands = [page]
+        if self.tile:
+            bands = split_into_bands(page, max(spec.image_size for spec in generator.processor.image_processor.specs))
+        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": self.prompt}]
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "repeats": self.repeats}
+        answers = [generator.submit([{"role": "user", "content": content}], [band], **options) for band in bands]
+        replies = [answer.result() for answer in answers]
+        line = {
+            "text": "\n".join(reply.text for reply in replies if reply.text),
+            "stopped": max((reply.reason for reply in replies), key=STOPS.index),
+            "bands": len(bands),
+        }
+        return Outcome(line, sum(len(reply.ids) for reply in replies))
+
+
+def read_pages(
+    generator: "Generator", pages: Iterable[Item], out: Path, task: OcrTask, batch_size: int = 4
+) -> JobSummary:
     """Append the pages that are missing in `out`.
 
     Args:
         generator: The model.
         pages: The pages.
         out: The JSON lines file.
-        options: The prompt and limits.
+        task: The prompt and limits.
+        batch_size: Pages in the model at a time.
 
     Returns:
         How many pages were done, failed and skipped; see `run_job`.
     """
-    tower_size = max(spec.image_size for spec in generator.processor.image_processor.specs)
-
-    def answer(images: list[Image.Image]) -> list[Line]:
-        pages_as_bands = [split_into_bands(image, tower_size) if options.tile else [image] for image in images]
-        readings = iter(
-            generator.read(
-                [band for bands in pages_as_bands for band in bands],
-                options.prompt,
-                max_new_tokens=options.max_new_tokens,
-                repeats=options.repeats,
-            )
-        )
-        return [_join_bands([next(readings) for _ in bands]) for bands in pages_as_bands]
-
-    job = Job("reading", ("path", "page"), ("text", "stopped", "bands"), answer)
-    return run_job(job, pages, out, options.batch_size)
+    engine = workers(lambda events: [ThreadWorker(generator, task, batch_size, events)])
+    return run_job(READING, pages, out, engine)
 
 
-def _join_bands(readings: list[Reading]) -> Line:
-    return {
-        "text": "\n".join(reading.text for reading in readings if reading.text),
-        "stopped": max((reading.stopped for reading in readings), key=STOPS.index),
-        "bands": len(readings),
-    }
-
-
-def lines_in_order(lines: Path, pages: Sequence[Item]) -> list[Line]:
-    """The lines of these pages, in the order of `pages`. The file has them in the order in which they were read."""
+def lines_in_order(lines: Path, pages: Iterable[Item]) -> list[Line]:
+    """The lines of these pages, each once, in the order of `pages`. The file has them in the order of the answers."""
     by_page = {(line["path"], line["page"]): line for line in read_json_lines(lines)}
-    return [by_page[page.name] for page in pages]
+    return [by_page[name] for name in dict.fromkeys(page.name for page in pages)]
 
 
 def write_document(lines: Sequence[Line], out: Path) -> None:
     """Write pages as one document, in the format that the suffix of `out` names (.txt or .md)."""
-    write_text(out, _DOCUMENT_FORMATS[out.suffix](lines))
+    write_text(out, DOCUMENT_FORMATS[out.suffix](lines))
 
 
 def _plain(lines: Sequence[Line]) -> str:
@@ -106,20 +111,5 @@ def _text(line: Line) -> str:
     return line["text"] if "text" in line else f"[page {line['page']} could not be read: {shown(line['error'])}]"
 
 
-_DOCUMENT_FORMATS = {".txt": _plain, ".md": _markdown}
-
-
-def path_of_lines(out: Path) -> Path:
-    """The JSON lines file of an OCR job, from which a stopped job resumes: `out` itself, or `OUT.jsonl` for a document.
-
-    Raises:
-        UserError: The suffix names no format, or `out` is a document that no OCR job wrote.
-    """
-    if out.suffix == ".jsonl":
-        return out
-    if out.suffix not in _DOCUMENT_FORMATS:
-        raise UserError(f"--out {out} must end in one of .jsonl, {', '.join(_DOCUMENT_FORMATS)}, which is its format")
-    lines = out.with_name(out.name + ".jsonl")
-    if out.exists() and not lines.exists():
-        raise UserError(f"{out} was not written by this command, so it is not overwritten; choose another --out")
-    return lines
+DOCUMENT_FORMATS = {".txt": _plain, ".md": _markdown}
+"""Suffix of a document -> what writes it from lines."""

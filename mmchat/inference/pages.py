@@ -1,8 +1,9 @@
 """Pages of files: one for an image, several for a TIFF or PDF. PDFs are rasterized by PDFium."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +12,33 @@ from PIL import Image
 
 from mmchat.errors import UserError
 from mmchat.extras import require
-from mmchat.images import MAX_PIXELS, image_count, load_image
-from mmchat.inference.batch_job import Item
+from mmchat.images import IMAGE_SUFFIXES, MAX_PIXELS, image_count, load_image
+from mmchat.inference.jobs.items import Item
+from mmchat.inference.jobs.sources import Sources
 
 if TYPE_CHECKING:
     import pypdfium2
 
+SUFFIXES = IMAGE_SUFFIXES | {".pdf"}
 PDF_HEADER = b"%PDF-"
 PDF_SEARCH_BYTES = 1024
 """Readers search the header in this many bytes (PDF 1.7 reference, appendix H, note 13)."""
 POINTS_PER_INCH = 72
+
+
+def pages_of(items: Iterable[Item], dpi: int) -> Iterator[Item]:
+    """The pages of items: those of a file, and one of each image that is a part of a file or an address."""
+    for item in items:
+        if item.file is None:
+            yield replace(item, key={**item.key, "page": 1})
+        else:
+            for page in list_pages(Path(item.file), dpi):
+                yield replace(item, key=page.key, open=page.open, stem=f"{item.stem}-{page.key['page']}")
+
+
+def count_pages(sources: Sources, dpi: int) -> int | None:
+    """Number of pages; None if that becomes known only by reading what can be read once."""
+    return None if sources.count() is None else sum(1 for _ in pages_of(sources, dpi))
 
 
 def list_pages(file: Path, dpi: int) -> list[Item]:

@@ -169,12 +169,16 @@ def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path,
     arguments = ["caption", assistant_dir, folder, "--out", out_file, "--max-new-tokens", 4, "--batch-size", 2]
     status, out, _ = run(*arguments)
     assert status == 0
-    assert out == f"2 captioned, 1 could not be read, 0 were done before: {out_file}\n"
+    first, speed, following = out.splitlines()
+    assert first == f"2 captioned, 1 could not be read, 0 were done before: {out_file}"
+    assert re.fullmatch(r"[\d.,]+ images/s, [\d,]+ tokens/s", speed)
+    assert following.startswith("next: the same command tries again")
     lines = {line["path"]: line for line in map(json.loads, out_file.read_text().split("\n")[:-1])}
     expected = Generator(assistant_dir).caption([folder / "0.png", folder / "1.png"], max_new_tokens=4)
     assert [lines[str(folder / f"{n}.png")]["caption"] for n in range(2)] == expected
     assert "error" in lines[str(folder / "broken.jpg")]
-    assert run(*arguments)[1] == f"0 captioned, 1 could not be read, 2 were done before: {out_file}\n"
+    again = run(*arguments)[1]
+    assert again.startswith(f"0 captioned, 1 could not be read, 2 were done before: {out_file}\nnext: the same")
 
 
 def test_init_writes_a_directory_that_chats(run, language_json, data_dir, tmp_path, image):

@@ -1,25 +1,11 @@
 """A captioning job resumes after any interruption: no image is lost or captioned twice."""
 
-import json
-
 import pytest
 
 from mmchat.errors import UserError
-from mmchat.inference.batch_job import JobSummary
 from mmchat.inference.captioning import caption_files
-
-
-class FakeGenerator:
-    """Captions an image by its size and records its calls."""
-
-    def __init__(self, fail_after=None):
-        self.batches, self.fail_after = [], fail_after
-
-    def caption(self, images, prompt, max_new_tokens):
-        if self.fail_after is not None and len(self.batches) == self.fail_after:
-            raise KeyboardInterrupt
-        self.batches.append(len(images))
-        return [f"{prompt} {image.width}\u2028 \x85é" for image in images]
+from mmchat.inference.jobs.job import JobSummary
+from tests.inference.jobs.fakes import FakeGenerator, lines
 
 
 @pytest.fixture
@@ -32,13 +18,16 @@ def files(tmp_path, make_image):
     return paths
 
 
+TEXT = "{prompt} {width}\u2028 \x85é"
+
+
 def caption(files, out, generator=None):
-    generator = generator or FakeGenerator()
-    return caption_files(generator, files, out, "Width", batch_size=2, max_new_tokens=9), generator.batches
+    generator = generator or FakeGenerator(text=TEXT)
+    return caption_files(generator, files, out, "Width", batch_size=2, max_new_tokens=9), len(generator.asked)
 
 
-def lines(out):
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
+def by_path(out):
+    return sorted(lines(out), key=lambda line: line["path"])
 
 
 def text(number):
@@ -47,10 +36,10 @@ def text(number):
 
 def test_one_line_per_image_and_nothing_twice(files, tmp_path):
     out = tmp_path / "deep" / "captions.jsonl"
-    assert caption(files, out) == (JobSummary(done=5), [2, 2, 1])
-    assert lines(out) == [{"path": str(path), "caption": text(number)} for number, path in enumerate(files)]
+    assert caption([*files, files[0]], out) == (JobSummary(done=5), 5)
+    assert by_path(out) == [{"path": str(path), "caption": text(number)} for number, path in enumerate(files)]
     before = out.read_bytes()
-    assert caption(files, out) == (JobSummary(skipped=5), [])
+    assert caption(files, out) == (JobSummary(skipped=5), 0)
     assert out.read_bytes() == before
 
 
@@ -58,16 +47,16 @@ def test_a_broken_image_is_a_line_and_is_tried_again(files, tmp_path):
     out = tmp_path / "captions.jsonl"
     whole = files[1].read_bytes()
     files[1].write_bytes(whole[:100])
-    assert caption(files, out) == (JobSummary(done=4, failed=1), [1, 2, 1])
-    assert [set(line) for line in lines(out)] == [{"path", "error" if n == 1 else "caption"} for n in range(5)]
-    assert "1.png is broken or cut off" in lines(out)[1]["error"]
+    assert caption(files, out) == (JobSummary(done=4, failed=1), 4)
+    assert [set(line) for line in by_path(out)] == [{"path", "error" if n == 1 else "caption"} for n in range(5)]
+    assert "1.png is broken or cut off" in by_path(out)[1]["error"]
     assert caption(files, out)[0] == JobSummary(failed=1, skipped=4)
     files[1].write_bytes(whole)
-    assert caption(files, out) == (JobSummary(done=1, skipped=4), [1])
+    assert caption(files, out) == (JobSummary(done=1, skipped=4), 1)
     assert {line["path"]: line["caption"] for line in lines(out)} == {str(p): text(n) for n, p in enumerate(files)}
 
 
-def test_a_batch_of_broken_images_only(files, tmp_path):
+def test_broken_images_only(files, tmp_path):
     for path in files:
         path.write_bytes(b"")
     assert caption(files, tmp_path / "captions.jsonl")[0] == JobSummary(failed=5)
@@ -76,9 +65,10 @@ def test_a_batch_of_broken_images_only(files, tmp_path):
 def test_an_interrupted_run_resumes(files, tmp_path):
     out = tmp_path / "captions.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        caption(files, out, FakeGenerator(fail_after=1))
-    assert len(lines(out)) == 2
-    assert caption(files, out)[0] == JobSummary(done=3, skipped=2)
+        caption(files, out, FakeGenerator(0.01, fail_after=2, text=TEXT))
+    done = len(lines(out))
+    assert done <= 2
+    assert caption(files, out)[0] == JobSummary(done=5 - done, skipped=done)
     assert len(lines(out)) == 5
 
 

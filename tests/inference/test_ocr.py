@@ -1,7 +1,6 @@
 """OCR of images and PDFs: every page once, resumable, with errors reported."""
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -13,10 +12,14 @@ from matplotlib.figure import Figure
 
 from mmchat.errors import UserError
 from mmchat.inference import Generator
-from mmchat.inference.batch_job import JobSummary
 from mmchat.inference.generator import Reading
-from mmchat.inference.ocr import OcrOptions, lines_in_order, path_of_lines, read_pages, write_document
+from mmchat.inference.jobs.job import JobSummary
+from mmchat.inference.jobs.outputs import journal_of
+from mmchat.inference.ocr import DOCUMENT_FORMATS, OcrTask, lines_in_order, read_pages, write_document
 from mmchat.inference.pages import list_pages, rasterize_page
+from tests.inference.jobs.fakes import FakeAnswer, FakeReply
+
+DOCUMENTS = tuple(DOCUMENT_FORMATS)
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +135,19 @@ def test_a_page_number_out_of_range(tmp_path):
 
 
 class FakeGenerator:
-    """Reads the width of an image. Wide images loop. `fail_after`: batches before a KeyboardInterrupt."""
+    """Reads the width of an image. Wide images loop. `fail_after`: bands before a KeyboardInterrupt."""
 
     def __init__(self, real, fail_after=None):
-        self.processor, self.batches, self.fail_after = real.processor, [], fail_after
+        self.processor, self.read, self.fail_after = real.processor, 0, fail_after
 
-    def read(self, images, prompt, max_new_tokens, repeats):
-        if self.fail_after is not None and len(self.batches) == self.fail_after:
+    def submit(self, messages, images, max_new_tokens, repeats):
+        if self.fail_after is not None and self.read >= self.fail_after:
             raise KeyboardInterrupt
-        self.batches.append(len(images))
-        return [Reading(f"{p.width} wide", "repetition" if p.width > 60 else "end") for p in images]
+        self.read += 1
+        return FakeAnswer(lambda: self.reply(*images))
+
+    def reply(self, image):
+        return FakeReply(f"{image.width} wide", (1, 2), "repetition" if image.width > 60 else "end")
 
 
 @pytest.fixture
@@ -153,23 +159,22 @@ def pages(tmp_path, make_image):
     return [page for file in files for page in list_pages(file, dpi=40)]
 
 
-OPTIONS = OcrOptions(batch_size=2)
+TASK = OcrTask()
 
 
 def test_an_interrupted_run_resumes_and_gives_the_same_file(generator, pages, tmp_path):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "lines.jsonl"
-    assert read_pages(FakeGenerator(generator), pages, whole, OPTIONS) == JobSummary(done=4, failed=1)
+    assert read_pages(FakeGenerator(generator), pages, whole, TASK) == JobSummary(done=4, failed=1)
     with pytest.raises(KeyboardInterrupt):
-        read_pages(FakeGenerator(generator, fail_after=1), pages, out, OPTIONS)
-    out.write_bytes(out.read_bytes()[:-7])
+        read_pages(FakeGenerator(generator, fail_after=2), pages, out, TASK)
+    out.write_bytes(b"".join(sorted(whole.read_bytes().splitlines(keepends=True))[:2])[:-7])
     again = FakeGenerator(generator)
-    assert read_pages(again, pages, out, OPTIONS) == JobSummary(done=3, failed=1, skipped=1)
-    assert again.batches == [2, 1]
-    assert out.read_bytes() == whole.read_bytes()
-    assert read_pages(again, pages, out, OPTIONS) == JobSummary(failed=1, skipped=4)
+    assert read_pages(again, pages, out, TASK) == JobSummary(done=3, failed=1, skipped=1)
+    assert again.read == 3
+    assert sorted(out.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+    assert read_pages(again, pages, out, TASK) == JobSummary(failed=1, skipped=4)
     assert lines_in_order(out, pages) == lines_in_order(whole, pages)
-    line = json.loads(whole.read_text().split("\n")[1])
-    assert line == {
+    assert lines_in_order(whole, pages)[1] == {
         "path": str(tmp_path / "book.pdf"),
         "page": 2,
         "text": "80 wide",
@@ -179,9 +184,9 @@ def test_an_interrupted_run_resumes_and_gives_the_same_file(generator, pages, tm
 
 
 def test_text_and_markdown_documents(generator, pages, tmp_path):
-    lines = path_of_lines(tmp_path / "all.md")
+    lines = journal_of(tmp_path / "all.md", DOCUMENTS)
     assert lines == tmp_path / "all.md.jsonl"
-    read_pages(FakeGenerator(generator), pages, lines, OPTIONS)
+    read_pages(FakeGenerator(generator), pages, lines, TASK)
     done = lines_in_order(lines, pages)
     write_document(done, tmp_path / "all.txt")
     texts = (tmp_path / "all.txt").read_text().split("\n\f")
@@ -191,15 +196,15 @@ def test_text_and_markdown_documents(generator, pages, tmp_path):
     parts = (tmp_path / "all.md").read_text().split("\n\n")
     assert parts[:5] == [f"# {tmp_path}/book.pdf", "<!-- page 1 -->", "40 wide", "<!-- page 2 -->", "80 wide"]
     assert [part for part in parts if part.startswith("#")][1:] == [f"# {tmp_path}/{n}.png" for n in ("broken", "z")]
-    assert path_of_lines(tmp_path / "all.md") == lines
+    assert journal_of(tmp_path / "all.md", DOCUMENTS) == lines
 
 
 def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.doc must end in one of \.jsonl, \.txt, \.md"):
-        path_of_lines(Path("a.doc"))
+        journal_of(Path("a.doc"), DOCUMENTS)
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(UserError, match="was not written by this command, so it is not overwritten"):
-        path_of_lines(tmp_path / "README.md")
+        journal_of(tmp_path / "README.md", DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_any_file_name_works(generator, tmp_path, make_image, name):
     (page,) = list_pages(tmp_path / name, dpi=100)
     lines = tmp_path / "all.md.jsonl"
     for expected in (JobSummary(done=1), JobSummary(skipped=1)):
-        assert read_pages(FakeGenerator(generator), [page], lines, OPTIONS) == expected
+        assert read_pages(FakeGenerator(generator), [page], lines, TASK) == expected
     assert lines_in_order(lines, [page])[0]["path"] == str(tmp_path / name)
     write_document(lines_in_order(lines, [page]), tmp_path / "all.md")
     heading, rest = (tmp_path / "all.md").read_text(encoding="utf-8").split("\n", 1)
@@ -230,19 +235,20 @@ def tall(tmp_path, make_image):
 
 def test_bands_are_read_in_order_and_counted(generator, tmp_path, tall):
     fake = FakeGenerator(generator)
-    read_pages(fake, tall, tmp_path / "a.jsonl", OcrOptions(tile=True))
+    read_pages(fake, tall, tmp_path / "a.jsonl", OcrTask(tile=True))
     (line,) = lines_in_order(tmp_path / "a.jsonl", tall)
-    assert fake.batches == [line["bands"]] and line["bands"] > 1
+    assert fake.read == line["bands"] > 1
     assert line["text"] == "\n".join(["40 wide"] * line["bands"])
 
 
 def test_a_page_reports_its_worst_band(generator, tmp_path, tall):
     class Uneven(FakeGenerator):
-        def read(self, images, *args, **kwargs):
-            stops = ["length", "repetition", "end", "end"]
-            return [Reading(stop, stop) for stop in stops[: len(images)]]
+        def submit(self, *args, **options):
+            self.read += 1
+            stop = ["length", "repetition", "end", "end"][self.read - 1]
+            return FakeAnswer(lambda: FakeReply(stop, (), stop))
 
-    read_pages(Uneven(generator), tall, tmp_path / "a.jsonl", OcrOptions(tile=True))
+    read_pages(Uneven(generator), tall, tmp_path / "a.jsonl", OcrTask(tile=True))
     assert lines_in_order(tmp_path / "a.jsonl", tall)[0]["stopped"] == "repetition"
 
 

@@ -1,0 +1,86 @@
+"""What `mmchat caption` and `mmchat ocr` share: where images come from, and what answers them."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat.command_line.arguments import positive
+from mmchat.command_line.options import add_model_directory
+
+if TYPE_CHECKING:
+    from mmchat.inference.generator import Generator
+    from mmchat.inference.jobs.items import Task
+    from mmchat.inference.jobs.job import Engine
+
+RESUME = "Run it again after an interruption, of any kind: {} that were done are skipped, others are tried again."
+
+
+def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
+    add_model_directory(parser)
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help=f"{what}; folders, which are searched recursively; patterns in quotes; tables (.tar, .parquet, .jsonl, "
+        ".json, .csv, .tsv); .txt files with a path or a record per line, - for such lines from standard input",
+    )
+    parser.add_argument("--allow-http", action="store_true", help="allow images to be fetched over http(s)")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder that image paths in tables are relative to; default: the table's"
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str) -> None:
+    parser.add_argument(
+        "--batch-size", type=positive, default=batch_size, metavar="N", help=f"{what} in the model at a time"
+    )
+    parser.add_argument(
+        "--ranks", type=positive, default=1, metavar="N", help="processes, each with a model of its own, on its own GPU"
+    )
+    parser.add_argument("--device", metavar="NAME", help="torch device; default: CUDA if there is any")
+    parser.add_argument(
+        "--dtype", default="auto", metavar="NAME", help="type of the weights, as float32; auto: as they were saved"
+    )
+
+
+def open_generator(checkpoint: Path, batch_size: int, device: str | None, dtype: str, rank: int = 0) -> "Generator":
+    """The model of a rank. Ranks are placed on the CUDA devices in turn."""
+    import torch
+
+    from mmchat.command_line.quiet import quiet_libraries
+    from mmchat.inference.engine import EngineSettings
+    from mmchat.inference.generator import Generator
+
+    quiet_libraries()
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    return Generator(checkpoint, device, dtype, EngineSettings(slots=batch_size))
+
+
+@contextmanager
+def open_engine(arguments: argparse.Namespace, task: "Task") -> Iterator["Engine"]:
+    """What answers the images of a job, as the options say."""
+    from mmchat.inference.jobs.job import workers
+    from mmchat.inference.jobs.ranks import rank_workers
+    from mmchat.inference.jobs.workers import ThreadWorker
+
+    slots = arguments.batch_size
+    opening = partial(open_generator, arguments.checkpoint, slots, arguments.device, arguments.dtype)
+    if arguments.ranks > 1:
+        yield workers(lambda events: rank_workers(opening, task, slots, arguments.ranks, events))
+        return
+    with opening() as generator:
+        yield workers(lambda events: [ThreadWorker(generator, task, slots, events)])
+
+
+@contextmanager
+def saying_how_to_resume(journal: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; what was done is in {journal}, and the same command resumes", file=sys.stderr)
+        raise
