@@ -22,6 +22,7 @@ EXTRA_OF = {
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",
+    "bitsandbytes": "quantize",
 }
 """Top-level module -> the extra of pyproject.toml that installs it."""
 

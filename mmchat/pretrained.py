@@ -175,12 +175,13 @@ class ModelDirectory(Generic[Model]):
             )
         return directory
 
-    def load(self, source: str | Path, dtype: str = "auto") -> Model:
+    def load(self, source: str | Path, dtype: str = "auto", **options: Any) -> Model:
         """Load a model strictly.
 
         Args:
             source: The directory.
             dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
+            **options: Of `load_strictly`.
 
         Returns:
             The model in evaluation mode.
@@ -188,7 +189,7 @@ class ModelDirectory(Generic[Model]):
         Raises:
             UserError: See `check`; or weights are damaged, missing, left over or of another shape.
         """
-        return load_strictly(self.model_class, self.check(source, WEIGHTS, *self.files), dtype=dtype)
+        return load_strictly(self.model_class, self.check(source, WEIGHTS, *self.files), dtype, **options)
 
     def from_config(self, source: str | Path) -> Model:
         """Build the model that a directory describes without reading weights.
@@ -212,13 +213,14 @@ def _model_type(directory: Path) -> str | None:
     return read_json_object(directory / "config.json").get("model_type")
 
 
-def load_strictly(model_class: Any, directory: Path, dtype: str = "auto") -> Any:
+def load_strictly(model_class: Any, directory: Path, dtype: str = "auto", **options: Any) -> Any:
     """`model_class.from_pretrained` that accepts neither missing nor unexpected weights.
 
     Args:
         model_class: A transformers model class.
         directory: Directory with a config and safetensors.
         dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
+        **options: More options of `from_pretrained`: where weights are, and how they are quantized.
 
     Returns:
         The model in evaluation mode.
@@ -231,7 +233,7 @@ def load_strictly(model_class: Any, directory: Path, dtype: str = "auto") -> Any
     for index in directory.glob(f"{WEIGHTS}.index.json"):
         files_in_index(index)  # transformers would open files outside the directory
     try:
-        return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype)
+        return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype, **options)
     except SafetensorError as error:
         raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
 

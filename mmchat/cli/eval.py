@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from mmchat.command_line.options import add_batch_size, add_max_new_tokens, add_model_directory
+from mmchat.command_line.options import (
+    add_batch_size,
+    add_max_new_tokens,
+    add_model_directory,
+    add_placement,
+    placement,
+)
 from mmchat.files import write_json, write_json_lines
 
 EXAMPLE = "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart"
@@ -38,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_batch_size(parser, 32, "questions")
     add_max_new_tokens(parser, 64, "answer")
+    add_placement(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,7 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
     check_metrics(arguments.metric, questions)
-    with Generator(arguments.checkpoint, settings=EngineSettings(slots=arguments.batch_size)) as generator:
+    settings = EngineSettings(slots=arguments.batch_size)
+    with Generator(arguments.checkpoint, **placement(arguments), settings=settings) as generator:
         result = evaluate(generator, questions, arguments.max_new_tokens, arguments.blind)
     scores = score_answers(arguments.metric, questions, result.predictions, result.blind)
     Console().print(score_table(result, arguments.blind))

@@ -41,6 +41,30 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int, items: str = "
     parser.add_argument("--batch-size", type=positive, default=default, metavar="N", help=f"{items} per forward pass")
 
 
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Where the weights go; see `mmchat.inference.placement`."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:N, or auto for all CUDA devices; default: cuda if there is one",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights; auto: as they were saved",
+    )
+    group.add_argument(
+        "--quantize", choices=("4bit", "8bit"), help="quantize the language model by bitsandbytes (extra `quantize`)"
+    )
+
+
+def placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Generator` from the options of `add_placement`."""
+    return {name: getattr(arguments, name) for name in ("device", "dtype", "quantize")}
+
+
 def add_max_new_tokens(parser: argparse.ArgumentParser, default: int, what: str) -> None:
     parser.add_argument(
         "--max-new-tokens", type=positive, default=default, metavar="N", help=f"longest {what}, in tokens"

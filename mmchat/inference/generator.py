@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
 from PIL import Image
 
 from mmchat.errors import UserError
@@ -17,6 +16,7 @@ from mmchat.inference.answer import Answer, Reason
 from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
 from mmchat.inference.engine.prefixes import content_key
 from mmchat.inference.json_schema import JsonSchemas
+from mmchat.inference.placement import Quantize, loading_options
 from mmchat.inference.repetition import RepetitionGuard
 from mmchat.model.directory import load_assistant
 
@@ -45,12 +45,13 @@ class Generator:
 
     Args:
         model_dir: A model directory that mmchat wrote.
-        device: A torch device. None uses CUDA if there is any.
+        device: A torch device. None uses CUDA if there is any; "auto" spreads layers over all CUDA devices.
         dtype: Of the weights, as torch names it; "auto" is the type that they were saved in.
+        quantize: "4bit" or "8bit" quantizes the language model (`placement`). Needs the extra `quantize`.
         settings: Limits of the engine.
 
     Raises:
-        UserError: `model_dir` is not a model directory of mmchat.
+        UserError: `model_dir` is not a model directory of mmchat, or there is no such device.
 
     Examples:
         >>> from mmchat.inference import Generator
@@ -63,11 +64,10 @@ class Generator:
         model_dir: str | Path,
         device: str | None = None,
         dtype: str = "auto",
+        quantize: Quantize | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, self.processor = load_assistant(model_dir, dtype)
-        self.model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses `self`
+        self.model, self.processor = load_assistant(model_dir, dtype, **loading_options(device, quantize))
         self.tokenizer = self.processor.tokenizer
         self._settings = settings
         self._engine: Engine | None = None

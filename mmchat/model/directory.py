@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ DIRECTORY = ModelDirectory(
 
 
 def load_assistant(
-    source: str | Path, dtype: str = "auto", fit: Fit | None = None
+    source: str | Path, dtype: str = "auto", fit: Fit | None = None, **options: Any
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Open an assistant that mmchat wrote.
 
@@ -38,6 +39,7 @@ def load_assistant(
         source: The directory, or a hub name (`mmchat.pretrained.resolve`).
         dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
         fit: How images are fitted to the towers' input, for model and processor; None: as in training.
+        **options: Of `from_pretrained`, for example `device_map`.
 
     Returns:
         The model in evaluation mode, and its processor.
@@ -48,7 +50,7 @@ def load_assistant(
     """
     source = resolve(source)  # once, so that weights and processor are of one commit
     _refuse_adapter(source)
-    return _with_processor(DIRECTORY.load(source, dtype), source, fit)
+    return _with_processor(DIRECTORY.load(source, dtype, **options), source, fit)
 
 
 def assistant_from_config(

@@ -27,6 +27,8 @@ class LayerShape:
     heads: int
     key_dim: int
     value_dim: int
+    device: torch.device
+    """Layers may be spread over several devices."""
 
     @property
     def size(self) -> int:
@@ -62,7 +64,7 @@ def layer_shapes(language_model: PreTrainedModel) -> tuple[LayerShape, ...]:
                 f"a layer of language model {kind} keeps a {type(layer).__name__}; the engine needs keys and values of "
                 "every token in every layer"
             )
-        shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3]))
+        shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3], keys.device))
     return tuple(shapes)
 
 
@@ -89,11 +91,11 @@ class SlotLayer(CacheLayerMixin):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, cache: "SlotCache", shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, cache: "SlotCache", shape: LayerShape, dtype: torch.dtype) -> None:
         super().__init__()
         self.cache = cache
-        self.keys = torch.empty(0, shape.heads, 0, shape.key_dim, dtype=dtype, device=device)
-        self.values = torch.empty(0, shape.heads, 0, shape.value_dim, dtype=dtype, device=device)
+        self.keys = torch.empty(0, shape.heads, 0, shape.key_dim, dtype=dtype, device=shape.device)
+        self.values = torch.empty(0, shape.heads, 0, shape.value_dim, dtype=dtype, device=shape.device)
         self.is_initialized = True
 
     def resize(self, size: CacheSize) -> None:
@@ -108,9 +110,10 @@ class SlotLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store float[B, heads, Q, dim] and return what the rows attend to."""
         view = self.cache.view
+        slots, positions = view.slots.to(self.keys.device), view.positions.to(self.keys.device)
         for kept, states in ((self.keys, key_states), (self.values, value_states)):
             new = states.transpose(1, 2).flatten(0, 1)
-            kept[view.slots, :, view.positions] = new if view.real is None else new[view.real]
+            kept[slots, :, positions] = new if view.real is None else new[view.real.to(new.device)]
         if view.window is None:
             return key_states, value_states
         first, stop, width = view.window
@@ -135,13 +138,12 @@ class SlotCache(Cache):
     Args:
         layers: What each layer keeps.
         dtype: Of keys and values.
-        device: Where it is.
     """
 
-    def __init__(self, layers: tuple[LayerShape, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layers: tuple[LayerShape, ...], dtype: torch.dtype) -> None:
         self.size = CacheSize()
         self.view: View
-        self._kept = [SlotLayer(self, shape, dtype, device) for shape in layers]
+        self._kept = [SlotLayer(self, shape, dtype) for shape in layers]
         super().__init__(layers=[*self._kept])
 
     def resize(self, size: CacheSize) -> None:

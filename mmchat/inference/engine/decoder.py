@@ -30,7 +30,7 @@ class Decoder:
         self.model = language_model
         self.device = language_model.device
         self.dtype = language_model.dtype
-        self.cache = SlotCache(layers, self.dtype, self.device)
+        self.cache = SlotCache(layers, self.dtype)
         self.embed: Any = language_model.get_input_embeddings()
         self._windows = _windows(language_model.config)
         if language_model.config._attn_implementation == "sdpa":  # another was chosen for a reason
