@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmchat.command_line.arguments import positive
-from mmchat.command_line.options import add_model_directory
+from mmchat.command_line.options import add_model_directory, add_placement, placement
 
 if TYPE_CHECKING:
     from mmchat.inference.generator import Generator
@@ -41,13 +41,10 @@ def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str) -> 
     parser.add_argument(
         "--ranks", type=positive, default=1, metavar="N", help="processes, each with a model of its own, on its own GPU"
     )
-    parser.add_argument("--device", metavar="NAME", help="torch device; default: CUDA if there is any")
-    parser.add_argument(
-        "--dtype", default="auto", metavar="NAME", help="type of the weights, as float32; auto: as they were saved"
-    )
+    add_placement(parser)
 
 
-def open_generator(checkpoint: Path, batch_size: int, device: str | None, dtype: str, rank: int = 0) -> "Generator":
+def open_generator(checkpoint: Path, batch_size: int, where: dict[str, Any], rank: int = 0) -> "Generator":
     """The model of a rank. Ranks are placed on the CUDA devices in turn."""
     import torch
 
@@ -56,9 +53,9 @@ def open_generator(checkpoint: Path, batch_size: int, device: str | None, dtype:
     from mmchat.inference.generator import Generator
 
     quiet_libraries()
-    if device is None and torch.cuda.is_available():
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-    return Generator(checkpoint, device, dtype, EngineSettings(slots=batch_size))
+    if where["device"] is None and torch.cuda.is_available():
+        where = where | {"device": f"cuda:{rank % torch.cuda.device_count()}"}
+    return Generator(checkpoint, **where, settings=EngineSettings(slots=batch_size))
 
 
 @contextmanager
@@ -69,7 +66,7 @@ def open_engine(arguments: argparse.Namespace, task: "Task") -> Iterator["Engine
     from mmchat.inference.jobs.workers import ThreadWorker
 
     slots = arguments.batch_size
-    opening = partial(open_generator, arguments.checkpoint, slots, arguments.device, arguments.dtype)
+    opening = partial(open_generator, arguments.checkpoint, slots, placement(arguments))
     if arguments.ranks > 1:
         yield workers(lambda events: rank_workers(opening, task, slots, arguments.ranks, events))
         return

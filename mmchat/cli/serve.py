@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmchat.command_line.arguments import OneLineParser, positive
-from mmchat.command_line.options import add_model_directory
+from mmchat.command_line.options import add_model_directory, add_placement, placement
 from mmchat.errors import UserError
 from mmchat.pretrained import resolve
 from mmchat.serving.keys import KEYS_VARIABLE, check_reach, read_keys
@@ -48,8 +48,7 @@ def add_arguments(parser: OneLineParser) -> None:
     parser.add_argument(
         "--temperature", type=number_above(0), default=0.0, metavar="T", help="of requests that name none; 0: greedy"
     )
-    parser.add_argument("--device", help="torch device; default: CUDA if there is any")
-    parser.add_argument("--dtype", default="auto", help="type of the weights in memory; auto: as they were saved")
+    add_placement(parser)
     _add_limits(parser)
 
 
@@ -103,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         cache = arguments.cache_mib and arguments.cache_mib * MIB
         engine = EngineSettings(slots=arguments.slots, max_length=arguments.max_length, cache_bytes=cache)
-        return ServedAssistant(directory, arguments.device, arguments.dtype, engine)
+        return ServedAssistant(directory, engine, **placement(arguments))
 
     serve(settings, open_assistant, say=lambda line: print(line, flush=True))
 

@@ -63,6 +63,7 @@ class Generator:
         self,
         model_dir: str | Path,
         device: str | None = None,
+        *,
         dtype: str = "auto",
         quantize: Quantize | None = None,
         settings: EngineSettings | None = None,

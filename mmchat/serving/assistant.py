@@ -15,16 +15,15 @@ class ServedAssistant:
 
     Args:
         model_dir: A model directory.
-        device: As in `Generator`.
-        dtype: As in `Generator`.
         settings: Limits of the engine.
+        **where: `device`, `dtype` and `quantize` of `Generator`.
 
     Raises:
         UserError: As in `Generator`.
     """
 
-    def __init__(self, model_dir: Path, device: str | None, dtype: str, settings: EngineSettings) -> None:
-        self._generator = Generator(model_dir, device, dtype, settings)
+    def __init__(self, model_dir: Path, settings: EngineSettings, **where: Any) -> None:
+        self._generator = Generator(model_dir, **where, settings=settings)
 
     def chat(self, messages: Sequence[dict[str, Any]], images: Sequence[Any], **options: Any) -> Answer:
         """Queue a conversation; see `Generator.submit`."""

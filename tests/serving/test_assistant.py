@@ -16,7 +16,7 @@ OPTIONS = {"max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def served(assistant_dir):
-    with running(ServedAssistant(assistant_dir, "cpu", "auto", EngineSettings(slots=4))) as live:
+    with running(ServedAssistant(assistant_dir, EngineSettings(slots=4), device="cpu")) as live:
         yield live
 
 

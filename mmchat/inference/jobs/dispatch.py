@@ -145,8 +145,8 @@ class _Dispatcher:
         for worker, held in self._held.items():
             if self._suspects and not held:
                 self._hand(worker, *self._suspects.popleft())
-        while self._waiting and (worker := self._roomiest()):
-            self._hand(worker, *self._waiting.popleft())
+        while self._waiting and (roomiest := self._roomiest()):
+            self._hand(roomiest, *self._waiting.popleft())
             self._items.taken()
         if self._ended and not self._waiting:
             self._level()
