@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from mmchat.cli.job_options import RESUME, add_sources, add_workers, open_engine, saying_how_to_resume
+from mmchat.cli.job_options import RESUME, add_sources, add_workers, fetcher, open_engine, saying_how_to_resume
 from mmchat.command_line.options import add_max_new_tokens
 
 EXAMPLE = "mmchat caption runs/quickstart/model data/quickstart/heldout --out captions.jsonl"
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.inference.jobs.prompts import PromptTemplate, with_prompts
     from mmchat.inference.jobs.sources import Options, Sources
 
-    sources = Sources(arguments.paths, Options(allow_http=arguments.allow_http, image_root=arguments.image_root))
+    sources = Sources(arguments.paths, Options(fetch=fetcher(arguments), image_root=arguments.image_root))
     items = with_prompts(sources, PromptTemplate(arguments.prompt), tuple(arguments.keep))
     journal = journal_of(arguments.out, (".parquet",))
     on_line = None

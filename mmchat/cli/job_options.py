@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,19 @@ def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
         help=f"{what}; folders, which are searched recursively; patterns in quotes; tables (.tar, .parquet, .jsonl, "
         ".json, .csv, .tsv); .txt files with a path or a record per line, - for such lines from standard input",
     )
-    parser.add_argument("--allow-http", action="store_true", help="allow images to be fetched over http(s)")
+    parser.add_argument(
+        "--allow-http", action="store_true", help="allow images to be fetched from public http(s) addresses"
+    )
     parser.add_argument(
         "--image-root", metavar="DIR", help="folder that image paths in tables are relative to; default: the table's"
     )
+
+
+def fetcher(arguments: argparse.Namespace) -> Callable[[str], bytes] | None:
+    """What fetches images from addresses, if they are allowed: public ones only, as for `mmchat serve`."""
+    from mmchat.serving.fetching import fetch_public
+
+    return fetch_public if arguments.allow_http else None
 
 
 def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str) -> None:

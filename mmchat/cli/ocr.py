@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmchat.cli.job_options import RESUME, add_sources, add_workers, open_engine, saying_how_to_resume
+from mmchat.cli.job_options import RESUME, add_sources, add_workers, fetcher, open_engine, saying_how_to_resume
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_max_new_tokens
 from mmchat.constants import OCR_PROMPT
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.inference.ocr import DOCUMENT_FORMATS, READING, OcrTask, lines_in_order, write_document
     from mmchat.inference.pages import SUFFIXES, count_pages, pages_of
 
-    sources = Sources(arguments.paths, Options(SUFFIXES, arguments.allow_http, arguments.image_root))
+    sources = Sources(arguments.paths, Options(SUFFIXES, fetcher(arguments), arguments.image_root))
     journal = journal_of(arguments.out, (*DOCUMENT_FORMATS, ".parquet"))
     task = OcrTask(arguments.prompt, arguments.max_new_tokens, arguments.max_repeats, arguments.tile)
     with saying_how_to_resume(journal), open_engine(arguments, task) as engine:

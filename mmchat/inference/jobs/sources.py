@@ -10,7 +10,7 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from mmchat.data import storage
 from mmchat.data.image_refs import ImageUrl, make_image_ref
@@ -50,8 +51,8 @@ class Options:
 
     suffixes: Set[str] = IMAGE_SUFFIXES
     """Lower-case suffixes of the files to take from folders."""
-    allow_http: bool = False
-    """Whether images may be fetched from addresses."""
+    fetch: Callable[[str], bytes] | None = None
+    """Fetches an image from an address; None: addresses are refused."""
     image_root: str | None = None
     """Folder that image paths of tables are relative to; None is the folder of the table."""
 
@@ -125,9 +126,13 @@ def _file_item(path: str, below: str) -> Item:
 
 
 def _address(url: str, options: Options) -> Item:
-    if not options.allow_http:
+    if options.fetch is None:
         raise UserError(f"{url[:200]} is an address; --allow-http fetches images from addresses, or download it")
-    return Item({"path": url}, ImageUrl(url).open, stem=url.partition("://")[2].partition("?")[0])
+    return Item({"path": url}, partial(_fetched, options.fetch, url), stem=url.partition("://")[2].partition("?")[0])
+
+
+def _fetched(fetch: Callable[[str], bytes], url: str) -> Image.Image:
+    return load_image(fetch(url), name=url[:200])
 
 
 @dataclass(frozen=True)
@@ -261,10 +266,14 @@ def _record_item(where: str, row: Any, stem: str, root: str, options: Options) -
     try:
         if not isinstance(row, Mapping):
             raise UserError(f"expected an object with an image, found {type(row).__name__}")
-        image = make_image_ref(_image_entry(row), root, options.allow_http)
+        image = make_image_ref(_image_entry(row), root, options.fetch is not None)
     except UserError as error:
         return replace(item, open=partial(refuse, f"{where}: {error}"))
-    return replace(item, open=image.open, fields=_plain_fields(row))
+    opening = image.open
+    if isinstance(image, ImageUrl):
+        assert options.fetch is not None
+        opening = partial(_fetched, options.fetch, image.url)
+    return replace(item, open=opening, fields=_plain_fields(row))
 
 
 def _image_entry(row: Mapping[str, Any]) -> Any:

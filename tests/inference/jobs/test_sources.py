@@ -1,5 +1,6 @@
 """Items from files, folders, patterns, tables and lists."""
 
+import argparse
 import base64
 import io
 import json
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmchat.cli.job_options import fetcher
 from mmchat.errors import UserError
 from mmchat.images import find_images
 from mmchat.inference.jobs import sources as module
@@ -132,13 +134,29 @@ def test_a_list_and_standard_input(tmp_path, photos, png, monkeypatch):
     assert names(sources) == [f"{photos}/b.png", "stdin:3", f"{photos}/é/\udcff.png"]
 
 
-def test_addresses_need_permission(tmp_path):
+def test_addresses_need_permission(tmp_path, png):
     (tmp_path / "list.txt").write_text("https://example.org/a/b.png?size=2\n")
     for path in (tmp_path / "list.txt", "https://example.org/a/b.png?size=2"):
         with pytest.raises(UserError, match=r"https://example\.org/a/b\.png\?size=2 is an address; --allow-http"):
             found(path)
-        (item,) = found(path, allow_http=True)
+        (item,) = found(path, fetch={"https://example.org/a/b.png?size=2": png(0, 17)}.__getitem__)
         assert (item.key["path"], item.stem) == ("https://example.org/a/b.png?size=2", "example.org/a/b.png")
+        assert item.open().width == 17
+
+
+def test_addresses_in_records(tmp_path, png):
+    (tmp_path / "a.jsonl").write_text('{"url": "http://example.org/b.png"}\n')
+    (item,) = found(tmp_path / "a.jsonl", fetch=lambda url: png(0, 18))
+    assert item.open().width == 18
+    (item,) = found(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: image http://example\.org/b\.png is a URL; set allow_http"):
+        item.open()
+
+
+def test_only_public_addresses_are_fetched():
+    (item,) = found("http://127.0.0.1:9/a.png", fetch=fetcher(argparse.Namespace(allow_http=True)))
+    with pytest.raises(UserError, match="does not lead to a public host"):
+        item.open()
 
 
 # Prompts
