@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from queue import SimpleQueue
+from threading import Event
 
 import pytest
 
@@ -53,14 +54,20 @@ def items(count):
 
 
 def run(count, script, **worker):
-    """Dispatch with two scripted workers, calling `script(first, second)` whenever nothing else happens."""
-    workers = []
+    """Dispatch with two scripted workers. `script(first, second)` is called whenever nothing else happens and all items
+    were read."""
+    workers, read = [], Event()
+
+    def watched():
+        yield from items(count)
+        read.set()
 
     class Events(SimpleQueue):
         def get(self):
             while self.empty():
                 time.sleep(0.001)
-                script(*workers)
+                if read.is_set():
+                    script(*workers)
             return super().get()
 
     def make(events):
@@ -69,7 +76,7 @@ def run(count, script, **worker):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SimpleQueue", Events)
-        outcomes = [(item.key["path"], outcome.answer) for item, outcome in dispatch(items(count), make)]
+        outcomes = [(item.key["path"], outcome.answer) for item, outcome in dispatch(watched(), make)]
     return outcomes, workers
 
 
