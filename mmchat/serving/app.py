@@ -108,7 +108,9 @@ def _add_errors(app: Any, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def of_defects(request: Request, error: Exception) -> JSONResponse:
-        return answer(ApiError(500, "the server failed to answer this request; its log says why", "internal_error"))
+        response = answer(ApiError(500, "the server failed to answer this request; its log says why", "internal_error"))
+        response.headers["Connection"] = "close"  # which uvicorn does after a defect, but does not say
+        return response
 
 
 def refusal_of(problem: dict[str, Any]) -> ApiError:

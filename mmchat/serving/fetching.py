@@ -37,11 +37,11 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        carried = ip.ipv4_mapped or ip.sixtofour or _of_nat64(ip)
-        if ip.teredo or (carried and not is_public(str(carried))):
+        carried = ip.ipv4_mapped or _of_nat64(ip)
+        if carried is not None:
+            return is_public(str(carried))
+        if ip.teredo or (ip.sixtofour and not is_public(str(ip.sixtofour))):
             return False
-        if ip.ipv4_mapped:
-            return True
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 

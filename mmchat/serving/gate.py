@@ -123,6 +123,9 @@ class Gate:
             await answer.refuse(error)
         except CallerGoneError:
             self._service.metrics.disconnected.inc()
+        except Exception:  # a defect; its answer is made in front of this layer
+            answer.status = answer.status or "500"
+            raise
         finally:
             visit.end()
             self._service.open_requests -= asked
