@@ -132,7 +132,7 @@ def cancel_after(handle, tokens):
     handle.cancel()
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(70, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_random_requests_get_the_ids_that_they_get_alone(assistant, make_image, count):
     """Joins, cancellations and priorities at random; ties count at most once in 1,000 tokens."""
     model, _, prompt = assistant
