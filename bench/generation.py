@@ -1,42 +1,37 @@
-"""Speed of captioning: transformers' LlavaForConditionalGeneration one by one and in padded batches, and mmchat.
+"""Speed of captioning: transformers' LlavaForConditionalGeneration one by one and in padded batches, vLLM, and mmchat.
 
-mmchat is measured twice: the job of `mmchat caption`, and the engine. All have the same weights and images. Weights are
-random, so the length of each caption is set in advance. In fp32 all variants must generate the same ids. Each variant
-runs in its own process, and the variants alternate. README.md explains the output.
+All have the same weights and images. Weights are random, so the length of each caption is set in advance. In fp32 all
+variants must generate the same ids. Each variant runs in its own process, and the variants alternate. vLLM takes part
+with `--vllm PYTHON`, the interpreter of its environment (scripts/foreign/vllm.sh). README.md explains the output.
 
     python bench/generation.py
     python bench/generation.py --images 16 --rounds 1
+    python bench/generation.py --shape 0.1b-llama --vllm .venv-vllm/bin/python
 """
 
 import argparse
+import base64
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
+from side_by_side.caption_runs import PADDED, PROMPT, measure
 from side_by_side.model_shapes import SHAPES
 from side_by_side.random_images import draw_clouds
 from train import HERE, hardware, log
-from transformers import GenerationConfig
 
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.files import read_json, write_json
 
-VARIANTS = ("alone", "padded", "caption", "engine")
-OURS = ("caption", "engine")
-PADDED = 16
-"""Batch size of `padded`; images are in input order."""
+VARIANTS = ("alone", "padded", "engine")
 SHORTEST, LONGEST, MEAN, SIGMA = 10, 137, 59, 0.5
 """Tokens of a caption including the stop token: lognormal."""
-PROMPT = "w1 w2 w3"
 CHECKED = 8
 """Images that are captioned in fp32, to compare ids."""
 
@@ -45,31 +40,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="0.1b", choices=SHAPES)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="batch size of `caption`; the default is that of `mmchat caption`"
-    )
-    parser.add_argument("--slots", type=int, default=16, help="slots of the engine")
+    parser.add_argument("--slots", type=int, default=16, help="requests at once in mmchat's engine and in vLLM")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/generation.json"))
     parser.add_argument("--variant", nargs=4, metavar=("NAME", "FOLDER", "MODEL", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
     if arguments.variant:
         name, folder, model, out = arguments.variant
-        write_json(Path(out), measure(name, Path(folder), model, arguments))
+        work = Path(folder), arguments.images
+        write_json(Path(out), measure(name, Path(folder) / model, *files_and_lengths(*work), arguments.slots))
         return
+    variants = (*VARIANTS, "vllm") if arguments.vllm else VARIANTS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         log(f"writing the workload: {SHAPES[arguments.shape].named_after}")
-        write_workload(folder, arguments.shape, arguments.images)
-        in_fp32 = {variant: run(variant, folder, "fp32", min(CHECKED, arguments.images)) for variant in VARIANTS}
-        different = [variant for variant in VARIANTS if in_fp32[variant]["ids"] != in_fp32["alone"]["ids"]]
-        if different:
-            sys.exit(f"{', '.join(different)} generated other ids in fp32 than transformers one by one")
+        write_workload(folder, arguments.shape, arguments.images, bool(arguments.vllm))
+
+        def run_all(model: str, images: int, slots: int) -> dict[str, dict[str, Any]]:
+            return {variant: run(variant, folder, model, images, slots, arguments.vllm) for variant in variants}
+
+        in_fp32 = run_all("fp32", min(CHECKED, arguments.images), CHECKED // 2)
+        refuse_different(in_fp32)
         rounds = []
         for number in range(1, arguments.rounds + 1):
-            settings = ("bf16", arguments.images, arguments.batch_size, arguments.slots)
-            rounds.append({variant: run(variant, folder, *settings) for variant in VARIANTS})
+            rounds.append(run_all("bf16", arguments.images, arguments.slots))
             log(f"round {number}: {summary(rounds[-1:])}")
     line = f"{arguments.shape}, {arguments.images} captions: {summary(rounds)}; ids in fp32 are equal"
     options = {**vars(arguments), "out": str(arguments.out)}
@@ -78,8 +74,11 @@ def main() -> None:
     print(line)
 
 
-def write_workload(folder: Path, shape: str, images: int) -> None:
-    """The same model in `fp32/` and `bf16/`, `images/`, and the length of each caption in `lengths.json`."""
+def write_workload(folder: Path, shape: str, images: int, exported: bool = False) -> None:
+    """The same model in `fp32/` and `bf16/`, `images/`, and the length of each caption in `lengths.json`.
+
+    With `exported`, `fp32-hf/` and `bf16-hf/` hold it as transformers' own class.
+    """
     from side_by_side.workload import SLOT_TOKENS, write_model, write_tokenizer
 
     from mmchat.model.directory import load_assistant
@@ -95,6 +94,9 @@ def write_workload(folder: Path, shape: str, images: int) -> None:
     for number in range(images):
         draw_clouds(rng, (640, 480)).save(folder / "images" / f"{number:03}.jpg")
     write_json(folder / "lengths.json", caption_lengths(images))
+    for name in ("fp32", "bf16") if exported else ():
+        command = ["mmchat", "export", str(folder / name), "--to", "hf", "--out", str(folder / f"{name}-hf")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def caption_lengths(count: int) -> list[int]:
@@ -102,178 +104,64 @@ def caption_lengths(count: int) -> list[int]:
     return np.clip(np.round(drawn), SHORTEST, LONGEST).astype(int).tolist()
 
 
-def run(
-    variant: str, folder: Path, model: str, images: int, batch_size: int = CHECKED // 2, slots: int = CHECKED // 2
-) -> dict[str, Any]:
+def files_and_lengths(folder: Path, images: int) -> tuple[list[Path], list[int]]:
+    return sorted((folder / "images").iterdir())[:images], read_json(folder / "lengths.json")[:images]
+
+
+def run(variant: str, folder: Path, model: str, images: int, slots: int, vllm: str | None) -> dict[str, Any]:
     """Measure one variant in its own process."""
-    out = folder / "measured.json"
-    command = [sys.executable, str(HERE / "generation.py"), "--variant", variant, str(folder), model, str(out)]
-    command += ["--images", str(images), "--batch-size", str(batch_size), "--slots", str(slots)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"{done.stdout}\n{variant} failed with exit status {done.returncode}")
-    return json.loads(out.read_text())
-
-
-class ForcedLengths:
-    """A forward hook that ends each caption at its given length.
-
-    Images come in order, in batches of any size. A forward of more than one token per row starts the next batch.
-
-    Args:
-        lengths: tokens of each caption, the stop token included.
-        stops: ids of the stop tokens; captions end with the first.
-
-    Attributes:
-        ids: generated ids by image.
-    """
-
-    def __init__(self, lengths: list[int], stops: list[int]) -> None:
-        self.lengths, self.stops = lengths, stops
-        self.ids: list[list[int]] = []
-        self._batch_start = 0
-
-    def __call__(self, _model: torch.nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        logits = output.logits[:, -1]
-        if kwargs["input_ids"].shape[1] > 1:
-            self._batch_start = len(self.ids)
-            self.ids += [[] for _ in logits]
-        logits[:, self.stops] = -torch.inf
-        chosen = logits.argmax(dim=-1).tolist()
-        for row, (ids, token) in enumerate(zip(self.ids[self._batch_start :], chosen, strict=True)):
-            left = self.lengths[self._batch_start + row] - len(ids)
-            if left > 0:
-                ids.append(token if left > 1 else self.stops[0])
-            if left <= 1:
-                logits[row, self.stops[0]] = torch.inf
-
-
-def measure(variant: str, folder: Path, model: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    files = sorted((folder / "images").iterdir())[: arguments.images]
-    lengths = read_json(folder / "lengths.json")[: arguments.images]
-    stops = GenerationConfig.from_pretrained(folder / model).eos_token_id
-    if variant == "engine":
-        work = engine_variant(folder / model, files, lengths, stops, arguments.slots)
+    _, lengths = files_and_lengths(folder, images)
+    if variant == "vllm":
+        assert vllm is not None
+        measured = run_vllm(
+            vllm, folder / f"{model}-hf", {"fp32": "float32", "bf16": "bfloat16"}[model], folder, images, slots
+        )
     else:
-        if variant == "caption":
-            model_object, caption = caption_variant(folder, model, files, arguments.batch_size)
-        else:
-            batch = 1 if variant == "alone" else PADDED
-            model_object, caption = transformers_variant(folder / model, files, stops, batch)
-        forced = ForcedLengths(lengths, stops)
-        model_object.register_forward_hook(forced, with_kwargs=True)
-
-        def work() -> dict[str, Any]:
-            caption()
-            return {"ids": forced.ids}
-
-    begun, cpu = time.perf_counter(), time.process_time()
-    seen = work()
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    assert [len(ids) for ids in seen["ids"]] == lengths, "captions do not have the forced lengths"
-    return {"tokens": sum(lengths), "seconds": seconds, "cpu_seconds": cpu, **seen}
+        out = folder / "measured.json"
+        command = [sys.executable, str(HERE / "generation.py"), "--variant", variant, str(folder), model, str(out)]
+        command += ["--images", str(images), "--slots", str(slots)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            sys.exit(f"{done.stdout}\n{variant} failed with exit status {done.returncode}")
+        measured = json.loads(out.read_text())
+    return {"tokens": sum(lengths), **measured}
 
 
-def caption_variant(folder: Path, model: str, files: list[Path], batch_size: int):
-    """The model, and a function that captions all files as `mmchat caption` does."""
-    from mmchat.inference.captioning import caption_files
-    from mmchat.inference.generator import Generator
-
-    generator = Generator(folder / model)
-    generator.caption(files[:1], PROMPT, max_new_tokens=2)
-
-    def work() -> None:
-        out = folder / f"captions-{time.time_ns()}.jsonl"
-        caption_files(generator, files, out, PROMPT, batch_size, max_new_tokens=LONGEST)
-
-    return generator.model, work
+def run_vllm(python: str, model: Path, dtype: str, folder: Path, images: int, slots: int) -> dict[str, Any]:
+    files, lengths = files_and_lengths(folder, images)
+    encoded = [base64.b64encode(file.read_bytes()).decode() for file in files]
+    work = json.dumps({"images": encoded, "lengths": lengths, "prompt": PROMPT})
+    command = [python, str(HERE / "side_by_side" / "vllm_captions.py"), str(model), dtype, str(slots)]
+    done = subprocess.run(command, input=work, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stderr}\nvllm failed with exit status {done.returncode}")
+    return json.loads(done.stdout)
 
 
-def engine_variant(directory: Path, files: list[Path], lengths: list[int], stops: list[int], slots: int):
-    """A function that captions all files on the engine. Worker threads read the files and make the prompts."""
-    from mmchat.images import load_image
-    from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
-    from mmchat.model.directory import load_assistant
+def refuse_different(measured: dict[str, dict[str, Any]]) -> None:
+    """End the program if a variant made other ids. The last of each caption is the stop token, which is given."""
 
-    model, processor = load_assistant(directory)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    def made(variant: str) -> list[list[int]]:
+        return [ids[:-1] for ids in measured[variant]["ids"]]
 
-    def prompt(file: Path) -> Prompt:
-        image = load_image(file)
-        parts = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-        layouts = processor.layouts([image.size])
-        ids = processor.render([{"role": "user", "content": parts}], layouts, add_generation_prompt=True).input_ids
-        return Prompt(ids, processor.image_inputs([[image]]))
-
-    def forbid_stops(_model: torch.nn.Module, _args: tuple, output: Any) -> None:
-        output.logits[..., stops] = -torch.inf
-
-    length = len(prompt(files[0]).input_ids) + LONGEST
-    engine = Engine(model, EngineSettings(slots=slots, max_length=length))
-    model.language_model.register_forward_hook(forbid_stops)
-    engine.submit(Request(prompt(files[0]), max_new_tokens=2)).result()
-    counters = replace(engine.counters)
-
-    def work() -> dict[str, Any]:
-        handles = [
-            engine.submit(Request(partial(prompt, file), max_new_tokens=tokens, eos_token_id=()))
-            for file, tokens in zip(files, lengths, strict=True)
-        ]
-        # The others end with a stop token, which is the last that they count.
-        ids = [[*handle.result().ids[:-1], stops[0]] for handle in handles]
-        steps = engine.counters.decode_steps - counters.decode_steps
-        return {"ids": ids, "mean_batch": (engine.counters.decoded - counters.decoded) / steps}
-
-    return work
-
-
-def transformers_variant(directory: Path, files: list[Path], stops: list[int], batch: int):
-    """The model, and a function that captions all images. Pixels and prompts are prepared in advance."""
-    from side_by_side.reference_run import open_llava
-
-    from mmchat.images import load_image
-    from mmchat.model.directory import load_processor
-    from mmchat.model.processor import pad_left
-
-    processor = load_processor(directory)
-    dtype = torch.bfloat16 if directory.name == "bf16" else torch.float32
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = open_llava(directory, {}).to(device, dtype).eval()
-    parts = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-    ids = processor.render([{"role": "user", "content": parts}], add_generation_prompt=True).input_ids
-    pixels = [processor.image_processor([load_image(file)])["pixel_values"].to(device, dtype) for file in files]
-    ends = {"eos_token_id": stops, "pad_token_id": processor.pad_token_id}
-
-    @torch.inference_mode()
-    def caption(chosen: list[torch.Tensor], longest: int) -> None:
-        inputs = {
-            name: value.to(device) for name, value in pad_left([ids] * len(chosen), processor.pad_token_id).items()
-        }
-        model.generate(**inputs, pixel_values=torch.cat(chosen), max_new_tokens=longest, do_sample=False, **ends)
-
-    def work() -> None:
-        for start in range(0, len(pixels), batch):
-            caption(pixels[start : start + batch], LONGEST)
-
-    caption(pixels[:1], 2)
-    return model, work
+    if different := [variant for variant in measured if made(variant) != made("alone")]:
+        sys.exit(f"{', '.join(different)} generated other ids in fp32 than transformers one by one")
 
 
 def summary(rounds: list[dict[str, dict[str, Any]]]) -> str:
+    """The engine's speed, and its ratio to the others."""
+    names = {"alone": "transformers' one by one", "padded": f"in batches of {PADDED}", "vllm": "vLLM's"}
 
-    def ratio(ours: str, variant: str, clock: str) -> float:
-        return median(one[variant][clock] / one[ours][clock] for one in rounds)
+    def ratio(variant: str, clock: str) -> float:
+        return median(one[variant][clock] / one["engine"][clock] for one in rounds)
 
-    parts = []
-    for ours in OURS:
-        rate = median(one[ours]["tokens"] / one[ours]["seconds"] for one in rounds)
-        ratios = [f"{ours} {rate:,.0f} tokens/s"]
-        for variant, name in (("alone", "one by one"), ("padded", f"in batches of {PADDED}")):
-            by_cpu = ratio(ours, variant, "cpu_seconds")
-            wall = ratio(ours, variant, "seconds")
-            ratios.append(f"{wall:.2f} x transformers' {name} (by CPU time {by_cpu:.2f})")
-        parts.append(", ".join(ratios))
-    return "; ".join(parts)
+    rate = median(one["engine"]["tokens"] / one["engine"]["seconds"] for one in rounds)
+    ratios = [
+        f"{ratio(variant, 'seconds'):.2f} x {name} (by CPU time {ratio(variant, 'cpu_seconds'):.2f})"
+        for variant, name in names.items()
+        if variant in rounds[0]
+    ]
+    return ", ".join([f"engine {rate:,.0f} tokens/s", *ratios])
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPES = {
     "0.1b": Shape(OPT_125M, CLIP_B_16, "OPT-125M, CLIP ViT-B/16 at 256"),
     "0.1b-smollm": Shape(_llama(576, 1536, 30, 9, 3, 49152, tied=True), CLIP_B_16, "SmolLM-135M, CLIP ViT-B/16 at 256"),
+    "0.1b-llama": Shape(
+        _llama(768, 2048, 12, 12, 12, 32000, tied=True), CLIP_B_16, "no model: Llama of 12 x 768, CLIP ViT-B/16 at 256"
+    ),
     "1b": Shape(
         _llama(2048, 5632, 22, 32, 4, 32000, tied=False), CLIP_L_14_336, "TinyLlama-1.1B, CLIP ViT-L/14 at 336"
     ),
