@@ -123,11 +123,11 @@ def test_hostile_bodies_are_refused(quick, body):
 def exchange(live: Live, data: bytes, seconds: float = 5.0) -> bytes:
     """What the server says to some bytes until it closes, or says nothing more."""
     host, port = live.url.removeprefix("http://").split(":")
+    said = b""
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:
         try:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
-            said = b""
             while piece := connection.recv(65536):
                 said += piece
         except (ConnectionError, TimeoutError):
