@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "conversion": [*L1, *L2],
     "evaluation": [*L1, *L2, *L3],
     "training": [*L1, *L2, *L3, "evaluation"],
-    "serving": ["inference", "data.image_refs"],
+    "serving": ["inference", "conversation", "data.image_refs"],
     "planning": [*L1, *L2, *L3, "evaluation", "training"],
     "cli": [*L1, *L2, *L3, "evaluation", "training", "serving", "planning"],
     "__init__": ["model"],  # what `import mmchat` itself offers

@@ -32,8 +32,8 @@ def number_above(least: float) -> Callable[[str], float]:
 
 def add_arguments(parser: OneLineParser) -> None:
     parser.add_details(
-        "Routes: /v1/chat/completions, /v1/models, /health, /ready, /metrics, /openapi.json. SIGTERM and Ctrl-C end "
-        "the server when running requests are answered."
+        "Routes: /v1/chat/completions, /v1/completions, /v1/models, /health, /ready, /metrics, /openapi.json. SIGTERM "
+        "and Ctrl-C end the server when running requests are answered."
     )
     add_model_directory(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback need API keys")

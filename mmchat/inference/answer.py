@@ -10,6 +10,8 @@ from mmchat.inference.repetition import RepetitionGuard
 Reason = Literal["end", "length", "stop", "repetition", "cancelled"]
 """The model ended the text, a limit was reached, a stop string came, the text looped, or it was cancelled."""
 
+CONTEXT = 8
+"""Tokens before a continuation that may change its first characters."""
 _INCOMPLETE = "\ufffd"
 """What tokenizers decode a part of a character to."""
 
@@ -42,12 +44,19 @@ class Answer:
         tokenizer: Decodes its tokens.
         stop: The strings that end the text.
         guard: The guard that ends a looping text.
+        after: The tokens that the text continues. White space around a continuation is kept.
     """
 
     def __init__(
-        self, handle: Handle, tokenizer, stop: Sequence[str] = (), guard: RepetitionGuard | None = None
+        self,
+        handle: Handle,
+        tokenizer,
+        stop: Sequence[str] = (),
+        guard: RepetitionGuard | None = None,
+        after: Sequence[int] | None = None,
     ) -> None:
         self.handle = handle
+        self._after = after
         self._tokenizer = tokenizer
         self._stop = stop
         self._guard = guard
@@ -67,7 +76,7 @@ class Answer:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of the text as they are made. Raises what `result` raises."""
-        decoder = TextDecoder(self._tokenizer, self._stop)
+        decoder = TextDecoder(self._tokenizer, self._stop, self._after)
         try:
             for token in self.handle:
                 if piece := decoder.add(token):
@@ -93,7 +102,7 @@ class Answer:
         loop = self._guard and self._guard.loop
         if loop and reason == "stop":
             ids, reason = ids[: loop.begin + loop.period], "repetition"
-        decoder = TextDecoder(self._tokenizer, self._stop)
+        decoder = TextDecoder(self._tokenizer, self._stop, self._after)
         text = "".join(decoder.add(token) for token in ids) + decoder.finish()
         handle = self.handle
         return Reply(text, reason, result.ids, handle.prompt_tokens, handle.shared_tokens, result.logprobs)
@@ -111,15 +120,17 @@ class TextDecoder:
     Args:
         tokenizer: Decodes tokens.
         stop: The text ends before any of these strings.
+        after: The tokens that the text continues; they are not given out. White space around a continuation is kept.
     """
 
-    def __init__(self, tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer, stop: Sequence[str] = (), after: Sequence[int] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._strip = after is None
         self._stop = stop
-        self._ids: list[int] = []
+        self._ids: list[int] = [] if after is None else list(after[-CONTEXT:])
         self._context = 0
         """From here on, tokens are decoded."""
-        self._read = 0
+        self._read = len(self._ids)
         """Up to here, tokens are text already."""
         self._held = ""
         """Text that was not given out."""
@@ -152,10 +163,11 @@ class TextDecoder:
         stops = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if stops:
             text, self._ended, last = text[: min(stops)], True, True
-        if not self._begun:
+        if self._strip and not self._begun:
             text = text.lstrip()
         kept = 0 if last else _length_of_beginning(text, self._stop)
-        given = text[: len(text) - kept].rstrip()
+        given = text[: len(text) - kept]
+        given = given.rstrip() if self._strip else given
         self._held = text[len(given) :]
         self._begun = self._begun or bool(given)
         return given

@@ -1,17 +1,29 @@
 """The routes of the server. FastAPI is imported when it is built, because it belongs to the extra `serve`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from mmchat import __version__
 from mmchat.extras import require
+from mmchat.serving.bridge import Event
 from mmchat.serving.chat import chat_completion, chat_stream, start_chat
+from mmchat.serving.completions import completion, completion_stream, start_completion
 from mmchat.serving.errors import ApiError, invalid, path_of
 from mmchat.serving.gate import VISIT, Gate, Visit
-from mmchat.serving.schemas import WHY_REFUSED, ChatCompletion, ChatRequest, ErrorBody, ModelCard, ModelList, Status
-from mmchat.serving.service import Service, not_ready, unless_gone
+from mmchat.serving.schemas import (
+    WHY_REFUSED,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    ErrorBody,
+    ModelCard,
+    ModelList,
+    Status,
+)
+from mmchat.serving.service import Service, Work, not_ready, unless_gone
 
 CLIENT_GONE = 499
 """Status, in metrics only, of a request whose caller left (as nginx has it)."""
@@ -69,7 +81,7 @@ def build_app(service: Service, started: Callable[[], None] = lambda: None, fail
     _add_errors(app, service)
     _add_status(app, service)
     _add_models(app, service)
-    _add_chat(app, service)
+    _add_answers(app, service)
     app.add_middleware(Gate, service=service)
     return app
 
@@ -174,33 +186,54 @@ def _add_models(app: Any, service: Service) -> None:
         return card
 
 
-def _add_chat(app: Any, service: Service) -> None:
+def _add_answers(app: Any, service: Service) -> None:
+    """The routes that ask the model."""
     from fastapi import Request, Response
     from fastapi.responses import JSONResponse, StreamingResponse
 
-    event_stream = {"text/event-stream": {"schema": {"type": "string", "description": "chat.completion.chunk events"}}}
+    def described(kind: type, chunk: str) -> dict[str, Any]:
+        events = {"text/event-stream": {"schema": {"type": "string", "description": f"{chunk} events"}}}
+        ok = {"description": "The answer, or with stream its events.", "content": events}
+        return {"response_model": kind, "responses": {200: ok, **REFUSALS}}
 
-    @app.post(
-        "/v1/chat/completions",
-        response_model=ChatCompletion,
-        responses={200: {"description": "The answer, or with stream its events.", "content": event_stream}, **REFUSALS},
-    )
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation with images."""
+    async def answer(
+        request: Request,
+        start: Callable[[float], Awaitable[Work]],
+        whole: Callable[[AsyncIterator[Event]], Awaitable[dict[str, Any]]],
+        stream: Callable[[AsyncIterator[Event]], AsyncIterator[bytes]] | None,
+    ) -> Response:
+        """The answer in one piece, or as a stream that has its first event: errors until then have their own status."""
         visit: Visit = request.scope[VISIT]
 
         async def first_answer() -> Response:
-            """The whole answer, or a stream that has its first piece: errors until then have a status of their own."""
-            visit.work = await start_chat(service, body, visit.since)
-            if not body.stream:
-                return JSONResponse(await chat_completion(visit.work.events(), service.settings.name))
-            with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            events = await visit.work.after_first()
-            stream = chat_stream(events, body.n or 1, service.settings.name, with_usage)
-            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            visit.work = await start(visit.since)
+            if stream is None:
+                return JSONResponse(await whole(visit.work.events()))
+            events = stream(await visit.work.after_first())
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
         response = await unless_gone(first_answer(), visit.gone())
         if response is None:
             service.metrics.disconnected.inc()
             return Response(status_code=CLIENT_GONE)
         return response
+
+    @app.post("/v1/chat/completions", **described(ChatCompletion, "chat.completion.chunk"))
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation with images."""
+        return await answer(
+            request,
+            lambda since: start_chat(service, body, since),
+            lambda events: chat_completion(service, events, bool(body.logprobs)),
+            (lambda events: chat_stream(service, events, body)) if body.stream else None,
+        )
+
+    @app.post("/v1/completions", **described(Completion, "text_completion"))
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue plain texts, without the model's conversation template and without images."""
+        return await answer(
+            request,
+            lambda since: start_completion(service, body, since),
+            lambda events: completion(service, events, body),
+            (lambda events: completion_stream(service, events, body)) if body.stream else None,
+        )

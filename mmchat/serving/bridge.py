@@ -6,6 +6,15 @@ from concurrent.futures import Executor
 from typing import Any, Protocol
 
 
+class TokenLogprobs(Protocol):
+    """Log probabilities at one token: its own, and those of the most probable tokens, best first."""
+
+    @property
+    def token(self) -> float: ...
+    @property
+    def top(self) -> Sequence[tuple[int, float]]: ...
+
+
 class Reply(Protocol):
     """What `mmchat.inference.Generator` says about an answer when it is complete."""
 
@@ -19,6 +28,8 @@ class Reply(Protocol):
     def ids(self) -> Sequence[int]: ...
     @property
     def shared_tokens(self) -> int: ...
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]: ...
 
 
 class Answer(Protocol):

@@ -1,33 +1,26 @@
 """`/v1/chat/completions`: from a request to the model's work, and from its events to OpenAI's JSON."""
 
-import json
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from threading import Lock
 from typing import Any
-from uuid import uuid4
 
 from PIL import Image
 
 from mmchat.serving.bridge import Answer, Event, Reply
 from mmchat.serving.errors import ApiError, invalid
+from mmchat.serving.logprobs import chat_logprobs
 from mmchat.serving.prompts import count_characters, count_choices, new_tokens, options_of, to_messages
+from mmchat.serving.responses import DONE, FINISH, Names, check_characters, check_common, sse, usage_of
 from mmchat.serving.schemas import (
     AnswerMessage,
     ChatChoice,
     ChatCompletion,
     ChatRequest,
-    FinishReason,
-    PromptTokensDetails,
-    Sampling,
-    Usage,
+    JsonObjectFormat,
+    JsonSchemaFormat,
 )
 from mmchat.serving.service import Assistant, Service, Work
-
-FINISH: dict[str, FinishReason] = {"end": "stop", "stop": "stop", "length": "length", "repetition": "length"}
-"""Reason of a reply -> OpenAI's."""
-DONE = b"data: [DONE]\n\n"
 
 
 async def start_chat(service: Service, request: ChatRequest, since: float) -> Work:
@@ -46,31 +39,40 @@ async def start_chat(service: Service, request: ChatRequest, since: float) -> Wo
     messages, sources = to_messages(request.messages)
     longest = new_tokens(request, service.limits.new_tokens, service.settings)
     choices = count_choices(request, 1, service.settings)
+    more = {"json_schema": json_schema_of(request), "top_logprobs": top_logprobs_of(request)}
     images = await service.read_images(sources)
     if choices > 1:
         images = [Once(image) for image in images]
 
     def submit(assistant: Assistant, choice: int) -> Answer:
-        return assistant.chat(messages, images, **options_of(request, choice, longest, service.settings))
+        return assistant.chat(messages, images, **options_of(request, choice, longest, service.settings), **more)
 
-    return service.submit([partial(submit, choice=choice) for choice in range(choices)], since)
-
-
-def check_common(service: Service, request: Sampling) -> None:
-    """What every kind of request is checked for first. Raises ApiError."""
-    service.check_model(request.model)
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options need stream: true", "stream_options")
+    return await service.submit([partial(submit, choice=choice) for choice in range(choices)], since)
 
 
-def check_characters(count: int, service: Service, param: str) -> None:
-    """Raises ApiError if a request has more text than allowed."""
-    if count > service.limits.text_characters:
-        raise invalid(
-            f"the request has {count:,} characters of text, more than the limit of {service.limits.text_characters:,}",
-            param,
-            "text_too_long",
-        )
+def json_schema_of(request: ChatRequest) -> Mapping[str, Any] | None:
+    """The schema that the answer must fit; None for a text."""
+    match request.response_format:
+        case JsonSchemaFormat(json_schema=asked):
+            return asked.schema_
+        case JsonObjectFormat():
+            return {"type": "object"}
+    return None
+
+
+def top_logprobs_of(request: ChatRequest) -> int | None:
+    """How many of the most probable tokens get a log probability; None: no log probabilities at all.
+
+    Raises:
+        ApiError: 400: with a stream, or without `logprobs`.
+    """
+    if not request.logprobs:
+        if request.top_logprobs:
+            raise invalid("top_logprobs need logprobs: true", "top_logprobs")
+        return None
+    if request.stream:
+        raise invalid("logprobs come with whole answers only; leave out stream", "logprobs")
+    return request.top_logprobs or 0
 
 
 class Once:
@@ -92,71 +94,36 @@ class Once:
             return self._image
 
 
-class Names:
-    """What all parts of one response share.
+async def chat_completion(service: Service, events: AsyncIterator[Event], with_logprobs: bool) -> dict[str, Any]:
+    """The whole response, when all choices are complete.
 
     Args:
-        prefix: Of the id.
-        model: The model's name.
+        service: The served model.
+        events: Of the work.
+        with_logprobs: Whether the tokens' log probabilities are asked for.
     """
-
-    def __init__(self, prefix: str, model: str) -> None:
-        self.id, self.created, self.model = f"{prefix}-{uuid4().hex}", int(time.time()), model
-
-
-async def chat_completion(events: AsyncIterator[Event], model: str) -> dict[str, Any]:
-    """The whole response, when all choices are complete."""
-    replies = [
-        reply for _, reply in sorted([(i, item) async for i, item in events if not isinstance(item, str)], key=_index)
-    ]
-    names = Names("chatcmpl", model)
-    choices = [
-        ChatChoice(index=index, message=AnswerMessage(content=reply.text), finish_reason=FINISH[reply.reason])
-        for index, reply in enumerate(replies)
-    ]
-    response = ChatCompletion(id=names.id, created=names.created, model=model, choices=choices, usage=usage_of(replies))
+    replies = {index: item async for index, item in events if not isinstance(item, str)}
+    names, choices = Names("chatcmpl", service.settings.name), []
+    for index, reply in sorted(replies.items()):
+        logprobs = await service.decoded(partial(chat_logprobs, reply)) if with_logprobs else None
+        message = AnswerMessage(content=reply.text)
+        choices.append(ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=FINISH[reply.reason]))
+    usage = usage_of([replies[index] for index in sorted(replies)])
+    response = ChatCompletion(id=names.id, created=names.created, model=names.model, choices=choices, usage=usage)
     return response.model_dump()
 
 
-def _index(pair: tuple[int, Reply]) -> int:
-    return pair[0]
-
-
-def usage_of(replies: Sequence[Reply], prompts: Sequence[Reply] | None = None) -> Usage:
-    """Tokens of a response. The prompt counts once, however many choices it has (as OpenAI counts).
-
-    Args:
-        replies: Of all choices.
-        prompts: One reply for each prompt; None: all choices have the same.
-    """
-    prompts = replies[:1] if prompts is None else prompts
-    prompt = sum(reply.prompt_tokens for reply in prompts)
-    new = sum(len(reply.ids) for reply in replies)
-    shared = sum(reply.shared_tokens for reply in prompts)
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=new,
-        total_tokens=prompt + new,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=shared),
-    )
-
-
-async def chat_stream(events: AsyncIterator[Event], choices: int, model: str, with_usage: bool) -> AsyncIterator[bytes]:
+async def chat_stream(service: Service, events: AsyncIterator[Event], request: ChatRequest) -> AsyncIterator[bytes]:
     """The response as server-sent events: the role, pieces of text and the end of each choice, then `[DONE]`.
 
     An error in the middle is an event with `error`, and the last one.
-
-    Args:
-        events: Of the work.
-        choices: Their number.
-        model: The model's name.
-        with_usage: Whether a last event has the usage of all choices.
     """
-    names = Names("chatcmpl", model)
+    names = Names("chatcmpl", service.settings.name)
+    with_usage = bool(request.stream_options and request.stream_options.include_usage)
     chunk = partial(_chunk, names, with_usage)
     replies: list[Reply] = []
     try:
-        for index in range(choices):
+        for index in range(request.n or 1):
             yield chunk(index, {"role": "assistant", "content": ""})
         async for index, item in events:
             if isinstance(item, str):
@@ -179,8 +146,3 @@ def _head(names: Names) -> dict[str, Any]:
 def _chunk(names: Names, with_usage: bool, index: int, delta: dict[str, str], finish: str | None = None) -> bytes:
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
     return sse({**_head(names), "choices": [choice], **({"usage": None} if with_usage else {})})
-
-
-def sse(data: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -18,7 +18,7 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
-ASKED = frozenset({"/v1/chat/completions"})
+ASKED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Paths that take a body and give answers of the model."""
 ROUTES = frozenset({*ASKED, "/v1/models", "/health", "/ready", "/metrics", "/openapi.json"})
 """Paths that metrics name; all others are `other`."""

@@ -95,6 +95,37 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema", description="The answer fits it, unless its length ends it.")
+    description: str | None = None
+    strict: bool | None = Field(None, description="Accepted, without effect: the answer always fits.")
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+def _kind_of_format(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("json_object", "json_schema") else "<text>"
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    Discriminator(_kind_of_format),
+]
+
+
 class Sampling(Strict):
     """What both kinds of requests share."""
 
@@ -120,17 +151,27 @@ class Sampling(Strict):
 class ChatRequest(Sampling):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    logprobs: bool | None = Field(None, description="Not with stream.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs: true.")
     tools: Nothing | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: Nothing | None = None
     parallel_tool_calls: bool | None = Field(None, description="Accepted, without effect: there are no tools.")
-    response_format: TextFormat | None = None
+    response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = Field(None, description="Accepted, without effect.")
+
+
+class CompletionRequest(Sampling):
+    prompt: ValidText | Annotated[list[ValidText], Field(min_length=1, max_length=MOST_CHOICES)] = Field(
+        description="Texts to continue. Token ids are not accepted."
+    )
+    logprobs: int | None = Field(None, ge=0, le=5, description="Not with stream.")
+    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Only n itself.")
+    echo: Literal[False] | None = None
+    suffix: None = None
 
 
 # Responses
@@ -167,10 +208,34 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Natural logarithms, from the model's logits before temperature and other settings."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -180,6 +245,22 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
     usage: Usage
 
 
@@ -203,16 +284,15 @@ WHY_REFUSED = {
     "presence_penalty": "only 0 is supported; repetition_penalty is",
     "frequency_penalty": "only 0 is supported; repetition_penalty is",
     "logit_bias": "a bias on tokens is not supported",
-    "logprobs": "log probabilities are not supported",
-    "top_logprobs": "log probabilities are not supported",
     "tools": "tools are not supported",
     "tool_choice": "tools are not supported",
     "tool_calls": "tools are not supported",
     "functions": "tools are not supported",
     "function_call": "tools are not supported",
-    "response_format": "only {'type': 'text'} is supported",
     "modalities": "only ['text'] is supported",
     "audio": "audio is not supported",
+    "echo": "the prompt is not repeated; only false is supported",
+    "suffix": "text cannot be inserted",
     "store": "nothing is stored; only false is supported",
     "detail": "only 'auto' is supported; the model decides how much it sees of an image",
     "name": "names of speakers are not supported",

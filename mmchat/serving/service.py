@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 from typing import Any, Literal, Protocol, TypeVar
@@ -29,10 +29,18 @@ Result = TypeVar("Result")
 
 
 class Assistant(Protocol):
-    """What a server needs of a model. All methods return at once and may be called from any thread."""
+    """What a server needs of a model. No method waits for the model. All may be called from any thread."""
 
     def chat(self, messages: Sequence[dict[str, Any]], images: Sequence[Any], **options: Any) -> Answer:
         """Queue a conversation. Raises UserError for an option that is out of range."""
+        ...
+
+    def complete(self, text: str, **options: Any) -> Answer:
+        """Queue a text that is continued, control tokens in it as text. Errors as in `chat`."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special tokens included."""
         ...
 
     def state(self) -> EngineState:
@@ -169,11 +177,12 @@ class Service:
         fetch = partial(fetch_public, max_bytes=self.limits.body_bytes)
         return await in_thread(pool, partial(read_images, sources, fetch, self.limits)) if sources else []
 
-    def submit(self, submissions: Sequence[Callable[[Assistant], Answer]], since: float) -> "Work":
+    async def submit(self, submissions: Sequence[Callable[[Assistant], Answer]], since: float) -> "Work":
         """Submit the choices of one request.
 
         Args:
-            submissions: For each choice a function that submits it.
+            submissions: For each choice a function that submits it. It is called in a thread, because a JSON schema or
+                a long text takes a while.
             since: When the request arrived, in seconds of `time.monotonic`.
 
         Raises:
@@ -182,19 +191,24 @@ class Service:
         if self._assistant is None:
             raise not_ready(self.state)
         self.answers.take(len(submissions))
-        answers: list[Answer] = []
+        pending = self._preparers.submit(submit_all, self._assistant, submissions)
         try:
-            for submit in submissions:
-                answers.append(submit(self._assistant))
+            # Shielded: if the caller leaves meanwhile, the answers must still be cancelled.
+            answers = await asyncio.shield(asyncio.wrap_future(pending))
         except BaseException as error:
-            for answer in answers:
-                answer.cancel()
             self.answers.give(len(submissions))
+            pending.add_done_callback(cancel_answers)
             if isinstance(error, UserError):
                 raise invalid(str(error)) from None
-            self.state = "failed"  # a closed or crashed engine answers nobody any more
+            if isinstance(error, Exception):
+                self.state = "failed"  # a closed or crashed engine answers nobody any more
             raise
         return Work(self, answers, self._readers, since)
+
+    async def decoded(self, call: Callable[..., Result]) -> Result:
+        """The result of a call with the model's `decode`, in a thread."""
+        assert self._assistant is not None
+        return await in_thread(self._preparers, partial(call, decode=self._assistant.decode))
 
     # Of `Work`:
 
@@ -299,6 +313,26 @@ def make_first_token(assistant: Assistant) -> None:
     """Let a model make one token about a small image, so that the first caller does not wait for what happens once."""
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     assistant.chat(question, [Image.new("RGB", (64, 64), "gray")], max_new_tokens=1).result()
+
+
+def submit_all(assistant: Assistant, submissions: Sequence[Callable[[Assistant], Answer]]) -> list[Answer]:
+    """Submit all choices, or none."""
+    answers: list[Answer] = []
+    try:
+        for submit in submissions:
+            answers.append(submit(assistant))
+    except BaseException:
+        for answer in answers:
+            answer.cancel()
+        raise
+    return answers
+
+
+def cancel_answers(pending: Future[list[Answer]]) -> None:
+    """Cancel answers that nobody waits for any more."""
+    if not pending.cancelled() and pending.exception() is None:
+        for answer in pending.result():
+            answer.cancel()
 
 
 async def in_thread(pool: Executor, call: Callable[[], Result]) -> Result:

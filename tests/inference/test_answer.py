@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from mmchat.inference.answer import Answer, Reply, TextDecoder
 from mmchat.inference.engine import Handle, Prompt, Request
@@ -64,6 +65,22 @@ def test_bytes_that_are_no_text_are_shown_at_the_end():
 def test_what_may_become_a_stop_string_is_held_back():
     assert pieces(b"a stox", BytesTokenizer(), ["stop"]) == ["a", "", "", "", "", " stox", ""]
     assert pieces(b"a stop it", BytesTokenizer(), ["stop"]) == ["a", *[""] * 9]
+
+
+def test_a_continuation_keeps_white_space():
+    decoder = TextDecoder(BytesTokenizer(), ("stop",), after=b"before")
+    assert "".join([*(decoder.add(token) for token in b"  a b \n"), decoder.finish()]) == "  a b \n"
+    decoder = TextDecoder(BytesTokenizer(), ("stop",), after=())
+    assert "".join([*(decoder.add(token) for token in b" a stop b"), decoder.finish()]) == " a "
+
+
+def test_a_word_that_continues_a_text_keeps_its_space(data_dir):
+    tokenizer = AutoTokenizer.from_pretrained(data_dir / "tokenizers" / "llama_like_legacy_false")
+    whole = tokenizer("one two three", add_special_tokens=False).input_ids
+    for cut in range(1, len(whole)):
+        decoder = TextDecoder(tokenizer, after=whole[:cut])
+        text = "".join([*(decoder.add(token) for token in whole[cut:]), decoder.finish()])
+        assert tokenizer.decode(whole[:cut]) + text == "one two three"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ class FakeReply:
     ids: tuple[int, ...]
     prompt_tokens: int = 7
     shared_tokens: int = 0
+    logprobs: tuple = ()
 
 
 @dataclass
@@ -91,6 +92,12 @@ class FakeAssistant:
         with self._lock:
             self.running += 1
         return FakeAnswer(words, options["max_new_tokens"], self.pace, self._ended)
+
+    def complete(self, text: str, **options) -> FakeAnswer:
+        return self.chat([{"role": "user", "content": text}], [], **options)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f"<{one}>" for one in ids)
 
     def _ended(self) -> None:
         with self._lock:

@@ -130,11 +130,14 @@ def test_what_changes_nothing_may_be_said(live):
 @pytest.mark.parametrize(
     ("options", "param", "code"),
     [
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 2}, "logprobs", "invalid_value"),
+        ({"logprobs": True, "stream": True}, "logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
         ({"logit_bias": {"50": 1}}, "logit_bias", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "unsupported_parameter"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "invalid_value"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "unknown_parameter"),
         ({"temperatures": 0}, "temperatures", "unknown_parameter"),
         ({"temperature": "0"}, "temperature", "invalid_value"),
