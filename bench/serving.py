@@ -65,6 +65,8 @@ class Measured:
     errors: list[str] = field(default_factory=list)
     crossed: list[str] = field(default_factory=list)
     slow_bytes: int = 0
+    cpu_seconds: float = 0.0
+    """Of the server."""
 
 
 def main() -> None:
@@ -149,7 +151,7 @@ async def run(
                 "content"
             ]
         log(f"{arguments.clients} clients for {arguments.seconds:g} s")
-        measured, start = Measured(), time.monotonic()
+        measured, start, spent = Measured(), time.monotonic(), sum(process.cpu_times()[:2])
         end = start + arguments.seconds
         memory: list[tuple[float, float]] = []
         async with asyncio.TaskGroup() as group:
@@ -158,6 +160,7 @@ async def run(
                 group.create_task(ask_until(client, cases, random.Random(number), start, end, measured))
             for number in range(arguments.slow_clients):
                 group.create_task(read_slowly(url, cases[number], start + arguments.seconds / 2, end, measured))
+        measured.cpu_seconds = sum(process.cpu_times()[:2]) - spent
     return measured, memory
 
 
@@ -250,6 +253,7 @@ def summary(
         "latency_with_slow_clients": percentiles([seconds for ended, seconds in measured.latency if ended > half]),
         "latency_without": percentiles([seconds for ended, seconds in measured.latency if ended <= half]),
         "tokens_per_second": round(measured.tokens / arguments.seconds, 1),
+        "cpu_ms_per_token": round(1000 * measured.cpu_seconds / measured.tokens, 3),
         "slow_bytes": measured.slow_bytes,
         "memory_when_settled": settled[0],
         "memory_largest": max(settled),
@@ -268,7 +272,8 @@ def line_of(result: dict[str, Any]) -> str:
     return (
         f"{result['requests']} requests, {result['errors']} errors, {result['crossed']} crossed; "
         f"latency {latency['median']:.2f} s (p99 {latency['p99']:.2f}), first token {first['median']:.2f} s "
-        f"(p99 {first['p99']:.2f}), {result['tokens_per_second']:.0f} tokens/s; "
+        f"(p99 {first['p99']:.2f}), {result['tokens_per_second']:.0f} tokens/s, "
+        f"{result['cpu_ms_per_token']:.2f} ms of CPU per token; "
         f"with slow clients {slow['median']:.2f} s (p99 {slow['p99']:.2f}), without {without['median']:.2f} s "
         f"(p99 {without['p99']:.2f}); memory {result['memory_when_settled']:.0f} MiB when settled, "
         f"{result['memory_largest']:.0f} at most, {result['memory_at_end']:.0f} at the end"
