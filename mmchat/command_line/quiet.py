@@ -1,5 +1,6 @@
 """Keeps libraries from printing progress bars and advice on stderr."""
 
+import logging
 import os
 import warnings
 
@@ -12,6 +13,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # DeepSpeed calls collectives by their deprecated names.
     warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
+    # bitsandbytes advises a package that would fetch kernels from the hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
 
     if not torch.cuda.is_available():

@@ -22,6 +22,7 @@ from mmchat.inference.engine.request import FinishReason, Handle, Prompt, Reques
 from mmchat.inference.engine.sampling import Sampler, choose_tokens, token_logprobs
 from mmchat.inference.engine.scheduler import Chunk, Running, Scheduler
 from mmchat.model.modeling import MMChatForConditionalGeneration
+from mmchat.model.prepacked_linear import PrepackedLinears
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Engine:
         settings = settings or EngineSettings()
         language_model = model.language_model if isinstance(model, MMChatForConditionalGeneration) else model
         context = language_model.config.max_position_embeddings
+        self._prepacked = PrepackedLinears(model)
         layers = layer_shapes(language_model)
         refuse_untrue(language_model, layers)
         budget = default_budget(model.device) if settings.cache_bytes is None else settings.cache_bytes
@@ -193,6 +195,7 @@ class Engine:
         self._pool.shutdown(cancel_futures=True)
         self._drop(lambda handle: handle.finish("cancelled"))
         self._decoder.cache.release()
+        self._prepacked.undo()
 
     def __enter__(self) -> "Engine":
         return self
