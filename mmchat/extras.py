@@ -18,6 +18,7 @@ EXTRA_OF = {
     "wandb": "tracking",
     "gradio": "demo",
     "gguf": "gguf",
+    "ray": "ray",
     "llguidance": "json",
     "fastapi": "serve",
     "prometheus_client": "serve",

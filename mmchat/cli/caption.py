@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     beside = parser.add_mutually_exclusive_group()
     beside.add_argument("--sidecar", action="store_true", help="also write every caption into a .txt next to its image")
     beside.add_argument("--sidecar-dir", type=Path, metavar="DIR", help="the same in a folder, at the images' paths")
-    add_workers(parser, 8, "images")
+    add_workers(parser, 8, "images", ("ray", "vllm"))
     add_max_new_tokens(parser, 128, "caption")
 
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         sidecars = Sidecars(arguments.sidecar_dir, "caption")
         items, on_line = sidecars.claim(items), sidecars.write
     task = CaptionTask(arguments.max_new_tokens)
-    with saying_how_to_resume(journal), open_engine(arguments, task) as engine:
+    with saying_how_to_resume(journal), open_engine(arguments, task, journal) as engine:
         summary = run_job(CAPTIONING, items, journal, engine, sources.count, on_line)
     if journal != arguments.out:
         write_parquet(journal, arguments.out, ("path", *arguments.keep, "caption"))

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_model_directory, add_placement, placement
+from mmchat.errors import UserError
 
 if TYPE_CHECKING:
     from mmchat.inference.generator import Generator
     from mmchat.inference.jobs.items import Task
     from mmchat.inference.jobs.job import Engine
+    from mmchat.inference.jobs.vllm_model import VllmModel
 
+ENGINES = (
+    "what answers: mmchat; ray, a Ray Data job of --ranks actors, on the cluster of RAY_ADDRESS if it is set; vllm, an "
+    "exported model in vLLM, at MMCHAT_VLLM_PYTHON"
+)
 RESUME = "Run it again after an interruption, of any kind: {} that were done are skipped, others are tried again."
 
 
@@ -43,7 +49,8 @@ def fetcher(arguments: argparse.Namespace) -> Callable[[str], bytes] | None:
     return fetch_public if arguments.allow_http else None
 
 
-def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str) -> None:
+def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str, engines: tuple[str, ...]) -> None:
+    parser.add_argument("--engine", default="mmchat", choices=["mmchat", *engines], help=ENGINES)
     parser.add_argument(
         "--batch-size", type=positive, default=batch_size, metavar="N", help=f"{what} in the model at a time"
     )
@@ -54,7 +61,7 @@ def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str) -> 
 
 
 def open_generator(checkpoint: Path, batch_size: int, where: dict[str, Any], rank: int = 0) -> "Generator":
-    """The model of a rank. Ranks are placed on the CUDA devices in turn."""
+    """The model of a rank. Ranks are placed on the CUDA devices in turn, unless a device is named."""
     import torch
 
     from mmchat.command_line.quiet import quiet_libraries
@@ -68,19 +75,40 @@ def open_generator(checkpoint: Path, batch_size: int, where: dict[str, Any], ran
 
 
 @contextmanager
-def open_engine(arguments: argparse.Namespace, task: "Task") -> Iterator["Engine"]:
+def open_engine(arguments: argparse.Namespace, task: "Task", journal: Path) -> Iterator["Engine"]:
     """What answers the images of a job, as the options say."""
     from mmchat.inference.jobs.job import workers
     from mmchat.inference.jobs.ranks import rank_workers
+    from mmchat.inference.jobs.ray_job import ray_engine
     from mmchat.inference.jobs.workers import ThreadWorker
 
-    slots = arguments.batch_size
+    slots, ranks = arguments.batch_size, arguments.ranks
     opening = partial(open_generator, arguments.checkpoint, slots, placement(arguments))
-    if arguments.ranks > 1:
-        yield workers(lambda events: rank_workers(opening, task, slots, arguments.ranks, events))
-        return
-    with opening() as generator:
-        yield workers(lambda events: [ThreadWorker(generator, task, slots, events)])
+    if arguments.engine == "ray":
+        yield ray_engine(opening, task, slots, ranks, journal)
+    elif arguments.engine == "vllm":
+        with open_vllm(arguments) as model:
+            yield workers(lambda events: [ThreadWorker(model, task, slots, events)])
+    elif ranks > 1:
+        yield workers(lambda events: rank_workers(opening, task, slots, ranks, events))
+    else:
+        with opening() as generator:
+            yield workers(lambda events: [ThreadWorker(generator, task, slots, events)])
+
+
+@contextmanager
+def open_vllm(arguments: argparse.Namespace) -> Iterator["VllmModel"]:
+    """vLLM with an exported model. Its end is the end of the job."""
+    from mmchat.conversion.vllm.vllm_process import require_python
+    from mmchat.inference.jobs.vllm_model import VllmEndedError, VllmModel
+
+    if arguments.ranks > 1 or arguments.device or arguments.quantize:
+        raise UserError("--engine vllm takes no --ranks, --device or --quantize: vLLM places its weights itself")
+    try:
+        with VllmModel(require_python(), arguments.checkpoint, arguments.batch_size, arguments.dtype) as model:
+            yield model
+    except VllmEndedError as error:
+        raise UserError(f"{error}\nthe same command resumes") from None
 
 
 @contextmanager

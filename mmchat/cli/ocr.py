@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .parquet, .txt or .md"
     )
     parser.add_argument("--prompt", default=OCR_PROMPT, metavar="TEXT", help="prompt for every page")
-    add_workers(parser, 4, "pages")
+    add_workers(parser, 4, "pages", ("ray",))
     add_max_new_tokens(parser, 2048, "text of a page or band")
     parser.add_argument(
         "--max-repeats", type=positive, default=8, metavar="N", help="stop a text that repeats itself this often"
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     sources = Sources(arguments.paths, Options(SUFFIXES, fetcher(arguments), arguments.image_root))
     journal = journal_of(arguments.out, (*DOCUMENT_FORMATS, ".parquet"))
     task = OcrTask(arguments.prompt, arguments.max_new_tokens, arguments.max_repeats, arguments.tile)
-    with saying_how_to_resume(journal), open_engine(arguments, task) as engine:
+    with saying_how_to_resume(journal), open_engine(arguments, task, journal) as engine:
         pages = pages_of(sources, arguments.dpi)
         summary = run_job(READING, pages, journal, engine, lambda: count_pages(sources, arguments.dpi))
     if arguments.out.suffix == ".parquet":

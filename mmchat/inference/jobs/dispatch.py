@@ -132,7 +132,7 @@ class _Dispatcher:
                 "between; its last messages are above. If memory was short, use fewer --ranks or a smaller "
                 "--batch-size. The same command resumes"
             )
-        print(f"{event.worker} {event.how}; its {len(lost)} images are given out again", file=sys.stderr, flush=True)
+        print(f"{event.worker} {event.how} and is started again; it held {len(lost)} of the images", file=sys.stderr)
         for number, item in lost.items():
             if self._deaths[number] < MOST_DEATHS:
                 self._suspects.append((number, item))

@@ -183,6 +183,7 @@ def _sorted_names(folder: Path, suffixes: Set[str]) -> Iterator[tuple[str, bool]
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from None
     all_names, all_kinds = np.concatenate(names), np.concatenate(kinds)
+    del names, kinds
     order = np.argsort(all_names, kind="stable")
     for start in range(0, len(order), BLOCK):
         chosen = order[start : start + BLOCK]

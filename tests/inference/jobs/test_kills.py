@@ -1,6 +1,7 @@
 """Exactly one line per image, whichever process is killed and when."""
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -37,7 +38,8 @@ class Job:
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(self.command, cwd=ROOT, start_new_session=True, **pipes)
 
     def wait_for(self, count):
         """Wait until the journal has so many lines, or the job has ended."""
@@ -114,3 +116,24 @@ def test_two_thousand_images_and_five_kills(folder, tmp_path, assistant_dir, ran
     some = [path for path in sorted(captions) if captions[path] is not None][::100]
     with Generator(assistant_dir, device="cpu") as generator:
         assert generator.caption(some, max_new_tokens=4) == [captions[path] for path in some]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("folder", [(1000, 0)], indirect=True)
+def test_ctrl_c(folder, tmp_path, assistant_dir, ranks):
+    out = tmp_path / "out.jsonl"
+    arguments = ["--out", out, "--ranks", ranks, "--max-new-tokens", 16, "--batch-size", 4]
+    job = Job(["mmchat.cli.main", "caption", assistant_dir, folder, *arguments], out)
+    job.wait_for(50)
+    workers = job.workers()
+    os.killpg(job.process.pid, signal.SIGINT)  # as a terminal sends it, to all
+    err = job.process.communicate(timeout=60)[1].decode()
+    assert job.process.returncode == 130
+    assert err.endswith(f"stopped; what was done is in {out}, and the same command resumes\ninterrupted\n")
+    assert "Traceback" not in err
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    job.start()
+    job.finish()
+    check(out, folder, bad=0)
