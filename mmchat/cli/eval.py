@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="swapped",
         help="images for the blind score: those of other questions, or white ones",
     )
+    parser.add_argument("--card", action="store_true", help="also write the scores into the model's README.md")
     add_batch_size(parser, 32, "questions")
     add_max_new_tokens(parser, 64, "answer")
     add_placement(parser)
@@ -65,6 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
     Console().print(score_table(result, arguments.blind))
     if scores:
         Console().print(metric_table(scores, arguments.blind))
+    if arguments.card:
+        from mmchat.model.card import write_scores
+
+        write_scores(arguments.checkpoint, arguments.data.name, result.flat())
+        print(arguments.checkpoint / "README.md")
     if arguments.out:
         write_json(
             arguments.out / "scores.json", {"blind_by": arguments.blind} | result.flat() | flatten_scores(scores)

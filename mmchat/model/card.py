@@ -1,5 +1,6 @@
 """The README.md of a directory that people share: what it is, what it was made of, and code that opens it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -7,6 +8,7 @@ from typing import Any
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
 from mmchat.conversation import SlotTokens
+from mmchat.errors import UserError
 from mmchat.files import write_text
 from mmchat.front_matter import CARD, front_matter, with_licences
 from mmchat.pretrained import hub_name
@@ -18,7 +20,7 @@ _MODEL = """\
 {parts}
 
 The weights derive from those of the language model and of the towers; their licences apply.
-{scores}
+
 ## Use
 ```python
 import mmchat.auto  # registers the model's classes with transformers
@@ -64,6 +66,9 @@ processor = AutoProcessor.from_pretrained("path/of/this/directory")
 """
 
 
+_USE = "## Use\n"
+
+
 @dataclass
 class ModelCard:
     """The README.md of a model directory.
@@ -71,12 +76,10 @@ class ModelCard:
     Attributes:
         model: The model.
         data: Names of the data sources of its training, if it was trained.
-        scores: Its scores, as in `scores.json`.
     """
 
     model: MMChatForConditionalGeneration
     data: Sequence[str] = ()
-    scores: Mapping[str, float] | None = None
 
     def save_pretrained(self, directory: Path) -> None:
         """Write it into a directory."""
@@ -88,14 +91,7 @@ class ModelCard:
         return _MODEL.format(
             head=front_matter(assistant_head(self.model.config, "mmchat")),
             parts=parts_table(self.model, {"training data": data}),
-            scores=self._scores(),
         )
-
-    def _scores(self) -> str:
-        if not self.scores:
-            return ""
-        rows = [(f"`{name}`", f"{value:.4g}") for name, value in self.scores.items() if "/" not in name]
-        return "\n" + _table(("score", "value"), rows) + "\n"
 
 
 def assistant_head(config: MMChatConfig, library: str) -> dict[str, Any]:
@@ -158,6 +154,35 @@ def _size(module: Any) -> str:
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"| {first} | {second} |" for first, second in [head, ("---", "---"), *rows])
+
+
+def write_scores(directory: Path, data: str, scores: Mapping[str, float]) -> None:
+    """Put scores into the card of a model directory. Those of the same data replace earlier ones.
+
+    Args:
+        directory: The directory.
+        data: Name of the questions.
+        scores: As in `scores.json`: each score, and under `NAME/blind` and `NAME/questions` what belongs to it.
+
+    Raises:
+        UserError: It has no card that mmchat wrote.
+    """
+    card = directory / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if _USE not in text:
+        raise UserError(f"{card} is no model card that mmchat wrote, so the scores have no place there")
+    rows = "\n".join(
+        f"| `{name}` | {scores[f'{name}/questions']:,} | {scores[name]:.1%} | {scores[f'{name}/blind']:.1%} |"
+        for name in scores
+        if f"{name}/questions" in scores
+    )
+    section = (
+        f"## Scores on `{data}`\nExact match. Blind: the same questions without the right image (`mmchat eval`).\n\n"
+        f"| questions | number | right | blind |\n|---|---|---|---|\n{rows}\n\n"
+    )
+    earlier = re.compile(rf"^## Scores on `{re.escape(data)}`\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+    text = earlier.sub("", text)
+    write_text(card, text.replace(_USE, section + _USE, 1))
 
 
 def adapter_card(base: dict[str, Any], modules: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """`mmchat ocr` and the scores of `mmchat eval`, in process."""
 
 import json
+import shutil
 
 import pytest
 
@@ -55,9 +56,11 @@ def test_eval_with_other_scores(run, assistant_dir, scans, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a red 7"}]
     records = [{"image": f"{number}.png", "conversations": turns} for number in range(2)]
     (scans / "questions.json").write_text(json.dumps(records))
-    arguments = ["eval", assistant_dir, scans / "questions.json", "--out", tmp_path / "run", "--max-new-tokens", 4]
+    model = shutil.copytree(assistant_dir, tmp_path / "model")
+    arguments = ["eval", model, scans / "questions.json", "--out", tmp_path / "run", "--max-new-tokens", 4, "--card"]
     status, printed, _ = run(*arguments, "--metric", "ned", "--metric", "f1")
     assert status == 0
+    assert "| `overall` | 2 | 0.0% | 0.0% |" in (model / "README.md").read_text()
     assert "exact match, %" in printed and "other scores, %" in printed
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     answers = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().split("\n")[:-1]]

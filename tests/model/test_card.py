@@ -2,9 +2,11 @@
 
 import re
 
+import pytest
 import yaml
 
-from mmchat.model.card import ModelCard, source_names
+from mmchat.errors import UserError
+from mmchat.model.card import source_names, write_scores
 from mmchat.model.directory import load_assistant, save_assistant
 
 
@@ -38,7 +40,20 @@ def test_the_facts_of_the_card(make_assistant, make_tower, tmp_path):
     assert "home" not in text and "score" not in rows
 
 
-def test_scores_of_the_card(make_assistant):
-    model, _ = make_assistant()
-    text = ModelCard(model, scores={"exact": 0.8125, "exact/low": 0.7, "kind/count/exact": 0.5}).text()
-    assert "| `exact` | 0.8125 |" in text and "exact/low" not in text and "kind" not in text
+def test_scores_of_the_card(make_assistant, tmp_path):
+    """One table per data; a second evaluation of the same data replaces the first, and the rest stays."""
+    save_assistant(*make_assistant(), tmp_path / "model")
+    card = tmp_path / "model" / "README.md"
+    before = card.read_text()
+    scores = {"overall": 0.8125, "overall/blind": 0.25, "overall/questions": 1200, "overall/commonest": 0.2}
+    write_scores(tmp_path / "model", "heldout.json", scores)
+    once = card.read_text()
+    write_scores(tmp_path / "model", "other.json", scores | {"overall": 0.5})
+    write_scores(tmp_path / "model", "heldout.json", scores | {"overall": 0.9})
+    text = card.read_text()
+    assert "| `overall` | 1,200 | 81.2% | 25.0% |" in once
+    assert "| `overall` | 1,200 | 90.0% | 25.0% |" in text and "81.2%" not in text and "50.0%" in text
+    assert text.count("## Scores on `heldout.json`") == text.count("## Scores on `other.json`") == 1
+    assert text.index("## Scores") < text.index("## Use") and before.split("## Use")[1] == text.split("## Use")[1]
+    with pytest.raises(UserError, match="no model card that mmchat wrote"):
+        write_scores(tmp_path, "a.json", scores)
