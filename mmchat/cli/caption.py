@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     beside = parser.add_mutually_exclusive_group()
     beside.add_argument("--sidecar", action="store_true", help="also write every caption into a .txt next to its image")
     beside.add_argument("--sidecar-dir", type=Path, metavar="DIR", help="the same in a folder, at the images' paths")
-    add_workers(parser, 8, "images", ("ray", "vllm"))
+    add_workers(parser, 16, "images", ("ray", "vllm"))
     add_max_new_tokens(parser, 128, "caption")
 
 

@@ -119,7 +119,7 @@ def run_job(
 
 
 def _count(count: Callable[[], int | None], bar: Any) -> None:
-    with suppress(UserError):  # reading the items raises it too
+    with suppress(UserError, OSError):  # reading the items raises it too
         if (total := count()) is not None:
             bar.set_total(total)
 

@@ -103,6 +103,8 @@ def _open(path: str, options: Options) -> Source:
         return _Lines(path, options)
     if path.startswith(_ADDRESS):
         return _One(_address(path, options))
+    if storage.is_remote(path):
+        return _Records(path, options)
     path = str(Path(path))  # a/ and ./a are a
     if Path(path).is_dir():
         return _Folder(path, options.suffixes)
@@ -122,7 +124,7 @@ def _file(path: str, options: Options) -> Source:
 
 def _file_item(path: str, below: str) -> Item:
     """A file, found at `below` under what the user named."""
-    return Item({"path": path}, partial(load_image, path), file=path, stem=str(PurePath(below).with_suffix("")))
+    return Item({"path": path}, partial(load_image, path), file=path, stem=os.path.splitext(below)[0])  # noqa: PTH122
 
 
 def _address(url: str, options: Options) -> Item:

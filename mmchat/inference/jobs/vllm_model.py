@@ -59,7 +59,7 @@ class VllmModel:
         self._send({"model": str(directory), "slots": slots, "dtype": dtype})
         assert self._process.stdout is not None
         if not self._process.stdout.readline():
-            raise UserError(self._ended(f"does not open {directory}"))
+            raise UserError(self._ended(f"does not open {directory}, which must be a model that was exported"))
         Thread(target=self._receive, name="mmchat-vllm", daemon=True).start()
 
     def submit(

@@ -8,6 +8,7 @@ import pickle
 import sys
 import tarfile
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,6 +133,23 @@ def test_a_list_and_standard_input(tmp_path, photos, png, monkeypatch):
     sources = Sources(["-"], Options())
     assert sources.count() is None
     assert names(sources) == [f"{photos}/b.png", "stdin:3", f"{photos}/é/\udcff.png"]
+
+
+def test_any_line_of_a_list_is_an_item(tmp_path):
+    (tmp_path / "list.txt").write_text("/\n.\n..\n" + "x" * 300 + ".png\n")
+    items = found(tmp_path / "list.txt")
+    assert len(items) == 4
+    for item in items:
+        with pytest.raises(UserError, match=r"image .* (is a folder|is broken)"):
+            item.open()
+
+
+def test_a_table_that_fsspec_opens(tmp_path, png):
+    memory = fsspec.filesystem("memory")
+    uri = "data:image/png;base64," + base64.b64encode(png(0, 44)).decode()
+    memory.pipe("/jobs/a.jsonl", json.dumps({"image": uri}).encode())
+    (item,) = found("memory://jobs/a.jsonl")
+    assert (names([item]), item.open().width) == (["memory://jobs/a.jsonl:1"], 44)
 
 
 def test_addresses_need_permission(tmp_path, png):
