@@ -8,7 +8,9 @@ import pytest
 
 from mmchat.cli.main import COMMANDS, build_commands, main, parse
 from mmchat.command_line.errors import reporting
+from mmchat.data.sources import open_source
 from mmchat.errors import SharedError, UserError
+from mmchat.images import load_image
 from mmchat.inference import Generator
 
 
@@ -139,25 +141,64 @@ def test_chat_answers_one_question(run, assistant_dir, image, order):
     arguments = ["chat", *("What is this?" if word == "QUESTION" else word for word in line.split())]
     status, out, err = run(*arguments)
     expected = Generator(assistant_dir).chat("What is this?", image, max_new_tokens=6)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "[cut off at 6 tokens; --max-new-tokens sets the limit]\n")
     assert out.strip() == expected
 
 
-def test_chat_remembers_the_conversation(run, assistant_dir, image, monkeypatch):
-    asked = []
-    original = Generator.stream
+@pytest.fixture
+def chat_in_terminal(run, assistant_dir, monkeypatch):
+    """chat_in_terminal(*lines): what the model was asked (messages and number of images), and stderr."""
 
-    def stream(self, question, images, history, **options):
-        asked.append((question, len(images), [message["role"] for message in history]))
-        return original(self, question, images, history, **options)
+    def chat(*typed):
+        asked = []
+        original = Generator.submit
 
-    monkeypatch.setattr(Generator, "stream", stream)
-    typed = [f"/image {image}", "What?", "", "And now?", "/image nowhere.png", "/new", "Hello"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed) + "\n"))
-    status, _, err = run("chat", assistant_dir, "--max-new-tokens", "3")
-    assert status == 0
-    assert asked == [("What?", 1, []), ("And now?", 1, ["user", "assistant"]), ("Hello", 0, [])]
-    assert "image nowhere.png does not exist" in err
+        def submit(self, messages, images=(), **options):
+            asked.append((messages, len(images)))
+            return original(self, messages, images, **options)
+
+        monkeypatch.setattr(Generator, "submit", submit)
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(str, typed)) + "\n"))
+        status, _, err = run("chat", assistant_dir, "--max-new-tokens", "3")
+        monkeypatch.undo()
+        assert status == 0
+        return asked, err
+
+    return chat
+
+
+def test_chat_remembers_the_conversation(chat_in_terminal, image):
+    asked, err = chat_in_terminal(
+        f"/image {image}", "What?", "", "And now?", "/image nowhere.png", "/new", "Hello", "exit", "never asked"
+    )
+    roles = [([message["role"] for message in messages], images) for messages, images in asked]
+    assert roles == [(["user"], 1), (["user", "assistant", "user"], 1), (["user"], 0)]
+    assert "image nowhere.png does not exist" in err and err.count("cut off at 3 tokens") == 3
+
+
+def test_chat_commands(chat_in_terminal, image, tmp_path):
+    saved = tmp_path / "talk.json"
+    asked, err = chat_in_terminal(
+        *("/undo", "/help", "/unknown", "/save x.json", "/system Be kind.", f"/image {image}", "First?"),
+        *(f"/image {image}", "Second?", f"/image {image}", "/undo", "Third?", "/save talk", f"/save {saved}"),
+        *("What is <image>?", f"/save {tmp_path / 'other.json'}", "quit"),
+    )
+    assert [images for _, images in asked] == [1, 2, 2, 2]
+    third = [message["content"] for message in asked[2][0]]
+    assert third[0] == "Be kind." and len(third) == 4 and len(third[3]) == 2
+    for said in (
+        "nothing to take back",
+        "/system TEXT",
+        "no command /unknown",
+        "nothing to save",
+        "Taken back: Second?",
+    ):
+        assert said in err
+    assert "/save needs the name of a .json file, found talk" in err and "holds the text <image>" in err
+    (record,) = open_source(saved, tmp_path)
+    assert [turn.role for turn in record.turns] == ["system", *["user", "assistant"] * 2]
+    assert len(record.images) == 2 and record.images[1].open().size == load_image(image).size
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path, make_image):
