@@ -64,7 +64,8 @@ class AnswerGroup:
         made: Callable[[int], None],
         ended: Callable[[int], None],
     ) -> None:
-        self._answers = answers
+        self._answers = list(answers)
+        self._count = self._missing = len(answers)
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, str | Reply | BaseException]] = asyncio.Queue()
         self._made, self._ended = made, ended
@@ -82,13 +83,13 @@ class AnswerGroup:
         Raises:
             Exception: What made an answer fail.
         """
-        missing = len(self._answers)
-        while missing:
+        unread = self._count
+        while unread:
             index, item = await self._events.get()
             if isinstance(item, BaseException):
                 raise item
             if not isinstance(item, str):
-                missing -= 1
+                unread -= 1
             yield index, item
 
     # In a thread:
@@ -115,3 +116,8 @@ class AnswerGroup:
     def _put_last(self, index: int, last: Reply | BaseException) -> None:
         self._events.put_nowait((index, last))
         self._ended(index)
+        self._missing -= 1
+        if not self._missing:
+            # Answers hold the images of their request, and the callers of `made` and `ended` hold this group.
+            self._answers.clear()
+            del self._made, self._ended

@@ -12,6 +12,7 @@ from typing import Any
 from mmchat.serving.errors import ApiError
 from mmchat.serving.keys import KeyRing, is_loopback
 from mmchat.serving.service import Service, Work, not_ready
+from mmchat.serving.settings import BODY_SILENCES
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -50,15 +51,17 @@ class Visit:
         """
         limits = self._service.limits
         try:
-            async with asyncio.timeout(limits.body_seconds):
+            async with asyncio.timeout(BODY_SILENCES * limits.body_seconds):
                 self._body = b"".join([chunk async for chunk in self._chunks()])
         except TimeoutError:
-            raise ApiError(408, f"the body did not arrive within {limits.body_seconds:g} s", "body_too_slow") from None
+            message = f"nothing of the body came for {limits.body_seconds:g} s, or all of it took too long"
+            raise ApiError(408, message, "body_too_slow") from None
 
     async def _chunks(self):
         limits, signs, more = self._service.limits, 0, True
         while more:
-            event = await self._receive()
+            async with asyncio.timeout(limits.body_seconds):
+                event = await self._receive()
             if event["type"] == "http.disconnect":
                 raise CallerGoneError
             chunk, more = event.get("body", b""), event.get("more_body", False)
@@ -90,6 +93,8 @@ class Visit:
         """Cancel what the model still makes, and give back what was held."""
         if self.work is not None:
             self.work.cancel()
+        # References in a circle would keep the images until Python's next full collection, minutes later.
+        self.work = self._body = None
         self._service.bodies.give(self._held)
         self._held = 0
 
@@ -127,6 +132,7 @@ class Gate:
             answer.status = answer.status or "500"
             raise
         finally:
+            del scope[VISIT]
             visit.end()
             self._service.open_requests -= asked
             route = scope["path"] if scope["path"] in ROUTES else "other"

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from mmchat.errors import UserError
 
 MIB = 1 << 20
+BODY_SILENCES = 10
+"""A body that arrives a byte at a time ends after this many times `body_seconds`."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Limits:
     body_bytes: int = 20 * MIB
     """Largest body of one request."""
     body_seconds: float = 30.0
-    """Longest time in which a body must arrive."""
+    """Longest silence while a body arrives; all of it may take `BODY_SILENCES` times as long."""
     buffered_bytes: int = 256 * MIB
     """Bodies of all requests that are held at once."""
     images: int = 8

@@ -21,6 +21,12 @@ class FakeReply:
     logprobs: tuple = ()
 
 
+@dataclass(frozen=True)
+class FakeLogprobs:
+    token: float = -1.0
+    top: tuple = ((0, -1.0), (1, -2.0))
+
+
 @dataclass
 class FakeAnswer:
     """Says its words one by one."""
@@ -33,6 +39,7 @@ class FakeAnswer:
     stopped: Event = field(default_factory=Event)
     said: list[str] = field(default_factory=list)
     reason: str = ""
+    with_logprobs: bool = False
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -55,7 +62,8 @@ class FakeAnswer:
         if not self.reason:
             for _ in self:
                 pass
-        return FakeReply("".join(self.said), self.reason, tuple(range(len(self.said))))
+        logprobs = (FakeLogprobs(),) * len(self.said) if self.with_logprobs else ()
+        return FakeReply("".join(self.said), self.reason, tuple(range(len(self.said))), logprobs=logprobs)
 
 
 class FakeAssistant:
@@ -91,7 +99,8 @@ class FakeAssistant:
 
         with self._lock:
             self.running += 1
-        return FakeAnswer(words, options["max_new_tokens"], self.pace, self._ended)
+        with_logprobs = options.get("top_logprobs") is not None
+        return FakeAnswer(words, options["max_new_tokens"], self.pace, self._ended, with_logprobs=with_logprobs)
 
     def complete(self, text: str, **options) -> FakeAnswer:
         return self.chat([{"role": "user", "content": text}], [], **options)
@@ -114,7 +123,7 @@ def colour_of(image: Image.Image) -> str:
     return "{:02x}{:02x}{:02x}".format(*image.getpixel((0, 0)))
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Wait for a condition. False if it does not hold in time."""
     end = time.monotonic() + seconds
     while not condition():

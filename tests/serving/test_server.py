@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -39,14 +40,21 @@ def process(pace: float, drain: float):
         server.communicate()
 
 
+def in_flight(url: str) -> float:
+    """Answers that are queued or being made."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    names = ("mmchat_answers_queued ", "mmchat_answers_running ")
+    return sum(float(line.partition(" ")[2]) for line in lines if line.startswith(names))
+
+
 def test_sigterm_ends_what_runs_and_refuses_what_is_new():
-    with process(pace=0.1, drain=20) as (server, url), httpx.Client(base_url=url, timeout=20) as client:
+    with process(pace=0.2, drain=40) as (server, url), httpx.Client(base_url=url, timeout=20) as client:
         with ThreadPoolExecutor(4) as pool:
             answers = [pool.submit(httpx.post, f"{url}/v1/chat/completions", json=BODY, timeout=20) for _ in range(4)]
             with client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as stream:
                 pieces = stream.iter_bytes()
                 next(pieces)
-                time.sleep(0.3)
+                assert until(lambda: in_flight(url) == 5)
                 server.send_signal(signal.SIGTERM)
                 assert until(lambda: httpx.get(f"{url}/ready").status_code == 503)
                 refused = httpx.post(f"{url}/v1/chat/completions", json=BODY)
@@ -54,7 +62,7 @@ def test_sigterm_ends_what_runs_and_refuses_what_is_new():
                 assert httpx.get(f"{url}/health").status_code == 200
                 assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
             assert [answer.result().status_code for answer in answers] == [200] * 4
-        assert server.wait(8) == 0
+        assert server.wait(20) == 0
         assert "5 running requests" in server.stdout.read()
         assert server.stderr.read() == ""
 
@@ -62,11 +70,11 @@ def test_sigterm_ends_what_runs_and_refuses_what_is_new():
 def test_a_drain_ends_in_bounded_time():
     with process(pace=1.0, drain=0.5) as (server, url), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=BODY, timeout=20)
-        time.sleep(0.5)
+        assert until(lambda: in_flight(url) == 1)
         started = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        assert server.wait(8) == 0
-        assert time.monotonic() - started < 6
+        assert server.wait(20) == 0
+        assert time.monotonic() - started < 15
         assert answer.result().status_code == 503
         assert answer.result().json()["error"]["code"] == "server_stopping"
 
@@ -74,18 +82,20 @@ def test_a_drain_ends_in_bounded_time():
 def test_a_second_signal_ends_the_drain():
     with process(pace=1.0, drain=60) as (server, url), ThreadPoolExecutor(1) as pool:
         answer = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=BODY, timeout=20)
-        time.sleep(0.5)
+        assert until(lambda: in_flight(url) == 1)
         server.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        assert until(lambda: httpx.get(f"{url}/ready").status_code == 503)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(8) == 0
+        assert server.wait(20) == 0
         assert answer.result().status_code == 503
 
 
 def test_it_is_up_before_it_is_ready():
+    first_token = Event()
+
     class Slow(FakeAssistant):
         def chat(self, *args, **options):
-            time.sleep(0.5)
+            assert first_token.wait(30)
             return super().chat(*args, **options)
 
     with running(Slow(), wait=False) as live:
@@ -94,6 +104,7 @@ def test_it_is_up_before_it_is_ready():
         assert (early.status_code, early.json()["error"]["code"]) == (503, "server_loading")
         assert live.chat().status_code == 503
         assert live.client.get("/v1/models").status_code == 200
+        first_token.set()
         assert until(lambda: live.client.get("/ready").status_code == 200)
         assert live.chat().status_code == 200
 
