@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import pyarrow.parquet as pq
 import pytest
 
 from mmchat.cli.main import COMMANDS, build_commands, main, parse
@@ -220,6 +221,31 @@ def test_caption_command_does_only_what_is_missing(run, assistant_dir, tmp_path,
     assert "error" in lines[str(folder / "broken.jpg")]
     again = run(*arguments)[1]
     assert again.startswith(f"0 captioned, 1 could not be read, 2 were done before: {out_file}\nnext: the same")
+
+
+def test_caption_command_with_records(run, assistant_dir, tmp_path, make_image):
+    make_image().save(tmp_path / "a.png")
+    records = [{"image": "a.png", "title": title, "id": number} for number, title in enumerate(("a cat", "a dog"))]
+    (tmp_path / "photos.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    table = tmp_path / "captions.parquet"
+    options = ["--out", table, "--prompt", "What is {title}?", "--keep", "id", "--sidecar-dir", tmp_path / "texts"]
+    arguments = ["caption", assistant_dir, tmp_path / "photos.jsonl", "--max-new-tokens", 4, *options]
+    status, out, _ = run(*arguments)
+    assert (status, out.splitlines()[0]) == (0, f"2 captioned, 0 could not be read, 0 were done before: {table}")
+    with Generator(assistant_dir) as generator:
+        asked = [generator.chat(f"What is {one['title']}?", tmp_path / "a.png", max_new_tokens=4) for one in records]
+    rows = sorted(pq.read_table(table).to_pylist(), key=lambda row: row["id"])
+    assert rows == [
+        {"path": f"{tmp_path}/photos.jsonl:{n + 1}", "id": str(n), "caption": asked[n], "error": None} for n in (0, 1)
+    ]
+    assert [(tmp_path / "texts" / "photos" / f"{n + 1}.txt").read_text() for n in (0, 1)] == [f"{a}\n" for a in asked]
+    options[3] = "What is {name}?"
+    status, _, err = run(*arguments[:5], *options)
+    found = "it has image, title, id, path"
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        f"error: {tmp_path}/photos.jsonl:1 has no 'name', which the prompt names; {found}",
+    )
 
 
 def test_init_writes_a_directory_that_chats(run, language_json, data_dir, tmp_path, image):

@@ -85,6 +85,7 @@ class ThreadWorker:
         self._generator, self._task, self._events = generator, task, events
         self._pool = ThreadPoolExecutor(self.threads, "mmchat-job")
         self._futures: dict[int, Future] = {}
+        self._closed = False
 
     def start(self) -> None:
         self._events.put(Ready(self))
@@ -99,9 +100,12 @@ class ThreadWorker:
 
     def close(self) -> None:
         """Items that are worked on end when the model is closed."""
+        self._closed = True  # no thread asks a model that would open again for it
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, number: int, item: Item) -> None:
+        if self._closed:
+            return
         try:
             outcome = self._task(self._generator, item)
         except UserError as error:
