@@ -1,11 +1,12 @@
-"""A chat about images in the browser. Only the user interface; answers come from `mmchat.inference.Generator`."""
+"""A chat about images in the browser. This file reads the arguments and serves the page; see `web_chat/`."""
 
-import html
+import argparse
 import os
+import shutil
+import signal
 import socket
-import traceback
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+import tempfile
+from functools import partial
 from pathlib import Path
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
@@ -21,156 +22,157 @@ if __name__ == "__main__":
 # Gradio reads these on import. They turn off requests to other servers and the log of calls.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
 
-import gradio as gr
-
-STYLE = Path(__file__).with_name("style.css")
-EXAMPLE_IMAGES = Path("data/quickstart/heldout")
-DESCRIBE, COUNT = "Describe the image.", "How many digits are there?"
-EXAMPLE_QUESTIONS = (COUNT, DESCRIBE, "Which digit is drawn largest?", "Which digit is farthest to the left?")
-FAILED = {"id": "failed"}  # metadata of an error bubble; it and its question are not part of the history
+HERE = Path(__file__).parent
+QUICKSTART, QUICKSTART_IMAGES = Path("runs/quickstart/model"), Path("data/quickstart/heldout")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def build(generator) -> gr.Blocks:
-    """Build the page.
-
-    The chat widget is the only record of a conversation: clearing it clears the history.
-
-    Args:
-        generator: A `Generator`.
-    """
-
-    def submit(message: dict, chat: list[dict]) -> tuple[list[dict], gr.MultimodalTextbox]:
-        text = message["text"].strip() or (DESCRIBE if message["files"] else "")
-        if not text:
-            raise gr.Error("Type a question, or add an image.", title="Nothing to ask", print_exception=False)
-        return [*chat, bubble("user", text, message["files"])], message_box(busy=True)
-
-    def submit_example(example: gr.SelectData, chat: list[dict]) -> tuple[list[dict], gr.MultimodalTextbox]:
-        return submit({"text": example.value["text"], "files": [file["path"] for file in example.value["files"]]}, chat)
-
-    def answer(chat: list[dict], temperature: float, max_new_tokens: int) -> Iterator[tuple]:
-        question, files = read_bubble(chat[-1])
-        reply = ""
-        try:
-            history, images = read_history(chat[:-1])
-            options = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-            for piece in generator.stream(question, [*images, *files], history, **options):
-                reply += piece
-                yield [*chat, bubble("assistant", reply)], gr.skip()
-            if not reply.strip():
-                raise UserError("the model gave an empty answer")
-            yield gr.skip(), message_box()
-        except Exception as error:
-            text = str(error)
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-                text = f"{type(error).__name__}: {error}"
-            for file in files:
-                text = text.replace(file, Path(file).name)
-            retry = {"text": question, "files": files}  # back into the box, to edit and send again
-            yield [*chat, bubble("assistant", f"⚠ {text}", metadata=FAILED)], message_box(retry)
-
-    def read_history(chat: list[dict]) -> tuple[list[dict], list[str]]:
-        """The exchanges without errors, as messages, and their images."""
-        history, images = [], []
-        for message, reply in pairwise([*chat, {"role": "user"}]):
-            if message["role"] == "assistant" or (reply.get("metadata") or {}).get("id") == FAILED["id"]:
-                continue
-            question, files = read_bubble(message)
-            text = read_bubble(reply)[0].strip() if reply["role"] == "assistant" else ""  # stopped before any text
-            history, images = generator.conversation(question, [*images, *files], history)
-            history = [*history, {"role": "assistant", "content": text}]
-        return history, images
-
-    with gr.Blocks(title="mmchat", fill_height=True, delete_cache=(3600, 24 * 3600)) as page:
-        with gr.Row(elem_id="header"):
-            gr.HTML("<h1>mmchat</h1>", padding=False)
-            new = gr.Button("New chat", size="sm", scale=0, min_width=100)
-        layout = {"show_label": False, "scale": 1, "height": "100%", "placeholder": "Add an image and ask about it."}
-        plain_text = {"render_markdown": False, "latex_delimiters": [], "buttons": [], "allow_file_downloads": False}
-        chat = gr.Chatbot(elem_id="chat", examples=examples(), **layout, **plain_text)
-        box = message_box()
-        with gr.Accordion("Settings", open=False), gr.Row():
-            temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0: always the most likely answer")
-            length = gr.Slider(1, 512, 128, step=1, label="Max new tokens", info="limit of the answer's length")
-
-        submitted = box.submit(submit, [box, chat], [chat, box], queue=False)
-        example_submitted = chat.example_select(submit_example, chat, [chat, box], queue=False)
-        inputs, outputs = [chat, temperature, length], [chat, box]
-        answering = [
-            event.success(answer, inputs, outputs, show_progress="hidden") for event in (submitted, example_submitted)
-        ]
-        stopped = [when(message_box, None, box, cancels=answering, queue=False) for when in (box.stop, new.click)]
-        stopped[1].then(list, None, chat, queue=False)  # after cancelling, or late pieces would reappear
-    return page
-
-
-def bubble(role: str, text: str, files: Sequence[str] = (), metadata: dict | None = None) -> dict:
-    """A chat message. Gradio interprets HTML even with Markdown turned off, so the text is escaped."""
-    parts = [*({"path": file} for file in files), {"type": "text", "text": html.escape(text, quote=False)}]
-    return {"role": role, "content": parts, "metadata": metadata}
-
-
-def read_bubble(message: dict) -> tuple[str, list[str]]:
-    """The text and the image files of a `bubble`."""
-    parts = message["content"]
-    text = "".join(html.unescape(part["text"]) for part in parts if part["type"] == "text")
-    return text, [part["file"]["path"] for part in parts if part["type"] == "file"]
-
-
-def message_box(value: dict | None = None, busy: bool = False) -> gr.MultimodalTextbox:
-    """The input box. While the model is `busy` it has a stop button instead of a submit button."""
-    state = {"interactive": not busy, "submit_btn": not busy, "stop_btn": busy}
-    images = {"file_types": ["image"], "file_count": "multiple", "placeholder": "Ask about an image"}
-    return gr.MultimodalTextbox(value, show_label=False, max_plain_text_length=100_000, **images, **state)
-
-
-def examples() -> list[dict]:
-    """Example questions about the held-out images of the quickstart, if it has run."""
-    gr.set_static_paths([EXAMPLE_IMAGES])
-    images = map(str, sorted(EXAMPLE_IMAGES.glob("*.png")))
-    return [{"text": q, "files": [p], "icon": p} for p, q in zip(images, EXAMPLE_QUESTIONS, strict=False)]
-
-
-def serve(model: Path, host: str, port: int) -> None:
-    """Load a model and serve the page until interrupted.
+def serve(arguments: argparse.Namespace) -> None:
+    """Open the first model and serve the page until interrupted.
 
     Raises:
-        UserError: There is no such model directory, or the address cannot be used.
+        UserError: A model directory, the examples or the address cannot be used.
     """
-    if not model.is_dir():
-        raise UserError(
-            f"model directory {model} does not exist; run scripts/quickstart.sh to train one, or set --model"
-        )
-    with socket.socket() as test_socket:  # checked before loading the model, which may take a while
+    from web_chat.models import Models
+
+    models = Models(arguments.model or [QUICKSTART], _open_model, arguments.keep_open)
+    users = read_users(arguments.auth)
+    check_address(arguments.host, arguments.port)  # before opening the model, which may take a while
+    with tempfile.TemporaryDirectory(prefix="mmchat-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        signal.signal(signal.SIGTERM, partial(_end, folder))
+        _launch(arguments, models, Path(folder), users)
+
+
+def _end(folder: str, *_signal: object) -> None:
+    """Delete the uploads and end at once. Threads that answer would be waited for otherwise."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+def _launch(arguments: argparse.Namespace, models, folder: Path, users: list[tuple[str, str]] | None) -> None:
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from web_chat.desk import Desk
+    from web_chat.feedback import Feedback
+    from web_chat.files import Intake, keep_swept
+    from web_chat.limits import Limits
+    from web_chat.page import build, read_examples
+    from web_chat.widgets import facts_html
+
+    quiet_libraries()
+    limits = Limits(file_mb=arguments.max_file_mb, new_tokens=arguments.max_new_tokens)
+    feedback = None if arguments.feedback is None else Feedback(arguments.feedback)
+    with models.use(models.names[0]) as generator:
+        facts = facts_html(generator)
+    page = build(Desk(models, limits, folder, read_examples(examples_of(arguments)), feedback), facts)
+    keep_swept(folder)
+    # Answers do not wait for each other: the engine forms batches. Each takes a thread that waits for its tokens.
+    page.queue(default_concurrency_limit=None)
+    # System fonts, so that the page loads none from another server.
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts)
+    # An upload may hold several files, and a reopened conversation its images in base64.
+    body = Middleware(Intake, limit=(limits.images * limits.file_mb * 3 // 2 + 1) * 2**20, folder=folder)
+    page.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        theme=theme,
+        head=head(),
+        auth=users,
+        max_file_size=f"{limits.file_mb}mb",
+        max_threads=256,
+        app_kwargs={"middleware": [body]},
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        quiet=True,
+        prevent_thread_lock=True,
+        _frontend=False,  # skips a request to itself, which must be answered within 3 s or the demo ends
+    )
+    print(f"mmchat demo: http://{arguments.host}:{arguments.port} (stop with Ctrl-C)", flush=True)
+    if arguments.host not in LOOPBACK and users is None:
+        print("Everyone who reaches this address can use it; --auth FILE asks for a name and a password.", flush=True)
+    page.block_thread()
+
+
+def head() -> str:
+    """Style and script of the page. Gradio's own argument for styles would prefix every selector."""
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    return f"<style>{style}</style><script>{script}</script>"
+
+
+def _open_model(directory: Path):
+    from mmchat.inference import Generator
+
+    return Generator(directory)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise UserError if nothing can listen there."""
+    with socket.socket() as test_socket:
         test_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             test_socket.bind((host, port))
         except (OSError, OverflowError) as error:
             raise UserError(f"cannot listen on {host}:{port} ({error}); set another --port or --host") from None
-    quiet_libraries()
-    from mmchat.inference import Generator
 
-    page = build(Generator(model))
-    # System fonts, so that the page loads none from another server.
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts)
-    options = {"share": False, "ssr_mode": False, "footer_links": [], "quiet": True, "prevent_thread_lock": True}
-    page.launch(server_name=host, server_port=port, theme=theme, css_paths=STYLE, **options)
-    print(f"mmchat demo: http://{host}:{port} (stop with Ctrl-C)", flush=True)
-    page.block_thread()
+
+def read_users(file: Path | None) -> list[tuple[str, str]] | None:
+    """Names and passwords of a file with a line `name:password` for each; None without a file.
+
+    Raises:
+        UserError: The file cannot be read or holds no users.
+    """
+    if file is None:
+        return None
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"--auth {file} cannot be read ({error.strerror}); expected lines name:password") from None
+    users = [(name, password) for name, _, password in (line.partition(":") for line in lines)]
+    if not users or not all(name and password for name, password in users):
+        raise UserError(f"--auth {file}: expected at least one line, each name:password")
+    return users
+
+
+def examples_of(arguments: argparse.Namespace) -> Path | None:
+    """The folder of examples: the one given, else the quickstart's held-out images for the quickstart's own model.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    if arguments.examples is not None:
+        if not arguments.examples.is_dir():
+            raise UserError(f"--examples {arguments.examples} is not a folder; expected one with images")
+        return arguments.examples
+    first = (arguments.model or [QUICKSTART])[0]
+    own = first.resolve() == QUICKSTART.resolve() and QUICKSTART_IMAGES.is_dir()
+    return QUICKSTART_IMAGES if own else None
 
 
 def main(argv: list[str] | None = None, prog: str = "app.py") -> None:
     example = "example:\n  python demo/app.py --model runs/quickstart/model --port 7860"
     parser = OneLineParser(prog=prog, description="Chat about images.", epilog=example, formatter_class=HelpFormatter)
-    default = Path("runs/quickstart/model")
-    parser.add_argument("--model", type=Path, default=default, metavar="DIR", help="model directory")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts other machines")
+    add = parser.add_argument
+    add(
+        "--model",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="model directory (default: runs/quickstart/model); repeat to let visitors choose and compare",
+    )
+    add("--keep-open", type=int, default=2, metavar="N", help="most models in memory at a time")
+    add("--examples", type=Path, metavar="DIR", help="images to start with, each with its question in a .txt file")
+    add("--feedback", type=Path, metavar="DIR", help="keep ratings and corrections here, with their images")
+    add("--port", type=int, default=7860, metavar="N", help="port to listen on")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts other machines")
+    add("--auth", type=Path, metavar="FILE", help="ask for a name and password; lines name:password")
+    add("--max-file-mb", type=int, default=20, metavar="N", help="largest upload")
+    add("--max-new-tokens", type=int, default=1024, metavar="N", help="longest answer that visitors may ask for")
     arguments = parser.parse_args(argv)
     with reporting():
-        serve(arguments.model, arguments.host, arguments.port)
+        serve(arguments)
 
 
 if __name__ == "__main__":

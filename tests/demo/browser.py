@@ -16,18 +16,20 @@ CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
 QUIET = ("background-networking", "component-update", "default-apps", "sync", "gpu", "dev-shm-usage")
 FLAGS = ("--headless=new", "--no-sandbox", "--no-first-run", "--no-proxy-server", "--hide-scrollbars")
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+"""A camera that shows a test image, and no question whether the page may use it."""
 LOCAL_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 @contextmanager
 def browsing(
-    url: str, profile: Path, width: int, height: int, dark: bool = False, ready: str = "textarea"
+    url: str, profile: Path, width: int, height: int, dark: bool = False, ready: str = "textarea, input"
 ) -> Iterator[WebDriver]:
     """Open `url` in a fresh Chromium and wait for an element `ready`. Below a width of 500 px it emulates a phone."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    flags = (*FLAGS, LOCAL_ONLY, *(f"--disable-{name}" for name in QUIET), f"--user-data-dir={profile}")
+    flags = (*FLAGS, *CAMERA, LOCAL_ONLY, *(f"--disable-{name}" for name in QUIET), f"--user-data-dir={profile}")
     for flag in (*flags, f"--window-size={width},{height}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
@@ -44,7 +46,21 @@ def browsing(
         driver.quit()
 
 
-def until(driver: WebDriver, condition, seconds: float = 20):
+def fresh(driver: WebDriver) -> None:
+    """Load the page as a new tab would, without the conversation of this one."""
+    driver.execute_script("sessionStorage.clear()")
+    reload(driver)
+
+
+def reload(driver: WebDriver) -> None:
+    """Load the page again and wait until it can be used."""
+    driver.execute_script("window.before = true")
+    driver.refresh()
+    box = "return !window.before && window.mmchat && !!document.querySelector('#box .submit-button')"
+    until(driver, lambda: driver.execute_script(box))
+
+
+def until(driver: WebDriver, condition, seconds: float = 30):
     """The first true value of `condition()`."""
     return WebDriverWait(driver, seconds, poll_frequency=0.05).until(lambda _: condition())
 
@@ -54,28 +70,79 @@ def ask(driver: WebDriver, question: str, *images: Path) -> None:
     asked = len(bubbles(driver, "user"))
     for image in images:
         shown = len(thumbnails(driver))
-        chooser = driver.find_element(By.CSS_SELECTOR, "input[type=file]")
-        driver.execute_script("arguments[0].value = ''", chooser)  # WebDriver adds to what was chosen before
-        chooser.send_keys(str(image.resolve()))
+        add(driver, image)
         until(driver, lambda shown=shown: len(thumbnails(driver)) > shown)
-    box = driver.find_element(By.CSS_SELECTOR, "textarea")
+    box = driver.find_element(By.CSS_SELECTOR, "#box textarea")
     box.send_keys(question)
     box.send_keys(Keys.ENTER)
     until(driver, lambda: len(bubbles(driver, "user")) > asked)
+
+
+def add(driver: WebDriver, image: Path) -> None:
+    """Choose a file for the box."""
+    chooser = driver.find_element(By.CSS_SELECTOR, "#box input[type=file]")
+    driver.execute_script("arguments[0].value = ''", chooser)  # WebDriver adds to what was chosen before
+    chooser.send_keys(str(image.resolve()))
+
+
+def toast(driver: WebDriver) -> str:
+    """The texts of messages that are shown for a few seconds."""
+    return driver.execute_script(
+        "return [...document.querySelectorAll('.toast-wrap')].map((one) => one.innerText).join()"
+    )
 
 
 def thumbnails(driver: WebDriver) -> list:
     return driver.find_elements(By.CSS_SELECTOR, ".thumbnail-item")
 
 
-def bubbles(driver: WebDriver, role: str) -> list[str]:
-    """The texts in the bubbles of `user` or `bot`, without Gradio's status (three dots)."""
-    chosen = "`.${arguments[0]}.message:not([role=status])`"
-    script = f"return [...document.querySelectorAll({chosen})].map(b => b.innerText.trim())"
-    return driver.execute_script(script, role)
+def bubbles(driver: WebDriver, role: str, chat: str = "a") -> list[str]:
+    """The texts in the bubbles of `user` or `bot`, without Gradio's status (three dots) and invisible characters."""
+    chosen = "`#chat-${arguments[1]} .${arguments[0]}.message:not([role=status])`"
+    text = "b.innerText.trim().replaceAll('\\u200b', '')"
+    texts = driver.execute_script(f"return [...document.querySelectorAll({chosen})].map(b => {text})", role, chat)
+    return [text for text in texts if text or role == "bot"]  # not those that hold images
 
 
-def answered(driver: WebDriver, seconds: float = 60) -> list[str]:
+def icon(driver: WebDriver, label: str, number: int = -1, chat: str = "a") -> None:
+    """Click one of the small buttons below bubbles."""
+    buttons = driver.find_elements(By.CSS_SELECTOR, f"#chat-{chat} button[aria-label='{label}']")
+    [button for button in buttons if button.is_displayed()][number].click()
+
+
+def edit(driver: WebDriver, number: int, text: str) -> str:
+    """Change the text of a bubble; returns what it was."""
+    icon(driver, "Edit", number)
+    area = until(driver, lambda: driver.find_element(By.CSS_SELECTOR, "#chat-a textarea"))
+    before = area.get_attribute("value").replace("\u200b", "")
+    area.clear()
+    area.send_keys(text)
+    icon(driver, "Submit")
+    return before
+
+
+def choose(driver: WebDriver, dropdown: str, option: str) -> None:
+    """Choose an option of a dropdown, `#id`."""
+    driver.find_element(By.CSS_SELECTOR, f"{dropdown} input").click()
+    offered = f"//ul[@role='listbox']/li[contains(., '{option}')]"
+    until(driver, lambda: driver.find_elements(By.XPATH, offered))[0].click()
+
+
+def unfold(driver: WebDriver, title: str) -> None:
+    """Open the panel with one part of it open."""
+    if not driver.find_element(By.CSS_SELECTOR, "#panel").is_displayed():
+        press(driver, "Settings")
+    for head in driver.find_elements(By.CSS_SELECTOR, "#panel > * > button.label-wrap"):
+        if (title in head.text) != ("open" in head.get_attribute("class").split()):
+            head.click()
+
+
+def status(driver: WebDriver) -> str:
+    """The line about the last answer."""
+    return driver.find_element(By.CSS_SELECTOR, ".line").text
+
+
+def answered(driver: WebDriver, seconds: float = 120) -> list[str]:
     """Wait for the answer to the last question; returns the texts that its bubble showed while streaming."""
     seen: list[str] = []
 
