@@ -115,7 +115,7 @@ def test_every_import_is_declared():
                 imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 for name in imported:
                     found.setdefault(name.partition(".")[0], path)
-    own = {"mmchat", *(path.stem for path in (ROOT / "data_tools").iterdir())}
+    own = {"mmchat", *(path.stem for top in ("data_tools", "demo") for path in (ROOT / top).iterdir())}
     foreign = {"vllm", "xllamacpp"}  # scripts/foreign installs them into environments of their own
     missing = {
         module: str(path.relative_to(ROOT))
