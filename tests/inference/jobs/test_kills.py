@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -39,7 +40,9 @@ class Job:
 
     def start(self):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(self.command, cwd=ROOT, start_new_session=True, **pipes)
+        # A suite that runs in the background passes on that SIGINT is ignored; a job in a terminal gets it.
+        heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        self.process = subprocess.Popen(self.command, cwd=ROOT, start_new_session=True, preexec_fn=heed, **pipes)
 
     def wait_for(self, count):
         """Wait until the journal has so many lines, or the job has ended."""
