@@ -169,7 +169,7 @@ def test_a_batch_gives_the_answers_of_single_conversations(generator, images):
     together = generator.generate(conversations, rows, max_new_tokens=8)
     alone = [generator.generate([c], [row], max_new_tokens=8)[0] for c, row in zip(conversations, rows, strict=True)]
     assert together == alone and len(set(alone)) > 1
-    assert generator.caption(images, batch_size=4, max_new_tokens=6) == [
+    assert generator.caption(images, max_new_tokens=6) == [
         generator.chat("Describe the image.", image, max_new_tokens=6) for image in images
     ]
     stream = generator.stream("What is this?", images[2], max_new_tokens=8)
