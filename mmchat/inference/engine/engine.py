@@ -192,8 +192,8 @@ class Engine:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
-        self._pool.shutdown(cancel_futures=True)
-        self._drop(lambda handle: handle.finish("cancelled"))
+        self._pool.shutdown()
+        self._drop()
         self._decoder.cache.release()
         self._prepacked.undo()
 
@@ -225,6 +225,8 @@ class Engine:
 
     def _prepare_ahead(self) -> None:
         """Prepare the next prompts, two per slot at most, because pixels take memory. Called with the lock held."""
+        if self._closed:
+            return
         while self._unprepared and self._in_preparation + len(self._arrived) + self._scheduler.waiting < (
             2 * self.limits.slots
         ):
@@ -234,13 +236,15 @@ class Engine:
     def _prepare(self, one: _Unprepared) -> None:
         ready = None
         try:
-            if not one.handle.done:
+            if not one.handle.done and not self._closed:
                 ready = self._running(one.handle, one.request, one.prepare())
         except Exception as error:
             one.handle.fail(error)
         with self._changed:
             self._in_preparation -= 1
-            if ready is not None:
+            if self._closed:
+                self._end(one.handle)
+            elif ready is not None:
                 self._arrived.append(ready)
             self._prepare_ahead()
             self._changed.notify_all()
@@ -258,10 +262,9 @@ class Engine:
                 while self._receive():
                     self._step()
         except BaseException as error:  # a defect: nobody may wait forever
-            crash = error
             with self._changed:
-                self._closed, self._crash = True, crash
-            self._drop(lambda handle: handle.fail(crash))
+                self._closed, self._crash = True, error
+            self._drop()
 
     def _receive(self) -> bool:
         """Wait for work and take what arrived. False if the engine is closed."""
@@ -272,15 +275,22 @@ class Engine:
             self._arrived.clear()
             return not self._closed
 
-    def _drop(self, end: Callable[[Handle], None]) -> None:
-        """End all requests that have not ended."""
+    def _drop(self) -> None:
+        """End all requests, except those in preparation: `_prepare` ends them."""
         with self._changed:
             handles = [one.handle for one in (*self._scheduler.drop_all(), *self._arrived)]
             handles += [one.handle for one in self._unprepared]
             self._arrived.clear()
             self._unprepared.clear()
         for handle in handles:
-            end(handle)
+            self._end(handle)
+
+    def _end(self, handle: Handle) -> None:
+        """End a request that a closed engine cannot answer. Does nothing if it has ended."""
+        if self._crash is None:
+            handle.finish("cancelled")
+        else:
+            handle.fail(self._crash)
 
     def _step(self) -> None:
         """Admit, prefill one chunk, decode every request that has a token."""

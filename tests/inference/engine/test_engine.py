@@ -366,6 +366,36 @@ def test_closing_cancels_and_refuses(language_model):
         engine.submit(Request(random_prompts(3)[0]))
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+def test_closing_ends_requests_whose_prompts_are_being_prepared(language_model, monkeypatch, crashes):
+    engine = Engine(language_model, EngineSettings(slots=4, workers=1))
+    started, go_on = threading.Event(), threading.Event()
+
+    def prepare():
+        started.set()
+        assert go_on.wait(60)
+        return random_prompts(5)[0]
+
+    # One in its worker, seven that wait for it, and two for which there is no room yet.
+    handles = [engine.submit(Request(prepare, 100)) for _ in range(10)]
+    assert started.wait(60)
+    if crashes:
+        monkeypatch.setattr(engine._scheduler, "next_chunk", lambda: 1 / 0)
+        engine.submit(Request(random_prompts(3)[0]))
+        engine._thread.join(60)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    engine._thread.join(60)
+    go_on.set()
+    closing.join(60)
+    for handle in handles:
+        if crashes:
+            with pytest.raises(ZeroDivisionError):
+                handle.result(1)
+        else:
+            assert handle.result(1).reason == "cancelled"
+
+
 def test_a_defect_of_the_engine_reaches_every_caller(language_model, monkeypatch):
     engine = Engine(language_model, EngineSettings(slots=2))
     monkeypatch.setattr(engine._scheduler, "next_chunk", lambda: 1 / 0)
