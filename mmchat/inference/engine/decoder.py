@@ -107,6 +107,7 @@ class Decoder:
         """
         at = torch.tensor([*positions], device=self.device)
         stop = first + len(positions)
+        width = self._dense(width)
         slots = torch.arange(first, stop, device=self.device)
         self.cache.look_at(View(slots, at, None, past=width - 1, window=(first, stop, width)))
         output = self.model(
@@ -118,6 +119,16 @@ class Decoder:
             logits_to_keep=1,
         )
         return output.logits[:, 0]
+
+    def _dense(self, width: int) -> int:
+        """Positions to read, so that those up to `width` are seen.
+
+        A product in bf16 on a CPU copies keys and values that are a part of their slots, and prepares itself anew for
+        each width. To read whole slots takes less time, unless most of them is masked.
+        """
+        length = self.cache.size.length
+        products = self.dtype == torch.bfloat16 and self.device.type == "cpu"
+        return length if products and length <= 2 * width else width
 
     def _masks(self, positions: torch.Tensor, width: int) -> Any:
         """Additive masks float[B, 1, 1, width] by type of layer, or one where all layers have the same."""
