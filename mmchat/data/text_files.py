@@ -1,8 +1,6 @@
 """JSON, JSONL and CSV with random access: one pass finds the position of every record; records are parsed on access."""
 
 import codecs
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmchat.data import storage
+from mmchat.data.delimited_rows import RowSyntax
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 
@@ -54,15 +53,18 @@ class JsonTable:
 
 
 class CsvTable:
-    """Rows below a header line, comma-separated, or tab-separated in a `.tsv`."""
+    """Rows below a header line, comma-separated, or tab-separated in a `.tsv` (delimited_rows.py)."""
 
     def __init__(self, path: str) -> None:
         self.files = [path]
         self._path = storage.local_copy(path)
-        self._delimiter = "\t" if path.lower().endswith(".tsv") else ","
+        self._syntax = RowSyntax("\t" if path.lower().endswith(".tsv") else ",")
         with storage.open_binary(self._path) as file:
-            self._offsets = np.fromiter(self._starts(file, path), np.int64)
-        self._header = next(self._read(0), [])
+            if file.read(len(_UTF8_BOM)) != _UTF8_BOM:
+                file.seek(0)
+            offsets, self._ambiguous = self._syntax.starts(file)
+        self._offsets = np.array(offsets, np.int64)
+        self._header = self._cells(0) if len(offsets) > 1 else []
         if len(self._header) < 2 or len(set(self._header)) < len(self._header):
             raise UserError(
                 f"{path}: the first line must name two columns or more, each once, found {self._header!r:.80}"
@@ -74,46 +76,23 @@ class CsvTable:
     def row(self, index: int) -> tuple[str, Any]:
         where = f"{self.files[0]}:row {index + 1}"
         try:
-            values = next(self._read(index + 1))
+            values = self._cells(index + 1)
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
             return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
-        except csv.Error as error:
-            return where, Rejected(where, "", f"is not a valid row: {error}")
+        if index + 1 in self._ambiguous:
+            problem = (
+                "opens a quote that closes in a row below: either one cell with line breaks and tabs, or several rows; "
+                "remove the quote, or write the cell without line breaks"
+            )
+            return where, Rejected(where, "", problem, "ambiguous_quote", self._syntax.delimiter.join(values))
         if len(values) != len(self._header):
             return where, Rejected(where, "", f"has {len(values)} columns, but the header has {len(self._header)}")
         return where, {key: value for key, value in zip(self._header, values, strict=True) if value}
 
-    def _starts(self, file: BinaryIO, path: str) -> Iterator[int]:
-        """Byte positions: the start of every row, header included, then the end of the last. A blank line belongs to
-        the previous row.
-
-        Decodes as Latin-1, in which every byte is a character, so that an encoding error is reported in its own row.
-        """
-        position = 0
-
-        def lines() -> Iterator[str]:
-            nonlocal position
-            for line in file:
-                position += len(line)
-                yield line.decode("latin-1")
-
-        start = 0
-        try:
-            for row in csv.reader(lines(), delimiter=self._delimiter):
-                if row:
-                    yield start
-                start = position
-        except csv.Error as error:
-            raise UserError(f"{path} is not valid CSV near byte {position}: {error}") from None
-        yield position
-
-    def _read(self, number: int) -> Iterator[list[str]]:
-        if number + 1 >= len(self._offsets):
-            return iter(())
+    def _cells(self, number: int) -> list[str]:
         data = storage.read_bytes(self._path, *map(int, self._offsets[number : number + 2]))
-        text = data.removeprefix(_UTF8_BOM if number == 0 else b"").decode("utf-8")
-        return csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter)
+        return self._syntax.cells(data.decode("utf-8"))
 
 
 def _is_array(file: BinaryIO, path: str) -> bool:

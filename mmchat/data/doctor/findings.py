@@ -32,6 +32,9 @@ class Finding(NamedTuple):
 KINDS: dict[str, Kind] = {
     "malformed_record": Kind("error", "malformed record", "An unknown layout, or a value of the wrong type."),
     "invalid_json": Kind("error", "invalid JSON", "The record cannot be decoded."),
+    "ambiguous_quote": Kind(
+        "error", "ambiguous quote", "In a TSV: one cell with line breaks and tabs, or several rows of an unquoted file."
+    ),
     "not_utf8": Kind("error", "not UTF-8", "The bytes are text in another encoding, or not text."),
     "lone_surrogate": Kind("error", "lone surrogate", "Half a UTF-16 pair, which no tokenizer can encode."),
     "path_outside_root": Kind("error", "path outside the image root", "An image path or link leaves the image root."),
