@@ -123,7 +123,7 @@ class Decoder:
     def _dense(self, width: int) -> int:
         """Positions to read, so that those up to `width` are seen.
 
-        A product in bf16 on a CPU copies keys and values that are a part of their slots, and prepares itself anew for
+        A product in bf16 on a CPU copies keys and values that are a part of their slots, and prepares itself again for
         each width. To read whole slots takes less time, unless most of them is masked.
         """
         length = self.cache.size.length
