@@ -12,10 +12,12 @@ from pathlib import Path
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
 from mmchat.command_line.errors import reporting
 from mmchat.command_line.quiet import quiet_libraries
+from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
 from mmchat.extras import require
 
 if __name__ == "__main__":
+    restart_with_settings()
     with reporting():
         require("gradio")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mmchat.training.distributed.process_group import free_port
+from mmchat.training.distributed.launch import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WALL_CLOCK = {

@@ -15,6 +15,7 @@ L0 = [
     "settings_schema",
     "command_line",
     "front_matter",
+    "cpu_settings",
 ]
 L1 = ["vision", "conversation"]
 L2 = ["model", "contrastive"]
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "data_tools": ["data.records", "data.sources", "data.shards", "data.parallel", "vision.transforms.elastic"],
     "scripts": ["cli"],
 }
-TORCH_FREE = ("data_tools", *(room for room in L0 if room != "command_line"))
+TORCH_FREE = ("data_tools", *L0)
 
 
 def imported(source: str, package: str = "") -> set[str]:

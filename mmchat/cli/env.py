@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from mmchat.command_line.quiet import quiet_libraries
+
 EXAMPLE = "mmchat env"
 PACKAGES = (
     "torch",
@@ -26,7 +28,10 @@ PACKAGES = (
     "tensorboard",
     "wandb",
 )
-SETTINGS = ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")
+SETTINGS = (
+    *("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES"),
+    *("MMCHAT_CPU_SETTINGS", "HF_HUB_OFFLINE"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    quiet_libraries()
     values = environment()
     if arguments.json:
         print(json.dumps(values, indent=2))

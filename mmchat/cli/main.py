@@ -10,6 +10,8 @@ from types import ModuleType
 from mmchat import __version__
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
 from mmchat.command_line.errors import EXIT_USER_ERROR, reporting
+from mmchat.command_line.quiet import quiet_libraries
+from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
 
 
@@ -20,14 +22,13 @@ class Command:
     module: below mmchat.cli. It has EXAMPLE, add_arguments(parser) and run(arguments); or, if `entry` is set, a
         function of that name, arguments -> exit status, which parses its own arguments.
     summary: one line of `mmchat --help`.
-    libraries: whether to silence the messages of torch and transformers, which imports them. `plan` and `data`
-        do so themselves, after they have validated a config.
+    computes: whether it runs a model in this process, which is then restarted with `mmchat.cpu_settings`.
     """
 
     module: str
     summary: str
     entry: str = ""
-    libraries: bool = True
+    computes: bool = True
 
 
 GROUPS: dict[str, dict[str, Command]] = {
@@ -36,33 +37,33 @@ GROUPS: dict[str, dict[str, Command]] = {
         "resize": Command("resize", "give the vision towers of an assistant another input size"),
         "import": Command("import_", "convert an assistant published in another format"),
         "export": Command("export", "write an assistant in the format of another program"),
-        "plan": Command("plan", "predict memory, steps and cost of a run before it starts", libraries=False),
-        "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main"),
+        "plan": Command("plan", "predict memory, steps and cost of a run before it starts", computes=False),
+        "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main", computes=False),
         "merge": Command("merge", "merge a LoRA adapter into its base model"),
-        "push": Command("push", "upload a model to the Hugging Face hub", libraries=False),
+        "push": Command("push", "upload a model to the Hugging Face hub", computes=False),
         "replay": Command("replay", "show the samples of one training step with their losses"),
-        "recipe list": Command("recipe.list", "list the configs that come with mmchat", libraries=False),
-        "recipe show": Command("recipe.show", "print one of these configs", libraries=False),
-        "recipe write": Command("recipe.write", "copy one of these configs to a file of your own", libraries=False),
+        "recipe list": Command("recipe.list", "list the configs that come with mmchat", computes=False),
+        "recipe show": Command("recipe.show", "print one of these configs", computes=False),
+        "recipe write": Command("recipe.write", "copy one of these configs to a file of your own", computes=False),
     },
     "Use": {
         "chat": Command("chat", "ask about images, once or in a conversation"),
         "caption": Command("caption", "describe every image of files and folders"),
         "ocr": Command("ocr", "read the text of images and PDF pages"),
         "demo": Command("demo", "chat about images in the browser", entry="main"),
-        "serve": Command("serve", "answer requests in OpenAI's dialect over HTTP", libraries=False),
+        "serve": Command("serve", "answer requests in OpenAI's dialect over HTTP"),
     },
     "Evaluate": {
         "eval": Command("eval", "score an assistant on questions with known answers"),
-        "report": Command("report", "write one HTML page about a run: curves, scores, answers"),
+        "report": Command("report", "write one HTML page about a run: curves, scores, answers", computes=False),
     },
     "Data": {
         "data check": Command(
-            "data.check", "find the errors in a data set, and list the records that are sound", libraries=False
+            "data.check", "find the errors in a data set, and list the records that are sound", computes=False
         ),
-        "data show": Command("data.show", "show samples as training sees them", libraries=False),
-        "data index": Command("data.index", "measure the length of every sample", libraries=False),
-        "convert": Command("convert", "convert published data sets to LLaVA's JSONL", entry="main"),
+        "data show": Command("data.show", "show samples as training sees them", computes=False),
+        "data index": Command("data.index", "measure the length of every sample", computes=False),
+        "convert": Command("convert", "convert published data sets to LLaVA's JSONL", entry="main", computes=False),
     },
     "CLIP models": {
         "clip init": Command("clip.init", "build a dual encoder from a vision tower and a text encoder"),
@@ -79,7 +80,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "vision init": Command("vision.init", "put a classification head on a tower"),
     },
     "Help": {
-        "env": Command("env", "print versions and hardware, for bug reports"),
+        "env": Command("env", "print versions and hardware, for bug reports", computes=False),
     },
 }
 COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -144,7 +145,8 @@ def find_command(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command. Without `argv` this process is the program `mmchat`, which may restart itself."""
+    is_program, argv = argv is None, sys.argv[1:] if argv is None else argv
     with reporting():
         if not argv or argv[0] in ("-h", "--help"):
             print(help_text())
@@ -154,13 +156,13 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         name, rest = find_command(argv)
         command = COMMANDS[name]
+        if command.computes and is_program:
+            restart_with_settings()
         if command.entry:
             return getattr(load(command), command.entry)(rest)
         parser = build_parser(name)
         arguments = parse(parser, rest)
-        if command.libraries:
-            from mmchat.command_line.quiet import quiet_libraries
-
+        if command.computes:
             quiet_libraries()
         load(command).run(arguments)
     return 0

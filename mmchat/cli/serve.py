@@ -94,9 +94,6 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.serving.server import serve
 
     def open_assistant():
-        from mmchat.command_line.quiet import quiet_libraries
-
-        quiet_libraries()
         from mmchat.inference.engine import EngineSettings
         from mmchat.serving.assistant import ServedAssistant
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mmchat.command_line.errors import reporting
+from mmchat.command_line.arguments import OneLineParser, positive
+from mmchat.command_line.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, reporting
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.command_line.settings_help import settings_help
+from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ in the config or data, a full disk, or a step at which monitoring.stability stop
 Keys of CONFIG, each with [type; default]:
 
 """
+REPORTED_BY_RANKS = (0, EXIT_USER_ERROR, EXIT_INTERRUPTED, 128 + signal.SIGTERM)
+OUT_OF_MEMORY = ", as the system does when memory runs out"
 OLD_LAUNCHER_RANK = ("--local_rank=", "--local-rank=")
 """Some launchers insert these before CONFIG; the rank comes from the environment."""
 
@@ -68,8 +72,10 @@ def read_config(arguments: list[str]) -> "RunConfig":
 
 
 def train_main(arguments: list[str] | None = None) -> None:
-    """One rank of a run; what the launcher starts."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """One rank of a run; what the launcher starts. Without `arguments` this process is a rank and nothing else."""
+    if arguments is None:
+        restart_with_settings(ranks_on_this_machine())  # those of `mmchat train` have the settings already
+        arguments = sys.argv[1:]
     with reporting(rank=int(os.environ.get("RANK", "0"))):
         if {"-h", "--help"} & set(arguments):
             print(help_text())
@@ -87,37 +93,38 @@ def train_main(arguments: list[str] | None = None) -> None:
         sys.exit(status)
 
 
-def launch_main(arguments: list[str]) -> int:
-    """`mmchat train`: DeepSpeed's launcher with `train_main`, on all devices or on `--ranks N`.
+def ranks_on_this_machine() -> int:
+    """Their number, as DeepSpeed's launcher, `torchrun` or Slurm announces it; 1 without a launcher."""
+    announced = (os.environ.get(name) for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"))
+    return int(next(filter(None, announced), 1))
 
-    The config is validated first, so that a mistake in it starts no launcher.
+
+def launch_main(arguments: list[str]) -> int:
+    """`mmchat train`: all ranks of this machine, on every visible GPU or on `--ranks N`.
+
+    What can be wrong without looking at tensors is found here, before any rank starts.
     """
     with reporting():
         if not arguments or {"-h", "--help"} & set(arguments):
             print(help_text())
             return 0
-        arguments = list(arguments)
-        devices = []
-        if "--ranks" in arguments:
-            at = arguments.index("--ranks")
-            if at + 1 >= len(arguments) or not arguments[at + 1].isdigit():
-                raise UserError("--ranks needs a number")
-            devices = ["--num_accelerators", arguments[at + 1]]
-            del arguments[at : at + 2]
+        ranks, arguments = take_ranks(arguments)
         read_config(arguments)
-        import torch
+        from mmchat.training.distributed.launch import launch_command, launch_environment, rank_devices
 
-        from mmchat.training.distributed.process_group import free_port
-        from mmchat.training.distributed.signals import RUNNER
-
-        if not devices and not torch.cuda.is_available():
-            devices = ["--num_accelerators", "1"]
-        launcher = [sys.executable, "-m", RUNNER, "--quiet", *devices]
-        launcher += ["--master_port", str(free_port()), "--module", "mmchat.cli.train"]
-        return supervise([*launcher, *arguments])
+        devices = rank_devices(ranks)
+        return supervise(launch_command(devices, __name__, arguments), launch_environment(len(devices)))
 
 
-def supervise(command: list[str]) -> int:
+def take_ranks(arguments: list[str]) -> tuple[int | None, list[str]]:
+    """The number of `--ranks N`, None without it, and the other arguments."""
+    parser = OneLineParser(prog="mmchat train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--ranks", type=positive)
+    found, others = parser.parse_known_args(arguments)
+    return found.ranks, others
+
+
+def supervise(command: list[str], environment: dict[str, str]) -> int:
     """Run DeepSpeed's launcher where the terminal's Ctrl-C does not reach it, and pass signals to the ranks only.
 
     The launcher would react to a signal by killing the ranks before they have saved, or by losing track of them
@@ -127,12 +134,12 @@ def supervise(command: list[str]) -> int:
 
     from mmchat.training.distributed.signals import LAUNCHED_BY, SIGNALS
 
-    environment = {**os.environ, LAUNCHED_BY: str(os.getpid())}
+    environment = {**environment, LAUNCHED_BY: str(os.getpid())}
     process = subprocess.Popen(command, start_new_session=True, env=environment)
 
     def pass_on(number: int, _: FrameType | None) -> None:
         with suppress(psutil.NoSuchProcess):
-            ranks = [rank for launch in psutil.Process(process.pid).children() for rank in launch.children()]
+            ranks = psutil.Process(process.pid).children()
             for rank in ranks:
                 rank.send_signal(number)
             if not ranks:
@@ -142,7 +149,22 @@ def supervise(command: list[str]) -> int:
     status = process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    return status if status >= 0 else 128 - status
+    return exit_status(status)
+
+
+def exit_status(status: int) -> int:
+    """The exit status of `mmchat train`, from that of DeepSpeed's launcher, which passes on that of a failed rank.
+
+    What a rank reports itself has a status of its own: a mistake, Ctrl-C, SIGTERM. Any other end is reported here.
+    """
+    killed_by = -status if status < 0 else 256 - status if status > 256 - signal.NSIG else 0
+    if killed_by:
+        name = signal.Signals(killed_by).name
+        print(f"error: a rank was killed by {name}{OUT_OF_MEMORY if name == 'SIGKILL' else ''}", file=sys.stderr)
+        return 128 + killed_by
+    if status not in REPORTED_BY_RANKS:
+        print(f"error: a rank failed with exit status {status}; the reason is above", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def test_help_of_all(run):
         ("serve . --host 0.0.0.0", "--host 0.0.0.0 can be reached from other machines, which needs API keys"),
         ("serve . --api-key-file keys", "API key file keys cannot be read"),
         ("serve . --rate 0", "argument --rate: expected a number from 0.001 on, found '0'"),
-        ("train --ranks", "--ranks needs a number"),
+        ("train x --ranks", "argument --ranks: expected one argument (see `mmchat train --help`)"),
+        ("train x --ranks 0", "argument --ranks: expected a number from 1 on, found '0'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(run, monkeypatch, tmp_path, arguments, message):

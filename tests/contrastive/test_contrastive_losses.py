@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mmchat.contrastive import info_nce, nt_xent, pairwise_sigmoid
-from mmchat.training.distributed.process_group import free_port
+from mmchat.training.distributed.launch import free_port
 
 
 @pytest.fixture

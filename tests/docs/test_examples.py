@@ -11,6 +11,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,9 @@ def check_command(words: list[str]) -> None:
         script = ROOT / arguments[0]
         assert script.is_file(), f"{arguments[0]} does not exist"
         run_program(script, arguments[1:])
+    elif program == "eval":  # what `$(python -m MODULE ...)` prints
+        module, *rest = arguments[0].removeprefix("$(python -m ").removesuffix(")").split()
+        import_module(module).main(rest)
     elif program == "bash":
         script = ROOT / arguments[0]
         text = script.read_text(encoding="utf-8")

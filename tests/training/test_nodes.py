@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mmchat.training.distributed.process_group import free_port
+from mmchat.training.distributed.launch import free_port
 from tests.launching import ROOT, launch, launch_environment, steps, wait_for_step, wait_until_gone, write_config
 from tests.training_fixtures import run_values, write_records
 

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from mmchat.cpu_settings import threads_of_each
 from mmchat.errors import UserError
 from mmchat.inference.jobs.items import Item, Task
 from mmchat.inference.jobs.workers import Answered, Broken, Died, Event, Ready, ThreadWorker, Worker, threads_for
@@ -66,7 +67,7 @@ class RankWorker:
         self._pipe, theirs = _SPAWN.Pipe()
         arguments = (theirs, self.open_generator, self.task, self.slots)
         self.process = _SPAWN.Process(target=_work, args=arguments, name=f"mmchat-{self.rank}", daemon=True)
-        with _environment(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // self.ranks))), _sigint_ignored():
+        with _environment(OMP_NUM_THREADS=str(threads_of_each(self.ranks))), _sigint_ignored():
             self.process.start()
         theirs.close()
         Thread(target=self._receive, args=(self._pipe, self.process), name="mmchat-receive", daemon=True).start()

@@ -4,6 +4,8 @@ import os
 
 import torch.distributed as dist
 
+from mmchat.training.distributed.launch import free_port
+
 
 def start() -> None:
     """Join the process group that the launcher announced, or create one with a single rank."""
@@ -18,15 +20,6 @@ def start() -> None:
         os.environ["MASTER_PORT"] = str(free_port())
     if not dist.is_initialized():
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that is not in use."""
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def stop() -> None:
