@@ -2,11 +2,7 @@
 
 import argparse
 import os
-import shutil
-import signal
-import socket
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
@@ -24,7 +20,6 @@ if __name__ == "__main__":
 # Gradio reads these on import. They turn off requests to other servers and the log of calls.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
 
-HERE = Path(__file__).parent
 QUICKSTART, QUICKSTART_IMAGES = Path("runs/quickstart/model"), Path("data/quickstart/heldout")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -35,89 +30,47 @@ def serve(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: A model directory, the examples or the address cannot be used.
     """
+    from web_chat.limits import Limits
     from web_chat.models import Models
+    from web_chat.process import end_on_signals, listen
 
     models = Models(arguments.model or [QUICKSTART], _open_model, arguments.keep_open)
     users = read_users(arguments.auth)
-    check_address(arguments.host, arguments.port)  # before opening the model, which may take a while
+    limits = Limits(file_mb=arguments.max_file_mb, new_tokens=arguments.max_new_tokens)
+    listening = listen(arguments.host, arguments.port)  # before opening the model, which may take a while
     with tempfile.TemporaryDirectory(prefix="mmchat-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        signal.signal(signal.SIGTERM, partial(_end, folder))
-        _launch(arguments, models, Path(folder), users)
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
+        end_on_signals(Path(folder))
+        _serve(arguments, models, limits, listening, Path(folder), users)
 
 
-def _end(folder: str, *_signal: object) -> None:
-    """Delete the uploads and end at once. Threads that answer would be waited for otherwise."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)
-
-
-def _launch(arguments: argparse.Namespace, models, folder: Path, users: list[tuple[str, str]] | None) -> None:
-    import gradio as gr
-    from starlette.middleware import Middleware
+def _serve(arguments: argparse.Namespace, models, limits, listening, folder: Path, users) -> None:
     from web_chat.desk import Desk
+    from web_chat.examples import read_examples
     from web_chat.feedback import Feedback
-    from web_chat.files import Intake, keep_swept
-    from web_chat.limits import Limits
-    from web_chat.page import build, read_examples
+    from web_chat.page import build
+    from web_chat.server import serve_page
     from web_chat.widgets import facts_html
 
     quiet_libraries()
-    limits = Limits(file_mb=arguments.max_file_mb, new_tokens=arguments.max_new_tokens)
     feedback = None if arguments.feedback is None else Feedback(arguments.feedback)
     with models.use(models.names[0]) as generator:
         facts = facts_html(generator)
     page = build(Desk(models, limits, folder, read_examples(examples_of(arguments)), feedback), facts)
-    keep_swept(folder)
-    # Answers do not wait for each other: the engine forms batches. Each takes a thread that waits for its tokens.
-    page.queue(default_concurrency_limit=None)
-    # System fonts, so that the page loads none from another server.
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts)
-    # An upload may hold several files, and a reopened conversation its images in base64.
-    body = Middleware(Intake, limit=(limits.images * limits.file_mb * 3 // 2 + 1) * 2**20, folder=folder)
-    page.launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        theme=theme,
-        head=head(),
-        auth=users,
-        max_file_size=f"{limits.file_mb}mb",
-        max_threads=256,
-        app_kwargs={"middleware": [body]},
-        share=False,
-        ssr_mode=False,
-        footer_links=[],
-        quiet=True,
-        prevent_thread_lock=True,
-        _frontend=False,  # skips a request to itself, which must be answered within 3 s or the demo ends
-    )
-    print(f"mmchat demo: http://{arguments.host}:{arguments.port} (stop with Ctrl-C)", flush=True)
-    if arguments.host not in LOOPBACK and users is None:
+    serve_page(page, listening, folder, limits, users, lambda: _say_where(arguments))
+
+
+def _say_where(arguments: argparse.Namespace) -> None:
+    shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    print(f"mmchat demo: http://{shown}:{arguments.port} (stop with Ctrl-C)", flush=True)
+    if arguments.host not in LOOPBACK and arguments.auth is None:
         print("Everyone who reaches this address can use it; --auth FILE asks for a name and a password.", flush=True)
-    page.block_thread()
-
-
-def head() -> str:
-    """Style and script of the page. Gradio's own argument for styles would prefix every selector."""
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    return f"<style>{style}</style><script>{script}</script>"
 
 
 def _open_model(directory: Path):
     from mmchat.inference import Generator
 
     return Generator(directory)
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise UserError if nothing can listen there."""
-    with socket.socket() as test_socket:
-        test_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            test_socket.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"cannot listen on {host}:{port} ({error}); set another --port or --host") from None
 
 
 def read_users(file: Path | None) -> list[tuple[str, str]] | None:

@@ -52,7 +52,8 @@ window.mmchat = (() => {
 
   const toEnd = () => document.querySelectorAll(".chat .bubble-wrap").forEach((one) => { one.scrollTop = one.scrollHeight; });
   const togglePanel = () => {
-    document.querySelector(".gradio-container").classList.toggle("with-panel");
+    const open = document.querySelector(".gradio-container").classList.toggle("with-panel");
+    document.querySelector("#panel-button").setAttribute("aria-expanded", open);
     requestAnimationFrame(toEnd); // the chat became smaller: its last answer stays in sight
   };
 

@@ -38,7 +38,7 @@ def look(generator: Any, conversation: Conversation) -> str:
     parts = [note if maps is None else _words(maps)]
     for number, (upload, views) in enumerate(zip(uploads, seen_views(generator.processor, images), strict=True)):
         figures = [_view(view, None if heat is None else heat[number][index]) for index, view in enumerate(views)]
-        parts.append(f'<p class="note">{html.escape(upload.name)}: {_change(upload.size, views)}, {fit}</p>')
+        parts.append(f'<p class="note">{html.escape(upload.name)}, {_change(upload.size, views)} ({fit})</p>')
         parts.append(f'<div class="views">{"".join(figures)}</div>')
     return f'<div class="looking">{"".join(parts)}</div>'
 
@@ -46,7 +46,7 @@ def look(generator: Any, conversation: Conversation) -> str:
 def _change(size: tuple[int, int], views: list[Image.Image]) -> str:
     """The size of an image and of its views."""
     count = f"{len(views)} of " if len(views) > 1 else ""
-    return f"{size[0]} x {size[1]} → {count}{views[0].width} x {views[0].height}"
+    return f"{size[0]} x {size[1]} pixels, seen as {count}{views[0].width} x {views[0].height}"
 
 
 def _words(maps: AttentionMaps) -> str:

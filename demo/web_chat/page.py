@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,9 +12,10 @@ from web_chat.desk import Desk
 from web_chat.keeping import Keeping
 from web_chat.limits import Limits
 from web_chat.rendering import LATEX
-from web_chat.widgets import DESCRIBE, NO_COMPARISON, add_photo, kindly, message_box
+from web_chat.widgets import NO_COMPARISON, add_photo, kindly, message_box
 
-EXAMPLES = 6
+WELCOME = "### Ask about images\nAdd one with the clip, or paste or drop it into the box."
+OR_EXAMPLE = "\n\nOr start with an example."
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 """Of events that wait for nothing and refuse nothing."""
 
@@ -30,9 +30,9 @@ def build(desk: Desk, facts: str = "") -> gr.Blocks:
     asking, changing, keeping = Asking(desk), Changing(desk), Keeping(desk)
     with gr.Blocks(title="mmchat", fill_height=True) as page:
         model, against, new, panel = _header(desk.models.names)
-        about = gr.HTML(facts, padding=False, elem_id="about")
         with gr.Row(elem_id="body"):
             with gr.Column(elem_id="talk"):
+                about = gr.HTML(facts, padding=False, elem_id="about")
                 with gr.Row(elem_id="chats"):
                     chats, columns, lines = zip(*(_chat(number, desk) for number in (0, 1)), strict=True)
                 with gr.Row(visible=False, elem_id="votes") as votes:
@@ -55,8 +55,9 @@ def build(desk: Desk, facts: str = "") -> gr.Blocks:
             asked.append(_on(chat.retry, changing.retry(number), [], shown))
             asked.append(_on(chat.edit, changing.edit(number), [], shown))
             changed.append(_on(chat.undo, changing.undo, [], shown))
-            _on(chat.like, changing.like(number), [], [])
-            _on(better[number].click, changing.prefer(number), [], [])
+            if desk.feedback is not None:
+                _on(chat.like, changing.like(number), [], [])
+                _on(better[number].click, changing.prefer(number), [], [])
         for event in asked:
             for number, outputs in enumerate(zip(chats, lines, [box, box], strict=True)):
                 answer = asking.answering(number)
@@ -71,7 +72,8 @@ def build(desk: Desk, facts: str = "") -> gr.Blocks:
 
         _on(model.change, changing.choose, [model], [about])
         compared = _on(against.change, changing.compare, [against], shown)
-        compared.success(_show_second, against, [columns[1], votes], **AT_ONCE)
+        for widget in [columns[1], votes] if desk.feedback is not None else [columns[1]]:
+            compared.success(_show_second, against, widget, **AT_ONCE)
         panel.click(None, None, None, js="() => window.mmchat.togglePanel()")
         _on(look.click, keeping.look, [], [views], show_progress="minimal")
         for kind, button in saves.items():
@@ -89,18 +91,19 @@ def _on(event: Callable, function: Callable, inputs: list, outputs: list, **more
     return event(kindly(function, len(outputs)), inputs, outputs, **options)
 
 
-def _show_second(name: str) -> list[dict[str, Any]]:
-    return [gr.update(visible=name != NO_COMPARISON)] * 2
+def _show_second(name: str) -> dict[str, Any]:
+    return gr.update(visible=name != NO_COMPARISON)
 
 
 def _header(names: Sequence[str]) -> tuple:
     """Choice of a model and of one to compare with, and two buttons."""
-    several, plain = len(names) > 1, {"show_label": False, "container": False, "scale": 1}
+    several, plain = len(names) > 1, {"show_label": False, "container": False, "scale": 1}  # labels are read aloud
     with gr.Row(elem_id="header"):
         gr.HTML("<h1>mmchat</h1>", padding=False)
-        model = gr.Dropdown(list(names), value=names[0], interactive=several, elem_id="model", **plain)
+        model = gr.Dropdown(list(names), value=names[0], label="Model", interactive=several, elem_id="model", **plain)
         choices = [NO_COMPARISON, *names]
-        against = gr.Dropdown(choices, value=NO_COMPARISON, visible=several, elem_id="against", **plain)
+        other = {"label": "Compare with", "visible": several, "elem_id": "against"}
+        against = gr.Dropdown(choices, value=NO_COMPARISON, **other, **plain)
         new = gr.Button("New chat", size="sm", scale=0, min_width=90, elem_id="new")
         panel = gr.Button("Settings", size="sm", scale=0, min_width=90, elem_id="panel-button")
     return model, against, new, panel
@@ -116,7 +119,7 @@ def _chat(number: int, desk: Desk) -> tuple:
             show_label=False,
             scale=1,
             height="100%",
-            placeholder=None if number else "Add an image and ask about it.",
+            placeholder=None if number else WELCOME + (OR_EXAMPLE if desk.examples else ""),
             latex_delimiters=LATEX,
             buttons=["copy"],
             editable="all",
@@ -132,14 +135,15 @@ def _chat(number: int, desk: Desk) -> tuple:
 
 def _settings(limits: Limits) -> list[Any]:
     """System prompt, temperature, top-p, repetition penalty, seed, length."""
-    most, top_p = limits.new_tokens, "sample only from the likeliest tokens that have this share together"
+    most = limits.new_tokens
+    top_p = "sample from the likeliest tokens that have this share together; 1: from all"
     with gr.Accordion("Answers", open=True):
         return [
             gr.Textbox(label="System prompt", info="instructions before the conversation; empty: the model's own"),
-            gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0: the most likely answer, always the same"),
+            gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0: the likeliest answer, always the same"),
             gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info=top_p),
-            gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="above 1: words that were used are rarer"),
-            gr.Number(-1, label="Seed", info="same seed, same sample; -1: another each time", precision=0, minimum=-1),
+            gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="above 1: fewer repeated words"),
+            gr.Number(-1, label="Seed", info="of the sampling; -1: another each time", precision=0, minimum=-1),
             gr.Slider(1, most, min(128, most), step=1, label="Max new tokens", info="where an answer is cut off"),
         ]
 
@@ -163,20 +167,3 @@ def _saving() -> tuple:
 def _camera() -> gr.Image:
     with gr.Accordion("Camera", open=False):
         return gr.Image(sources=["webcam"], type="filepath", format="png", show_label=False, elem_id="camera")
-
-
-def read_examples(folder: Path | None) -> list[dict[str, Any]]:
-    """Examples of a folder: its images, each with the question in a text file of the same name, or `DESCRIBE`.
-
-    Gradio serves this folder's files to everyone who reaches the page.
-    """
-    if folder is None:
-        return []
-    gr.set_static_paths([folder])
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    examples = []
-    for path in images[:EXAMPLES]:
-        text = path.with_suffix(".txt")
-        question = text.read_text(encoding="utf-8").strip() if text.exists() else DESCRIBE
-        examples.append({"text": question, "files": [str(path)], "icon": str(path)})
-    return examples

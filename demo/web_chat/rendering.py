@@ -88,12 +88,14 @@ def status_html(status: Status | None, model: str = "") -> str:
     """One line about an answer."""
     if status is None:
         return ""
-    speed = f"{status.speed:.1f} tokens/s" if status.speed else ""
-    used = status.prompt_tokens + status.new_tokens
-    context = f"context {used:,} of {status.context:,}" + (f" ({status.slots:,} image slots)" if status.slots else "")
+    speed = f"{status.speed:.{0 if status.speed >= 100 else 1}f} tokens/s" if status.speed else ""
+    slots = f"{status.slots:,} image slots" if status.slots else ""
     shared = f"{status.shared_tokens:,} reused" if status.shared_tokens else ""
+    of_these = ", ".join(part for part in (slots, shared) if part)
+    used = f"context {status.prompt_tokens + status.new_tokens:,} of {status.context:,}"
     tokens = f"{status.new_tokens:,} token{'s' * (status.new_tokens != 1)}"
-    facts = [model, tokens, speed, f"first after {status.first_seconds:.2f} s", context, shared]
+    first = f"first after {status.first_seconds:.2f} s"
+    facts = [model, tokens, speed, first, used + (f" ({of_these})" if of_these else "")]
     line = " · ".join(html.escape(fact) for fact in facts if fact)
     return f'<p class="status">{line}{_cut_html(status)}</p>'
 

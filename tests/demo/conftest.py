@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -46,11 +45,9 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(site):
-    from tiny_site import SERVE, start
+    from tiny_site import SERVE, free_port, start
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     models = ("--model", "runs/quickstart/model", "--model", "runs/other/model")
     limits = ("--feedback", "feedback", "--max-file-mb", "1", "--max-new-tokens", "200")
     process = start(site[0], "-c", SERVE, "--port", str(port), *models, *limits)

@@ -31,7 +31,7 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_app import image
-from tiny_site import calls, log, start
+from tiny_site import calls, free_port, log, start
 
 from mmchat.data.sources import open_source
 
@@ -316,7 +316,7 @@ def test_a_photo_of_the_camera(page, site):
 
 def test_a_password(site, browser, tmp_path):
     (tmp_path / "users").write_text("ada:secret\n")
-    port = "7987"
+    port = str(free_port())
     process = start(site[0], "demo/app.py", "--port", port, "--auth", str(tmp_path / "users"))
     try:
         assert f":{port}" in process.stdout.readline()

@@ -29,7 +29,7 @@ def test_every_view_has_its_map(assistant_dir):
 
     page = look(generator, conversation)
     assert re.findall(r'data-word="(\d)".*?>(\w+)<', page) == [("0", "a"), ("1", "red"), ("2", "seven")]
-    assert "20&lt;.png: 20 x 20 → 28 x 28" in page and page.count("<img") == 2
+    assert "20&lt;.png, 20 x 20 pixels, seen as 28 x 28 " in page and page.count("<img") == 2
     heat = [np.frombuffer(base64.b64decode(one), np.uint8) for one in re.findall(r'data-heat="([^"]+)"', page)]
     bright = np.stack(heat).reshape(2, 3, 16)
     assert bright.max((0, 2)).tolist() == [255] * 3 and bright.min((0, 2)).tolist() == [0] * 3

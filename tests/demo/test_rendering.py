@@ -61,7 +61,7 @@ def test_bubbles_of_turns():
         ({"reason": "length"}, "cut off: at the limit of 20 tokens", "full"),
         ({"reason": "length", "context": 412}, "cut off: the context is full", "limit"),
         ({"reason": "cancelled"}, "stopped", "cut off"),
-        ({"shared_tokens": 300}, "300 reused", "cut off"),
+        ({"shared_tokens": 300}, "(256 image slots, 300 reused)", "cut off"),
         ({"slots": 0}, "context 412 of 2,048", "slots"),
     ],
 )
