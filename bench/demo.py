@@ -106,7 +106,8 @@ def serving(model: Path) -> Iterator[str]:
 def open_page(url: str, number: int) -> Client:
     """A visitor with an address of its own, as a proxy on the same machine reports it."""
     headers = {"x-forwarded-for": f"10.0.{number // 250}.{number % 250 + 1}"}
-    return Client(url, headers=headers, verbose=False, analytics_enabled=False, download_files=False)
+    options = {"verbose": False, "analytics_enabled": False, "download_files": False}
+    return Client(url, headers=headers, httpx_kwargs={"timeout": 300}, **options)
 
 
 def ask(client: Client, arguments: argparse.Namespace, image: Path, start: float) -> Answered:

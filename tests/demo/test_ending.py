@@ -5,9 +5,8 @@ import signal
 import time
 
 import pytest
-from gradio_client import Client
 from test_app import image
-from tiny_site import free_port, start
+from tiny_site import free_port, patient_client, start
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +35,7 @@ def test_a_signal_during_an_answer(site, tmp_path, number, status):
     process = start(tmp_path, "-c", SERVE, "--port", str(port))
     try:
         assert f":{port}" in process.stdout.readline()
-        client = Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False, download_files=False)
+        client = patient_client(f"http://127.0.0.1:{port}")
         client.predict({"text": "Go on", "files": []}, "", api_name="/submit")
         shutil.copy(image(site[0]), next((tmp_path / "uploads").iterdir()))  # one that was not sent
         answer = client.submit(0, 1, 1, -1, 100, api_name="/answer_side")

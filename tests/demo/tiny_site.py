@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from gradio_client import Client
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = REPOSITORY / "demo"
@@ -90,6 +91,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def patient_client(url: str) -> Client:
+    """A visitor without a browser. Its own patience is 5 s, too little on a busy machine."""
+    patience = {"timeout": 120}
+    return Client(url, httpx_kwargs=patience, verbose=False, analytics_enabled=False, download_files=False)
 
 
 def start(root: Path, *words: str) -> subprocess.Popen:
