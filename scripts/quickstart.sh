@@ -2,23 +2,33 @@
 # Trains an assistant from random weights on a CPU. It answers questions about images that are not in its training data.
 #
 #   bash scripts/quickstart.sh           skips finished steps and resumes an interrupted one
-#   bash scripts/quickstart.sh --fresh   deletes data/quickstart and runs/quickstart first
+#   bash scripts/quickstart.sh --fresh   deletes data/quickstart and the run first
 #   bash scripts/quickstart.sh --compare also measures the benefit of stage 1: trains an assistant whose tower has not
 #                                        seen captions, longer by the time of stage 1, and reports both scores
+#   bash scripts/quickstart.sh --seed 3  another seed for all random weights and orders, in runs/quickstart-3
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
-DATA=data/quickstart RUN=runs/quickstart CONFIGS=configs/quickstart
-case "${1:-}" in
-  "") ;;
-  --fresh) rm -rf "$DATA" "$RUN" ;;
-  --compare) ;;
-  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) die "unknown argument '$1'; expected nothing, --fresh or --compare" ;;
-esac
+DATA=data/quickstart RUN=runs/quickstart CONFIGS=configs/quickstart SEED=0 FRESH= COMPARE=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --fresh) FRESH=yes ;;
+    --compare) COMPARE=yes ;;
+    --seed)
+      [[ "${2:-}" =~ ^[0-9]+$ ]] || die "--seed needs a number from 0, found '${2:-}'"
+      SEED=$2
+      shift
+      ;;
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) die "unknown argument '$1'; expected nothing, --fresh, --compare or --seed NUMBER" ;;
+  esac
+  shift
+done
+if [ "$SEED" != 0 ]; then RUN=$RUN-$SEED; fi
+if [ -n "$FRESH" ]; then rm -rf "$DATA" "$RUN"; fi
 
 prepare_environment all
 
@@ -44,13 +54,14 @@ train() {
   shift
   cores=$(getconf _NPROCESSORS_ONLN)
   OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1)) \
-    deepspeed --quiet --num_accelerators "$ranks" --master_port "$(free_port)" scripts/train.py "$@" "${precision[@]}" --resume
+    deepspeed --quiet --num_accelerators "$ranks" --master_port "$(free_port)" scripts/train.py "$@" --seed "$SEED" \
+    "${precision[@]}" --resume
 }
 
 # assistant TOWER OUT: an assistant of the tower, a new projector and a new language model.
 assistant() {
   mmchat init --language "$CONFIGS/language.json" --tokenizer "$RUN/tokenizer" --vision "$1" \
-    --projector pixel_shuffle_2d --template vicuna_v1 --system "" --out "$2"
+    --projector pixel_shuffle_2d --template vicuna_v1 --system "" --seed "$SEED" --out "$2"
 }
 
 started=$SECONDS
@@ -60,15 +71,15 @@ step "2/9 train the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/statements.json" "$DATA/train.json" --out "$RUN/tokenizer"
 step "3/9 create a vision tower with random weights" "$RUN/tower-init" \
   mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
-  --pool max --projection-dim 128 --out "$RUN/tower-init"
+  --pool max --projection-dim 128 --seed "$SEED" --out "$RUN/tower-init"
 step "4/9 stage 1: train the tower on images and captions" "$RUN/tower/model" \
-  train 1 "$CONFIGS/tower.yaml"
+  train 1 "$CONFIGS/tower.yaml" --model "$RUN/tower-init" --run_dir "$RUN/tower"
 step "5/9 create an assistant: that tower, a new projector, a new language model" "$RUN/init" \
   assistant "$RUN/tower/model" "$RUN/init"
 step "6/9 stage 2: train the projector and the language model on descriptions" "$RUN/projector/model" \
-  train 2 "$CONFIGS/projector.yaml"
+  train 2 "$CONFIGS/projector.yaml" --model "$RUN/init" --run_dir "$RUN/projector"
 step "7/9 stage 3: train the assistant on conversations" "$RUN/model" \
-  train 2 "$CONFIGS/sft.yaml"
+  train 2 "$CONFIGS/sft.yaml" --model "$RUN/projector/model" --run_dir "$RUN"
 step "8/9 evaluate on questions about held-out handwriting" "$RUN/scores.json" \
   mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
 step "9/9 caption held-out images" "$RUN/captions.jsonl" \
@@ -76,7 +87,7 @@ step "9/9 caption held-out images" "$RUN/captions.jsonl" \
 head -n 5 "$RUN/captions.jsonl"
 
 beside=()
-if [ "${1:-}" = --compare ]; then
+if [ -n "$COMPARE" ]; then
   # Stage 1 takes a third of the time of stage 3's 2,700 steps. The new tower is trained at the rate of the other new
   # parts.
   WITHOUT=$RUN/without_stage_1
