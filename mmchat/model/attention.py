@@ -92,6 +92,7 @@ def attention(
         float[B, L, heads, D], and None for the attention weights.
     """
     options = {"dropout": dropout, "scaling": scaling, **kwargs}
+    query, key, value = (_autocast(states) for states in (query, key, value))
     if attention_mask is not None and attention_mask.dtype == torch.int32:
         return _packed(module, query, key, value, attention_mask.flatten(), sliding_window, options), None
     unmasked = attention_mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True))
@@ -103,6 +104,12 @@ def attention(
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return decode_attention(query, key, value, attention_mask, scale), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _autocast(states: torch.Tensor) -> torch.Tensor:
+    """In autocast's dtype, as SDPA would take them: rotary positions leave queries and keys in fp32."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 def _packed(

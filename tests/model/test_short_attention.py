@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
 
 from mmchat.model import attention
 from mmchat.model.short_attention import BLOCK_SCORES, MAX_LENGTH, is_faster, short_attention
@@ -145,6 +145,21 @@ def test_where_it_is_used(monkeypatch):
     assert used == [[17] * 3] * 2
     for mine, other, true in zip(ours, torchs, exact, strict=True):
         assert error(mine, true) < 2 * error(other, true)
+
+
+def test_rotary_positions_do_not_keep_a_packed_row_from_it(monkeypatch):
+    """Under autocast they leave queries and keys in fp32 beside values in bf16."""
+    used = []
+    monkeypatch.setattr(attention, "short_attention", lambda *a, **k: used.append(a[3]) or short_attention(*a, **k))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, vocab_size=50))
+    attention.enable_packing(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.arange(12)[None], **attention.packed_inputs([5, 7], torch.device("cpu")))
+    assert used == [[5, 7]] * 2
+    model(torch.arange(12)[None], **attention.packed_inputs([5, 7], torch.device("cpu")))
+    assert len(used) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention of packed rows needs a GPU")

@@ -1,5 +1,6 @@
 """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") for small matrices."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,8 +17,8 @@ RMS = 0.2
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, as `torch.optim.Muon` with `match_rms_adamw`.
 
-    Differs from it in speed: matrices of one shape are orthogonalized together, and on a CPU in fp32. Without
-    instructions for bf16 a CPU takes five times as long in it (docs/lab_log.md).
+    Differs from it in speed: matrices of one shape are orthogonalized together, and in fp32 on a CPU without
+    instructions for bf16.
 
     Args:
         params: Matrices, or groups of them.
@@ -67,9 +68,16 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
-    x = x.float() if x.device.type == "cpu" else x.bfloat16()
+    x = x.to(_fast_dtype(x.device.type))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+@functools.cache
+def _fast_dtype(device: str) -> torch.dtype:
+    """bf16, as Jordan iterates, but fp32 on a CPU that emulates bf16 and takes 15 times as long (docs/lab_log.md)."""
+    emulated = device == "cpu" and not torch.cpu._is_avx512_bf16_supported()
+    return torch.float32 if emulated else torch.bfloat16
