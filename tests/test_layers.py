@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "conversion": [*L1, *L2],
     "evaluation": [*L1, *L2, *L3],
     "training": [*L1, *L2, *L3, "evaluation"],
-    "serving": ["inference", "conversation", "data.image_refs"],
+    "serving": ["inference", "conversation", "data.image_refs", "data.fetching"],
     "planning": [*L1, *L2, *L3, "evaluation", "training"],
     "cli": [*L1, *L2, *L3, "evaluation", "training", "serving", "planning"],
     "__init__": ["model"],  # what `import mmchat` itself offers

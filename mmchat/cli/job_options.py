@@ -44,9 +44,9 @@ def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
 
 def fetcher(arguments: argparse.Namespace) -> Callable[[str], bytes] | None:
     """What fetches images from addresses, if they are allowed: public ones only, as for `mmchat serve`."""
-    from mmchat.serving.fetching import fetch_public
+    from mmchat.data.fetching import fetch
 
-    return fetch_public if arguments.allow_http else None
+    return fetch if arguments.allow_http else None
 
 
 def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str, engines: tuple[str, ...]) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from PIL import Image
 
+from mmchat.data.fetching import fetch
 from mmchat.errors import UserError
 from mmchat.serving.bridge import Answer, AnswerGroup, Event, Reply
 from mmchat.serving.errors import ApiError, invalid
-from mmchat.serving.fetching import fetch_public
 from mmchat.serving.images import ImageSource, check_sources, read_images
 from mmchat.serving.limits import Budget, RateLimit
 from mmchat.serving.metrics import EngineState, Metrics
@@ -174,8 +174,8 @@ class Service:
         check_sources(sources, self.limits, self.settings.allow_image_urls)
         self.metrics.images.inc(len(sources))
         pool = self._fetchers if any(source.is_address for source in sources) else self._preparers
-        fetch = partial(fetch_public, max_bytes=self.limits.body_bytes)
-        return await in_thread(pool, partial(read_images, sources, fetch, self.limits)) if sources else []
+        bounded = partial(fetch, max_bytes=self.limits.body_bytes)
+        return await in_thread(pool, partial(read_images, sources, bounded, self.limits)) if sources else []
 
     async def submit(self, submissions: Sequence[Callable[[Assistant], Answer]], since: float) -> "Work":
         """Submit the choices of one request.

@@ -145,7 +145,7 @@ def test_nothing_is_fetched_unless_it_is_allowed(tmp_path, items):
     assert Site.asked == []
     found, missing = open_source(path, allow_http=True)
     assert found.images[0].open().size == (31, 24)
-    with pytest.raises(UserError, match=r"none\.png could not be fetched: HTTP Error 404"):
+    with pytest.raises(UserError, match=r"none\.png could not be fetched: HTTP status 404"):
         missing.images[0].read()
     server.shutdown()
 

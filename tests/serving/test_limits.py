@@ -320,3 +320,14 @@ def test_throughput_is_of_the_last_seconds():
     now[0] = 60
     throughput.sample(5000)
     assert throughput.per_second == pytest.approx(100)
+
+
+def test_the_server_fetches_only_if_it_may(monkeypatch):
+    found, real = [(2, 1, 6, "", ("10.0.0.1", 80))], socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **o: found if host == "example.org" else real(host, *a, **o)
+    )
+    with running(allow_image_urls=True) as live:
+        response = live.chat([image_part("http://example.org/a.png"), text_part("a")])
+    assert response.status_code == 400
+    assert "does not lead to a public host" in response.json()["error"]["message"]
