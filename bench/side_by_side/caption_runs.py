@@ -86,7 +86,7 @@ def _engine(directory: Path, files: list[Path], lengths: list[int], stops: list[
     generator.model.language_model.register_forward_hook(forbid_stops)
 
     def submit(file: Path, tokens: int):
-        prompt = partial(generator._prompt, *generator.conversation(PROMPT, file, ()))
+        prompt = partial(generator.prompt, *generator.conversation(PROMPT, file, ()))
         return generator.engine.submit(Request(prompt, max_new_tokens=tokens, eos_token_id=()))
 
     submit(files[0], 2).result()

@@ -1,7 +1,7 @@
 """`Generator`: answer questions about images, one at a time, many at once or as a stream."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.errors import UserError
 from mmchat.images import load_image
 from mmchat.inference.answer import Answer, Reason
-from mmchat.inference.engine import Engine, EngineSettings, Prompt, Request
+from mmchat.inference.answer_options import AnswerOptions
+from mmchat.inference.engine import Engine, EngineSettings, Prompt
 from mmchat.inference.engine.prefixes import content_key
 from mmchat.inference.json_schema import JsonSchemas
 from mmchat.inference.placement import Quantize, loading_options
@@ -41,7 +43,7 @@ class Generator:
 
     Requests share one engine (`mmchat.inference.engine`), which starts with the first of them: what is asked at the
     same time is computed together, and no answer depends on the others. Decoding is greedy unless `temperature` is set,
-    so the same input gives the same text. All methods that generate take the options of `submit`.
+    so the same input gives the same text. All methods that generate take the options of `AnswerOptions` as keywords.
 
     Args:
         model_dir: A model directory that mmchat wrote.
@@ -100,40 +102,13 @@ class Generator:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def submit(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[ImageInput] = (),
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        repeats: int | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-        top_logprobs: int | None = None,
-        priority: int = 0,
-    ) -> Answer:
-        """Queue a request. Returns at once; images are opened in another thread shortly before the request's turn.
+    def submit(self, messages: Sequence[Message], images: Sequence[ImageInput] = (), **options: Any) -> Answer:
+        """Queue a conversation. Returns at once; images are opened in another thread shortly before the request's turn.
 
         Args:
             messages: The conversation. The last message is the user's.
             images: Images of the conversation, in order.
-            max_new_tokens: Longest answer, in tokens. It is shorter where the context ends.
-            temperature: 0 decodes greedily. Above 0 the answer is sampled.
-            top_p: Sample from the most probable tokens with this sum of probabilities; None: the model's own setting.
-            top_k: Sample from this many tokens, 0 from all; None: the model's own setting.
-            repetition_penalty: Above 1, tokens that occurred become less probable; None: the model's own setting.
-            seed: Of the sampling; None draws one.
-            stop: The answer ends before any of these strings.
-            repeats: The answer ends when it ends in this many copies of a piece (`RepetitionGuard`); None: never.
-            json_schema: The answer is JSON that fits this schema, unless its length ends it. Needs the extra `json`.
-            top_logprobs: Keep log probabilities of the tokens, with those of so many most probable ones
-                (`Reply.logprobs`); None: keep none.
-            priority: Higher ones are admitted first.
+            **options: Fields of `AnswerOptions`.
 
         Returns:
             The answer. It raises the UserErrors of images and of the context.
@@ -146,23 +121,35 @@ class Generator:
             >>> answers = [generator.submit(messages, images, max_new_tokens=8) for _ in range(3)]
             >>> texts = [answer.result().text for answer in answers]
         """
-        guard = None if repeats is None else RepetitionGuard(repeats)
-        request = Request(
-            partial(self._prompt, messages, images),
-            max_new_tokens,
-            do_sample=temperature != 0,
-            temperature=temperature or None,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            processors=() if json_schema is None else [self._json_schemas.processor(json_schema)],
-            top_logprobs=top_logprobs,
-            stop_strings=stop,
-            stop_when=guard,
-            priority=priority,
-        )
-        return Answer(self.engine.submit(request), self.tokenizer, stop, guard)
+        return self._submit(partial(self.prompt, messages, images), AnswerOptions(**options))
+
+    def complete(self, text: str, **options: Any) -> Answer:
+        """Queue a text that is continued, without the conversation template. Control tokens in it are text.
+
+        Args:
+            text: What the answer continues.
+            **options: Fields of `AnswerOptions`.
+
+        Returns:
+            The continuation. White space around it is kept.
+
+        Raises:
+            UserError: As in `submit`, or the text exceeds the context.
+
+        Examples:
+            >>> text = generator.complete("Once upon a time", max_new_tokens=8).result().text
+        """
+        safe = safe_tokenizer_for(self.tokenizer)
+        ids = [*safe.prefix, *safe.encode(text).ids]
+        return self._submit(Prompt(ids), AnswerOptions(**options), after=ids)
+
+    def _submit(
+        self, prompt: Prompt | Callable[[], Prompt], options: AnswerOptions, after: Sequence[int] | None = None
+    ) -> Answer:
+        guard = None if options.repeats is None else RepetitionGuard(options.repeats)
+        processors = [] if options.json_schema is None else [self._json_schemas.processor(options.json_schema)]
+        handle = self.engine.submit(options.request(prompt, guard, processors))
+        return Answer(handle, self.tokenizer, options.stop, guard, after)
 
     def chat(
         self,
@@ -177,7 +164,7 @@ class Generator:
             question: The user's text.
             images: All images of the conversation, in order: those of the history first.
             history: Earlier messages; see `conversation`.
-            **options: Those of `submit`.
+            **options: Fields of `AnswerOptions`.
 
         Returns:
             The answer.
@@ -224,7 +211,7 @@ class Generator:
         Args:
             images: The images, each a conversation of its own.
             prompt: The question about each image.
-            **options: Those of `submit`.
+            **options: Fields of `AnswerOptions`.
 
         Returns:
             One text per image.
@@ -244,7 +231,7 @@ class Generator:
             images: The images, each a conversation of its own.
             prompt: The question about each image.
             repeats: A text stops when it ends in this many copies of a piece; see `RepetitionGuard`.
-            **options: Those of `submit`.
+            **options: Fields of `AnswerOptions`.
 
         Returns:
             One reading per image.
@@ -270,7 +257,7 @@ class Generator:
         Args:
             conversations: Messages of each conversation. The last is the user's.
             images: Images of each conversation, in order.
-            **options: Those of `submit`.
+            **options: Fields of `AnswerOptions`.
 
         Returns:
             One answer per conversation.
@@ -295,7 +282,7 @@ class Generator:
 
         Args:
             requests: Messages and images of each conversation.
-            **options: Those of `submit`.
+            **options: Fields of `AnswerOptions`.
 
         Returns:
             An iterator over the answers.
@@ -349,8 +336,16 @@ class Generator:
         content = [*({"type": "image"} for _ in image_list[mentioned:]), {"type": "text", "text": question}]
         return [*history, {"role": "user", "content": content}], image_list
 
-    def _prompt(self, messages: Sequence[Message], images: Sequence[ImageInput]) -> Prompt:
-        """The input of the engine."""
+    def prompt(self, messages: Sequence[Message], images: Sequence[ImageInput] = ()) -> Prompt:
+        """The engine's input for an answer to a conversation. Opens and preprocesses the images.
+
+        Args:
+            messages: The conversation. The last message is the user's.
+            images: Images of the conversation, in order.
+
+        Raises:
+            UserError: An image cannot be read, or messages and images do not fit.
+        """
         opened = [_open(image) for image in images]
         layouts = self.processor.layouts([image.size for image in opened])
         ids = self.processor.render(messages, layouts, add_generation_prompt=True).input_ids

@@ -43,7 +43,7 @@ def test_asked_as_trained(processor, images, count):
     # What a generator asks, without the model that would answer.
     generator = object.__new__(Generator)
     generator.processor = processor
-    generated = generator._prompt(*generator.conversation(QUESTION, images, ())).input_ids
+    generated = generator.prompt(*generator.conversation(QUESTION, images, ())).input_ids
 
     assert templated.tolist() == piped.tolist() == generated == trained[: len(generated)]
     assert len(generated) < len(trained)

@@ -315,7 +315,7 @@ def test_qwen_is_asked_as_in_the_demo(qwen, tmp_path):
     expected = processor.tokenizer(demo).input_ids
     assert len(expected) > 100 and processor.tokenizer.decode(expected) == demo
     pixels = Image.new("RGB", (30, 20))
-    assert generator._prompt(*generator.conversation(question, [pixels], ())).input_ids == expected
+    assert generator.prompt(*generator.conversation(question, [pixels], ())).input_ids == expected
     record = [{"from": "human", "value": f"<image>\n{question}"}]
     assert processor.render(record, add_generation_prompt=True).input_ids == expected
     for text in (question, f"\n{question}"):
