@@ -1,36 +1,13 @@
-"""`Answer`: the text of one request while the engine makes it, and `Reply`, the text when it is complete."""
+"""`Answer`: the text of one request while the engine makes it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 
-from mmchat.inference.engine import Handle, TokenLogprobs
+from mmchat.inference.engine import Handle
 from mmchat.inference.repetition import RepetitionGuard
-
-Reason = Literal["end", "length", "stop", "repetition", "cancelled"]
-"""The model ended the text, a limit was reached, a stop string came, the text looped, or it was cancelled."""
-
-CONTEXT = 8
-"""Tokens before a continuation that may change its first characters."""
-_INCOMPLETE = "\ufffd"
-"""What tokenizers decode a part of a character to."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A complete answer."""
-
-    text: str
-    """Without white space around it, special tokens and the stop string. One copy of a looping piece is kept."""
-    reason: Reason
-    ids: tuple[int, ...]
-    """All tokens that were made."""
-    prompt_tokens: int
-    """Tokens of the prompt, with those of its images."""
-    shared_tokens: int
-    """Of these, tokens that were taken from the cache of another request."""
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    """For each token, if asked for."""
+from mmchat.inference.reply import Piece, Reason, Reply
+from mmchat.inference.text_decoding import TextDecoder
+from mmchat.inference.token_scores import TokenScores
 
 
 class Answer:
@@ -76,13 +53,15 @@ class Answer:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of the text as they are made. Raises what `result` raises."""
-        decoder = TextDecoder(self._tokenizer, self._stop, self._after)
+        with closing(self.pieces()) as pieces:
+            for piece in pieces:
+                if piece.text:
+                    yield piece.text
+
+    def pieces(self) -> Iterator[Piece]:
+        """Pieces of the text as they are made, with their tokens. Raises what `result` raises."""
         try:
-            for token in self.handle:
-                if piece := decoder.add(token):
-                    yield piece
-            if piece := decoder.finish():
-                yield piece
+            yield from self._pieces(self.handle)
         finally:  # also when the caller closes the iterator early: a slot must not stay busy
             self.cancel()
 
@@ -96,84 +75,28 @@ class Answer:
             TimeoutError: It is not there in time.
             UserError: An image cannot be read, or the prompt does not fit.
         """
-        result = self.handle.result(timeout)
+        handle, result = self.handle, self.handle.result(timeout)
         ids = result.ids
         reason: Reason = result.reason
         loop = self._guard and self._guard.loop
         if loop and reason == "stop":
             ids, reason = ids[: loop.begin + loop.period], "repetition"
-        decoder = TextDecoder(self._tokenizer, self._stop, self._after)
-        text = "".join(decoder.add(token) for token in ids) + decoder.finish()
-        handle = self.handle
-        return Reply(text, reason, result.ids, handle.prompt_tokens, handle.shared_tokens, result.logprobs)
+        pieces = list(self._pieces(ids))
+        text = "".join(piece.text for piece in pieces)
+        tokens = tuple(token for piece in pieces for token in piece.tokens)
+        return Reply(text, reason, result.ids, handle.prompt_tokens, handle.shared_tokens, result.logprobs, tokens)
 
-
-class TextDecoder:
-    """Turns tokens into pieces of text, one by one.
-
-    A piece ends where a character, a possible stop string and white space that may be the last are complete.
-
-    Decoding only the newest tokens would lose what a tokenizer does between tokens (spaces, characters of several
-    tokens), and decoding all of them at each step takes quadratic time. As in text-generation-inference
-    (`decode_token`), two offsets bound the tokens that are decoded again.
-
-    Args:
-        tokenizer: Decodes tokens.
-        stop: The text ends before any of these strings.
-        after: The tokens that the text continues; they are not given out. White space around a continuation is kept.
-    """
-
-    def __init__(self, tokenizer, stop: Sequence[str] = (), after: Sequence[int] | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._strip = after is None
-        self._stop = stop
-        self._ids: list[int] = [] if after is None else list(after[-CONTEXT:])
-        self._context = 0
-        """From here on, tokens are decoded."""
-        self._read = len(self._ids)
-        """Up to here, tokens are text already."""
-        self._held = ""
-        """Text that was not given out."""
-        self._begun = self._ended = False
-
-    def add(self, token: int) -> str:
-        """The text that is certain after this token, or an empty string."""
-        self._ids.append(token)
-        known, text = self._decoded()
-        if text.endswith(_INCOMPLETE) or len(text) <= len(known):
-            return ""
-        self._context, self._read = self._read, len(self._ids)
-        return self._give(text[len(known) :])
-
-    def finish(self) -> str:
-        """The text that is left at the end."""
-        known, text = self._decoded()
-        return self._give(text[len(known) :], last=True)
-
-    def _decoded(self) -> tuple[str, str]:
-        """The newest tokens as text: without those that are not text yet, and with them."""
-        decode = self._tokenizer.decode
-        known = decode(self._ids[self._context : self._read], skip_special_tokens=True)
-        return known, decode(self._ids[self._context :], skip_special_tokens=True)
-
-    def _give(self, text: str, last: bool = False) -> str:
-        if self._ended:
-            return ""
-        text = self._held + text
-        stops = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if stops:
-            text, self._ended, last = text[: min(stops)], True, True
-        if self._strip and not self._begun:
-            text = text.lstrip()
-        kept = 0 if last else _length_of_beginning(text, self._stop)
-        given = text[: len(text) - kept]
-        given = given.rstrip() if self._strip else given
-        self._held = text[len(given) :]
-        self._begun = self._begun or bool(given)
-        return given
-
-
-def _length_of_beginning(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of a text that a stop string begins with."""
-    lengths = (n for one in stop for n in range(min(len(one) - 1, len(text)), 0, -1) if text.endswith(one[:n]))
-    return max(lengths, default=0)
+    def _pieces(self, ids: Iterable[int]) -> Iterator[Piece]:
+        """The pieces of these tokens, which are the first of the handle's."""
+        text = TextDecoder(self._tokenizer, self._stop, self._after)
+        scored = self.handle.request.top_logprobs is not None
+        scores = TokenScores(self._tokenizer, self._after or ())
+        for number, token in enumerate(ids):
+            if scored:
+                scores.add(token, self.handle.logprobs[number])
+            if piece := text.add(token):
+                yield Piece(piece, scores.take())
+        ended = scored and self.handle.result().reason == "end"
+        last = Piece(text.finish(), scores.finish(ended))
+        if last.text or last.tokens:
+            yield last

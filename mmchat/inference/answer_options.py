@@ -1,4 +1,4 @@
-"""How an answer is made: the options of every method of `Generator` that generates, and the request that they ask for."""
+"""How an answer is made: the options of all methods of `Generator` that generate, and the request that follows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

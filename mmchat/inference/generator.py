@@ -13,13 +13,14 @@ from PIL import Image
 from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.errors import UserError
 from mmchat.images import load_image
-from mmchat.inference.answer import Answer, Reason
+from mmchat.inference.answer import Answer
 from mmchat.inference.answer_options import AnswerOptions
 from mmchat.inference.engine import Engine, EngineSettings, Prompt
 from mmchat.inference.engine.prefixes import content_key
 from mmchat.inference.json_schema import JsonSchemas
 from mmchat.inference.placement import Quantize, loading_options
 from mmchat.inference.repetition import RepetitionGuard
+from mmchat.inference.reply import Reason
 from mmchat.model.directory import load_assistant
 
 ImageInput = str | Path | bytes | Image.Image | Callable[[], Image.Image]

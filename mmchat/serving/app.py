@@ -7,23 +7,22 @@ from typing import Any
 
 from mmchat import __version__
 from mmchat.extras import require
-from mmchat.serving.bridge import Event
-from mmchat.serving.chat import chat_completion, chat_stream, start_chat
-from mmchat.serving.completions import completion, completion_stream, start_completion
+from mmchat.serving.chat import ChatResponse, start_chat
+from mmchat.serving.completions import CompletionResponse, start_completion
 from mmchat.serving.errors import ApiError, invalid, path_of
 from mmchat.serving.gate import VISIT, Gate, Visit
+from mmchat.serving.responses import Response
 from mmchat.serving.schemas import (
     WHY_REFUSED,
-    ChatCompletion,
     ChatRequest,
-    Completion,
     CompletionRequest,
     ErrorBody,
     ModelCard,
     ModelList,
     Status,
 )
-from mmchat.serving.service import Service, Work, not_ready, unless_gone
+from mmchat.serving.service import Service, not_ready
+from mmchat.serving.work import Work
 
 CLIENT_GONE = 499
 """Status, in metrics only, of a request whose caller left (as nginx has it)."""
@@ -188,52 +187,40 @@ def _add_models(app: Any, service: Service) -> None:
 
 def _add_answers(app: Any, service: Service) -> None:
     """The routes that ask the model."""
-    from fastapi import Request, Response
+    from fastapi import Request
+    from fastapi import Response as HttpResponse
     from fastapi.responses import JSONResponse, StreamingResponse
 
-    def described(kind: type, chunk: str) -> dict[str, Any]:
-        events = {"text/event-stream": {"schema": {"type": "string", "description": f"{chunk} events"}}}
+    def described(kind: type[Response]) -> dict[str, Any]:
+        events = {"text/event-stream": {"schema": {"type": "string", "description": f"{kind.event} events"}}}
         ok = {"description": "The answer, or with stream its events.", "content": events}
-        return {"response_model": kind, "responses": {200: ok, **REFUSALS}}
+        return {"response_model": kind.body, "responses": {200: ok, **REFUSALS}}
 
-    async def answer(
-        request: Request,
-        start: Callable[[float], Awaitable[Work]],
-        whole: Callable[[AsyncIterator[Event]], Awaitable[dict[str, Any]]],
-        stream: Callable[[AsyncIterator[Event]], AsyncIterator[bytes]] | None,
-    ) -> Response:
+    async def answer(request: Request, start: Callable[[float], Awaitable[Work]], response: Response) -> HttpResponse:
         """The answer in one piece, or as a stream that has its first event: errors until then have their own status."""
         visit: Visit = request.scope[VISIT]
 
-        async def first_answer() -> Response:
+        async def first_answer() -> HttpResponse:
             visit.work = await start(visit.since)
-            if stream is None:
-                return JSONResponse(await whole(visit.work.events()))
-            events = stream(await visit.work.after_first())
+            if not response.streams:
+                return JSONResponse(await response.whole(visit.work.events()))
+            events = response.stream(await visit.work.after_first())
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-        response = await unless_gone(first_answer(), visit.gone())
-        if response is None:
+        answered = await visit.unless_gone(first_answer())
+        if answered is None:
             service.metrics.disconnected.inc()
-            return Response(status_code=CLIENT_GONE)
-        return response
+            return HttpResponse(status_code=CLIENT_GONE)
+        return answered
 
-    @app.post("/v1/chat/completions", **described(ChatCompletion, "chat.completion.chunk"))
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions", **described(ChatResponse))
+    async def chat_completions(body: ChatRequest, request: Request) -> HttpResponse:
         """Answer a conversation with images."""
-        return await answer(
-            request,
-            lambda since: start_chat(service, body, since),
-            lambda events: chat_completion(service, events, bool(body.logprobs)),
-            (lambda events: chat_stream(service, events, body)) if body.stream else None,
-        )
+        response = ChatResponse(body, service.settings.name)
+        return await answer(request, lambda since: start_chat(service, body, since), response)
 
-    @app.post("/v1/completions", **described(Completion, "text_completion"))
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions", **described(CompletionResponse))
+    async def completions(body: CompletionRequest, request: Request) -> HttpResponse:
         """Continue plain texts, without the model's conversation template and without images."""
-        return await answer(
-            request,
-            lambda since: start_completion(service, body, since),
-            lambda events: completion(service, events, body),
-            (lambda events: completion_stream(service, events, body)) if body.stream else None,
-        )
+        response = CompletionResponse(body, service.settings.name)
+        return await answer(request, lambda since: start_completion(service, body, since), response)

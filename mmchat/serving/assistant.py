@@ -33,10 +33,6 @@ class ServedAssistant:
         """Queue a text that is continued; see `Generator.complete`."""
         return self._generator.complete(text, **options)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special tokens included."""
-        return self._generator.tokenizer.decode(list(ids))
-
     def state(self) -> EngineState:
         """What the engine does now."""
         engine = self._generator.engine

@@ -1,47 +1,15 @@
 """From the answers of the engine's threads to asyncio. A reader that stops reading stops nobody else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Any
 
+from mmchat.inference.reply import Piece, Reply
+from mmchat.serving.model import Answer
 
-class TokenLogprobs(Protocol):
-    """Log probabilities at one token: its own, and those of the most probable tokens, best first."""
-
-    @property
-    def token(self) -> float: ...
-    @property
-    def top(self) -> Sequence[tuple[int, float]]: ...
-
-
-class Reply(Protocol):
-    """What `mmchat.inference.Generator` says about an answer when it is complete."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def shared_tokens(self) -> int: ...
-    @property
-    def logprobs(self) -> Sequence[TokenLogprobs]: ...
-
-
-class Answer(Protocol):
-    """An answer that is being made: iterating waits for its pieces of text, and raises what `result` raises."""
-
-    def __iter__(self) -> Iterator[str]: ...
-    def cancel(self) -> None: ...
-    def result(self) -> Reply: ...
-
-
-Event = tuple[int, str | Reply]
-"""Index of the choice, and a piece of its text or, once, its reply."""
+Event = tuple[int, Piece | Reply]
+"""Index of the choice, and a piece of its answer or, once, its reply."""
 
 
 class AnswerGroup:
@@ -67,7 +35,7 @@ class AnswerGroup:
         self._answers = list(answers)
         self._count = self._missing = len(answers)
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, str | Reply | BaseException]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Piece | Reply | BaseException]] = asyncio.Queue()
         self._made, self._ended = made, ended
         for index, answer in enumerate(answers):
             threads.submit(self._read, index, answer)
@@ -88,7 +56,7 @@ class AnswerGroup:
             index, item = await self._events.get()
             if isinstance(item, BaseException):
                 raise item
-            if not isinstance(item, str):
+            if isinstance(item, Reply):
                 unread -= 1
             yield index, item
 
@@ -96,7 +64,7 @@ class AnswerGroup:
 
     def _read(self, index: int, answer: Answer) -> None:
         try:
-            for piece in answer:
+            for piece in answer.pieces():
                 self._post(self._put_piece, index, piece)
             last: Reply | BaseException = answer.result()
         except BaseException as error:
@@ -109,7 +77,7 @@ class AnswerGroup:
 
     # In the event loop:
 
-    def _put_piece(self, index: int, piece: str) -> None:
+    def _put_piece(self, index: int, piece: Piece) -> None:
         self._events.put_nowait((index, piece))
         self._made(index)
 

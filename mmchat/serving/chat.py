@@ -1,26 +1,26 @@
 """`/v1/chat/completions`: from a request to the model's work, and from its events to OpenAI's JSON."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from threading import Lock
 from typing import Any
 
-from PIL import Image
-
-from mmchat.serving.bridge import Answer, Event, Reply
-from mmchat.serving.errors import ApiError, invalid
+from mmchat.inference.reply import Piece, Reply
+from mmchat.serving.errors import invalid
+from mmchat.serving.images import Once
 from mmchat.serving.logprobs import chat_logprobs
-from mmchat.serving.prompts import count_characters, count_choices, new_tokens, options_of, to_messages
-from mmchat.serving.responses import DONE, FINISH, Names, check_characters, check_common, sse, usage_of
-from mmchat.serving.schemas import (
-    AnswerMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatRequest,
-    JsonObjectFormat,
-    JsonSchemaFormat,
+from mmchat.serving.model import Answer, Assistant
+from mmchat.serving.prompts import (
+    check_request,
+    count_characters,
+    count_choices,
+    new_tokens,
+    options_of,
+    to_messages,
 )
-from mmchat.serving.service import Assistant, Service, Work
+from mmchat.serving.responses import Response
+from mmchat.serving.schemas import ChatCompletion, ChatRequest, JsonObjectFormat, JsonSchemaFormat
+from mmchat.serving.service import Service
+from mmchat.serving.work import Work
 
 
 async def start_chat(service: Service, request: ChatRequest, since: float) -> Work:
@@ -34,8 +34,7 @@ async def start_chat(service: Service, request: ChatRequest, since: float) -> Wo
     Raises:
         ApiError: 4xx for what is wrong with it.
     """
-    check_common(service, request)
-    check_characters(count_characters(request.messages), service, "messages")
+    check_request(service, request, count_characters(request.messages), "messages")
     messages, sources = to_messages(request.messages)
     longest = new_tokens(request, service.limits.new_tokens, service.settings)
     choices = count_choices(request, 1, service.settings)
@@ -64,85 +63,33 @@ def top_logprobs_of(request: ChatRequest) -> int | None:
     """How many of the most probable tokens get a log probability; None: no log probabilities at all.
 
     Raises:
-        ApiError: 400: with a stream, or without `logprobs`.
+        ApiError: 400: they are asked for without `logprobs`.
     """
     if not request.logprobs:
         if request.top_logprobs:
             raise invalid("top_logprobs need logprobs: true", "top_logprobs")
         return None
-    if request.stream:
-        raise invalid("logprobs come with whole answers only; leave out stream", "logprobs")
     return request.top_logprobs or 0
 
 
-class Once:
-    """An image that is decoded once for several choices, when the first of them needs it.
+class ChatResponse(Response):
+    """The response to a conversation. Arguments as in `Response`."""
 
-    Args:
-        decode: Decodes it.
-    """
+    body = ChatCompletion
+    event = "chat.completion.chunk"
+    prefix = "chatcmpl"
 
-    def __init__(self, decode: Callable[[], Image.Image]) -> None:
-        self._decode = decode
-        self._lock = Lock()
-        self._image: Image.Image | None = None
+    def __init__(self, request: ChatRequest, model: str) -> None:
+        super().__init__(request, model)
+        self._with_logprobs = bool(request.logprobs)
 
-    def __call__(self) -> Image.Image:
-        with self._lock:
-            if self._image is None:
-                self._image = self._decode()
-            return self._image
+    def choice(self, reply: Reply) -> dict[str, Any]:
+        logprobs = chat_logprobs(reply.tokens) if self._with_logprobs else None
+        return {"message": {"role": "assistant", "content": reply.text}, "logprobs": logprobs}
 
+    def begin(self) -> list[dict[str, Any]]:
+        return [{"delta": {"role": "assistant", "content": ""}} for _ in range(self._each)]
 
-async def chat_completion(service: Service, events: AsyncIterator[Event], with_logprobs: bool) -> dict[str, Any]:
-    """The whole response, when all choices are complete.
-
-    Args:
-        service: The served model.
-        events: Of the work.
-        with_logprobs: Whether the tokens' log probabilities are asked for.
-    """
-    replies = {index: item async for index, item in events if not isinstance(item, str)}
-    names, choices = Names("chatcmpl", service.settings.name), []
-    for index, reply in sorted(replies.items()):
-        logprobs = await service.decoded(partial(chat_logprobs, reply)) if with_logprobs else None
-        message = AnswerMessage(content=reply.text)
-        choices.append(ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=FINISH[reply.reason]))
-    usage = usage_of([replies[index] for index in sorted(replies)])
-    response = ChatCompletion(id=names.id, created=names.created, model=names.model, choices=choices, usage=usage)
-    return response.model_dump()
-
-
-async def chat_stream(service: Service, events: AsyncIterator[Event], request: ChatRequest) -> AsyncIterator[bytes]:
-    """The response as server-sent events: the role, pieces of text and the end of each choice, then `[DONE]`.
-
-    An error in the middle is an event with `error`, and the last one.
-    """
-    names = Names("chatcmpl", service.settings.name)
-    with_usage = bool(request.stream_options and request.stream_options.include_usage)
-    chunk = partial(_chunk, names, with_usage)
-    replies: list[Reply] = []
-    try:
-        for index in range(request.n or 1):
-            yield chunk(index, {"role": "assistant", "content": ""})
-        async for index, item in events:
-            if isinstance(item, str):
-                yield chunk(index, {"content": item})
-            else:
-                replies.append(item)
-                yield chunk(index, {}, FINISH[item.reason])
-    except ApiError as error:
-        yield sse(error.body())
-        return
-    if with_usage:
-        yield sse({**_head(names), "choices": [], "usage": usage_of(replies).model_dump()})
-    yield DONE
-
-
-def _head(names: Names) -> dict[str, Any]:
-    return {"id": names.id, "object": "chat.completion.chunk", "created": names.created, "model": names.model}
-
-
-def _chunk(names: Names, with_usage: bool, index: int, delta: dict[str, str], finish: str | None = None) -> bytes:
-    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return sse({**_head(names), "choices": [choice], **({"usage": None} if with_usage else {})})
+    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+        logprobs = chat_logprobs(piece.tokens) if piece.tokens else None
+        return {"delta": {"content": piece.text} if piece.text else {}, "logprobs": logprobs}

@@ -7,17 +7,19 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 from mmchat.serving.errors import ApiError
 from mmchat.serving.keys import KeyRing, is_loopback
-from mmchat.serving.service import Service, Work, not_ready
+from mmchat.serving.service import Service, not_ready
 from mmchat.serving.settings import BODY_SILENCES
+from mmchat.serving.work import Work
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
+Result = TypeVar("Result")
 
 ASKED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Paths that take a body and give answers of the model."""
@@ -84,8 +86,21 @@ class Visit:
         event, self._body = {"type": "http.request", "body": self._body, "more_body": False}, None
         return event
 
-    async def gone(self) -> None:
-        """Wait until the caller leaves. Call it after the body was read."""
+    async def unless_gone(self, work: Awaitable[Result]) -> Result | None:
+        """The result of some work, or None if the caller leaves first; the work is cancelled then.
+
+        Call it after the body was read.
+        """
+        task, watch = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for one in (task, watch):
+                one.cancel()
+
+    async def _gone(self) -> None:
+        """Wait until the caller leaves."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 from PIL import Image
 
@@ -94,3 +95,22 @@ def too_many_pixels(pixels: int, limits: Limits, param: str) -> ApiError:
         param,
         "too_many_pixels",
     )
+
+
+class Once:
+    """An image that is decoded once for several choices, when the first of them needs it.
+
+    Args:
+        decode: Decodes it.
+    """
+
+    def __init__(self, decode: Callable[[], Image.Image]) -> None:
+        self._decode = decode
+        self._lock = Lock()
+        self._image: Image.Image | None = None
+
+    def __call__(self) -> Image.Image:
+        with self._lock:
+            if self._image is None:
+                self._image = self._decode()
+            return self._image

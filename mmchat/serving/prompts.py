@@ -9,6 +9,7 @@ from typing import Any
 from mmchat.serving.errors import invalid
 from mmchat.serving.images import ImageSource
 from mmchat.serving.schemas import ChatRequest, ImagePart, Message, Sampling
+from mmchat.serving.service import Service
 from mmchat.serving.settings import ServeSettings
 
 
@@ -37,6 +38,27 @@ def to_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list
                 parts.append({"type": "text", "text": part.text})
         written.append({"role": role, "content": parts})
     return written, sources
+
+
+def check_request(service: Service, request: Sampling, characters: int, param: str) -> None:
+    """What every kind of request is checked for first.
+
+    Args:
+        service: The served model.
+        request: The request.
+        characters: Of all its texts.
+        param: The parameter that holds them.
+
+    Raises:
+        ApiError: 404 for another model, 400 for what else is wrong.
+    """
+    service.check_model(request.model)
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options need stream: true", "stream_options")
+    most = service.limits.text_characters
+    if characters > most:
+        message = f"the request has {characters:,} characters of text, more than the limit of {most:,}"
+        raise invalid(message, param, "text_too_long")
 
 
 def count_characters(messages: Sequence[Message]) -> int:

@@ -151,7 +151,7 @@ class Sampling(Strict):
 class ChatRequest(Sampling):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = Field(None, description="Not with stream.")
+    logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs: true.")
     tools: Nothing | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -168,7 +168,7 @@ class CompletionRequest(Sampling):
     prompt: ValidText | Annotated[list[ValidText], Field(min_length=1, max_length=MOST_CHOICES)] = Field(
         description="Texts to continue. Token ids are not accepted."
     )
-    logprobs: int | None = Field(None, ge=0, le=5, description="Not with stream.")
+    logprobs: int | None = Field(None, ge=0, le=5)
     best_of: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Only n itself.")
     echo: Literal[False] | None = None
     suffix: None = None

@@ -10,7 +10,8 @@ from mmchat.errors import UserError
 from mmchat.extras import require
 from mmchat.serving.app import build_app
 from mmchat.serving.keys import check_reach
-from mmchat.serving.service import Assistant, Service
+from mmchat.serving.model import Assistant
+from mmchat.serving.service import Service
 from mmchat.serving.settings import ServeSettings
 
 UNREAD_SECONDS = 60

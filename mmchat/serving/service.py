@@ -2,22 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from threading import Thread
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 from PIL import Image
 
 from mmchat.data.fetching import fetch
 from mmchat.errors import UserError
-from mmchat.serving.bridge import Answer, AnswerGroup, Event, Reply
+from mmchat.serving.bridge import AnswerGroup
 from mmchat.serving.errors import ApiError, invalid
 from mmchat.serving.images import ImageSource, check_sources, read_images
 from mmchat.serving.limits import Budget, RateLimit
 from mmchat.serving.metrics import EngineState, Metrics
+from mmchat.serving.model import Answer, Assistant
 from mmchat.serving.settings import ServeSettings
+from mmchat.serving.work import Work
 
 State = Literal["loading", "ready", "draining", "failed"]
 PREPARING_THREADS = 4
@@ -26,30 +28,6 @@ FETCHING_THREADS = 16
 """Fetch images from addresses. They are apart: slow hosts must not delay requests without addresses."""
 
 Result = TypeVar("Result")
-
-
-class Assistant(Protocol):
-    """What a server needs of a model. No method waits for the model. All may be called from any thread."""
-
-    def chat(self, messages: Sequence[dict[str, Any]], images: Sequence[Any], **options: Any) -> Answer:
-        """Queue a conversation. Raises UserError for an option that is out of range."""
-        ...
-
-    def complete(self, text: str, **options: Any) -> Answer:
-        """Queue a text that is continued, control tokens in it as text. Errors as in `chat`."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special tokens included."""
-        ...
-
-    def state(self) -> EngineState:
-        """What the engine does now."""
-        ...
-
-    def close(self) -> None:
-        """Cancel what runs."""
-        ...
 
 
 class Service:
@@ -177,7 +155,7 @@ class Service:
         bounded = partial(fetch, max_bytes=self.limits.body_bytes)
         return await in_thread(pool, partial(read_images, sources, bounded, self.limits)) if sources else []
 
-    async def submit(self, submissions: Sequence[Callable[[Assistant], Answer]], since: float) -> "Work":
+    async def submit(self, submissions: Sequence[Callable[[Assistant], Answer]], since: float) -> Work:
         """Submit the choices of one request.
 
         Args:
@@ -205,11 +183,6 @@ class Service:
             raise
         return Work(self, answers, self._readers, since)
 
-    async def decoded(self, call: Callable[..., Result]) -> Result:
-        """The result of a call with the model's `decode`, in a thread."""
-        assert self._assistant is not None
-        return await in_thread(self._preparers, partial(call, decode=self._assistant.decode))
-
     # Of `Work`:
 
     def opened(self, group: AnswerGroup) -> None:
@@ -223,90 +196,6 @@ class Service:
     def count_started(self, change: int) -> None:
         """Answers have got their first token, or have ended after one."""
         self._started += change
-
-
-class Work:
-    """The answers to one request, with what is counted about them. Cancel it whatever happens to the request.
-
-    Args:
-        service: Where they are counted.
-        answers: One for each choice.
-        readers: Threads, one for each answer.
-        since: When the request arrived.
-    """
-
-    def __init__(self, service: Service, answers: Sequence[Answer], readers: Executor, since: float) -> None:
-        self._service = service
-        self._since = since
-        self._started: set[int] = set()
-        self._missing = len(answers)
-        self._first = True
-        self._group = AnswerGroup(answers, readers, self._note_piece, self._note_end)
-        service.opened(self._group)
-
-    def cancel(self) -> None:
-        """Free the slots."""
-        self._group.cancel()
-
-    async def events(self) -> AsyncIterator[Event]:
-        """Pieces and replies, as in `AnswerGroup.events`.
-
-        Raises:
-            ApiError: 400 for what the caller did, 503 if the server stops.
-        """
-        try:
-            async for index, item in self._group.events():
-                if not isinstance(item, str):
-                    self._note_reply(item)
-                yield index, item
-        except UserError as error:
-            raise invalid(str(error)) from None
-
-    async def after_first(self) -> AsyncIterator[Event]:
-        """Wait for the first event.
-
-        Returns:
-            All events, the first included.
-
-        Raises:
-            ApiError: As in `events`, if nothing was made before.
-        """
-        events = self.events()
-        first = await anext(events)
-
-        async def all_events() -> AsyncIterator[Event]:
-            yield first
-            async for event in events:
-                yield event
-
-        return all_events()
-
-    # In the event loop, when it happens, whether or not somebody reads it:
-
-    def _note_piece(self, index: int) -> None:
-        if self._first:
-            self._first = False
-            self._service.metrics.first_token.observe(time.monotonic() - self._since)
-        if index not in self._started:
-            self._started.add(index)
-            self._service.count_started(1)
-
-    def _note_end(self, index: int) -> None:
-        if index in self._started:
-            self._service.count_started(-1)
-        self._service.answers.give(1)
-        self._missing -= 1
-        if not self._missing:
-            self._service.closed(self._group)
-            self._service.metrics.duration.observe(time.monotonic() - self._since)
-
-    def _note_reply(self, reply: Reply) -> None:
-        if reply.reason == "cancelled":
-            raise ApiError(503, "the server stopped before the answer was complete", "server_stopping")
-        metrics = self._service.metrics
-        metrics.prompt_tokens.inc(reply.prompt_tokens)
-        metrics.shared_tokens.inc(reply.shared_tokens)
-        metrics.new_tokens.inc(len(reply.ids))
 
 
 def make_first_token(assistant: Assistant) -> None:
@@ -338,17 +227,6 @@ def cancel_answers(pending: Future[list[Answer]]) -> None:
 async def in_thread(pool: Executor, call: Callable[[], Result]) -> Result:
     """The result of a call in a thread of a pool."""
     return await asyncio.get_running_loop().run_in_executor(pool, call)
-
-
-async def unless_gone(work: Awaitable[Result], gone: Awaitable[object]) -> Result | None:
-    """The result of some work, or None if the caller leaves first; the work is cancelled then."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone)
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for one in (task, watch):
-            one.cancel()
 
 
 def not_ready(state: State) -> ApiError:

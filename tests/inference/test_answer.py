@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from mmchat.inference.answer import Answer, Reply, TextDecoder
-from mmchat.inference.engine import Handle, Prompt, Request
+from mmchat.inference.answer import Answer
+from mmchat.inference.engine import Handle, Prompt, Request, TokenLogprobs
 from mmchat.inference.repetition import RepetitionGuard
+from mmchat.inference.reply import Reply
+from mmchat.inference.text_decoding import TextDecoder
 
 WORDS = ["one", " two", "é", "数字", "🙂", " ", "\n", "stop", " st", "op ", "x"]
 
@@ -15,7 +17,7 @@ WORDS = ["one", " two", "é", "数字", "🙂", " ", "\n", "stop", " st", "op ",
 class BytesTokenizer:
     """Token n is a byte, as in byte-level tokenizers; 0 is special."""
 
-    def decode(self, ids, skip_special_tokens):
+    def decode(self, ids, skip_special_tokens=False):
         return bytes(one for one in ids if one or not skip_special_tokens).decode(errors="replace")
 
 
@@ -106,3 +108,49 @@ def test_closing_the_iterator_cancels(handle):
     assert next(stream) == "a"
     stream.close()
     assert handle.result().reason == "cancelled"
+
+
+def scored(ids, tokenizer, after=None, reason="length", stop=()):
+    """The answer, complete, with log probabilities of each token and of token 1 in its place."""
+    handle = Handle(Request(Prompt([1]), top_logprobs=2), lambda: None)
+    for place, token in enumerate(ids):
+        handle.push(token, TokenLogprobs(-float(place), ((token, -float(place)), (1, -9.0))))
+    handle.finish(reason)
+    return Answer(handle, tokenizer, stop, after=after)
+
+
+@pytest.mark.parametrize("after", [None, (), (2, 5)])
+@given(ids=st.lists(st.integers(0, len(WORDS)), max_size=12))
+def test_texts_of_tokens_are_the_answer(after, ids):
+    answer = scored(ids, SpacelessTokenizer(), after)
+    reply, pieces = answer.result(), list(answer.pieces())
+    text = "".join(token.text for token in reply.tokens)
+    assert (text if after is not None else text.strip()) == reply.text
+    assert [token.logprob for token in reply.tokens] == [-float(place) for place in range(len(ids))]
+    assert "".join(piece.text for piece in pieces) == reply.text
+    assert tuple(token for piece in pieces for token in piece.tokens) == reply.tokens
+
+
+@given(st.binary(max_size=12))
+def test_texts_of_tokens_are_the_answer_where_characters_have_several(data):
+    data = data.replace(b"\0", b"") + "é数🙂".encode()
+    reply = scored(data, BytesTokenizer(), ()).result()
+    assert "".join(token.text for token in reply.tokens) == reply.text
+    assert len(reply.tokens) == len(data)
+
+
+def test_a_token_in_place_of_another_has_its_text_there():
+    (first, second, third) = scored([2, 1, 0], SpacelessTokenizer(), (5,), "length").result().tokens
+    assert (first.text, second.text, third.text) == (" two", " one", "")
+    assert first.top == ((" two", -0.0), (" one", -9.0))
+    part = scored("é".encode(), BytesTokenizer()).result().tokens
+    assert [token.text for token in part] == ["", "é"]
+    assert part[1].top == (("é", -1.0), ("\ufffd\x01", -9.0))
+
+
+def test_the_token_that_ends_an_answer_is_left_out():
+    assert [token.text for token in scored([2, 1, 0], SpacelessTokenizer(), (5,), "end").result().tokens] == [
+        *(" two", " one")
+    ]
+    (only,) = scored(b"a", BytesTokenizer(), (), "end").result().tokens  # it is part of the text
+    assert only.text == "a"

@@ -195,3 +195,8 @@ def test_a_conversation_longer_than_the_context_is_refused(generator):
 def test_options_out_of_range_are_refused(generator, options):
     with pytest.raises(UserError, match=next(iter(options))):
         generator.chat("What?", **options)
+
+
+def test_an_unknown_option_is_a_type_error(generator):
+    with pytest.raises(TypeError, match="num_beams"):
+        generator.submit([], num_beams=3)

@@ -8,23 +8,8 @@ from threading import Event, Lock
 from PIL import Image
 
 from mmchat.errors import UserError
+from mmchat.inference.reply import Piece, Reply, ScoredToken
 from mmchat.serving.metrics import EngineState
-
-
-@dataclass(frozen=True)
-class FakeReply:
-    text: str
-    reason: str
-    ids: tuple[int, ...]
-    prompt_tokens: int = 7
-    shared_tokens: int = 0
-    logprobs: tuple = ()
-
-
-@dataclass(frozen=True)
-class FakeLogprobs:
-    token: float = -1.0
-    top: tuple = ((0, -1.0), (1, -2.0))
 
 
 @dataclass
@@ -41,14 +26,14 @@ class FakeAnswer:
     reason: str = ""
     with_logprobs: bool = False
 
-    def __iter__(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[Piece]:
         try:
             for word in self.words():
                 if self.stopped.wait(self.pace) or len(self.said) == self.longest:
                     break
                 self.started.set()
                 self.said.append(word)
-                yield word
+                yield Piece(word, self._scored(word))
             self.reason = (
                 "cancelled" if self.stopped.is_set() else "length" if len(self.said) == self.longest else "end"
             )
@@ -58,12 +43,15 @@ class FakeAnswer:
     def cancel(self) -> None:
         self.stopped.set()
 
-    def result(self) -> FakeReply:
+    def result(self) -> Reply:
         if not self.reason:
-            for _ in self:
+            for _ in self.pieces():
                 pass
-        logprobs = (FakeLogprobs(),) * len(self.said) if self.with_logprobs else ()
-        return FakeReply("".join(self.said), self.reason, tuple(range(len(self.said))), logprobs=logprobs)
+        tokens = tuple(token for word in self.said for token in self._scored(word))
+        return Reply("".join(self.said), self.reason, tuple(range(len(self.said))), 7, 0, tokens=tokens)
+
+    def _scored(self, word: str) -> tuple[ScoredToken, ...]:
+        return (ScoredToken(word, -1.0, ((word, -1.0), ("other", -2.0))),) if self.with_logprobs else ()
 
 
 class FakeAssistant:
@@ -104,9 +92,6 @@ class FakeAssistant:
 
     def complete(self, text: str, **options) -> FakeAnswer:
         return self.chat([{"role": "user", "content": text}], [], **options)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "".join(f"<{one}>" for one in ids)
 
     def _ended(self) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """`/v1/completions`, log probabilities and JSON answers, through OpenAI's client."""
 
 import json
-from dataclasses import dataclass
+import math
 
 import openai
 import pytest
@@ -10,6 +10,7 @@ import torch
 from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.inference import Generator
 from mmchat.inference.engine import EngineSettings
+from mmchat.inference.reply import ScoredToken
 from mmchat.serving.assistant import ServedAssistant
 from mmchat.serving.logprobs import chat_logprobs, completion_logprobs
 from tests.serving.live import MODEL, running
@@ -70,7 +71,6 @@ def test_a_stream_of_several_texts(client):
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
-        ({"logprobs": 1, "stream": True}, "logprobs"),
         ({"prompt": ["a", "b", "c"], "n": 3}, "n"),
         ({"messages": []}, "messages"),
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
@@ -118,7 +118,8 @@ def test_log_probabilities_are_the_models(served, generator):
     expected = logits.log_softmax(-1)[torch.arange(5), new]
     assert found.token_logprobs == pytest.approx(expected.tolist(), abs=1e-4)
     assert [max(top.values()) for top in found.top_logprobs] == pytest.approx(expected.tolist(), abs=1e-4)
-    assert found.text_offset[0] == 0 and len(found.tokens) == 5
+    assert found.text_offset == [len("".join(found.tokens[:place])) for place in range(5)]
+    assert "".join(found.tokens) == answer.choices[0].text  # whose first character is a space that decoding could lose
 
 
 def test_a_chat_has_log_probabilities(served):
@@ -133,6 +134,29 @@ def test_a_chat_has_log_probabilities(served):
         assert one.top_logprobs[0].logprob == one.logprob >= one.top_logprobs[1].logprob
     without = connect(served).chat.completions.create(model=MODEL, messages=messages, max_tokens=6)
     assert without.choices[0].logprobs is None
+
+
+def test_a_streamed_chat_has_the_same_log_probabilities(served):
+    options = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "n": 2, "seed": 1}
+    options |= {"logprobs": True, "top_logprobs": 2, "temperature": 1.5}
+    whole = connect(served).chat.completions.create(**options)
+    content = {0: [], 1: []}
+    for chunk in connect(served).chat.completions.create(**options, stream=True):
+        choice = chunk.choices[0]
+        content[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert content == {choice.index: choice.logprobs.content for choice in whole.choices}
+    assert len(content[0]) == 8
+
+
+def test_a_streamed_continuation_has_the_same_log_probabilities(served):
+    options = {"model": MODEL, "prompt": ["Once upon", "a b"], "max_tokens": 6, "logprobs": 2}
+    whole = connect(served).completions.create(**options)
+    found = [{"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []} for _ in whole.choices]
+    for chunk in connect(served).completions.create(**options, stream=True):
+        choice = chunk.choices[0]
+        for name, values in found[choice.index].items():
+            values += getattr(choice.logprobs, name) if choice.logprobs else []
+    assert found == [choice.logprobs.model_dump() for choice in whole.choices]
 
 
 def test_an_answer_fits_a_schema(served):
@@ -156,34 +180,12 @@ def test_an_answer_fits_a_schema(served):
 # The shapes alone
 
 
-@dataclass
-class Logprobs:
-    token: float
-    top: tuple
-
-
-@dataclass
-class Answered:
-    ids: tuple
-    reason: str
-    logprobs: tuple
-
-
-def decode(ids):
-    """Bytes, of which the first loses its space, as SentencePiece has it."""
-    return bytes(ids).decode(errors="replace").removeprefix(" ")
-
-
-def test_tokens_are_texts_in_their_context():
-    ids = (*b"a b", *"\u00e9".encode(), 0)
-    logprobs = tuple(Logprobs(-float(place), ((one, -float(place)), (ord(" "), -9.0))) for place, one in enumerate(ids))
-    reply = Answered(ids, "end", logprobs)
-    content = chat_logprobs(reply, decode).content
-    assert [one.token for one in content][:4] == ["a", " ", "b", "\ufffd"]
-    assert [one.logprob for one in content] == [0, -1, -2, -3, -4]
-    assert content[1].bytes == [32] and content[3].bytes is None
-    assert content[2].top_logprobs[1].token == " "
-    legacy = completion_logprobs(reply, decode)
-    assert legacy.tokens[:3] == ["a", " ", "b"] and legacy.text_offset[:4] == [0, 1, 2, 3]
-    assert legacy.top_logprobs[0] == {"a": 0.0, "": -9.0}
-    assert len(chat_logprobs(Answered(ids, "length", logprobs), decode).content) == 6
+def test_tokens_have_bytes_unless_they_are_parts_of_a_character():
+    top = ((" b", -1.0), ("\ufffd", -math.inf))
+    tokens = [ScoredToken(text, -1.0, top) for text in (" b", "", "é")]
+    content = chat_logprobs(tokens)["content"]
+    assert [(one["token"], one["bytes"]) for one in content] == [(" b", [32, 98]), ("", None), ("é", [195, 169])]
+    assert content[0]["top_logprobs"][1] == {"token": "\ufffd", "logprob": -9999.0, "bytes": None}
+    legacy = completion_logprobs(tokens, 5)
+    assert (legacy["tokens"], legacy["text_offset"]) == ([" b", "", "é"], [5, 7, 7])
+    assert legacy["top_logprobs"][0] == {" b": -1.0, "\ufffd": -9999.0}
