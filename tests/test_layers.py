@@ -16,6 +16,7 @@ L0 = [
     "command_line",
     "front_matter",
     "cpu_settings",
+    "image_limits",
 ]
 L1 = ["vision", "conversation"]
 L2 = ["model", "contrastive"]

@@ -9,9 +9,9 @@ from PIL import Image
 
 from mmchat.data.image_refs import ImageDataUri
 from mmchat.errors import UserError
-from mmchat.images import image_size, load_image
-from mmchat.serving.errors import ApiError, invalid
-from mmchat.serving.settings import Limits
+from mmchat.image_limits import ImageLimitError, ImageLimits
+from mmchat.images import load_image
+from mmchat.serving.errors import invalid
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,16 @@ class ImageSource:
         return self.url[:8].lower().startswith(("http://", "https://"))
 
 
-def check_sources(sources: Sequence[ImageSource], limits: Limits, allow_addresses: bool) -> None:
+def check_sources(sources: Sequence[ImageSource], limits: ImageLimits, allow_addresses: bool) -> None:
     """Refuse too many images and sources that are not allowed, before any is read.
 
     Raises:
         ApiError: 400.
     """
-    if len(sources) > limits.images:
-        raise invalid(
-            f"the request has {len(sources)} images, more than the limit of {limits.images}",
-            "messages",
-            "too_many_images",
-        )
+    try:
+        limits.check_count(len(sources))
+    except ImageLimitError as error:
+        raise invalid(str(error), "messages", error.code) from None
     for source in sources:
         if source.is_address:
             if not allow_addresses:
@@ -56,14 +54,14 @@ def check_sources(sources: Sequence[ImageSource], limits: Limits, allow_addresse
 
 
 def read_images(
-    sources: Sequence[ImageSource], fetch: Callable[[str], bytes], limits: Limits
+    sources: Sequence[ImageSource], fetch: Callable[[str], bytes], limits: ImageLimits
 ) -> list[Callable[[], Image.Image]]:
-    """Read the encoded bytes of all images and check how many pixels they claim in all.
+    """Read the encoded bytes of all images and check how many pixels they claim.
 
     Args:
         sources: Checked by `check_sources`.
         fetch: Address to bytes. Raises UserError.
-        limits: `pixels` is used.
+        limits: What a request may hold.
 
     Returns:
         For each image a function that decodes it. It raises UserError if that fails.
@@ -72,29 +70,18 @@ def read_images(
         ApiError: 400: an image cannot be read, or there are too many pixels.
     """
     openers: list[Callable[[], Image.Image]] = []
-    pixels = 0
+    sizes: list[tuple[int, int]] = []
     for source in sources:
+        name = source.param.removesuffix(".image_url.url")
         try:
             data = fetch(source.url) if source.is_address else ImageDataUri(source.url).read()
-            name = source.param.removesuffix(".image_url.url")
-            width, height = image_size(data, max_pixels=limits.pixels, name=name)
+            sizes.append(limits.admit(data, name, sizes))
+        except ImageLimitError as error:
+            raise invalid(str(error), source.param, error.code) from None
         except UserError as error:
             raise invalid(str(error), source.param, "invalid_image") from None
-        pixels += width * height
-        if pixels > limits.pixels:
-            raise too_many_pixels(pixels, limits, source.param)
         openers.append(partial(load_image, data, max_pixels=limits.pixels, name=name))
     return openers
-
-
-def too_many_pixels(pixels: int, limits: Limits, param: str) -> ApiError:
-    """The error of a request whose images have too many pixels together."""
-    return invalid(
-        f"the images up to here have {pixels:,} pixels in all, more than the limit of {limits.pixels:,}; "
-        "make them smaller",
-        param,
-        "too_many_pixels",
-    )
 
 
 class Once:

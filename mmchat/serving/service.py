@@ -149,11 +149,12 @@ class Service:
         Raises:
             ApiError: 400.
         """
-        check_sources(sources, self.limits, self.settings.allow_image_urls)
+        limits = self.limits.of_images
+        check_sources(sources, limits, self.settings.allow_image_urls)
         self.metrics.images.inc(len(sources))
         pool = self._fetchers if any(source.is_address for source in sources) else self._preparers
-        bounded = partial(fetch, max_bytes=self.limits.body_bytes)
-        return await in_thread(pool, partial(read_images, sources, bounded, self.limits)) if sources else []
+        bounded = partial(fetch, max_bytes=limits.file_bytes)
+        return await in_thread(pool, partial(read_images, sources, bounded, limits)) if sources else []
 
     async def submit(self, submissions: Sequence[Callable[[Assistant], Answer]], since: float) -> Work:
         """Submit the choices of one request.

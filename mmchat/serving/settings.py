@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 
 from mmchat.errors import UserError
+from mmchat.image_limits import ImageLimits
 
 MIB = 1 << 20
 BODY_SILENCES = 10
@@ -41,6 +42,11 @@ class Limits:
     """Of one key, or of all callers together if no key is needed. None: no limit."""
     drain_seconds: float = 30.0
     """After SIGTERM: longest time that running requests get."""
+
+    @property
+    def of_images(self) -> ImageLimits:
+        """Those of the images of one request."""
+        return ImageLimits(self.images, self.body_bytes, self.pixels, self.pixels)
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -164,7 +164,7 @@ def test_images_are_limited_by_number_and_pixels_in_all(small):
     assert refusal(small.chat([one, one, one])) == (400, "too_many_images")
     two = image_part(data_uri("red", (20, 31)))
     assert refusal(small.chat([one, two])) == (400, "too_many_pixels")
-    assert refusal(small.chat([image_part(data_uri("red", (1, 1001)))])) == (400, "invalid_image")
+    assert refusal(small.chat([image_part(data_uri("red", (1, 1001)))])) == (400, "too_many_pixels")
 
 
 @pytest.mark.parametrize(
