@@ -100,10 +100,10 @@ def _get(url: str, max_bytes: int, deadline: float, private: bool, resolve: Reso
     parts = urlsplit(url)
     host, port = _target(parts, url)
     path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+    headers: dict[str, str] = {}
     proxy = _proxy(parts.scheme, host) if private else None
     if proxy is None:
-        address = _address(host, port, private, resolve)
-        connection, headers = _connect(parts.scheme, host, port, address, deadline), {}
+        connection = _connect(parts.scheme, host, port, _address(host, port, private, resolve), deadline)
     else:
         connection, path, headers = _connect_by_proxy(proxy, parts.scheme, host, port, path, deadline)
     try:

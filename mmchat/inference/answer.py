@@ -1,6 +1,6 @@
 """`Answer`: the text of one request while the engine makes it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from mmchat.inference.engine import Handle
@@ -58,7 +58,7 @@ class Answer:
                 if piece.text:
                     yield piece.text
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Generator[Piece, None, None]:
         """Pieces of the text as they are made, with their tokens. Raises what `result` raises."""
         try:
             yield from self._pieces(self.handle)

@@ -131,7 +131,6 @@ def test_what_changes_nothing_may_be_said(live):
     ("options", "param", "code"),
     [
         ({"logprobs": 2}, "logprobs", "invalid_value"),
-        ({"logprobs": True, "stream": True}, "logprobs", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
         ({"logit_bias": {"50": 1}}, "logit_bias", "unsupported_parameter"),

@@ -144,8 +144,11 @@ def test_a_streamed_chat_has_the_same_log_probabilities(served):
     for chunk in connect(served).chat.completions.create(**options, stream=True):
         choice = chunk.choices[0]
         content[choice.index] += choice.logprobs.content if choice.logprobs else []
-    assert content == {choice.index: choice.logprobs.content for choice in whole.choices}
-    assert len(content[0]) == 8
+    for choice in whole.choices:
+        expected, streamed = choice.logprobs.content, content[choice.index]
+        assert [one.token for one in streamed] == [one.token for one in expected] and len(expected) == 8
+        assert [one.logprob for one in streamed] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+        assert [len(one.top_logprobs) for one in streamed] == [2] * 8
 
 
 def test_a_streamed_continuation_has_the_same_log_probabilities(served):
@@ -156,7 +159,11 @@ def test_a_streamed_continuation_has_the_same_log_probabilities(served):
         choice = chunk.choices[0]
         for name, values in found[choice.index].items():
             values += getattr(choice.logprobs, name) if choice.logprobs else []
-    assert found == [choice.logprobs.model_dump() for choice in whole.choices]
+    for streamed, choice in zip(found, whole.choices, strict=True):
+        assert "".join(streamed["tokens"]) == choice.text
+        assert (streamed["tokens"], streamed["text_offset"]) == (choice.logprobs.tokens, choice.logprobs.text_offset)
+        assert streamed["token_logprobs"] == pytest.approx(choice.logprobs.token_logprobs, abs=1e-4)
+        assert list(map(set, streamed["top_logprobs"])) == list(map(set, choice.logprobs.top_logprobs))
 
 
 def test_an_answer_fits_a_schema(served):
