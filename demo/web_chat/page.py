@@ -156,7 +156,7 @@ def _looking() -> tuple:
 
 
 def _saving() -> tuple:
-    labels = {"json": "Save", "html": "Page to share (HTML)", "zip": "LLaVA JSON with images (ZIP)"}
+    labels = {"json": "Save to reopen (JSON)", "html": "Page to share (HTML)", "zip": "LLaVA JSON with images (ZIP)"}
     with gr.Accordion("Save and share", open=False):
         gr.HTML('<p class="note">This tab keeps the conversation over a reload.</p>', padding=False)
         buttons = {kind: gr.Button(label, size="sm", elem_id=f"save-{kind}") for kind, label in labels.items()}

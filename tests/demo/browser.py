@@ -72,7 +72,7 @@ def ask(driver: WebDriver, question: str, *images: Path) -> None:
         shown = len(thumbnails(driver))
         add(driver, image)
         until(driver, lambda shown=shown: len(thumbnails(driver)) > shown)
-    box = driver.find_element(By.CSS_SELECTOR, "#box textarea")
+    box = until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#box textarea"))[0]
     box.send_keys(question)
     box.send_keys(Keys.ENTER)
     until(driver, lambda: len(bubbles(driver, "user")) > asked)
@@ -80,7 +80,7 @@ def ask(driver: WebDriver, question: str, *images: Path) -> None:
 
 def add(driver: WebDriver, image: Path) -> None:
     """Choose a file for the box."""
-    chooser = driver.find_element(By.CSS_SELECTOR, "#box input[type=file]")
+    chooser = until(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#box input[type=file]"))[0]
     driver.execute_script("arguments[0].value = ''", chooser)  # WebDriver adds to what was chosen before
     chooser.send_keys(str(image.resolve()))
 
