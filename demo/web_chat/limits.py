@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from mmchat.errors import UserError
-from mmchat.images import image_size, load_image
+from mmchat.image_limits import ImageLimitError, ImageLimits
+from mmchat.images import load_image
 
 THUMBNAIL = 512
 """Longest side, in pixels, of images in the chat."""
@@ -37,6 +38,11 @@ class Limits:
     waiting: int = 8
     """Questions of one address that may wait."""
 
+    @property
+    def of_images(self) -> ImageLimits:
+        """Those of the images of a conversation."""
+        return ImageLimits(self.images, self.file_mb * 2**20, self.pixels, self.total_pixels)
+
 
 @dataclass(frozen=True)
 class UploadedImage:
@@ -47,10 +53,6 @@ class UploadedImage:
     size: tuple[int, int]
     thumbnail: str = field(repr=False)
     """Data URI."""
-
-    @property
-    def pixels(self) -> int:
-        return self.size[0] * self.size[1]
 
 
 def check_text(text: str, limits: Limits, what: str = "question") -> str:
@@ -76,17 +78,12 @@ def admit(name: str, data: bytes, before: list[UploadedImage], limits: Limits) -
     Raises:
         UserError: It cannot be read or exceeds a limit.
     """
-    if len(data) > limits.file_mb * 2**20:
-        raise UserError(f"{name} has {len(data) / 2**20:.1f} MB; the limit is {limits.file_mb} MB")
-    if len(before) >= limits.images:
-        raise UserError(f"the conversation has {len(before)} images, which is the limit; start a new chat for {name}")
-    size = image_size(data, limits.pixels, name)
-    pixels = size[0] * size[1] + sum(image.pixels for image in before)
-    if pixels > limits.total_pixels:
-        raise UserError(
-            f"with {name} the images of the conversation have {pixels / 1e6:.0f} million pixels; the limit is "
-            f"{limits.total_pixels / 1e6:.0f}: make it smaller or start a new chat"
-        )
+    try:
+        size = limits.of_images.admit(data, name, [image.size for image in before])
+    except ImageLimitError as error:
+        if error.code == "too_many_images":
+            raise UserError(f"{error}; start a new chat for {name}") from None
+        raise
     shown = load_image(data, limits.pixels, name, draft=THUMBNAIL)
     shown.thumbnail((THUMBNAIL, THUMBNAIL))
     return UploadedImage(name, data, size, thumbnail_uri(shown))
@@ -96,8 +93,7 @@ def take_uploads(paths: Sequence[Path], before: list[UploadedImage], limits: Lim
     """`admit` files, and delete them once all are taken. If one is refused, the visitor still has the others."""
     images: list[UploadedImage] = []
     for path in paths:
-        if path.stat().st_size > limits.file_mb * 2**20:
-            raise UserError(f"{path.name} is larger than the limit of {limits.file_mb} MB")
+        limits.of_images.check_bytes(path.stat().st_size, path.name)
         images.append(admit(path.name, path.read_bytes(), [*before, *images], limits))
     for path in paths:
         path.unlink(missing_ok=True)

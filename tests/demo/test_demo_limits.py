@@ -39,10 +39,10 @@ def test_an_image_is_kept_in_memory():
 @pytest.mark.parametrize(
     ("limits", "before", "data", "message"),
     [
-        (Limits(images=1), 1, png(), "which is the limit"),
-        (Limits(file_mb=0), 0, png(), "the limit is 0 MB"),
-        (Limits(), 0, claiming(13_000, 13_000), "claims 13000x13000 pixels"),
-        (Limits(total_pixels=60), 1, png(), "million pixels"),
+        (Limits(images=1), 1, png(), "2 images are more than the limit of 1"),
+        (Limits(file_mb=0), 0, png(), "bytes, more than the limit of 0"),
+        (Limits(), 0, claiming(13_000, 13_000), "has 13000x13000 pixels, more than the limit"),
+        (Limits(total_pixels=60), 1, png(), "96 pixels in all images, more than the limit of 60"),
         (Limits(), 0, b"no image", "not in a format"),
         (Limits(), 0, png(300, 300)[:200], "broken or cut off"),
     ],

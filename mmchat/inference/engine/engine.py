@@ -21,66 +21,10 @@ from mmchat.inference.engine.prompts import PromptEmbedder
 from mmchat.inference.engine.request import FinishReason, Handle, Prompt, Request
 from mmchat.inference.engine.sampling import Sampler, choose_tokens, token_logprobs
 from mmchat.inference.engine.scheduler import Chunk, Running, Scheduler
+from mmchat.inference.engine.settings import EngineSettings
+from mmchat.inference.engine.status import Counters, Status
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.prepacked_linear import PrepackedLinears
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """Limits of an engine, all of them known before the first request."""
-
-    slots: int = 16
-    """Most requests in one decode step. Fewer where the budget does not hold them."""
-    max_length: int | None = None
-    """Most tokens of a request, prompt and answer. None: the model's context."""
-    cache_bytes: int | None = None
-    """Most memory of the key-value cache, which grows as needed. None: half of the memory that is free at the start."""
-    prefill_tokens: int = 1024
-    """Most prompt tokens between two decode steps."""
-    workers: int = 2
-    """Threads that prepare prompts."""
-
-    def __post_init__(self) -> None:
-        for name in ("slots", "max_length", "cache_bytes", "prefill_tokens", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} of the engine must be at least 1, found {value}")
-
-
-@dataclass
-class Counters:
-    """What an engine has done."""
-
-    decode_steps: int = 0
-    decoded: int = 0
-    """Tokens made by decode steps."""
-    prefilled: int = 0
-    """Tokens of prompts that were computed."""
-    shared: int = 0
-    """Tokens of prompts that were taken over from another request."""
-    most_running: int = 0
-    """Most requests in slots at once."""
-
-    @property
-    def mean_batch(self) -> float:
-        """Mean number of requests in a decode step."""
-        return self.decoded / max(self.decode_steps, 1)
-
-
-@dataclass(frozen=True)
-class Status:
-    """What an engine holds."""
-
-    waiting: int
-    """Requests without a slot."""
-    running: int
-    """Requests in slots."""
-    slots: int
-    """Slots that are allocated; `Engine.limits` says how many there may be."""
-    slot_length: int
-    """Tokens per slot."""
-    cache_bytes: int
-    """Memory of the slots."""
 
 
 @dataclass(order=True)
