@@ -8,7 +8,8 @@ Chat dialect: `{"role": "user" | "assistant" | "system" | "tool", "content": str
 image and the part next to it comes a line break, unless white space is there already: `[image, "What?"]` is the data
 dialect's `<image>\nWhat?`.
 
-In both dialects, `"train": false` (or OpenAI's `"weight": 0`) on an assistant message leaves it unsupervised.
+In both dialects, `"train": false` (or a synonym of TRAIN_MARKS, such as OpenAI's `"weight": 0`) on an assistant message
+leaves it unsupervised.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ from mmchat.conversation.special_tokens import drop_marks
 from mmchat.errors import UserError
 
 Dialect = Literal["data", "chat"]
+
+TRAIN_MARKS = ("train", "weight", "loss", "training")
+"""Keys of an answer that say whether it is supervised: ours, OpenAI's, ms-swift's and axolotl's."""
 
 _ROLE_OF = {
     "human": "user",
@@ -107,7 +111,8 @@ def _data_value(turn: Turn) -> str:
 
 
 def _chat_content(turn: Turn) -> str | list[dict[str, Any]]:
-    if len(turn.parts) == 1 and turn.parts[0] is not None:
+    # A text that spells the placeholder is written as a part, in which text is always text.
+    if len(turn.parts) == 1 and turn.parts[0] is not None and IMAGE_PLACEHOLDER not in turn.parts[0]:
         return turn.parts[0]
     return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in turn.parts]
 
@@ -185,18 +190,23 @@ def _parse_part(part: Mapping[str, Any], where: str) -> str | None:
 
 
 def _is_supervised(message: Mapping[str, Any], role: str, where: str) -> bool:
-    """Read `train` and its synonym `weight`. None counts as absent: Arrow fills missing keys with it."""
-    train, weight = message.get("train"), message.get("weight")
-    if train is not None and not isinstance(train, bool):
-        raise UserError(f"{where}: 'train' must be true or false, found {train!r}")
-    if weight is not None and weight not in (0, 1):
-        raise UserError(f"{where}: 'weight' must be 0 or 1, found {weight!r}")
-    marks = {bool(value) for value in (train, weight) if value is not None}
-    if len(marks) == 2:
-        raise UserError(f"{where}: 'train' is {train!r} but 'weight' is {weight!r}; keep one of them")
-    if role != "assistant" and True in marks:
+    """Read `train` and its synonyms. None counts as absent: Arrow fills missing keys with it."""
+    marks = {key: message[key] for key in TRAIN_MARKS if message.get(key) is not None}
+    for key, value in marks.items():
+        if not isinstance(value, bool) and (key == "train" or isinstance(value, str) or value not in (0, 1)):
+            expected = "true or false" if key == "train" else "0 or 1"
+            raise UserError(f"{where}: {key!r} must be {expected}, found {value!r}")
+    if len(set(map(bool, marks.values()))) == 2:
+        found = " but ".join(f"{key!r} is {value!r}" for key, value in marks.items())
+        raise UserError(f"{where}: {found}; keep one of them")
+    if role != "assistant" and any(marks.values()) and not _marks_all_turns(marks):
         raise UserError(f"{where}: only an assistant's message can be trained on, this one is the {role}'s")
-    return role == "assistant" and False not in marks
+    return role == "assistant" and all(marks.values())
+
+
+def _marks_all_turns(marks: Mapping[str, Any]) -> bool:
+    """Whether all marks are of programs that mark every turn, and ignore those of users."""
+    return marks.keys() <= {"loss", "training"}
 
 
 def _role(name: Any, roles: Mapping[str, str], key: str, where: str) -> str:

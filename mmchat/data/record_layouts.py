@@ -5,12 +5,20 @@ that LLaMA-Factory and ms-swift read.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mmchat.constants import IMAGE_PLACEHOLDER
-from mmchat.conversation.messages import Dialect
+from mmchat.conversation.messages import TRAIN_MARKS, Dialect
 from mmchat.data.image_refs import ImageRef
+from mmchat.data.record_meaning import (
+    refuse_media_entries,
+    refuse_media_part,
+    refuse_unread_marks,
+    refuse_unread_meaning,
+    refuse_unread_turn,
+)
 from mmchat.errors import UserError
 
 IMAGE_KEYS = ("image", "images", "image_path", "image_url", "filepath", "file_name", "path", "url")
@@ -25,7 +33,11 @@ _SPEAKERS = {
 }
 """Speakers of ShareGPT variants -> LLaVA's names."""
 _IMAGE_PARTS = ("image", "image_url")
-_TRAIN_MARKS = ("train", "weight")
+_SYSTEM_KEYS = ("system", "system_prompt")
+_TURN_KEYS = frozenset({"from", "value", "role", "content", "user", "assistant", *TRAIN_MARKS})
+"""The keys of a turn that are read. `record_meaning` refuses others that change what it means."""
+_IMAGE_IN_TEXT = re.compile(r"<img>([^<>\n]+)</img>")
+"""Qwen-VL's first layout (QwenLM/Qwen-VL, README.md, "Data preparation"): `Picture 1: <img>a.jpg</img>\\nWhat?`."""
 
 
 class Layout(NamedTuple):
@@ -38,16 +50,27 @@ class Layout(NamedTuple):
     images: list[Any]
     """What `make_image_ref` takes, in the order of the placeholders."""
     dialect: Dialect
+    turn_keys: frozenset[str] = frozenset()
+    """The keys of turns that were not read."""
 
 
 def read_layout(item: Mapping[str, Any]) -> Layout:
     """Read the messages and image entries of a stored record.
 
     Raises:
-        UserError: No known layout, two layouts at once, or a value of the wrong type.
+        UserError: No known layout, two layouts at once, a value of the wrong type, or a key that changes what the
+            record means and is not read.
     """
+    layout = _read(item)
+    refuse_media_entries(layout.images)
+    refuse_unread_marks(item, _texts(layout.messages, {"human", "user"}), _texts(layout.messages))
+    return layout
+
+
+def _read(item: Mapping[str, Any]) -> Layout:
     image_keys = [key for key in IMAGE_KEYS if item.get(key) is not None]
     conversation_keys = [key for key in CONVERSATION_KEYS if item.get(key) is not None]
+    refuse_unread_meaning(item, bool(conversation_keys))
     if len(conversation_keys) > 1:
         raise UserError(f"has both {_quoted(conversation_keys)}; expected one of them")
     if conversation_keys:
@@ -62,19 +85,40 @@ def read_layout(item: Mapping[str, Any]) -> Layout:
     key = conversation_keys[0]
     keys.add(key)
     turns = _turn_list(item[key], key)
+    turn_keys = _check_turn_keys(turns)
+    dialect: Dialect = "chat"
     if key == "texts":
-        return Layout(keys, _from_texts(turns, len(images)), images, "chat")
-    dialect: Dialect
-    if key == "messages" or all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
-        dialect = "chat"
-        messages, images = _from_messages(turns, images)
+        messages = _from_texts(turns, len(images))
     else:
-        dialect = "data"
-        messages = [_from_conversation(turn, number) for number, turn in enumerate(turns, 1)]
-    if key == "conversations" and isinstance(item.get("system"), str):
-        keys.add("system")
-        messages = _with_system(messages, item["system"], dialect)
-    return Layout(keys, messages, images, dialect)
+        turns, images = _take_images_in_text(turns, images)
+        if key == "messages" or all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
+            messages, images = _from_messages(turns, images)
+        else:
+            dialect = "data"
+            messages = [_from_conversation(turn, number) for number, turn in enumerate(turns, 1)]
+    for system_key in _SYSTEM_KEYS:
+        if item.get(system_key) is not None:
+            keys.add(system_key)
+            messages = _with_system(messages, item[system_key], system_key, dialect)
+    return Layout(keys, messages, images, dialect, turn_keys)
+
+
+def _check_turn_keys(turns: list[Any]) -> frozenset[str]:
+    """Refuse turns that hold more than is read. Returns the keys that do not matter."""
+    unread: set[str] = set()
+    for number, turn in enumerate(turns, 1):
+        if isinstance(turn, Mapping):
+            refuse_unread_turn(turn, number)
+            unread |= {key for key in turn if key not in _TURN_KEYS and turn[key] is not None}
+    return frozenset(unread)
+
+
+def _texts(messages: list[dict[str, Any]], speakers: set[str] | None = None) -> Iterator[str]:
+    """All texts of messages of either dialect, or those of some speakers."""
+    for message in messages:
+        if speakers is None or message.get("from", message.get("role")) in speakers:
+            content = message.get("value", message.get("content"))
+            yield from [content] if isinstance(content, str) else [part.get("text", "") for part in content]
 
 
 def _image_entries(value: Any, key: str) -> list[Any]:
@@ -96,8 +140,10 @@ def _turn_list(value: Any, key: str) -> list[Any]:
     return turns
 
 
-def _with_system(messages: list[dict[str, Any]], system: str, dialect: Dialect) -> list[dict[str, Any]]:
-    """The record's system key as the first message, unless the messages have their own."""
+def _with_system(messages: list[dict[str, Any]], system: Any, key: str, dialect: Dialect) -> list[dict[str, Any]]:
+    """The record's system key as the first message, unless the messages have their own (as in LLaMA-Factory)."""
+    if not isinstance(system, str):
+        raise UserError(f'"{key}" must be a text, found {system!r:.80}')
     if not system or "system" in (messages[0].get("from"), messages[0].get("role")):
         return messages
     message = {"from": "system", "value": system} if dialect == "data" else {"role": "system", "content": system}
@@ -117,7 +163,7 @@ def _from_conversation(turn: Any, number: int) -> dict[str, Any]:
 def _from_messages(turns: list[Any], listed_images: list[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
     """Chat messages without inline images, and all images: the inline ones in order, or those listed in the record."""
     inline_images: list[Any] = []
-    placeholders = bool(listed_images) and not any(_has_image_part(turn) for turn in turns)
+    placeholders = not any(_has_image_part(turn) for turn in turns)
     messages = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str | list):
@@ -132,7 +178,7 @@ def _from_messages(turns: list[Any], listed_images: list[Any]) -> tuple[list[dic
         elif placeholders and speaker == "human":
             content = _split_placeholders(content)
         role = {"human": "user", "gpt": "assistant"}.get(speaker, speaker)
-        marks = {key: turn[key] for key in _TRAIN_MARKS if turn.get(key) is not None}
+        marks = {key: turn[key] for key in TRAIN_MARKS if turn.get(key) is not None}
         messages.append({"role": role, "content": content, **marks})
     if inline_images and listed_images:
         raise UserError("has images both in the messages and in the record; expected one of the two")
@@ -149,6 +195,7 @@ def _part(part: Any, inline_images: list[Any], number: int) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
+    refuse_media_part(part, number)
     if kind not in _IMAGE_PARTS:
         raise UserError(f"turn {number} holds a part that is neither text nor image: {part!r:.80}")
     source = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
@@ -169,13 +216,36 @@ def _split_placeholders(text: str) -> list[dict[str, Any]] | str:
     return parts[:-1]
 
 
+def _take_images_in_text(turns: list[Any], listed_images: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The turns with a placeholder for every image whose path is in the user's text, and all images."""
+    taken: list[Any] = []
+    rewritten = []
+    for number, turn in enumerate(turns, 1):
+        key = "value" if isinstance(turn, Mapping) and "value" in turn else "content"
+        text = turn.get(key) if isinstance(turn, Mapping) else None
+        if isinstance(text, str) and (paths := _IMAGE_IN_TEXT.findall(text)):
+            speaker = turn.get("from", turn.get("role"))
+            if not isinstance(speaker, str) or _SPEAKERS.get(speaker) != "human":
+                raise UserError(f"turn {number} holds <img>{paths[0]:.80}</img>, and only the user's turns hold images")
+            taken += paths
+            turn = {**turn, key: _IMAGE_IN_TEXT.sub(IMAGE_PLACEHOLDER, text)}
+        rewritten.append(turn)
+    if taken and listed_images:
+        raise UserError("has images both in the text (<img>...</img>) and in the record; expected one of the two")
+    return rewritten, taken or listed_images
+
+
 def _from_texts(turns: list[Any], images: int) -> list[dict[str, Any]]:
+    """the_cauldron's exchanges. Images are before the first question, unless as many `<image>` mark their places."""
     messages: list[dict[str, Any]] = []
+    marked = any(isinstance(turn, Mapping) and IMAGE_PLACEHOLDER in str(turn.get("user")) for turn in turns)
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("user", "assistant")):
             raise UserError(f'exchange {number} must be {{"user": text, "assistant": text}}, found {turn!r:.80}')
-        image_parts = [{"type": "image"}] * (images if number == 1 else 0)
-        messages.append({"role": "user", "content": [*image_parts, {"type": "text", "text": turn["user"]}]})
+        image_parts = [{"type": "image"}] * (images if number == 1 and not marked else 0)
+        content = _split_placeholders(turn["user"])
+        text_parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        messages.append({"role": "user", "content": [*image_parts, *text_parts]})
         messages.append({"role": "assistant", "content": turn["assistant"]})
     return messages
 

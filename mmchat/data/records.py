@@ -33,6 +33,7 @@ class Record:
         where: `file:record`, for error messages.
         extra: Stored keys that have no meaning here.
         dialect: Dialect of the stored messages, in which `stored_form` writes them.
+        turn_keys: Keys of its turns that have no meaning here.
     """
 
     id: str
@@ -41,6 +42,13 @@ class Record:
     where: str
     extra: dict[str, Any] = field(default_factory=dict)
     dialect: Dialect = "chat"
+    turn_keys: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def unread_keys(self) -> list[str]:
+        """The keys without meaning here that hold something; "turn.KEY" is one of a turn."""
+        own = [str(key) for key, value in self.extra.items() if value is not None]
+        return [*own, *sorted(f"turn.{key}" for key in self.turn_keys)]
 
     @property
     def answers(self) -> list[str]:
@@ -86,7 +94,7 @@ def read_record(item: Any, where: str, image_root: str | Path, allow_http: bool 
         return Rejected(where, identity, str(error), error.kind)
     extra = {key: value for key, value in item.items() if key not in layout.keys and key != "id"}
     identity = where if item.get("id") is None else str(item["id"])
-    return Record(identity, images, turns, where, extra, layout.dialect)
+    return Record(identity, images, turns, where, extra, layout.dialect, layout.turn_keys)
 
 
 def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool = False) -> Record:

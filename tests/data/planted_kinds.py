@@ -95,6 +95,17 @@ FAULTS: dict[str, list[Callable[["Garden"], dict | list | bytes]]] = {
         lambda g: {**g.record(None), "image": g.shared()},
         lambda g: {**g.record(), "image": []},
     ],
+    "unsupported_media": [
+        lambda g: {**g.talk(("human", "<video>\n" + g.question()), ("gpt", g.answer())), "video": "x.mp4"},
+        lambda g: {**g.record(), "audios": ["a.wav"]},
+    ],
+    "preference_data": [
+        lambda g: {**g.record(), "label": False},
+        lambda g: {**g.record(), "rejected": g.answer()},
+    ],
+    "tool_definitions": [lambda g: {**g.record(), "tools": '[{"name": "add"}]'}],
+    "grounding_objects": [lambda g: {**g.record(answer="At <bbox>."), "objects": {"bbox": [[1, 2, 3, 4]]}}],
+    "unread_key": [lambda g: with_turns(r := g.record(), [{**r["conversations"][0], "images": ["a.png"]}])],
     "role_order": [
         lambda g: g.talk(("human", g.question()), ("human", g.question()), ("gpt", g.answer())),
         lambda g: g.talk(("human", g.question()), ("gpt", g.answer()), ("gpt", g.answer())),
@@ -171,6 +182,14 @@ LOOKALIKES: list[tuple[str, Callable[["Garden"], dict | bytes]]] = [
     ("slot_mismatch", lambda g: g.record([g.shared(), g.shared()])),
     ("slot_mismatch", lambda g: g.record(None)),
     ("slot_mismatch", lambda g: {**g.record(None), "image": None}),
+    ("unsupported_media", lambda g: {**g.said("What does a video element do?"), "video": None, "audios": []}),
+    ("preference_data", lambda g: {**g.record(), "label": "cat", "rejected": None, "score": 0.1}),
+    ("tool_definitions", lambda g: {**g.record(), "tools": "[]"}),
+    ("grounding_objects", lambda g: {**g.record(), "objects": {"bbox": [[1, 2, 3, 4]]}}),
+    (
+        "unread_key",
+        lambda g: with_turns(r := g.record(), [{**r["conversations"][0], "id": 3}, r["conversations"][1]]),
+    ),
     ("role_order", lambda g: g.talk(("system", "Be brief."), ("human", g.question()), ("gpt", g.answer()))),
     ("role_order", lambda g: g.talk(("gpt", "Hello."), ("human", g.question()), ("gpt", g.answer()))),
     ("role_order", lambda g: g.talk(("human", g.question()), ("gpt", g.answer()), ("human", g.question()))),

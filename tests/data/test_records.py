@@ -44,7 +44,7 @@ MALFORMED = {
         {"messages": [{"role": "user", "content": 5}]},
         'turn 1 must be {"role": ..., "content": text or parts}',
     ),
-    "part": ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "neither text nor image"),
+    "part": ({"messages": [{"role": "user", "content": [{"type": "shape"}]}]}, "neither text nor image"),
     "image-twice": (
         {"image": "0.png", "messages": [{"role": "user", "content": [{"type": "image", "image": "0.png"}]}]},
         "images both in the messages and in the record",

@@ -45,6 +45,17 @@ KINDS: dict[str, Kind] = {
     "decompression_bomb": Kind(
         "error", "decompression bomb", "The header claims too many pixels; the image is not decoded."
     ),
+    "unsupported_media": Kind("error", "video or audio", "Only images are read; text alone would be learned."),
+    "preference_data": Kind(
+        "error", "preference data", "Chosen and rejected answers (DPO, KTO), which are not learned as answers."
+    ),
+    "tool_definitions": Kind(
+        "error", "tool definitions", "No template writes them, and calls would come from nowhere."
+    ),
+    "grounding_objects": Kind(
+        "error", "boxes to be filled in", "Places for boxes and names stay in the text as they are."
+    ),
+    "unread_key": Kind("error", "unread key of a turn", "A turn holds something besides its text that is not read."),
     "slot_mismatch": Kind("error", "image count mismatch", "The numbers of <image> placeholders and of images differ."),
     "role_order": Kind(
         "error", "turns out of order", "An unknown speaker, or an order of turns that templates cannot write."

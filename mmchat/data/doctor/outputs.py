@@ -10,6 +10,9 @@ from mmchat.data.doctor.overlap import Relation, Relations
 from mmchat.data.doctor.partial_results import PartialResults
 from mmchat.files import as_json_line
 
+MOST_KEYS = 100
+"""Keys without meaning that are counted by name: a record may hold any number of them."""
+
 
 class Example(NamedTuple):
     """A finding for the report. `images`: (source, record number, image index) of the images concerned."""
@@ -100,7 +103,9 @@ def locate(sources: list[CheckedSource], record: int) -> tuple[int, int]:
     raise IndexError(record)
 
 
-def flat_counts(tally: Tally, sources: list[CheckedSource], kept: list[int]) -> dict[str, int]:
+def flat_counts(
+    tally: Tally, sources: list[CheckedSource], kept: list[int], unread_keys: Counter[str]
+) -> dict[str, int]:
     """The contents of `findings.json`: flat names and counts, for programs."""
     counts = {
         "records": sum(map(len, sources)),
@@ -113,4 +118,5 @@ def flat_counts(tally: Tally, sources: list[CheckedSource], kept: list[int]) -> 
     counts |= {f"{kind.severity}/{name}": tally.findings[name] for name, kind in KINDS.items()}
     for source, sound in zip(sources, kept, strict=True):
         counts |= {f"source/{source.name}/records": len(source), f"source/{source.name}/sound": sound}
+    counts |= {f"unread_key/{key}": number for key, number in unread_keys.most_common(MOST_KEYS)}
     return counts

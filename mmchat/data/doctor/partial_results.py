@@ -6,6 +6,7 @@ Only fixed-width arrays are held in memory for the whole data set: about 80 byte
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -102,9 +103,11 @@ class PartialResults:
     def save(self, source: int, start: int, checked: list[CheckedRecord]) -> None:
         found = [(start + number, *finding) for number, one in enumerate(checked) for finding in one.findings]
         lines = b"".join(map(as_json_line, found))
+        unread = as_json_line(Counter(key for one in checked for key in one.unread_keys))
+        texts = {"findings": np.frombuffer(lines, np.uint8), "unread_keys": np.frombuffer(unread, np.uint8)}
         stats = RecordStats.of(checked, start)
         buffer = io.BytesIO()
-        np.savez(buffer, findings=np.frombuffer(lines, np.uint8), **vars(stats))
+        np.savez(buffer, **texts, **vars(stats))
         write_bytes(self._path(source, start), buffer.getvalue())
 
     def stats(self, source: int, starts: Iterable[int]) -> RecordStats:
@@ -114,6 +117,14 @@ class PartialResults:
             with np.load(self._path(source, start), allow_pickle=False) as stored:
                 parts.append(RecordStats(*(stored[name] for name in names)))
         return RecordStats.joined(parts)
+
+    def unread_keys(self, source: int, starts: Iterable[int]) -> Counter[str]:
+        """How many records hold each key that is not read."""
+        total: Counter[str] = Counter()
+        for start in starts:
+            with np.load(self._path(source, start), allow_pickle=False) as stored:
+                total.update(json.loads(stored["unread_keys"].tobytes()))
+        return total
 
     def findings(self, source: int, start: int) -> Iterator[tuple[int, Finding]]:
         """Record number and finding, in order."""

@@ -28,6 +28,7 @@ class CheckedRecord:
         tokens: Tokens before truncation; 0 without a model.
         supervised: Supervised tokens before truncation; 0 without a model.
         turns: Number of turns.
+        unread_keys: The stored keys that have no meaning here (`Record.unread_keys`).
     """
 
     findings: list[Finding]
@@ -36,6 +37,7 @@ class CheckedRecord:
     tokens: int = 0
     supervised: int = 0
     turns: int = 0
+    unread_keys: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -75,6 +77,7 @@ class RecordChecker:
             tokens,
             supervised,
             len(turns),
+            tuple(record.unread_keys),
         )
 
     @cached_property

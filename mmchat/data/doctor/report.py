@@ -16,7 +16,7 @@ from mmchat.data.doctor.findings import KINDS
 from mmchat.data.doctor.inputs import CheckedSource
 from mmchat.data.doctor.outputs import Example
 from mmchat.data.doctor.run import CheckResult
-from mmchat.data.doctor.wording import cleanly, not_checked, verdict
+from mmchat.data.doctor.wording import cleanly, not_checked, unread_keys, verdict
 from mmchat.data.image_refs import ImageRef
 from mmchat.data.records import Record
 from mmchat.errors import UserError
@@ -53,6 +53,7 @@ def _values(result: CheckResult) -> dict[str, Any]:
         "chart_size": (WIDTH, HEIGHT),
         "samples": _samples(result),
         "not_checked": not_checked(result),
+        "unread_keys": unread_keys(result),
         "pace": _pace(result),
         "cleanly": cleanly,
         "code": _code,

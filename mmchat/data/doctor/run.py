@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from mmchat.files import atomic_file, write_json
 
 CHUNK = 500
 """Records per chunk: at most this many per process are repeated after a kill."""
-FORMAT = 1
+FORMAT = 2
 """Version of the partial results. Increase it when findings change; older results are then recomputed."""
 
 
@@ -65,6 +66,7 @@ class CheckResult:
         stats: Per source.
         clean: Path of each source's clean index.
         counts: Contents of `findings.json`.
+        unread_keys: How many records hold each key that is not read.
         tally: Findings by kind.
         partial: The partial results, to be deleted once the reports are written.
         seconds: Duration of this run of the check.
@@ -78,6 +80,7 @@ class CheckResult:
     stats: list[RecordStats]
     clean: list[Path]
     counts: dict[str, int]
+    unread_keys: Counter[str]
     tally: Tally
     partial: PartialResults
     seconds: float
@@ -120,12 +123,13 @@ def check(request: CheckRequest) -> CheckResult:
             relations = Relations(source_stats, other)
             gatherer.add(source, number, _starts(source), partial, relations)
             kept.append(_save_clean_index(clean[number], source, relations))
-    counts = flat_counts(gatherer.tally, sources, kept)
+    unread_keys = sum((partial.unread_keys(n, _starts(source)) for n, source in enumerate(sources)), Counter())
+    counts = flat_counts(gatherer.tally, sources, kept, unread_keys)
     with explain_write_errors(out):
         write_json(out / "findings.json", counts)
     seconds = time.perf_counter() - begun
     return CheckResult(
-        request, sources, held_out, unread, stats, clean, counts, gatherer.tally, partial, seconds, known
+        request, sources, held_out, unread, stats, clean, counts, unread_keys, gatherer.tally, partial, seconds, known
     )
 
 

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from mmchat.data.doctor.findings import KINDS
 from mmchat.data.doctor.run import CheckResult
-from mmchat.data.doctor.wording import not_checked, verdict
+from mmchat.data.doctor.wording import not_checked, unread_keys, verdict
 
 STYLES = {"error": "bold red", "warning": "yellow"}
 
@@ -31,6 +31,8 @@ def print_result(console: Console, result: CheckResult, files: list[str], comman
         console.print(findings_table(result))
     for line in not_checked(result)[: 1 if result.request.processor is None else 0]:
         say(f"not checked: {line}", "dim")
+    if keys := unread_keys(result):
+        say("not read: " + ", ".join(f"{key} ({number:,})" for key, number in keys), "dim")
     for file in files:
         say(file)
     say(verdict(result), "green" if result.sound else "red")

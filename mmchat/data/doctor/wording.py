@@ -5,6 +5,8 @@ import shlex
 from mmchat.data.doctor.run import CheckResult
 from mmchat.data.preview.printable import printable
 
+SHOWN_KEYS, LONGEST_KEY = 12, 40
+
 
 def cleanly(text: str, longest: int) -> str:
     """Untrusted text as one line of limited length, without control characters."""
@@ -52,6 +54,11 @@ def not_checked(result: CheckResult) -> list[str]:
         "Whether answers are true, and whether texts are nearly the same.",
         "Frames of an animation after the first, which is the only one that training uses.",
     ]
+
+
+def unread_keys(result: CheckResult) -> list[tuple[str, int]]:
+    """The most frequent keys that have no meaning here, and the number of records that hold each."""
+    return [(cleanly(key, LONGEST_KEY), number) for key, number in result.unread_keys.most_common(SHOWN_KEYS)]
 
 
 def next_command(result: CheckResult, source: str, is_run: bool) -> str | None:
