@@ -8,7 +8,6 @@ paths are relative to the image root (only `hf` writes images, below it).
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from convert_writer import summary, write_records
 
 from mmchat.command_line.arguments import OneLineParser
 from mmchat.command_line.errors import reporting
-from mmchat.errors import UserError
+from mmchat.errors import UserError, nearest
 from mmchat.progress import progress_bar
 
 MEGABYTE = 1_000_000
@@ -150,8 +149,9 @@ def _parser(prog: str) -> OneLineParser:
 
 def _parse_arguments(argv: list[str], prog: str) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in KINDS:
-        closest = difflib.get_close_matches(argv[0].lower(), KINDS, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no kind {argv[0]!r}; the closest is {closest!r} (see `{prog} --help`)")
+        closest = nearest(argv[0].lower(), KINDS)
+        hint = f"the closest is {closest!r} (see `{prog} --help`)" if closest else f"there are {', '.join(KINDS)}"
+        raise UserError(f"there is no kind {argv[0]!r}; {hint}")
     arguments = _parser(prog).parse_args(argv)
     if arguments.out.suffix != ".jsonl":
         raise UserError(f"--out {arguments.out}: expected a name that ends in .jsonl")

@@ -1,5 +1,8 @@
 """Mistakes of the user, as opposed to defects of mmchat."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a path, a config, a record, an image.
@@ -19,3 +22,8 @@ class UserError(ValueError):
 
 class SharedError(UserError):
     """An error that all ranks of a run raise together; only rank 0 prints it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one is most like; None if none is near, so that no message names a random one."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)

@@ -1,9 +1,12 @@
 """Model directories in Hugging Face layout: from the hub, strict loading, verified saving. Imports no torch."""
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -43,7 +46,42 @@ def hub_repos(*sources: str | Path | None) -> list[str]:
     return list(dict.fromkeys(name["repo"] for name in names if name is not None))
 
 
-def resolve(source: str | Path, what: str = "model directory", weights: bool = True) -> Path:
+RUN_CONFIG = "config.yaml"
+"""File by which the directory of a training run is known; model/ and adapter/ inside are what it made."""
+
+
+def part_of_run(directory: Path, part: str = "model") -> Path:
+    """The model that a training run made, if a path is a run directory; any other path as it is.
+
+    A user who names a run means its result. A line on stderr says which directory was taken.
+
+    Args:
+        directory: The path.
+        part: The directory in the run: "model" or "adapter".
+
+    Raises:
+        UserError: It is a run that has not made this yet.
+    """
+    if not (directory / RUN_CONFIG).is_file() or (directory / "config.json").exists():
+        return directory
+    found = directory / part
+    if not found.is_dir() and (directory / "model").is_dir():
+        raise UserError(f"{directory} is a run without LoRA: it has no {part}/, and model/ is its whole model")
+    if not found.is_dir():
+        command = f"mmchat train {directory / RUN_CONFIG} --resume"
+        raise UserError(f"{directory} is a run that has not finished, so it has no {part}/; `{command}` finishes it")
+    _say_once(f"{directory} is a run; taking its {part}: {found}")
+    return found
+
+
+@lru_cache(maxsize=64)
+def _say_once(line: str) -> None:
+    """Print to stderr, once for a process that opens the same model several times, and on one rank of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def resolve(source: str | Path, what: str = "model directory", weights: bool = True, part: str = "model") -> Path:
     """The directory or file of a source; a hub name is downloaded to the hub's cache.
 
     A download resumes where it stopped. What is in the cache already needs no network.
@@ -52,16 +90,18 @@ def resolve(source: str | Path, what: str = "model directory", weights: bool = T
         source: A path, or `user/name` or `user/name@revision` on the Hugging Face hub.
         what: What messages call it.
         weights: Whether to fetch weights: safetensors, or `pytorch_model*.bin` if there are none.
+        part: What is meant if the path is the directory of a run (`part_of_run`).
 
     Returns:
         The path, which may not exist if `source` is no hub name (`hub_name`).
 
     Raises:
-        UserError: The hub does not have it, or cannot be reached and the cache does not have it.
+        UserError: The hub does not have it, or cannot be reached and the cache does not have it; or a run has not
+            finished.
     """
     name = hub_name(source)
     if name is None:
-        return Path(source).expanduser()
+        return part_of_run(Path(source).expanduser(), part)
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -133,6 +173,8 @@ class ModelDirectory(Generic[Model]):
         model_class: Its transformers class. The `model_type` of its config class identifies a directory.
         description: What messages call it, with an article.
         remedy: What messages advise if the directory is missing or of another kind.
+        remedy_of: Advice about another kind: the directory or name, and the values of its config -> advice, or None
+            for `remedy`.
         tolerance: Largest absolute difference between the outputs of a model and of its reloaded copy (fp32).
         files: Files that `load` needs besides the config and the weights.
         no_weights_hint: What messages add if there are no weights.
@@ -144,6 +186,7 @@ class ModelDirectory(Generic[Model]):
     tolerance: float
     files: tuple[str, ...] = ()
     no_weights_hint: str = ""
+    remedy_of: Callable[[str, dict[str, Any]], str | None] = lambda source, config: None
 
     def check(self, source: str | Path, *files: str) -> Path:
         """Check what a directory holds without reading weights.
@@ -161,10 +204,12 @@ class ModelDirectory(Generic[Model]):
         directory = resolve(source, weights=WEIGHTS in files)
         if not directory.is_dir():
             raise UserError(f"model directory {directory} does not exist; {self.remedy}")
-        expected, found = self.model_class.config_class.model_type, _model_type(directory)
+        config = read_json_object(directory / "config.json")
+        expected, found = self.model_class.config_class.model_type, config.get("model_type")
         if found != expected:
             raise UserError(
-                f"{directory} holds a model of type {found!r}, expected {self.description} ({expected}); {self.remedy}"
+                f"{source} holds a model of type {found!r}, expected {self.description} ({expected}); "
+                f"{self.remedy_of(str(source), config) or self.remedy}"
             )
         missing = [name for name in files if not any(directory.glob(name))]
         if missing == [WEIGHTS]:
@@ -207,10 +252,6 @@ class ModelDirectory(Generic[Model]):
     ) -> None:
         """Write a directory and verify it; see `save_verified`."""
         save_verified(model, others, directory, self.load, outputs, self.tolerance)
-
-
-def _model_type(directory: Path) -> str | None:
-    return read_json_object(directory / "config.json").get("model_type")
 
 
 def load_strictly(model_class: Any, directory: Path, dtype: str = "auto", **options: Any) -> Any:

@@ -4,9 +4,8 @@ pydantic validates. This file reads the text, merges the overrides, and turns py
 which names the source, the key and the nearest valid key.
 """
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -15,10 +14,21 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
-from mmchat.errors import UserError
-from mmchat.settings_schema import Key, Shorthand, all_paths, describe, field_types, follow, kind_of, locate, shorthand
+from mmchat.errors import UserError, nearest
+from mmchat.settings_schema import (
+    Key,
+    Place,
+    Shorthand,
+    all_paths,
+    describe,
+    field_types,
+    follow,
+    kind_of,
+    locate,
+    shorthand,
+)
 
-__all__ = ["Key", "Shorthand", "describe", "load_settings", "parse_overrides", "settings", "validate"]
+__all__ = ["Elsewhere", "Key", "Shorthand", "describe", "load_settings", "parse_overrides", "settings", "validate"]
 
 Settings = TypeVar("Settings")
 
@@ -27,6 +37,18 @@ Settings = TypeVar("Settings")
 def settings(schema: type[Settings]) -> type[Settings]:
     """Decorator of every configuration dataclass: immutable, keyword only, unknown keys forbidden."""
     return pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(schema)  # type: ignore[return-value]  # `schema`
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Keys that a schema does not have, although somebody may write them.
+
+    moved: old dotted key -> new dotted key.
+    foreign: key of another program -> what to write instead. The last part of an unknown key is looked up.
+    """
+
+    moved: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMAND_LINE = "command line"
@@ -46,7 +68,7 @@ class _Origin:
 
 
 def load_settings(
-    schema: type[Settings], path: Path, overrides: list[str], moved: Mapping[str, str] | None = None
+    schema: type[Settings], path: Path, overrides: list[str], elsewhere: Elsewhere | None = None
 ) -> Settings:
     """Read a YAML file, apply overrides, validate.
 
@@ -54,7 +76,7 @@ def load_settings(
         schema: a dataclass decorated with `settings`.
         path: the YAML file.
         overrides: `--key value` arguments; nested keys with a dot.
-        moved: old dotted key -> new dotted key; a key at its old place is refused by naming the new one.
+        elsewhere: keys that are refused by saying what is written instead.
 
     Raises:
         UserError: the file is missing or not a YAML mapping, or keys or values do not fit the schema.
@@ -63,7 +85,7 @@ def load_settings(
     replaced = parse_overrides(overrides)
     for key, value in replaced.items():
         _set(schema, values, key.split("."), value)
-    return _validated(schema, values, _Origin(str(path), tuple(replaced)), moved or {})
+    return _validated(schema, values, _Origin(str(path), tuple(replaced)), elsewhere or Elsewhere())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -107,17 +129,17 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
 
 def validate(
-    schema: type[Settings], values: dict[str, Any], source: str, moved: Mapping[str, str] | None = None
+    schema: type[Settings], values: dict[str, Any], source: str, elsewhere: Elsewhere | None = None
 ) -> Settings:
     """Raises UserError with one line per finding, each beginning with `source`."""
-    return _validated(schema, values, _Origin(source), moved or {})
+    return _validated(schema, values, _Origin(source), elsewhere or Elsewhere())
 
 
-def _validated(schema: type[Settings], values: dict[str, Any], origin: _Origin, moved: Mapping[str, str]) -> Settings:
+def _validated(schema: type[Settings], values: dict[str, Any], origin: _Origin, elsewhere: Elsewhere) -> Settings:
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
-        lines = [line for finding in error.errors() for line in _sentences(schema, finding, origin, moved)]
+        lines = [line for finding in error.errors() for line in _sentences(schema, finding, origin, elsewhere)]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -144,19 +166,13 @@ def _set(schema: type, values: dict[str, Any], path: list[str], value: Any) -> N
     values[path[-1]] = value
 
 
-def _sentences(schema: type, finding: ErrorDetails, origin: _Origin, moved: Mapping[str, str]) -> list[str]:
+def _sentences(schema: type, finding: ErrorDetails, origin: _Origin, elsewhere: Elsewhere) -> list[str]:
     place = locate(schema, finding["loc"])
     key = ".".join(place.path)
     source = origin.of(key)
     if finding["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        present = (
-            {key, *(f"{key}.{inner}" for inner in finding["input"])} if isinstance(finding["input"], dict) else {key}
-        )
-        if new_places := {old: new for old, new in moved.items() if old in present}:
-            return [f"{source}: key {old!r} has moved to {new!r}" for old, new in new_places.items()]
-        if groups := {new.rpartition(".")[0] for old, new in moved.items() if old.startswith(f"{key}.")}:
-            return [f"{source}: the keys of {key!r} have moved to {min(groups)!r}"]
-        return [f"{source}: {_unknown(schema, place.path, place.owner, place.variants)}"]
+        moved = _moved(key, finding["input"], elsewhere.moved)
+        return [f"{source}: {line}" for line in moved or [_unknown(schema, place, elsewhere.foreign)]]
     if finding["type"] in ("missing", "missing_argument"):
         return [f"{source}: key {key!r} is missing"]
     if finding["type"] == "union_tag_invalid":
@@ -169,14 +185,27 @@ def _sentences(schema: type, finding: ErrorDetails, origin: _Origin, moved: Mapp
     return [f"{source}: {key}: {finding['msg']}, found {finding['input']!r:.80}"]
 
 
-def _unknown(schema: type, path: tuple[str, ...], owner: Any, variants: tuple[type, ...]) -> str:
-    """What is wrong with an unknown key: it belongs to another kind, to another group, or is mistyped."""
+def _moved(key: str, value: Any, moved: Mapping[str, str]) -> list[str]:
+    """Where an unknown key is now, or the keys inside of it."""
+    present = {key, *(f"{key}.{inner}" for inner in value)} if isinstance(value, dict) else {key}
+    if new_places := {old: new for old, new in moved.items() if old in present}:
+        return [f"key {old!r} has moved to {new!r}" for old, new in new_places.items()]
+    groups = {new.rpartition(".")[0] for old, new in moved.items() if old.startswith(f"{key}.")}
+    return [f"the keys of {key!r} have moved to {min(groups)!r}"] if groups else []
+
+
+def _unknown(schema: type, place: Place, foreign: Mapping[str, str]) -> str:
+    """What is wrong with an unknown key: it belongs to another kind, program or group, or is mistyped."""
+    path, owner = place.path, place.owner
     key, last = ".".join(path), path[-1]
-    if owners := [kind_of(variant) for variant in variants if last in field_types(variant)]:
+    if owners := [kind_of(variant) for variant in place.variants if last in field_types(variant)]:
         kinds = f"kind {owners[0]}" if len(owners) == 1 else f"kinds {', '.join(owners)}"
         union = ".".join(path[:-1])
         return f"key {key!r} belongs to {kinds}, but {union}.kind is {kind_of(owner)}"
+    if last in foreign:
+        return f"unknown key {key!r}; {foreign[last]}"
     elsewhere = [known for known in sorted(all_paths(schema)) if known.endswith(f".{key}")]  # `lr`: `optimizer.lr`
-    siblings = [".".join((*path[:-1], name)) for name in field_types(owner)]
-    nearest = elsewhere or difflib.get_close_matches(key, siblings, n=1, cutoff=0.0)
-    return f"unknown key {key!r}; the nearest valid key is {nearest[0]!r}"
+    sibling = nearest(last, field_types(owner))
+    if near := next(iter(elsewhere), None) or (sibling and ".".join((*path[:-1], sibling))):
+        return f"unknown key {key!r}; the nearest valid key is {near!r}"
+    return f"unknown key {key!r}; the keys here are {', '.join(field_types(owner))}"

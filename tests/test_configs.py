@@ -63,3 +63,24 @@ def test_the_committed_test_is_fixed_and_balanced():
         if kind == "count"
     }
     assert counts == {"1", "2", "3", "4"}
+
+
+OWN = sorted((ROOT / "configs" / "own").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda p: p.stem)
+def test_every_line_of_an_own_recipe_is_explained(path):
+    lines = path.read_text().splitlines()
+    assert len(OWN) == 3
+    for line in lines:
+        meaning = line.partition(" # ")[2]
+        assert line.startswith("#") or line.endswith(":") or meaning.strip(), line
+    assert max(map(len, lines)) <= 120
+
+
+def test_own_recipes_follow_each_other():
+    """Each starts from what the one before writes, and pretrain from what `mmchat init` of its header writes."""
+    configs = {path.stem: load_settings(RunConfig, path, []) for path in OWN}
+    assert f"--out {configs['pretrain'].model}\n" in (ROOT / "configs/own/pretrain.yaml").read_text()
+    assert configs["sft"].model == configs["lora"].model == f"{configs['pretrain'].run_dir}/model"
+    assert {config.data.path for config in configs.values()} == {"data.json"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmchat.command_line.options import add_model_directory, add_new_directory, require_empty
 
-EXAMPLE = "mmchat export runs/assistant/model --to hf --out exported"
+EXAMPLE = "mmchat export runs/sft/model --to hf --out exported"
 
 OPTIONS = ("dtype", "known_reader_bug")
 """Options of single formats. Another format refuses them."""

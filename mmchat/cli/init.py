@@ -1,6 +1,7 @@
 """`mmchat init`: an assistant from a language model and vision towers, for a training run to start from."""
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     language.add_argument(
         "--tokenizer", metavar="DIR_OR_NAME", help="directory or hub name; default: the language model's own"
     )
-    language.add_argument("--template", default="vicuna_v1", metavar="NAME", help="conversation template")
+    language.add_argument(
+        "--template",
+        metavar="NAME",
+        help="conversation template; default: the one that fits the language model and its tokenizer",
+    )
     language.add_argument(
         "--system", metavar="TEXT", help="default system message, may be empty; default: the template's own"
     )
@@ -154,6 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             weights=weights,
             max_positions=arguments.max_positions,
+            report=print,
         )
     model.config.base_models = hub_repos(arguments.language, *arguments.vision)
     for projector, file in zip(model.projectors, files, strict=False):
@@ -164,7 +170,24 @@ def run(arguments: argparse.Namespace) -> None:
     view = views.get(model.specs[0].preprocessing.fit, "image")
     what = "feature" if model.uses_slot_maps else "slot"
     slots = f"{model.image_tokens} {what}{'s' * (model.image_tokens != 1)} per {view}"
-    print(f"{arguments.out}: {parameters:,} parameters, {slots}, {arguments.template}")
+    print(f"{arguments.out}: {parameters:,} parameters, {slots}, template {model.config.template}")
+    print(next_commands(arguments.out, is_aligned=bool(files), weights=weights))
+
+
+def next_commands(out: Path, is_aligned: bool, weights: bool) -> str:
+    """What to type next: the recipe of the first stage for a new projector, else of the second.
+
+    Args:
+        out: The assistant.
+        is_aligned: Whether its projectors have trained weights.
+        weights: Whether it has weights at all.
+    """
+    recipe = "sft" if is_aligned else "pretrain"
+    command = "train" if weights else "plan"
+    return (
+        f"next: mmchat recipe write own/{recipe} --out {recipe}.yaml\n"
+        f"      mmchat {command} {recipe}.yaml --model {shlex.quote(str(out))} --data.path DATA"
+    )
 
 
 def open_language(arguments: argparse.Namespace) -> Any:

@@ -1,7 +1,6 @@
 """`mmchat COMMAND ...`: the table of commands. Only the module of the requested command is imported."""
 
 import argparse
-import difflib
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,7 +11,7 @@ from mmchat.command_line.arguments import HelpFormatter, OneLineParser
 from mmchat.command_line.errors import EXIT_USER_ERROR, reporting
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.cpu_settings import restart_with_settings
-from mmchat.errors import UserError
+from mmchat.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "report": Command("report", "write one HTML page about a run: curves, scores, answers", computes=False),
     },
     "Data": {
-        "data check": Command(
-            "data.check", "find the errors in a data set, and list the records that are sound", computes=False
-        ),
+        "data check": Command("data.check", "find the errors in a data set, list its sound records", computes=False),
         "data show": Command("data.show", "show samples as training sees them", computes=False),
         "data index": Command("data.index", "measure the length of every sample", computes=False),
         "convert": Command("convert", "convert published data sets to LLaVA's JSONL", entry="main", computes=False),
@@ -111,12 +108,25 @@ def build_commands() -> dict[str, OneLineParser]:
     return {name: build_parser(name) for name, command in COMMANDS.items() if not command.entry}
 
 
-def help_text() -> str:
-    width = max(map(len, COMMANDS))
-    lines = ["usage: mmchat COMMAND ...", "       mmchat --version"]
-    for title, commands in GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {name:{width}}  {command.summary}" for name, command in commands.items())]
+def help_text(first_words: str = "") -> str:
+    """The list of all commands in their groups, or of those that begin with these words, as `clip search` does."""
+    begin = f"{first_words} " if first_words else ""
+    chosen = {title: [name for name in group if name.startswith(begin)] for title, group in GROUPS.items()}
+    width = max(len(name) for names in chosen.values() for name in names)
+    lines = [f"usage: mmchat {begin}COMMAND ..."] + ["       mmchat --version"] * (not begin)
+    for title, names in chosen.items():
+        if names:
+            lines += ["", f"{title}:", *(f"  {name:{width}}  {COMMANDS[name].summary}" for name in names)]
     return "\n".join([*lines, "", "`mmchat COMMAND --help` explains a command and shows an example."])
+
+
+def asks_for_list(argv: list[str]) -> str | None:
+    """The words whose commands the user asks for: "" for all of them; None if the arguments name a command."""
+    words = argv[:-1] if argv and argv[-1] in ("-h", "--help") else argv
+    first_words = " ".join(words)
+    begin = f"{first_words} " if words else ""
+    is_list = first_words not in COMMANDS and any(name.startswith(begin) for name in COMMANDS)
+    return first_words if is_list else None
 
 
 def parse(parser: OneLineParser, argv: list[str]) -> argparse.Namespace:
@@ -132,25 +142,30 @@ def find_command(argv: list[str]) -> tuple[str, list[str]]:
     """The command's name, and the arguments that follow it.
 
     Raises:
-        UserError: there is no such command; names the nearest, or those that begin so.
+        UserError: there is no such command; names the nearest, if one is near.
     """
     for count in range(LONGEST_NAME, 0, -1):
         if (name := " ".join(argv[:count])) in COMMANDS:
             return name, argv[count:]
-    begun = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
-    if begun:
-        raise UserError(f"`mmchat {argv[0]}` is followed by one of: {', '.join(n.partition(' ')[2] for n in begun)}")
-    near = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.0)[0]
-    raise UserError(f"there is no command {argv[0]!r}; the nearest is {near!r} (see `mmchat --help`)")
+    group = f"{argv[0]} "
+    if inner := [name.removeprefix(group) for name in COMMANDS if name.startswith(group)]:
+        near = nearest(" ".join(argv[1:LONGEST_NAME]), inner) or nearest(argv[1], inner)
+        raise _no_command(f"{group}{argv[1]}", near and f"{group}{near}", f"mmchat {group}--help")
+    raise _no_command(argv[0], nearest(argv[0], COMMANDS), "mmchat --help")
+
+
+def _no_command(name: str, near: str | None, listing: str) -> UserError:
+    hint = f"; the nearest is {near!r}" if near else ""
+    return UserError(f"there is no command {name!r}{hint} (see `{listing}`)")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Without `argv` this process is the program `mmchat`, which may restart itself."""
     is_program, argv = argv is None, sys.argv[1:] if argv is None else argv
     with reporting():
-        if not argv or argv[0] in ("-h", "--help"):
-            print(help_text())
-            return 0 if argv else EXIT_USER_ERROR
+        if (first_words := asks_for_list(argv)) is not None:
+            print(help_text(first_words))
+            return 0 if argv[-1:] in (["-h"], ["--help"]) else EXIT_USER_ERROR
         if argv[0] == "--version":
             print(f"mmchat {__version__}")
             return 0

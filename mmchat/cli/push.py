@@ -10,7 +10,7 @@ from typing import Any
 from mmchat.errors import UserError
 from mmchat.files import format_megabytes, read_json
 from mmchat.front_matter import CARD, read_front_matter
-from mmchat.pretrained import HUB_NAME, SAFE_FILES, WEIGHTS
+from mmchat.pretrained import HUB_NAME, SAFE_FILES, WEIGHTS, part_of_run
 
 EXAMPLE = "mmchat push runs/quickstart/model someone/quickstart"
 KINDS = {
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    directory, name = arguments.checkpoint, arguments.name
+    directory, name = part_of_run(arguments.checkpoint), arguments.name
     match = HUB_NAME.fullmatch(name)
     if match is None or match["revision"]:
         raise UserError(f"{name!r} is no name of a repository; expected user/name, such as someone/quickstart")
@@ -80,10 +80,9 @@ def kind_of(directory: Path) -> tuple[str, str]:
         return KINDS[kind]
     if is_exported(directory):
         return EXPORTED
-    hint = f"; {directory}/model is one" if (directory / "model" / "config.json").is_file() else ""
     raise UserError(
         f"{directory} is no model that mmchat wrote (config.json: model_type {kind!r}); give model/ or adapter/ of a "
-        f"run, or a directory of `mmchat init`, `merge` or `export`{hint}"
+        f"run, or a directory of `mmchat init`, `merge` or `export`"
     )
 
 

@@ -10,7 +10,7 @@ from mmchat.command_line.options import (
     require_empty,
 )
 
-EXAMPLE = "mmchat resize runs/small/model --image-size 448 --out runs/large-init"
+EXAMPLE = "mmchat resize runs/sft/model --image-size 448 --out runs/large-init"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

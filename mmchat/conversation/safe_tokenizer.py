@@ -105,7 +105,7 @@ class SafeTokenizer:
             raise UserError(
                 f"the tokenizer has no token {content!r}, which the template or the image slots need; add it "
                 f"with tokenizer.add_tokens([{content!r}], special_tokens=True) and resize the model's "
-                "embeddings (`mmchat init` does both), or choose a template that fits this tokenizer"
+                "embeddings, or choose a template that fits this tokenizer"
             )
         if self.added[content].typable:
             raise UserError(

@@ -5,10 +5,9 @@ written unchanged, although some published Jinja templates (Llama 3, Gemma) trim
 """
 
 from dataclasses import replace
-from difflib import get_close_matches
 
 from mmchat.conversation.template import Template
-from mmchat.errors import UserError
+from mmchat.errors import UserError, nearest
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -186,10 +185,10 @@ def get_template(name: str) -> Template:
     """Look up a template by its exact name.
 
     Raises:
-        UserError: There is no such template; the message names the nearest one.
+        UserError: There is no such template; the message names the nearest one, if one is near, and all.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
-    nearest = get_close_matches(str(name), TEMPLATES, n=1, cutoff=0)
-    known = ", ".join(sorted(TEMPLATES))
-    raise UserError(f"unknown conversation template {name!r}; did you mean {nearest[0]!r}? Known: {known}")
+    near = nearest(str(name), TEMPLATES)
+    hint = f"did you mean {near!r}? " if near else ""
+    raise UserError(f"unknown conversation template {name!r}; {hint}Known: {', '.join(sorted(TEMPLATES))}")

@@ -39,4 +39,4 @@ def language_of_assistant(source: str, vision: str, tokenizer: str | None = None
             return None
         options = {"vision": vision} if "vision" in option_names(found) else {}
         model, processor = import_model(files.path, tokenizer, **options)
-    return Language(model.language_model, processor.tokenizer)
+    return Language(model.language_model, processor.tokenizer, processor.template)

@@ -55,10 +55,12 @@ def write_report(
     scored = (run / "scores.json").exists() and (run / "predictions.jsonl").exists()
     scores = read_json(run / "scores.json") if scored else {}
     others = {name: _scores_beside(directory, scores) for name, directory in (beside or {}).items()}
+    stages = [_stage(directory) for directory in (*earlier, run)]
     page = render(
         "run_report.html",
         name=run.name,
-        stages=[_stage(directory) for directory in (*earlier, run)],
+        stages=stages,
+        figures=[name for name in stages[-1]["figures"] if any(stage["figures"][name] for stage in stages)],
         beside=list(others),
         kinds=[_kind(name, scores, others) for name in _kinds(scores)],
         overall=_kind("overall", scores, others) if scored else None,

@@ -11,14 +11,14 @@ from mmchat.files import read_json_lines
 from mmchat.progress import format_duration
 
 
-def summarise(run_dir: Path) -> dict[str, str]:
+def summarise(run_dir: Path) -> dict[str, str | None]:
     """The figures of a run.
 
     Rates are per second of step time, without validation and checkpoints. MFU and data wait are logged over the last 20
     steps; their means are weighted by time, so in a very short run early steps weigh more.
 
     Returns:
-        Name -> figure as text; "-" if the run did not log it.
+        Name -> figure as text; None if the run has none, such as images/s without images.
 
     Raises:
         UserError: the directory has no metrics.jsonl.
@@ -35,7 +35,8 @@ def summarise(run_dir: Path) -> dict[str, str]:
     seconds = sum(row["seconds"] for row in steps)
 
     def rate(field: str) -> float | None:
-        return sum(row[field] for row in steps) / seconds if seconds else None
+        total = sum(row[field] for row in steps)
+        return total / seconds if total and seconds else None
 
     def mean(field: str) -> float | None:
         known = [(row[field], row["seconds"]) for row in steps if row.get(field) is not None]
@@ -61,12 +62,12 @@ def summarise(run_dir: Path) -> dict[str, str]:
     }
 
 
-def summary_table(figures: dict[str, str]) -> Table:
-    """Two columns of names and figures."""
+def summary_table(figures: dict[str, str | None]) -> Table:
+    """Two columns of names and figures, of those that there are."""
     table = Table(show_header=False, box=None, padding=(0, 4, 0, 0))
     for justify in ("left", "right") * 2:
         table.add_column(justify=justify)
-    cells = list(figures.items())
+    cells = [(name, figure) for name, figure in figures.items() if figure is not None]
     half = -(-len(cells) // 2)
     for left, right in zip_longest(cells[:half], cells[half:], fillvalue=("", "")):
         table.add_row(*left, *right)
@@ -78,5 +79,5 @@ def read_lines_of(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path) if path.exists() else []
 
 
-def _formatted(value: float | None, form: str, scale: float = 1) -> str:
-    return "-" if value is None else form.format(value * scale)
+def _formatted(value: float | None, form: str, scale: float = 1) -> str | None:
+    return None if value is None else form.format(value * scale)

@@ -1,6 +1,6 @@
 """Build an assistant from a language model and vision towers (`mmchat init`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImageProcessor, MMChatProcessor
 from mmchat.conversation import DEFAULT_SLOTS, SlotTokens, get_template, stop_tokens
+from mmchat.conversation.template_choice import check_template, choose_template
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.pretrained import open_pretrained
@@ -18,17 +19,18 @@ from mmchat.vision import Split, TowerConfig, VisionTower
 
 
 class Language(NamedTuple):
-    """A language model with its weights, and its tokenizer."""
+    """A language model with its weights, its tokenizer and the template that it was trained with, if that is known."""
 
     model: PreTrainedModel
     tokenizer: Any
+    template: str | None = None
 
 
 def assemble(
     language: str | Language,
     towers: list[VisionTower],
     projector: str | Sequence[str],
-    template: str,
+    template: str | None = None,
     system: str | None = None,
     tokenizer: str | None = None,
     slots: SlotTokens | None = None,
@@ -36,6 +38,7 @@ def assemble(
     seed: int = 0,
     weights: bool = True,
     max_positions: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """Join a language model and vision towers with new projectors.
 
@@ -47,7 +50,7 @@ def assemble(
             latter gives random weights and needs `tokenizer`. Or a model that is open already; it is changed in place.
         towers: The vision towers, in the order of the config.
         projector: One name for all towers, or one for each (`mmchat.model.projectors.PROJECTORS`).
-        template: Name of a conversation template.
+        template: Name of a conversation template. None chooses one (`choose_template`).
         system: Default system message. None uses the template's own, "" none.
         tokenizer: Directory or hub name. None uses the language model's own.
         slots: Slot tokens. None uses `DEFAULT_SLOTS`.
@@ -56,6 +59,7 @@ def assemble(
         weights: False reads no weights and initializes them on torch's current device. Use it with the meta device
             or fake tensors, when only shapes are needed.
         max_positions: Context length to extend an OPT to. None keeps the language model's.
+        report: Called with a line about the template.
 
     Returns:
         The model and its processor.
@@ -64,8 +68,10 @@ def assemble(
         UserError: A name is unknown, a part cannot be opened, or the parts do not fit together.
     """
     slots = slots or DEFAULT_SLOTS
-    get_template(template)  # refuses an unknown name before anything is loaded
+    if template is not None:
+        get_template(template)  # refuses an unknown name before anything is loaded
     opened_tokenizer, model_config = _open_language(language, tokenizer, weights)
+    template = _fitting_template(template, language, opened_tokenizer, report)
     real = set(opened_tokenizer.get_vocab().values())
     opened_tokenizer.add_tokens([*slots.tokens, *_marker_tokens(towers)], special_tokens=True)
     torch.manual_seed(seed)
@@ -97,6 +103,33 @@ def assemble(
     for index, tower in enumerate(towers):
         model.towers[index] = tower
     return model, build_processor(model, opened_tokenizer)
+
+
+def _fitting_template(
+    template: str | None, language: str | Language, tokenizer: Any, report: Callable[[str], None]
+) -> str:
+    """The template that was named or that of the assistant the language model comes from, checked, or a chosen one.
+
+    Raises:
+        UserError: The tokenizer lacks a token that it needs.
+    """
+    if template is None and isinstance(language, Language) and language.template is not None:
+        template = language.template
+        report(f"template {template}: that of the assistant whose language model this is")
+    if template is not None:
+        check_template(template, tokenizer)
+        return template
+    choice = choose_template(tokenizer, _model_type(language))
+    report(f"template {choice.name}: {choice.reason} (--template names another)")
+    return choice.name
+
+
+def _model_type(language: str | Language) -> str:
+    if isinstance(language, Language):
+        return language.model.config.model_type
+    if language.endswith(".json"):
+        return read_json(Path(language)).get("model_type", "")
+    return open_pretrained(AutoConfig, language, "language model").model_type
 
 
 def _marker_tokens(towers: Sequence[VisionTower]) -> list[str]:

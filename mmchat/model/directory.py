@@ -1,11 +1,17 @@
 """The directory of an assistant: opened strictly, written and verified."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
@@ -19,6 +25,20 @@ LOGITS_TOLERANCE = 1e-4
 ADAPTER_BASE = "base.json"
 """Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.lora_adapter`)."""
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
+
+
+def _how_to_make(source: str, config: dict[str, Any]) -> str | None:
+    """The command that makes an assistant of a model of others."""
+    kind, name = config.get("model_type"), shlex.quote(source)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return f"it is a language model: `mmchat init --language {name} --vision TOWER --out DIR` makes an assistant"
+    if kind in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return f"it is a dual encoder: `mmchat init --language MODEL --vision {name} --out DIR` takes its tower"
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or {"vision_config", "mm_vision_tower"} & config.keys():
+        return f"`mmchat import {name} DIR` converts an assistant of others, or says why it cannot"
+    return None
+
+
 DIRECTORY = ModelDirectory(
     MMChatForConditionalGeneration,
     "an assistant",
@@ -27,6 +47,7 @@ DIRECTORY = ModelDirectory(
     PROCESSOR_FILES,
     ". `mmchat init --without-weights` makes such a directory for planning: run it without that option. If the "
     "directory is a copy, copy it again",
+    _how_to_make,
 )
 
 

@@ -178,7 +178,7 @@ def load_adapter(
     Raises:
         UserError: A file is missing or damaged, the base is missing or is another model, or weights do not fit.
     """
-    directory = resolve(source, "adapter")
+    directory = resolve(source, "adapter", part="adapter")
     if not directory.is_dir():
         raise UserError(
             f"adapter {directory} does not exist; a run with lora writes it into its run directory as adapter/, and a "

@@ -91,7 +91,7 @@ def _values(memory: Memory) -> dict[str, Any]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
     return table
 
 
@@ -107,11 +107,12 @@ def _sources(plan: Plan) -> Table:
 
 def _steps(plan: Plan) -> Table:
     planned = "" if len(plan.rows) >= plan.total else f"; {len(plan.rows):,} of them planned"
-    title = f"{plan.total:,} steps of {plan.config.batch_size} samples on {plan.hardware.ranks} rank(s){planned}"
-    table = _table(title, "per rank and step: median, maximum", *map(_way, plan.steps))
+    samples = f"{plan.config.batch_size} samples on {plan.hardware.ranks} rank(s){planned}"
+    title = f"{plan.total:,} steps of {samples}; median, maximum"
+    table = _table(title, "per rank and step", *map(_way, plan.steps))
     table.add_row("split", *(steps.split for steps in plan.steps))
     if plan.reads_text:
-        table.add_row("fill: share of positions that are tokens", *(f"{steps.fill:.1%}" for steps in plan.steps))
+        table.add_row("fill: tokens per position", *(f"{steps.fill:.1%}" for steps in plan.steps))
     if any(steps.supervised_share for steps in plan.steps):
         table.add_row("supervised, of the tokens", *(f"{steps.supervised_share:.1%}" for steps in plan.steps))
     for name in ("forwards", "tokens", "images", "patches"):

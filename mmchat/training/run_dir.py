@@ -34,7 +34,8 @@ def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | st
         before = load_written_config(resolved)
         if changed := changed_keys(before, config) + _changed_json(directory, before, config):
             raise UserError(
-                f"{directory} was started with other settings ({'; '.join(changed)}); a resumed run must keep them"
+                f"{directory} was started with other settings ({'; '.join(changed)}); a resumed run must keep them "
+                f"and its length. To train longer or otherwise, {_new_run(directory)}"
             )
     collectives.barrier()  # every rank has read the config before rank 0 writes
     if (directory / "model" / "config.json").exists():
@@ -44,6 +45,13 @@ def claim_run_dir(config: RunConfig, report: Callable[[str], None]) -> Path | st
         if config.distributed.deepspeed is not None:
             write_json(directory / DEEPSPEED_JSON, read_json(config.distributed.deepspeed))
     return newest_checkpoint(directory / "checkpoints", report) if config.resume else None
+
+
+def _new_run(directory: Path) -> str:
+    """What to do instead of resuming with other settings."""
+    command = f"start a new run from its model: --model {directory / 'model'} --run_dir NEW, without --resume"
+    is_finished = (directory / "model" / "config.json").exists()
+    return command if is_finished else f"resume it as it is to the end, then {command}"
 
 
 def _changed_json(directory: Path, before: RunConfig, now: RunConfig) -> list[str]:

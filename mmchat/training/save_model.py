@@ -1,6 +1,6 @@
 """The end of a run: its model is written and read back, its curves and report are drawn."""
 
-from pathlib import Path
+import shlex
 
 import torch
 from rich.console import Console
@@ -44,7 +44,7 @@ def save_model(
         if averaged is not None:
             write_model(config, _rebuild(config, state | averaged), "-ema", console)
         write_model(config, _rebuild(config, state) if sharded else built, "", console)
-        print_results(config.run_dir, quarantine, console)
+        print_results(config, quarantine, console)
     collectives.barrier()
 
 
@@ -74,13 +74,16 @@ def write_model(config: RunConfig, built: BuiltModel, suffix: str, console: Cons
     objective.save(config.run_dir / f"model{suffix}")
 
 
-def print_results(directory: Path, quarantine: Quarantine, console: Console) -> None:
-    """Draw the curves, write the report, print the summary and the paths of what was written."""
+def print_results(config: RunConfig, quarantine: Quarantine, console: Console) -> None:
+    """Draw curves and report; print the summary, what was written, and a command that uses the model."""
     from mmchat.training.monitoring.curves import draw_curves  # imports matplotlib
 
+    directory = config.run_dir
     draw_curves(read_json_lines(directory / "metrics.jsonl"), directory / "curves.png", directory.name)
     write_report(directory)
     console.print("done", summary_table(summarise(directory)), sep="\n")
     for name, file in (WRITTEN | {"left out": quarantine.path.name}).items():
         if (directory / file).exists():
             console.print(f"  {name:8} {directory / file}", markup=False)
+    command = config.objective.use.format(model=shlex.quote(str(directory / WRITTEN["model"])))
+    console.print(f"next: {command}", markup=False)

@@ -62,12 +62,27 @@ def test_help_of_all(run):
     assert "usage: mmchat COMMAND" in out
 
 
+@pytest.mark.parametrize("group", ["data", "clip", "clip search", "vision", "recipe"])
+def test_the_first_words_of_commands_list_them(run, group):
+    listed = [name for name in COMMANDS if name.startswith(f"{group} ")]
+    status, out, err = run(*group.split(), "--help")
+    assert (status, err) == (0, "")
+    assert [line[2:].split("  ")[0] for line in out.splitlines() if line.startswith("  ")] == listed
+    assert run(*group.split()) == (2, out, "")
+
+
+def test_the_lists_of_commands_fit_80_columns(run):
+    assert max(map(len, run("--help")[1].splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("chatt x", "there is no command 'chatt'; the nearest is 'chat'"),
         ("trian x", "the nearest is 'train'"),
-        ("clip", "`mmchat clip` is followed by one of: init, convert, export, classify, eval, probe, search index"),
+        ("wibble x", "error: there is no command 'wibble' (see `mmchat --help`)"),
+        ("clip prob x", "there is no command 'clip prob'; the nearest is 'clip probe' (see `mmchat clip --help`)"),
+        ("data wibble", "error: there is no command 'data wibble' (see `mmchat data --help`)"),
         ("chat", "the following arguments are required: MODEL"),
         ("chat x --temperatur 1 --nonsense", "unrecognized arguments: --nonsense"),
         ("chat x --max-new-tokens many", "argument --max-new-tokens: expected a number from 1 on, found 'many'"),

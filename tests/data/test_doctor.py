@@ -31,7 +31,7 @@ def test_what_is_written(run, records, tmp_path):
     assert (counts["records"], counts["records/sound"], counts["records/with_errors"]) == (10, 7, 3)
     assert (counts["error/exact_duplicate"], counts["warning/exif_rotation"], counts["error/leak"]) == (1, 1, 0)
     assert "3 of 10 records must not be trained on. Warnings: 1 more record." in printed
-    assert f"next: mmchat train CONFIG --data.index {out}/clean.npz" in printed
+    assert f"next: mmchat train CONFIG --data.path {records} --data.index {out}/clean.npz" in printed
     assert {path.name for path in out.iterdir()} == {*OUTPUTS, "report.html", "report.md"}
     config = DataConfig(path=str(records), index=out / "clean.npz")
     mixture = open_mixture(config, Quarantine(tmp_path / "q.jsonl", "stop"))
@@ -50,7 +50,7 @@ def test_exit_statuses(run, records, tmp_path):
     good = write_jsonl(tmp_path / "good.jsonl", [record("a", "a.png"), record("b", "b.png"), record("text")])
     status, printed, _ = run(good, "--out", tmp_path / "good")
     assert status == 0 and "No errors in 3 records: training can start." in printed
-    assert "next: mmchat train CONFIG\n" in printed
+    assert f"next: mmchat train CONFIG --data.path {good}\n" in printed
     assert "not checked: Lengths" in printed
     for words, message in [
         ((tmp_path / "none.jsonl",), "does not exist"),

@@ -9,6 +9,7 @@ from mmchat.data.doctor.report import write_reports
 from mmchat.data.doctor.run import check
 from mmchat.files import read_json_lines
 from tests.data.doctoring import ask, record, scene
+from tests.data.storing import write_jsonl
 from tests.demo.browser import CHROMEDRIVER, CHROMIUM, browsing, requested
 
 HOSTILE = (
@@ -58,3 +59,51 @@ def test_the_page_in_a_browser(hostile, tmp_path, dark):
         assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         loaded = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
         assert driver.execute_script(loaded) and driver.execute_script("return document.images.length") > 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "place", "root"),
+    [
+        ("images/0000.jpg", "images/0000.jpg", "."),  # another --image-root was given
+        ("0000.jpg", "images/0000.jpg", "images"),
+        ("train/0000.jpg", "data/coco/train/0000.jpg", "data/coco"),
+        ("train/0000.jpg", "images/0000.jpg", None),
+    ],
+)
+def test_where_all_images_are_missing_they_are_looked_for(run, tmp_path, monkeypatch, entry, place, root):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / "set"
+    (folder / place).parent.mkdir(parents=True)
+    scene(1).save(folder / place)
+    data = write_jsonl(folder / "data.jsonl", [record("a", entry), record("text only")])
+    (tmp_path / "elsewhere").mkdir()
+    _, printed, _ = run(data, "--image-root", tmp_path / "elsewhere", "--out", tmp_path / "out")
+    found = folder / place
+    if root is None:
+        assert f"All images are missing. {found} exists: correct the paths in the records." in printed
+        return
+    assert f"All images are missing. Wrong --image-root? {found} exists." in printed
+    command = next(line for line in printed.splitlines() if line.startswith("next: mmchat data check"))
+    assert command == f"next: mmchat data check {data} --image-root {folder / root}"
+    status, printed, _ = run(*command.split()[4:], "--out", tmp_path / "out")
+    assert status == 0 and "All images are missing" not in printed
+    assert f"next: mmchat train CONFIG --data.path {data} --data.image_root {folder / root}\n" in printed
+
+
+def test_one_image_that_is_there_means_that_the_root_is_right(run, tmp_path):
+    scene(1).save(tmp_path / "a.png")
+    (tmp_path / "sub").mkdir()
+    scene(2).save(tmp_path / "sub" / "b.png")
+    data = write_jsonl(tmp_path / "data.jsonl", [record("a", "a.png"), record("b", "b.png")])
+    assert "All images are missing" not in run(data, "--out", tmp_path / "out")[1]
+
+
+def test_the_terminal_shows_an_example_of_each_kind(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    data = write_jsonl(tmp_path / "d.jsonl", [record("a", "x.png"), record("b", "y.png"), {"id": "c"}])
+    printed = run(data, "--out", tmp_path / "out")[1]
+    joined = "".join(printed.split())
+    assert f"{data}:1: image {tmp_path}/x.png does not exist".replace(" ", "") in joined
+    assert "y.png" not in printed and f"{data}:3:" in joined
+    lines = printed.partition(f"{tmp_path}/out")[0].splitlines()
+    assert max(map(len, lines[: lines.index(next(line for line in lines if "not checked" in line))])) <= 80

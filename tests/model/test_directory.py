@@ -14,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmchat.errors import UserError
+from mmchat.files import write_json
 from mmchat.inference import Generator
 from mmchat.model.directory import load_assistant, load_processor, save_assistant
+from mmchat.pretrained import resolve
 from mmchat.vision import load_tower, preprocess
 from mmchat.vision.spec import Preprocessing
 
@@ -68,6 +70,43 @@ def test_directories_that_are_no_assistant(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UserError, match="holds a model of type 'llava', expected an assistant"):
         load_assistant(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [
+        ({"model_type": "qwen2"}, "`mmchat init --language {} --vision TOWER --out DIR`"),
+        ({"model_type": "siglip", "vision_config": {}}, "`mmchat init --language MODEL --vision {} --out DIR`"),
+        ({"model_type": "llava"}, "`mmchat import {} DIR`"),
+        ({"model_type": "llava_llama", "mm_vision_tower": "x"}, "`mmchat import {} DIR`"),
+        ({"model_type": "vit"}, "make one with `mmchat init`"),
+    ],
+)
+def test_a_model_of_others_is_answered_with_the_command_that_makes_an_assistant(tmp_path, config, command):
+    directory = tmp_path / "a model"
+    write_json(directory / "config.json", config)
+    expected = f"{directory} holds a model of type '{config['model_type']}', expected an assistant"
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        load_processor(directory)
+    assert command.format(f"'{directory}'") in str(caught.value)
+
+
+def test_a_run_stands_for_its_model(assistant_dir, tmp_path, capsys):
+    run = tmp_path / "run"
+    write_json(run / "config.yaml", {})
+    with pytest.raises(UserError, match=rf"has not finished, so it has no model/; `mmchat train {run}/config.yaml --r"):
+        load_assistant(run)
+    shutil.copytree(assistant_dir, run / "model")
+    capsys.readouterr()
+    model, _ = load_assistant(run)
+    load_processor(run)
+    assert capsys.readouterr().err == f"{run} is a run; taking its model: {run}/model\n"  # once
+    assert model.config.template == "vicuna_v1"
+    with pytest.raises(UserError, match="is a run without LoRA: it has no adapter/, and model/ is its whole model"):
+        resolve(run, part="adapter")
+    (run / "adapter").mkdir()
+    assert resolve(run, part="adapter") == run / "adapter"
+    assert resolve(run / "model") == run / "model"
 
 
 def test_config_holds_no_path_of_this_machine(assistant_dir):

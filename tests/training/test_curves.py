@@ -1,13 +1,12 @@
 """The image is drawn whatever a run holds, and shows what it holds."""
 
-import math
 import warnings
 
 import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from mmchat.training.monitoring.curves import SMOOTHING, _running_mean, draw_curves
+from mmchat.training.monitoring.curves import draw_curves, moving_mean
 
 
 def rows(count, **changes):
@@ -107,6 +106,14 @@ def test_norms_of_modules_are_drawn_where_there_are_any(drawn):
     assert panels["gradient norm"]["towers"][1] == [0.5] * 3
 
 
-def test_the_running_mean_begins_as_the_plain_one():
-    assert _running_mean([4.0, 2.0, 0.0]) == [4.0, 3.0, 2.0]
-    assert math.isclose(_running_mean([0.0] * 100 + [1.0])[-1], SMOOTHING)
+def test_the_line_of_the_loss_neither_lags_nor_follows_the_noise(drawn):
+    """A loss that falls to the end, with noise: the line is near the trend, the noise is mostly gone."""
+    falls = [2 * 0.97**step for step in range(200)]
+    noisy = [value * (1.2 if step % 2 else 0.8) for step, value in enumerate(falls)]
+    line = moving_mean(noisy)
+    middle = slice(10, -10)
+    assert max(abs(one / other - 1) for one, other in zip(line[middle], falls[middle], strict=True)) < 0.1
+    assert all(0.75 < one / other < 1.25 for one, other in zip(line, falls, strict=True))
+    assert moving_mean([4.0, 2.0, 0.0]) == [4.0, 2.0, 0.0] and moving_mean([]) == []
+    panels = drawn([*rows(1), *rows(1, step=2, loss=0.5), *rows(1, step=3, loss=0.25)])
+    assert panels["loss"]["training"][1][-1] == 0.25

@@ -161,16 +161,19 @@ def test_durations(tmp_path, seconds, shown):
     assert summarise(tmp_path)["time"] == shown
 
 
-def test_what_is_not_known_is_a_dash(tmp_path):
-    write_rows(tmp_path, [row(1, 1.0, mfu=None)])
+def test_what_is_not_known_has_no_row(tmp_path):
+    write_rows(tmp_path, [row(1, 1.0, mfu=None, images=0)])
     figures = summarise(tmp_path)
-    assert (figures["MFU"], figures["validation loss"], figures["data wait"]) == ("-", "-", "10.0%")
+    assert (figures["MFU"], figures["validation loss"], figures["images/s"]) == (None, None, None)
+    assert figures["data wait"] == "10.0%"
+    shown = [cell for column in summary_table(figures).columns for cell in column.cells]
+    assert "data wait" in shown and not {"MFU", "validation loss", "images/s", "-", None} & set(shown)
     write_rows(tmp_path, [])
-    assert set(summarise(tmp_path).values()) == {"0", "0.0 s", "-"}
+    assert set(summarise(tmp_path).values()) == {"0", "0.0 s", None}
     with pytest.raises(UserError, match=r"other/metrics.jsonl does not exist"):
         summarise(tmp_path / "other")
 
 
 def test_the_table_reads_downwards():
-    table = summary_table({"a": "1", "b": "2", "c": "3"})
+    table = summary_table({"a": "1", "b": "2", "x": None, "c": "3"})
     assert [list(column.cells) for column in table.columns] == [["a", "b"], ["1", "2"], ["c", ""], ["3", ""]]

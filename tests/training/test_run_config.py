@@ -1,5 +1,6 @@
 """The run config: every key is decided for resume, old keys name their new place, and mistakes cost no torch."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from mmchat.training.config import (
     load_written_config,
     may_change,
 )
+from mmchat.training.config.foreign_keys import FOREIGN_KEYS
 from mmchat.training.run_dir import claim_run_dir
 from tests.launching import ROOT, write_config
 from tests.training_fixtures import run_values
@@ -166,6 +168,66 @@ def test_the_written_config_is_read_as_it_is(tmp_path, values):
 def test_groups_must_agree(values, changes, message):
     with pytest.raises(UserError, match=rf"^here: [^\n]*{message}[^\n]*$"):
         validate(RunConfig, values | changes, "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("learning_rate", "here it is optimizer.lr"),
+        ("bf16", "here it is precision: bf16"),
+        (
+            "per_device_train_batch_size",
+            "over all GPUs: per_device_train_batch_size x gradient_accumulation_steps x",
+        ),
+        ("gradient_accumulation_steps", "how often a step accumulates follows from both"),
+        ("cutoff_len", "here it is data.max_length"),
+        ("model_max_length", "here it is data.max_length"),
+        ("lora_rank", "trainable.language_model: {mode: lora, rank: 64"),
+        ("lora_r", "trainable.language_model: {mode: lora, rank: 64"),
+        ("save_steps", "here it is checkpoint.every"),
+        ("gradient_checkpointing", "distributed.activation_checkpointing: [language_model]"),
+        ("report_to", "monitoring.trackers: [tensorboard, wandb]"),
+        ("warmup_ratio", "here it is optimizer.warmup"),
+        ("lr_scheduler_type", "here it is optimizer.schedule"),
+        ("num_train_epochs", "here it is epochs"),
+        ("output_dir", "here it is run_dir"),
+        ("optimizer.learning_rate", "here it is optimizer.lr"),
+    ],
+)
+def test_keys_of_other_trainers_lead_to_ours(tmp_path, values, key, said):
+    path = write_config(tmp_path / "run.yaml", **values)
+    with pytest.raises(UserError) as caught:
+        load_run_config(path, [f"--{key}", "1"])
+    assert str(caught.value).startswith(f"command line: unknown key {key!r}; ") and said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_advice_about_foreign_keys_names_keys_that_there_are():
+    paths = [".".join(key.path).replace(".NAME", "") for key in describe(RunConfig)]
+    known = {*paths, "trainable.projectors", "trainable.towers", "trainable.language_model"}
+    top = {name.partition(".")[0] for name in known}
+    assert not top & FOREIGN_KEYS.keys() and not FOREIGN_KEYS.keys() & MOVED.keys()
+    named = {word for advice in FOREIGN_KEYS.values() for word in re.findall(r"\b[a-z_]+(?:\.[a-z_]+)+\b", advice)}
+    named = {name for name in named if name.partition(".")[0] in top}
+    assert named > {"optimizer.lr", "data.max_length", "checkpoint.every"}
+    assert not named - known
+    single = {match for advice in FOREIGN_KEYS.values() for match in re.findall(r"^here it is (\w+)(?![\w.])", advice)}
+    assert single - {"a", "part", "the"} <= top
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("wibble", "unknown key 'wibble'; the keys here are run_dir, model, objective, "),
+        ("optimizer.wibble", "unknown key 'optimizer.wibble'; the keys here are name, lr, betas, "),
+    ],
+)
+def test_where_no_key_is_near_none_is_named(values, key, said):
+    outer, _, inner = key.rpartition(".")
+    changed = values | ({outer: values[outer] | {inner: 1}} if outer else {inner: 1})
+    with pytest.raises(UserError, match=f"^here: {said}") as caught:
+        validate(RunConfig, changed, "here")
+    assert "nearest" not in str(caught.value)
 
 
 WITHOUT_TORCH = """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmchat.evaluation.metrics import Interval
     from mmchat.evaluation.zero_shot import ZeroShotResult
 
-EXAMPLE = "mmchat clip eval runs/clip/model data/test --out runs/clip/eval"
+EXAMPLE = 'mmchat clip eval runs/quickstart/tower/model data/quickstart/named.json --prompts "{}"'
 DETAILS = """With --out it writes
   scores.json      every score with its 95 % interval
   confusion.png    the confusion matrix (zero-shot only)

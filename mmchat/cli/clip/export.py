@@ -5,7 +5,7 @@ import argparse
 from mmchat.cli.export import print_summary
 from mmchat.command_line.options import add_new_directory, require_empty
 
-EXAMPLE = "mmchat clip export runs/clip/model --out runs/clip-transformers"
+EXAMPLE = "mmchat clip export runs/digits/clip/model --out runs/digits/clip-transformers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from mmchat.command_line.options import add_batch_size
 from mmchat.files import shown
 
-EXAMPLE = "mmchat clip search index photos --ckpt runs/clip/model --out photos.index"
+EXAMPLE = "mmchat clip search index data/quickstart/named --ckpt runs/quickstart/tower/model --out runs/named.index"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

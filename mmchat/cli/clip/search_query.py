@@ -9,7 +9,7 @@ from mmchat.errors import UserError
 from mmchat.files import shown
 from mmchat.images import load_image
 
-EXAMPLE = 'mmchat clip search query photos.index "a dog on a beach" --top 12 --html results.html'
+EXAMPLE = 'mmchat clip search query runs/named.index "a red 7" --top 12 --html results.html'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.data.doctor.report import write_reports
     from mmchat.data.doctor.run import CheckRequest, check, explain_write_errors, file_name
     from mmchat.data.doctor.terminal import print_result
-    from mmchat.data.doctor.wording import next_command
+    from mmchat.data.doctor.wording import missing_images_hint, next_command
 
     out = arguments.out or Path(f"{file_name(Path(arguments.source).stem)}.check")
     root = arguments.against_image_root
@@ -63,7 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
         result.partial.delete()
     files = [out / "quarantine.jsonl", out / "warnings.jsonl", *result.clean, *reports, out / "findings.json"]
     is_run = Path(arguments.source).suffix in (".yaml", ".yml")
-    command = next_command(result, arguments.source, is_run)
-    print_result(Console(), result, [str(file) for file in files], command)
+    following = missing_images_hint(result, arguments.source, is_run)
+    if command := next_command(result, arguments.source, is_run, model):
+        following.append(f"next: {command}")
+    print_result(Console(), result, [str(file) for file in files], following)
     if not result.sound:
         raise SystemExit(EXIT_FOUND_ERRORS)

@@ -1,10 +1,9 @@
 """Recipes: the YAML configs in `configs/`, and the JSON files of model shapes that they use."""
 
-import difflib
 from pathlib import Path
 
 from mmchat.bundled import folder
-from mmchat.errors import UserError
+from mmchat.errors import UserError, nearest
 
 
 def recipe_files() -> dict[str, Path]:
@@ -18,13 +17,15 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe. `configs/quickstart/sft.yaml` is also understood.
 
     Raises:
-        UserError: there is no such recipe; names the nearest.
+        UserError: there is no such recipe; names those that end so, or the nearest.
     """
     files = recipe_files()
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short not in files:
-        near = difflib.get_close_matches(short, files, n=1, cutoff=0.0)
-        raise UserError(f"there is no recipe {name!r}; the nearest is {near[0]!r} (see `mmchat recipe list`)")
+        same_end = ", ".join(other for other in files if other.endswith(f"/{short}"))
+        near = nearest(short, files)
+        hint = f"; there are {same_end}" if same_end else f"; the nearest is {near!r}" if near else ""
+        raise UserError(f"there is no recipe {name!r}{hint} (see `mmchat recipe list`)")
     return files[short]
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from mmchat.cli.recipe.recipes import find_recipe
 
-EXAMPLE = "mmchat recipe show llava15/sft"
+EXAMPLE = "mmchat recipe show own/sft"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

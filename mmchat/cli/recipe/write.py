@@ -7,7 +7,7 @@ from mmchat.cli.recipe.recipes import find_recipe
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
 
-EXAMPLE = "mmchat recipe write llava15/sft --out my_run.yaml"
+EXAMPLE = "mmchat recipe write own/sft --out my_run.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

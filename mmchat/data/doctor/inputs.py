@@ -53,15 +53,23 @@ class CheckedSource:
         record = self.record(place)
         if isinstance(record, Record):
             return list(record.images)
-        _, item = self.source.table.row(int(self.numbers[place]))
-        entries: Any = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
         images = []
-        for entry in entries if isinstance(entries, list) else [entries]:
+        for entry in self._image_entries(place):
             try:
                 images.append(make_image_ref(entry, self.source.image_root, allow_http=False))
             except UserError:
                 continue
         return images
+
+    def image_paths(self, place: int) -> list[str]:
+        """The image paths of a record as they are stored, whether there are such files or not."""
+        entries = [entry.get("path") if isinstance(entry, dict) else entry for entry in self._image_entries(place)]
+        return [entry for entry in entries if isinstance(entry, str) and "://" not in entry and entry[:5] != "data:"]
+
+    def _image_entries(self, place: int) -> list[Any]:
+        _, item = self.source.table.row(int(self.numbers[place]))
+        found: Any = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
+        return found if isinstance(found, list) else [found]
 
     def key(self) -> str:
         """Equal for checks of the same records."""

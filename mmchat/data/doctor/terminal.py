@@ -6,24 +6,38 @@ from rich.text import Text
 
 from mmchat.data.doctor.findings import KINDS
 from mmchat.data.doctor.run import CheckResult
-from mmchat.data.doctor.wording import not_checked, unread_keys, verdict
+from mmchat.data.doctor.wording import cleanly, not_checked, unread_keys, verdict
 
 STYLES = {"error": "bold red", "warning": "yellow"}
+EXAMPLE_TEXT = 200
+"""Most characters of an example."""
 
 
 def findings_table(result: CheckResult) -> Table:
-    table = Table(title="findings", title_justify="left")
+    """Severity, count, and what the findings of each kind mean, with the first of them as an example."""
+    table = Table(title="findings", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column("severity")
-    table.add_column("kind")
     table.add_column("findings", justify="right")
-    table.add_column("what it means")
+    table.add_column("kind", overflow="fold")
     for name, kind in KINDS.items():
         if count := result.tally.findings[name]:
-            table.add_row(Text(kind.severity, STYLES[kind.severity]), kind.title, f"{count:,}", kind.meaning)
+            text = Text.assemble((kind.title, "bold"), f": {kind.meaning}")
+            for example in result.tally.examples[name][:1]:
+                text.append(f"\n{cleanly(f'{example.where}: {example.finding.reason}', EXAMPLE_TEXT)}", "dim")
+            table.add_row(Text(kind.severity, STYLES[kind.severity]), f"{count:,}", text)
     return table
 
 
-def print_result(console: Console, result: CheckResult, files: list[str], command: str | None) -> None:
+def print_result(console: Console, result: CheckResult, files: list[str], following: list[str]) -> None:
+    """Print findings, files and verdict.
+
+    Args:
+        console: Where.
+        result: The check.
+        files: What was written.
+        following: Lines about what to do next.
+    """
+
     def say(line: str, style: str = "") -> None:
         console.print(Text(line, style), soft_wrap=True)
 
@@ -36,5 +50,5 @@ def print_result(console: Console, result: CheckResult, files: list[str], comman
     for file in files:
         say(file)
     say(verdict(result), "green" if result.sound else "red")
-    if command:
-        say(f"next: {command}")
+    for line in following:
+        say(line)

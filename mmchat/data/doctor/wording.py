@@ -2,10 +2,14 @@
 
 import shlex
 
+from mmchat.data.config import DataConfig
+from mmchat.data.doctor.image_search import find_images
 from mmchat.data.doctor.run import CheckResult
 from mmchat.data.preview.printable import printable
 
 SHOWN_KEYS, LONGEST_KEY = 12, 40
+LONGEST_PATH = 200
+"""Most characters of a path in a hint."""
 
 
 def cleanly(text: str, longest: int) -> str:
@@ -61,17 +65,52 @@ def unread_keys(result: CheckResult) -> list[tuple[str, int]]:
     return [(cleanly(key, LONGEST_KEY), number) for key, number in result.unread_keys.most_common(SHOWN_KEYS)]
 
 
-def next_command(result: CheckResult, source: str, is_run: bool) -> str | None:
-    """The next command; None if no clean record is left."""
+def missing_images_hint(result: CheckResult, source: str, is_run: bool) -> list[str]:
+    """What to do if the check found no image at all, but one lies elsewhere; empty otherwise.
+
+    Args:
+        result: The check.
+        source: What was checked, as it was named.
+        is_run: Whether that is the config of a run.
+    """
+    found = find_images(result.sources, result.stats, result.tally)
+    if found is None:
+        return []
+    file = cleanly(str(found.file), LONGEST_PATH)
+    if found.root is None:
+        return [f"All images are missing. {file} exists: correct the paths in the records."]
+    root = shlex.quote(str(found.root))
+    if is_run:
+        return [f"All images are missing. Wrong image_root? {file} exists: set image_root of the data to {root}"]
+    return [
+        f"All images are missing. Wrong --image-root? {file} exists.",
+        f"next: mmchat data check {shlex.quote(source)} --image-root {root}",
+    ]
+
+
+def next_command(result: CheckResult, source: str, is_run: bool, model: str | None = None) -> str | None:
+    """The command that trains on the checked records; None if no clean record is left.
+
+    Args:
+        result: The check.
+        source: What was checked, as it was named.
+        is_run: Whether that is the config of a run, which names its sources and model itself.
+        model: The model directory that was named.
+    """
     if result.counts["records/sound"] == 0:
         return None
-    overrides = []
+    overrides = [] if is_run else _source_options(result.request.data, model)
     if not result.sound:
         for checked, path in zip(result.sources, result.clean, strict=True):
             prefix = f"sources.{checked.name}." if result.request.data.sources else ""
-            overrides += [shlex.quote(f"--data.{prefix}index"), shlex.quote(str(path))]
-    run = shlex.quote(source) if is_run else "CONFIG"
-    return " ".join(["mmchat train", run, *overrides])
+            overrides += [f"--data.{prefix}index", str(path)]
+    return " ".join(map(shlex.quote, ["mmchat", "train", source if is_run else "CONFIG", *overrides]))
+
+
+def _source_options(data: DataConfig, model: str | None) -> list[str]:
+    options = {"model": model, "data.path": data.path, "data.image_root": data.image_root}
+    options |= {"data.template": data.template, "data.allow_http": "true" if data.allow_http else None}
+    return [word for key, value in options.items() if value is not None for word in (f"--{key}", value)]
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmchat.settings import load_settings, read_yaml, validate
+from mmchat.settings import Elsewhere, load_settings, read_yaml, validate
 from mmchat.settings_schema import describe
+from mmchat.training.config.foreign_keys import FOREIGN_KEYS
 from mmchat.training.config.run import RunConfig
 
 MOVED = {
@@ -40,9 +41,9 @@ def load_run_config(path: Path, overrides: list[str]) -> RunConfig:
     """The config of a run from its YAML file and `--key value` overrides.
 
     Raises:
-        UserError: one line per mistake; a key at its old place is answered with its new one.
+        UserError: one line per mistake; a key at its old place, or of another trainer, is answered with ours.
     """
-    return load_settings(RunConfig, path, overrides, MOVED)
+    return load_settings(RunConfig, path, overrides, Elsewhere(MOVED, FOREIGN_KEYS))
 
 
 def load_written_config(path: Path) -> RunConfig:

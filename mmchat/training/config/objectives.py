@@ -58,6 +58,8 @@ class _Kind:
     """Whether its model is an assistant: `mmchat init` makes it, and it has a processor."""
     takes_any_tower: ClassVar[bool] = False
     """Whether the run may start from any source of a tower, not only from a model directory."""
+    use: ClassVar[str] = "mmchat vision inspect {model}"
+    """A command that uses the model that a run has made."""
     replayable: ClassVar[bool] = False
     """Whether samples have losses of their own, independent of the others in the batch."""
     fit: Fit | None = None
@@ -87,6 +89,7 @@ class AssistantConfig(_Kind):
     parts: ClassVar[tuple[Part, ...]] = ("towers", "language_model")
     takes_lora: ClassVar[bool] = True
     is_assistant: ClassVar[bool] = True
+    use: ClassVar[str] = "mmchat chat {model} --image IMAGE"
     replayable: ClassVar[bool] = True
 
     kind: Literal["assistant"] = Field("assistant", description="next token of the answers")
@@ -130,6 +133,7 @@ class ContrastiveConfig(_Kind):
     """Training of a dual encoder, as CLIP and SigLIP are trained."""
 
     parts: ClassVar[tuple[Part, ...]] = ("towers", "text_encoder")
+    use: ClassVar[str] = "mmchat clip classify {model} IMAGE --labels LABEL,LABEL"
 
     kind: Literal["contrastive"] = Field("contrastive", description="images against captions (CLIP, SigLIP)")
     loss: Literal["softmax", "sigmoid"] = Field(

@@ -5,13 +5,12 @@ A rule belongs to a module by its dotted name; the longest matching name wins. P
 decayed.
 """
 
-import difflib
 from dataclasses import dataclass
 
 from torch import nn
 
 from mmchat.contrastive.dual_encoder import DualEncoder
-from mmchat.errors import UserError
+from mmchat.errors import UserError, nearest
 from mmchat.model.lora_adapter import adapter_parameters
 from mmchat.training.deepspeed_internals import full_shape
 from mmchat.training.optim.trainable import Rule
@@ -43,10 +42,9 @@ def check_names(model: nn.Module, rules: dict[str, Rule]) -> None:
     known = {*top, *(name for name, _ in model.named_modules())}
     for name in rules:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
-            raise UserError(
-                f"trainable: the model has no module {name!r}; the nearest is {near[0]!r}, top level: {', '.join(top)}"
-            )
+            near = nearest(name, sorted(known))
+            hint = f"the nearest is {near!r}, " if near else ""
+            raise UserError(f"trainable: the model has no module {name!r}; {hint}top level: {', '.join(top)}")
 
 
 def rule_for(name: str, rules: dict[str, Rule]) -> str | None:

@@ -1,22 +1,29 @@
 """The trainability table as a run prints it before its first step."""
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mmchat.training.deepspeed_internals import full_shape
 from mmchat.training.optim.param_groups import ModuleGroup
 
+NAME_WIDTH = 20
+"""Columns within which the name of a module is not folded."""
+
 
 def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, origin: str) -> Table:
-    """A row per rule.
+    """A row per rule: parameters by the number, those of the frozen that no forward uses, rate and weight decay.
 
     Args:
         lr, weight_decay: of rules without their own.
         origin: where the weights come from.
     """
-    table = Table(title=f"What is trained (weights from {origin})", title_justify="left")
-    for column in ("module", "mode", "trained", "frozen", "of these unused", "lr", "weight decay"):
-        # On a narrow terminal a name is folded rather than cut.
-        table.add_column(column, justify="left" if column in ("module", "mode") else "right", overflow="fold")
+    title = f"What is trained (weights from {origin})"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    # A name or mode is folded on a narrow terminal; a number that is folded cannot be read.
+    table.add_column("module", overflow="fold", min_width=min(NAME_WIDTH, max(len(group.name) for group in groups)))
+    table.add_column("mode", overflow="fold")
+    for column in ("trained", "frozen", "unused", "lr", "decay"):
+        table.add_column(column, justify="right", no_wrap=True)
     for group in groups:
         trained = sum(full_shape(p).numel() for p in group.trained.values())
         frozen = sum(full_shape(p).numel() for p in group.frozen.values())
