@@ -39,7 +39,7 @@ def runs(tmp_path_factory, assistant_dir):
 
 def test_the_table_and_the_end_say_what_was_done(runs):
     directory, printed = runs["whole"]
-    rows = {line.split()[1]: line for line in printed.splitlines() if line.startswith("│")}
+    rows = {line.split()[0]: line for line in printed.splitlines() if line.startswith(("towers ", "language_model "))}
     # Two blocks; q: 32 -> 32 and v: 32 -> 16, each rank 4.
     assert "lora r4 a8" in rows["language_model"] and " 896 " in rows["language_model"]
     assert "lora r2 a8" in rows["towers"]
