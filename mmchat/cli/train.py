@@ -15,6 +15,7 @@ from mmchat.command_line.quiet import quiet_libraries
 from mmchat.command_line.settings_help import settings_help
 from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
+from mmchat.training.distributed.siblings import ranks_on_this_machine
 
 if TYPE_CHECKING:
     from mmchat.training.config import RunConfig
@@ -35,7 +36,6 @@ Keys of CONFIG, each with [type; default]:
 
 """
 REPORTED_BY_RANKS = (0, EXIT_USER_ERROR, EXIT_INTERRUPTED, 128 + signal.SIGTERM)
-OUT_OF_MEMORY = ", as the system does when memory runs out"
 OLD_LAUNCHER_RANK = ("--local_rank=", "--local-rank=")
 """Some launchers insert these before CONFIG; the rank comes from the environment."""
 
@@ -76,27 +76,25 @@ def train_main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         restart_with_settings(ranks_on_this_machine())  # those of `mmchat train` have the settings already
         arguments = sys.argv[1:]
-    with reporting(rank=int(os.environ.get("RANK", "0"))):
-        if {"-h", "--help"} & set(arguments):
-            print(help_text())
-            return
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return
+    from mmchat.training.distributed.rank_watch import RankWatch
+    from mmchat.training.distributed.signals import StopSignals
+
+    with RankWatch() as watch, reporting(rank=int(os.environ.get("RANK", "0"))):
         config = read_config(arguments)
+        watch.run_dir = config.run_dir
         quiet_libraries()
-        from mmchat.training.distributed import process_group
+        from mmchat.training.distributed import collectives, process_group
         from mmchat.training.trainer import run
 
         process_group.start()
-        try:
-            status = run(config)
-        finally:
-            process_group.stop()
+        status = run(config, StopSignals(watch.launchers))
+        collectives.barrier()  # rank 0 may still have been closing its trackers
+        watch.leave()
+        process_group.stop()
         sys.exit(status)
-
-
-def ranks_on_this_machine() -> int:
-    """Their number, as DeepSpeed's launcher, `torchrun` or Slurm announces it; 1 without a launcher."""
-    announced = (os.environ.get(name) for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"))
-    return int(next(filter(None, announced), 1))
 
 
 def launch_main(arguments: list[str]) -> int:
@@ -109,11 +107,11 @@ def launch_main(arguments: list[str]) -> int:
             print(help_text())
             return 0
         ranks, arguments = take_ranks(arguments)
-        read_config(arguments)
+        run_dir = read_config(arguments).run_dir
         from mmchat.training.distributed.launch import launch_command, launch_environment, rank_devices
 
         devices = rank_devices(ranks)
-        return supervise(launch_command(devices, __name__, arguments), launch_environment(len(devices)))
+        return supervise(launch_command(devices, __name__, arguments), launch_environment(len(devices)), run_dir)
 
 
 def take_ranks(arguments: list[str]) -> tuple[int | None, list[str]]:
@@ -124,14 +122,15 @@ def take_ranks(arguments: list[str]) -> tuple[int | None, list[str]]:
     return found.ranks, others
 
 
-def supervise(command: list[str], environment: dict[str, str]) -> int:
+def supervise(command: list[str], environment: dict[str, str], run_dir: Path) -> int:
     """Run DeepSpeed's launcher where the terminal's Ctrl-C does not reach it, and pass signals to the ranks only.
 
     The launcher would react to a signal by killing the ranks before they have saved, or by losing track of them
-    (`training.distributed.signals`).
+    (`training.distributed.signals`). A run whose every rank was killed cannot say so; this does.
     """
     import psutil
 
+    from mmchat.training.distributed.rank_watch import REASON_PRINTED
     from mmchat.training.distributed.signals import LAUNCHED_BY, SIGNALS
 
     environment = {**environment, LAUNCHED_BY: str(os.getpid())}
@@ -145,23 +144,33 @@ def supervise(command: list[str], environment: dict[str, str]) -> int:
             if not ranks:
                 os.killpg(process.pid, signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    reasons: list[int] = []
+    handlers = dict.fromkeys(SIGNALS, pass_on) | dict.fromkeys(REASON_PRINTED, lambda number, _: reasons.append(number))
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     status = process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-    return exit_status(status)
+    if reasons:
+        return REASON_PRINTED[signal.Signals(reasons[0])]
+    return exit_status(status, run_dir)
 
 
-def exit_status(status: int) -> int:
+def exit_status(status: int, run_dir: Path) -> int:
     """The exit status of `mmchat train`, from that of DeepSpeed's launcher, which passes on that of a failed rank.
 
     What a rank reports itself has a status of its own: a mistake, Ctrl-C, SIGTERM. Any other end is reported here.
     """
-    killed_by = -status if status < 0 else 256 - status if status > 256 - signal.NSIG else 0
-    if killed_by:
-        name = signal.Signals(killed_by).name
-        print(f"error: a rank was killed by {name}{OUT_OF_MEMORY if name == 'SIGKILL' else ''}", file=sys.stderr)
-        return 128 + killed_by
+    from mmchat.training.distributed.rank_watch import MEMORY, what_next
+
+    if status < 0:  # the ranks notice it, save and say so
+        print(f"error: DeepSpeed's launcher was killed by {signal.Signals(-status).name}", file=sys.stderr)
+        return 128 - status
+    if status > 256 - signal.NSIG:  # what is left of the negative number of the signal
+        name = signal.Signals(256 - status).name
+        because = f"; {MEMORY}" if name == "SIGKILL" else ""
+        command = f"mmchat train {run_dir / 'config.yaml'} --resume, and --ranks as before"
+        print(f"error: a rank was killed by {name}{because}. {what_next(run_dir, command)}", file=sys.stderr)
+        return 128 + 256 - status
     if status not in REPORTED_BY_RANKS:
         print(f"error: a rank failed with exit status {status}; the reason is above", file=sys.stderr)
     return status

@@ -17,6 +17,8 @@ EXIT_PIPE_CLOSED = 141
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 OTHER_RANKS_WAIT = 4.0
 """Seconds. DeepSpeed's launcher polls its processes once a second."""
+RANK_0_PRINTS = 20.0
+"""Seconds in which rank 0 closes what it has open and prints an error that all ranks raise together."""
 
 
 @contextmanager
@@ -24,7 +26,8 @@ def reporting(rank: int = 0) -> Iterator[None]:
     """Turn `UserError`, a full disk, a closed stdout and Ctrl-C into a message on stderr and an exit status.
 
     Every rank meets the same mistake in a config. Ranks above 0 wait before they print: if rank 0 has already printed
-    it, the launcher ends them in the meantime, and the user reads it once. They never print a `SharedError`.
+    it, it ends them in the meantime (`training.distributed.rank_watch`), and the user reads it once. They never print a
+    `SharedError`.
     """
     prefix = f"[rank {rank}] " if rank else ""
     try:
@@ -35,9 +38,10 @@ def reporting(rank: int = 0) -> Iterator[None]:
             raise
         sys.stdout.flush()
     except UserError as error:
+        is_shared = isinstance(error, SharedError)
         if rank:
-            time.sleep(OTHER_RANKS_WAIT)
-        if not (rank and isinstance(error, SharedError)):
+            time.sleep(RANK_0_PRINTS if is_shared else OTHER_RANKS_WAIT)
+        if not (rank and is_shared):
             print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:

@@ -17,7 +17,7 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import process_group
-from mmchat.training.distributed.signals import ignore_stop_signals
+from mmchat.training.distributed.data_workers import start_data_worker
 from mmchat.training.micro_batches import step_splitter
 from mmchat.training.objectives.base import Objective
 
@@ -124,6 +124,6 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
         # Its own generator: otherwise every pass draws a seed from the global one, which dropout depends on.
         generator=torch.Generator(),
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_data_worker,
     )
     return iter(loader)

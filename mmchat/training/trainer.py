@@ -18,13 +18,14 @@ from mmchat.training.config import RunConfig, as_dict
 from mmchat.training.dataloader import TrainingDataLoader
 from mmchat.training.deepspeed_engine import build_engine
 from mmchat.training.distributed import process_group
+from mmchat.training.distributed.siblings import resume_command
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, move_unused_towers
 from mmchat.training.feature_extraction.passes import DistributedPass
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.gradient_watch import WATCHED_STEPS, GradientWatch, report_missing_gradients
-from mmchat.training.monitoring.logger import RunLogger, resume_command
+from mmchat.training.monitoring.logger import RunLogger
 from mmchat.training.monitoring.metrics import write_environment
 from mmchat.training.monitoring.nan_guard import NanGuard
 from mmchat.training.monitoring.peak_flops import Peak, find_peak_flops
@@ -32,6 +33,7 @@ from mmchat.training.monitoring.trackers import check_installed, open_trackers
 from mmchat.training.optim.ema import WeightAverage
 from mmchat.training.optim.trainable_table import render_table
 from mmchat.training.run_dir import claim_run_dir
+from mmchat.training.run_dir_lock import locked
 from mmchat.training.save_model import save_model
 from mmchat.training.train_step import train_step
 from mmchat.training.validation.held_out_loss import held_out_loss
@@ -40,8 +42,11 @@ from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 Evaluation = Callable[[], None]
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, signals: StopSignals) -> int:
     """Train as `config` says; every rank of the launcher calls this.
+
+    Args:
+        signals: stop the run.
 
     Returns:
         The exit status: 0, or 130 or 143 if a signal stopped the run (`training.distributed.signals`).
@@ -52,11 +57,16 @@ def run(config: RunConfig) -> int:
     check_installed(config.monitoring.trackers)
     config = replace(config, model=pin(config.model))
     console = Console(stderr=True, quiet=process_group.rank() > 0, highlight=False, soft_wrap=True)
+    with locked(config.run_dir, console.print):
+        return _run_alone(config, console, signals)
+
+
+def _run_alone(config: RunConfig, console: Console, signals: StopSignals) -> int:
     checkpoint = claim_run_dir(config, console.print)
     if checkpoint == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    trainer = Trainer(config, console)
+    trainer = Trainer(config, console, signals)
     status = trainer.fill_feature_cache()
     if not status:
         trainer.build(checkpoint)
@@ -77,8 +87,8 @@ class Progress:
 class Trainer:
     """A run's parts, in the order in which they are made: model, data, evaluations; then engine, logger and guard."""
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
-        self.config, self.console = config, console
+    def __init__(self, config: RunConfig, console: Console, signals: StopSignals) -> None:
+        self.config, self.console, self.signals = config, console, signals
         self.peak: Peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
         if process_group.rank() == 0:
             write_environment(config.run_dir / "environment.json", self.peak)
@@ -93,7 +103,6 @@ class Trainer:
         self.dataloader = TrainingDataLoader(config, self.objective, self.quarantine)
         zero_shot = config.objective.zero_shot
         self.zero_shot = ZeroShotAccuracy(zero_shot, self.objective) if zero_shot else None
-        self.signals = StopSignals()
 
     def fill_feature_cache(self) -> int:
         """Compute the features that are missing, if the run has a cache; returns the exit status of a signal, or 0."""

@@ -136,7 +136,8 @@ def test_a_defect_keeps_its_traceback(monkeypatch, image, tmp_path):
     ],
 )
 def test_what_all_ranks_know_is_said_by_the_first(monkeypatch, capsys, rank, kind, said):
-    monkeypatch.setattr("mmchat.command_line.errors.OTHER_RANKS_WAIT", 0)
+    for waits in ("OTHER_RANKS_WAIT", "RANK_0_PRINTS"):
+        monkeypatch.setattr(f"mmchat.command_line.errors.{waits}", 0)
     with pytest.raises(SystemExit, match="2"), reporting(rank):
         raise kind("x")
     assert capsys.readouterr().err == said

@@ -302,8 +302,7 @@ def test_a_signal_keeps_what_was_computed(make_run, monkeypatch):
 
 def test_a_run_says_how_to_resume_when_a_signal_stops_it_here(make_run):
     console = Console(file=io.StringIO(), width=1000)
-    trainer = Trainer(make_run(monitoring={"peak_tflops": 1}).config, console)
-    trainer.signals = StopAfter(1)
+    trainer = Trainer(make_run(monitoring={"peak_tflops": 1}).config, console, StopAfter(1))
     assert trainer.fill_feature_cache() == 128 + signal.SIGTERM
     said = console.file.getvalue()
     assert "stopped before the first step; features computed so far are kept\n  resume with: mmchat train" in said

@@ -10,6 +10,7 @@ from mmchat.cli import train
 from mmchat.cpu_settings import ALLOCATOR
 from mmchat.errors import UserError
 from mmchat.training.distributed import launch
+from mmchat.training.distributed.rank_watch import MEMORY
 from tests.launching import write_config
 from tests.training_fixtures import run_values, write_records
 
@@ -58,7 +59,9 @@ def built(monkeypatch, tmp_path, assistant_dir):
     values = run_values(tmp_path, assistant_dir, write_records(tmp_path / "data", 4), steps=1)
     config = write_config(tmp_path / "run.yaml", **values)
     caught = []
-    monkeypatch.setattr(train, "supervise", lambda command, environment: caught.append((command, environment)) or 0)
+    monkeypatch.setattr(
+        train, "supervise", lambda command, environment, run_dir: caught.append((command, environment)) or 0
+    )
 
     def build(*arguments):
         assert train.launch_main([str(config), *arguments]) == 0
@@ -110,12 +113,16 @@ def test_ranks_of_any_launcher_know_their_number(monkeypatch, environment, ranks
         (130, 130, ""),
         (143, 143, ""),
         (1, 1, "error: a rank failed with exit status 1; the reason is above\n"),
-        (256 - 9, 137, "error: a rank was killed by SIGKILL, as the system does when memory runs out\n"),
-        (256 - 11, 139, "error: a rank was killed by SIGSEGV\n"),
-        (-9, 137, "error: a rank was killed by SIGKILL, as the system does when memory runs out\n"),
+        (256 - 9, 137, f"error: a rank was killed by SIGKILL; {MEMORY}. Start it again\n"),
+        (256 - 11, 139, "error: a rank was killed by SIGSEGV. Start it again\n"),
+        (-9, 137, "error: DeepSpeed's launcher was killed by SIGKILL\n"),
     ],
 )
-def test_an_end_that_no_rank_reports_is_reported(capsys, launched, status, message):
+def test_an_end_that_no_rank_reports_is_reported(capsys, tmp_path, launched, status, message):
     """DeepSpeed's launcher passes the status of a rank on; Python makes 247 of -9."""
-    assert train.exit_status(launched) == status
+    assert train.exit_status(launched, tmp_path) == status
     assert capsys.readouterr().err == message
+    (tmp_path / "config.yaml").touch()
+    train.exit_status(launched, tmp_path)
+    resume = f"Resume with: mmchat train {tmp_path}/config.yaml --resume, and --ranks as before"
+    assert capsys.readouterr().err == message.replace("Start it again", resume)

@@ -26,13 +26,16 @@ class StopSignals:
     """Inside the `with`, SIGINT and SIGTERM set a flag instead of ending the process; a second Ctrl-C ends it at once.
 
     The previous handlers are restored afterwards, unless the run stops because of a signal.
+
+    Args:
+        launchers: `launcher_links` as they were when this rank started; None: as they are now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launchers: list[tuple[int, int]] | None = None) -> None:
         self._received = dict.fromkeys(SIGNALS, False)
         self._first_ctrl_c = 0.0
         self._previous_handlers: dict[int, signal.Handlers] = {}
-        self._launchers = launcher_links()
+        self._launchers = launcher_links() if launchers is None else launchers
 
     def __enter__(self) -> "StopSignals":
         self._previous_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -70,16 +73,11 @@ def exit_status(flags: list[float]) -> int:
     return 128 + signal.SIGINT if interrupted else 128 + signal.SIGTERM if terminated else 0
 
 
-def ignore_stop_signals(_: int) -> None:
-    """For data workers, which receive the same signals: they end when their rank ends, not before."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def launcher_links() -> list[tuple[int, int]]:
     """(child, parent) process ids from this rank up to the topmost process of its launcher; empty without a launcher.
 
-    Shells above the launcher are not included: a run started under nohup is meant to outlive them.
+    Shells above the launcher are not included: a run started under nohup is meant to outlive them. If a launcher is
+    gone already, there is a link that does not hold (`orphaned`).
     """
     if "RANK" not in os.environ:
         return []
@@ -88,6 +86,9 @@ def launcher_links() -> list[tuple[int, int]]:
     while parent and (above := parent.parent()) and _is_launched_by(parent, above):
         links.append((parent.pid, above.pid))
         parent = above
+    started_by = int(os.environ.get(LAUNCHED_BY, "0"))
+    if _is_reaper(links[-1][1]) or (started_by and started_by not in dict(links).values()):
+        links.append((rank.pid, started_by))
     return links
 
 
@@ -96,6 +97,13 @@ def _is_launched_by(process: psutil.Process, above: psutil.Process) -> bool:
         return True
     is_launch = LAUNCH in process.cmdline()
     return is_launch and any("deepspeed" in word for word in above.cmdline())
+
+
+def _is_reaper(pid: int) -> bool:
+    """Whether a process took the place of a launcher that is gone. All launchers are Python or srun."""
+    reaper = psutil.Process(pid)
+    is_reaper = pid == 1 or reaper.name() == "systemd"
+    return is_reaper and not any("python" in word or "deepspeed" in word for word in reaper.cmdline())
 
 
 def orphaned(links: list[tuple[int, int]]) -> bool:

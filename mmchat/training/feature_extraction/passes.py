@@ -22,7 +22,8 @@ from mmchat.images import load_image
 from mmchat.model.image_processor import MMChatImageProcessor
 from mmchat.progress import progress_bar
 from mmchat.training.distributed import collectives, process_group
-from mmchat.training.distributed.signals import StopSignals, exit_status, ignore_stop_signals
+from mmchat.training.distributed.data_workers import start_data_worker
+from mmchat.training.distributed.signals import StopSignals, exit_status
 from mmchat.vision import TowerSpec, VisionTower
 
 FoundView = tuple[bytes, int, int, int]
@@ -70,7 +71,7 @@ class DistributedPass:
             collate_fn=dataset.collate,
             num_workers=self.workers,
             generator=torch.Generator(),  # of its own, as the run's loader has
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=start_data_worker,
         )
 
         def take_usable(items: Any, rejected: list[Rejected]) -> None:

@@ -1,6 +1,5 @@
 """Log files, trackers and terminal output of a run. Rank 0 writes; every rank learns when the run must stop."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import SharedError
 from mmchat.training.dataloader import TrainingDataLoader
-from mmchat.training.distributed import collectives, process_group
+from mmchat.training.distributed import process_group
+from mmchat.training.distributed.siblings import resume_command
 from mmchat.training.monitoring.metrics import Meter, MetricsLog
 from mmchat.training.monitoring.nan_guard import IncidentLog, describe_incident
 from mmchat.training.monitoring.peak_flops import Peak
@@ -102,7 +102,7 @@ class RunLogger:
             self._write(step=step, **figures)
 
     def log_stop(self, status: int, step: int, saved: Path) -> None:
-        """Print how to resume after a signal. All ranks call this."""
+        """Print how to resume after a signal."""
         name = {130: "interrupted", 143: "terminated"}[status]
         command = resume_command(self.run_dir)
         self.console.print(
@@ -124,13 +124,6 @@ class RunLogger:
                 "from the newest checkpoint with --resume"
             )
         self.console.print(message, style="yellow", markup=False)
-
-
-def resume_command(run_dir: Path) -> str:
-    """The command that resumes this run. All ranks call this."""
-    if len(set(collectives.all_gather([socket.gethostname()]))) > 1:
-        return "the same launch command and --resume"
-    return f"mmchat train {run_dir / 'config.yaml'} --ranks {process_group.world_size()} --resume"
 
 
 def _loss_fields(result: StepResult) -> dict[str, Any]:
