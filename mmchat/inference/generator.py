@@ -8,25 +8,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from PIL import Image
-
-from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
-from mmchat.errors import UserError
-from mmchat.images import load_image
 from mmchat.inference.answer import Answer
 from mmchat.inference.answer_options import AnswerOptions
 from mmchat.inference.engine import Engine, EngineSettings, Prompt
-from mmchat.inference.engine.prefixes import content_key
 from mmchat.inference.json_schema import JsonSchemas
 from mmchat.inference.placement import Quantize, loading_options
+from mmchat.inference.prompts import ImageInput, Message, append_question, conversation_prompt, text_prompt
 from mmchat.inference.repetition import RepetitionGuard
 from mmchat.inference.reply import Reason
 from mmchat.model.directory import load_assistant
-
-ImageInput = str | Path | bytes | Image.Image | Callable[[], Image.Image]
-"""A path, the bytes of an image file, a PIL image, or a function that opens one."""
-Message = dict[str, Any]
-"""`{"role": "user" | "assistant", "content": str | parts}`. `{"type": "image"}` parts take the images in order."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +130,8 @@ class Generator:
         Examples:
             >>> text = generator.complete("Once upon a time", max_new_tokens=8).result().text
         """
-        safe = safe_tokenizer_for(self.tokenizer)
-        ids = [*safe.prefix, *safe.encode(text).ids]
-        return self._submit(Prompt(ids), AnswerOptions(**options), after=ids)
+        prompt = text_prompt(self.tokenizer, text)
+        return self._submit(prompt, AnswerOptions(**options), after=prompt.input_ids)
 
     def _submit(
         self, prompt: Prompt | Callable[[], Prompt], options: AnswerOptions, after: Sequence[int] | None = None
@@ -325,17 +314,7 @@ class Generator:
         Raises:
             UserError: The history contains more images than `images`.
         """
-        image_list = list(images) if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
-        mentioned = sum(
-            part["type"] == "image"
-            for message in history
-            if isinstance(message["content"], list)
-            for part in message["content"]
-        )
-        if mentioned > len(image_list):
-            raise UserError(f"the history mentions {mentioned} images, but {len(image_list)} were given")
-        content = [*({"type": "image"} for _ in image_list[mentioned:]), {"type": "text", "text": question}]
-        return [*history, {"role": "user", "content": content}], image_list
+        return append_question(question, images, history)
 
     def prompt(self, messages: Sequence[Message], images: Sequence[ImageInput] = ()) -> Prompt:
         """The engine's input for an answer to a conversation. Opens and preprocesses the images.
@@ -347,18 +326,4 @@ class Generator:
         Raises:
             UserError: An image cannot be read, or messages and images do not fit.
         """
-        opened = [_open(image) for image in images]
-        layouts = self.processor.layouts([image.size for image in opened])
-        ids = self.processor.render(messages, layouts, add_generation_prompt=True).input_ids
-        if not opened:
-            return Prompt(ids)
-        # Whether an image is split into tiles can depend on the number of images.
-        keys = [content_key(image.tobytes(), image.size, len(opened) > 1) for image in opened]
-        slots = [layout.slots for layout in layouts]
-        return Prompt(ids, self.processor.image_inputs([opened]), tuple(zip(keys, slots, strict=True)))
-
-
-def _open(image: ImageInput) -> Image.Image:
-    if callable(image):
-        image = image()
-    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
+        return conversation_prompt(self.processor, messages, images)
