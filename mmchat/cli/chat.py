@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ HELP = """\
 /undo         take back the last question and its answer
 /save FILE    write the conversation as LLaVA's JSON, its images next to it
 /new          start over
-/quit         end, as exit, quit and Ctrl-D do; Ctrl-C stops an answer"""
+/quit         end, as quit, exit and Ctrl-D do; Ctrl-C stops an answer"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,8 @@ class TerminalChat:
 
     def converse(self) -> None:
         """Answer questions from stdin until it ends."""
+        with suppress(ImportError):  # where Python has it, it lets people edit and recall lines
+            import readline  # noqa: F401
         note("Ask away; /help lists the commands.")
         while True:
             try:
@@ -77,7 +80,7 @@ class TerminalChat:
             except EOFError:
                 print()
                 return
-            if line in ("/quit", "quit", "exit"):
+            if line in ("/quit", "/exit", "quit", "exit"):
                 return
             try:
                 self._obey(line)
@@ -118,6 +121,7 @@ class TerminalChat:
     def _add_image(self, path: str) -> None:
         load_image(Path(path))
         self._images.append(Path(path))
+        note(f"The next question is about {path}.")
 
     def _set_system(self, text: str) -> None:
         self._system = text

@@ -191,7 +191,11 @@ def test_chat_remembers_the_conversation(chat_in_terminal, image):
     )
     roles = [([message["role"] for message in messages], images) for messages, images in asked]
     assert roles == [(["user"], 1), (["user", "assistant", "user"], 1), (["user"], 0)]
-    assert "image nowhere.png does not exist" in err and err.count("cut off at 3 tokens") == 3
+    assert (
+        f"The next question is about {image}." in err
+        and "image nowhere.png does not exist" in err
+        and err.count("cut off at 3 tokens") == 3
+    )
 
 
 def test_chat_commands(chat_in_terminal, image, tmp_path):
