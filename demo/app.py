@@ -57,12 +57,12 @@ def _serve(arguments: argparse.Namespace, models, limits, listening, folder: Pat
     with models.use(models.names[0]) as generator:
         facts = facts_html(generator)
     page = build(Desk(models, limits, folder, read_examples(examples_of(arguments)), feedback), facts)
-    serve_page(page, listening, folder, limits, users, lambda: _say_where(arguments))
+    serve_page(page, listening, folder, limits, users, lambda: _say_where(arguments, listening.getsockname()[1]))
 
 
-def _say_where(arguments: argparse.Namespace) -> None:
+def _say_where(arguments: argparse.Namespace, port: int) -> None:
     shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    print(f"mmchat demo: http://{shown}:{arguments.port} (stop with Ctrl-C)", flush=True)
+    print(f"mmchat demo: http://{shown}:{port} (stop with Ctrl-C)", flush=True)
     if arguments.host not in LOOPBACK and arguments.auth is None:
         print("Everyone who reaches this address can use it; --auth FILE asks for a name and a password.", flush=True)
 
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None, prog: str = "app.py") -> None:
     add("--keep-open", type=int, default=2, metavar="N", help="most models in memory at a time")
     add("--examples", type=Path, metavar="DIR", help="images to start with, each with its question in a .txt file")
     add("--feedback", type=Path, metavar="DIR", help="keep ratings and corrections here, with their images")
-    add("--port", type=int, default=7860, metavar="N", help="port to listen on")
+    add("--port", type=int, default=7860, metavar="N", help="port to listen on; 0: any free one")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 accepts other machines")
     add("--auth", type=Path, metavar="FILE", help="ask for a name and password; lines name:password")
     add("--max-file-mb", type=int, default=20, metavar="N", help="largest upload")

@@ -17,6 +17,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: The address cannot be used.
     """
+    if not 0 <= port < 1 << 16:  # getaddrinfo would take the rest of a division
+        raise UserError(f"cannot listen on port {port}; ports are from 0 to 65535, set another --port")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)

@@ -4,8 +4,8 @@ Each visitor has an image and a question. First all ask at the same moment. Then
 the whole answer, although all wanted to ask at the start, as in a demo that answers one visitor at a time. Both times
 each must get the same answer. README.md explains the output.
 
-    python bench/demo.py
-    python bench/demo.py --model runs/quickstart/model --visitors 8
+    python bench/visitors.py
+    python bench/visitors.py --model runs/quickstart/model --visitors 8
 """
 
 import argparse
@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from gradio_client import Client, handle_file
 from serving import percentiles, write_assistant
 from side_by_side.model_shapes import SHAPES
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--visitors", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=48, help="longest answer")
     parser.add_argument("--question", default="w1 w2 w3", help="w1 is a word of the random model")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/demo.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/visitors.json"))
     arguments = parser.parse_args()
     quiet_libraries()
     with tempfile.TemporaryDirectory() as name:
@@ -61,13 +63,16 @@ def main() -> None:
         if arguments.model is None:
             write_assistant(folder, arguments.shape)
         images = draw_images(folder / "images", arguments.visitors + 1)
-        with serving(arguments.model or folder / "model") as url:
+        with serving(arguments.model or folder / "model") as (process, url):
             log(f"{arguments.visitors} visitors open the page")
             clients = [open_page(url, number) for number in range(arguments.visitors + 1)]
             ask(clients.pop(), arguments, images.pop(), time.monotonic())  # warms up
+            spent = [cpu_seconds(process)]
             at_once = ask_at_once(clients, arguments, images)
+            spent.append(cpu_seconds(process))
             in_turn = ask_in_turn(clients, arguments, images)
-    result = summary(at_once, in_turn)
+            spent.append(cpu_seconds(process))
+    result = summary(at_once, in_turn, spent)
     options = {key: str(value) for key, value in vars(arguments).items()}
     date = time.strftime("%Y-%m-%d")
     write_json(
@@ -88,19 +93,23 @@ def draw_images(folder: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def serving(model: Path) -> Iterator[str]:
-    """The address of a demo in a process of its own."""
-    command = [sys.executable, "-m", "mmchat.cli.main", "demo", "--model", str(model), "--port", "7869"]
+def serving(model: Path) -> Iterator[tuple[psutil.Process, str]]:
+    """A demo in a process of its own, and its address."""
+    command = [sys.executable, "-m", "mmchat.cli.main", "demo", "--model", str(model), "--port", "0"]
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert demo.stdout is not None
         found = re.search(r"http://[\d.:]+", demo.stdout.readline())
         if found is None:
             sys.exit("the demo did not start")
-        yield found[0]
+        yield psutil.Process(demo.pid), found[0]
     finally:
         demo.terminate()
         demo.wait()
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    return sum(process.cpu_times()[:2])
 
 
 def open_page(url: str, number: int) -> Client:
@@ -149,7 +158,14 @@ def ask_in_turn(clients: list[Client], arguments: argparse.Namespace, images: li
     return [ask(client, arguments, image, start) for client, image in zip(clients, images, strict=True)]
 
 
-def summary(at_once: list[Answered], in_turn: list[Answered]) -> dict[str, Any]:
+def summary(at_once: list[Answered], in_turn: list[Answered], spent: list[float]) -> dict[str, Any]:
+    """Figures of a run.
+
+    Args:
+        at_once: What visitors saw who asked at once.
+        in_turn: The same visitors, one after another.
+        spent: CPU seconds of the demo before, between and after.
+    """
     ways = {"at_once": at_once, "one_at_a_time": in_turn}
     return {
         "visitors": len(at_once),
@@ -157,17 +173,22 @@ def summary(at_once: list[Answered], in_turn: list[Answered]) -> dict[str, Any]:
         "different_answers": len({one.text for one in at_once}),
         "alone": round(in_turn[-1].last / len(in_turn), 3),
         "wait": {name: percentiles([one.last for one in way]) for name, way in ways.items()},
+        "cpu_per_answer": {
+            name: round((after - before) / len(at_once), 3)
+            for name, (before, after) in zip(ways, pairwise(spent), strict=True)
+        },
         "first_text": {name: percentiles([one.first for one in way]) for name, way in ways.items()},
     }
 
 
 def line_of(result: dict[str, Any]) -> str:
-    wait, first = result["wait"], result["first_text"]
+    wait, first, cpu = result["wait"], result["first_text"], result["cpu_per_answer"]
     return (
         f"{result['visitors']} visitors, {result['different']} answers differ; at once: answer after "
         f"{wait['at_once']['median']:.2f} s (p99 {wait['at_once']['p99']:.2f}), first text after "
-        f"{first['at_once']['median']:.2f} s; one at a time: {wait['one_at_a_time']['median']:.2f} s "
-        f"(p99 {wait['one_at_a_time']['p99']:.2f}), {result['alone']:.2f} s each"
+        f"{first['at_once']['median']:.2f} s, {cpu['at_once']:.2f} s of CPU each; one at a time: "
+        f"{wait['one_at_a_time']['median']:.2f} s (p99 {wait['one_at_a_time']['p99']:.2f}), {result['alone']:.2f} s "
+        f"and {cpu['one_at_a_time']:.2f} s of CPU each"
     )
 
 
