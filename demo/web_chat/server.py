@@ -41,7 +41,7 @@ def serve_page(
         ready: Is called once the server starts.
     """
     keep_swept(folder)
-    page.max_threads = THREADS
+    page.max_threads = THREADS  # before `queue`, which reads it
     # Answers do not wait for each other: the engine forms batches.
     page.queue(default_concurrency_limit=None)
     # An upload may hold several files, and a reopened conversation its images in base64.
@@ -52,6 +52,7 @@ def serve_page(
         path="/",
         auth=users,
         max_file_size=f"{limits.file_mb}mb",
+        show_error=False,
         theme=_theme(),
         head=head(),
         footer_links=[],
