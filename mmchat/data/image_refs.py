@@ -2,8 +2,11 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import posixpath
+import tarfile
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +19,16 @@ from PIL.ContainerIO import ContainerIO
 
 from mmchat.data import storage
 from mmchat.data.fetching import fetch
+from mmchat.data.file_names import spelled_as_on_disk
 from mmchat.errors import UserError
 from mmchat.images import image_size, load_image, resolve_inside
+
+SHORTEST_BASE64 = 64
+"""Characters that bare base64 has more of (vlmeval/dataset/image_base.py takes shorter cells as references)."""
+IMAGE_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0")
+"""First bytes of PNG, JPEG, GIF, WebP, BMP, TIFF in both byte orders; of AVIF, HEIC and JPEG 2000 a box's size."""
+_LOOKED_AT = 80
+_URL_ALPHABET = str.maketrans("-_", "+/")
 
 
 class ImageRef:
@@ -98,13 +109,13 @@ class ImageDataUri(ImageRef):
 
     def read(self) -> bytes:
         header, comma, body = self.uri.partition(",")
-        if not comma or not header.endswith(";base64"):
+        if not comma or not header.lower().endswith(";base64"):
             raise UserError(
                 f"image {self.uri[:40]!r} is not a base64 data URI; expected data:image/png;base64,...",
                 "undecodable_image",
             )
         try:
-            return base64.b64decode(body, validate=True)
+            return decode_base64(body)
         except (binascii.Error, ValueError) as error:
             raise UserError(f"image {self.uri[:40]!r}... is not valid base64: {error}", "undecodable_image") from None
 
@@ -119,9 +130,10 @@ class ImageInShard(ImageRef):
     name: str
 
     def read(self) -> bytes:
-        return storage.read_bytes(self.file, self.start, self.stop)
+        return read_member(self.file, self.start, self.stop)
 
     def stream(self) -> IO[bytes]:
+        check_member(self.file, self.start, self.stop)
         return ContainerIO(storage.open_binary(self.file), self.start, self.stop - self.start)
 
 
@@ -138,11 +150,79 @@ class ImageUrl(ImageRef):
         return fetch(self.url, private=True)
 
 
+def decode_base64(text: str) -> bytes:
+    """Decode base64 as it is written: with line breaks (MIME: 76 characters, PEM: 64), blanks, without padding, in the
+    alphabet of URLs (RFC 4648, sections 3 and 5), or percent-encoded as a part of a URL.
+
+    Raises:
+        ValueError: It is not base64, or is cut off.
+    """
+    text = "".join(urllib.parse.unquote(text).split()).translate(_URL_ALPHABET)
+    return base64.b64decode(text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), validate=True)
+
+
+def is_bare_base64(entry: str) -> bool:
+    """Whether a text is an encoded image itself, without `data:`, as VLMEvalKit, M3IT and Ollama store it.
+
+    It is, if it is long, holds only base64's characters, and its first bytes are those of an image. A path to an image
+    has a dot, which base64 has not.
+    """
+    if len(entry) <= SHORTEST_BASE64 or "." in entry[:_LOOKED_AT]:
+        return False
+    beginning = "".join(entry[:_LOOKED_AT].split())
+    with contextlib.suppress(ValueError):
+        return decode_base64(beginning[: len(beginning) // 4 * 4]).startswith(IMAGE_SIGNATURES)
+    return False
+
+
+def is_encoded(entry: Any) -> bool:
+    """Whether an entry holds the image itself."""
+    if isinstance(entry, str):
+        return entry[:5].lower() == "data:" or is_bare_base64(entry)
+    return isinstance(entry, bytes | ImageRef) or (isinstance(entry, Mapping) and isinstance(entry.get("bytes"), bytes))
+
+
+def is_address(entry: Any) -> bool:
+    """Whether an entry is an address on the net."""
+    place = entry.get("path") if isinstance(entry, Mapping) else entry
+    return isinstance(place, str) and place[:8].lower().startswith(("http://", "https://"))
+
+
+def read_member(shard: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a tar file, which an index says are a member.
+
+    Raises:
+        UserError: They are not, so the shard was changed after it was indexed.
+    """
+    if storage.is_remote(shard):  # its checksum is compared when it is opened; the header would be a request more
+        return storage.read_bytes(shard, start, stop)
+    data = storage.read_bytes(shard, start - tarfile.BLOCKSIZE, stop)
+    _check_header(data[: tarfile.BLOCKSIZE], shard, stop - start)
+    return data[tarfile.BLOCKSIZE :]
+
+
+def check_member(shard: str, start: int, stop: int) -> None:
+    """`read_member`, without the bytes."""
+    if not storage.is_remote(shard):
+        _check_header(storage.read_bytes(shard, start - tarfile.BLOCKSIZE, start), shard, stop - start)
+
+
+def _check_header(header: bytes, shard: str, size: int) -> None:
+    """A member's data follow its header, which has a checksum. A pax record replaces a size that does not fit there."""
+    try:
+        member = tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        member = None
+    if member is None or member.size not in (0, size):
+        raise UserError(f"{shard} was changed after it was indexed; delete {shard}.index.npz if there is one")
+
+
 def make_image_ref(entry: Any, root: str, allow_http: bool) -> ImageRef:
     """A reference to the image of a record's entry.
 
     Args:
-        entry: A path, a URL, a data URI, bytes, or `{"bytes", "path"}` as Hugging Face `datasets` stores it.
+        entry: A path, `file://` and a path, a URL, a data URI or its bare base64, bytes, or `{"bytes", "path"}` as
+            Hugging Face `datasets` stores it.
         root: Folder that paths are relative to. A local file must exist there; it is not read.
         allow_http: Accept http(s) URLs.
 
@@ -160,14 +240,32 @@ def make_image_ref(entry: Any, root: str, allow_http: bool) -> ImageRef:
         entry = entry.get("path")
     if not isinstance(entry, str):
         raise UserError(f"an image must be a path, a URL, a data URI or bytes, found {entry!r:.80}")
-    if entry.startswith("data:"):
+    if entry[:5].lower() == "data:":
         return ImageDataUri(entry)
-    if entry.startswith(("http://", "https://")):
+    if is_bare_base64(entry):
+        return ImageDataUri(f"data:;base64,{entry}", "base64")
+    if is_address(entry):
         if not allow_http:
             problem = f"image {entry[:200]} is a URL; set allow_http to fetch it, or download it"
             raise UserError(problem, kind="not_fetched")
         return ImageUrl(entry)
-    return _file(root, entry)
+    return _file(root, _path_of_uri(entry, root))
+
+
+def _path_of_uri(entry: str, root: str) -> str:
+    """The path that a `file:` address means; another entry as it is.
+
+    Qwen's vision utilities take what follows `file://` as a path, unchanged; RFC 8089 writes it percent-encoded, with
+    three slashes, one, or the host localhost. The path as it stands counts where there is such a file.
+    """
+    if entry[:5].lower() != "file:":
+        return entry
+    path = entry[7:] if entry[5:7] == "//" else entry[5:]
+    path = path.removeprefix("localhost") if path.startswith("localhost/") else path
+    decoded = urllib.parse.unquote(path)
+    with contextlib.suppress(OSError, ValueError):
+        return path if decoded == path or _resolved(root, path).is_file() else decoded
+    return decoded
 
 
 def _file(root: str, path: str) -> ImageFile:
@@ -183,7 +281,7 @@ def _file(root: str, path: str) -> ImageFile:
         why = error.strerror if isinstance(error, OSError) else "not a valid file name"
         raise UserError(f"image {path!r:.80} cannot be found: {why}", "missing_image") from None
     if not is_file:
-        raise UserError(f"image {found} does not exist", kind="missing_image")
+        return ImageFile(root, spelled_as_on_disk(root, path))
     return image
 
 

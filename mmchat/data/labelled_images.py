@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.data.image_refs import ImageRef, make_image_ref
-from mmchat.data.record_layouts import IMAGE_KEYS
+from mmchat.data.record_layouts import image_entry
 from mmchat.data.records import Rejected
+from mmchat.data.row_layouts.shard_members import read_members
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json
@@ -116,18 +117,21 @@ def _pairs(path: str | Path, image_root: str | Path | None) -> list[tuple[ImageR
         where, row = source.table.row(index)
         if isinstance(row, Rejected):
             raise UserError(f"{where}: {row.reason}")
-        image, label = (_column(row, keys, where) for keys in (IMAGE_KEYS, LABEL_KEYS))
-        if isinstance(label, bool) or not isinstance(label, str | int):
-            raise UserError(f"{where}: a label must be a text or a number, found {label!r:.80}")
         try:
-            pairs.append((make_image_ref(image, source.image_root, allow_http=False), label, where))
+            if not isinstance(row, Mapping):
+                raise UserError(f"expected an object, found {type(row).__name__}")
+            label = _label(read_members(row))
+            pairs.append((make_image_ref(image_entry(row), source.image_root, allow_http=False), label, where))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     return pairs
 
 
-def _column(row: Any, keys: tuple[str, ...], where: str) -> Any:
-    found = [key for key in keys if row.get(key) is not None] if isinstance(row, Mapping) else []
+def _label(row: Mapping[str, Any]) -> str | int:
+    found = [key for key in LABEL_KEYS if row.get(key) is not None]
     if len(found) != 1:
-        raise UserError(f"{where}: expected one of {', '.join(keys)}, found {', '.join(found) or 'none of them'}")
-    return row[found[0]]
+        raise UserError(f"expected one of {', '.join(LABEL_KEYS)}, found {', '.join(found) or 'none of them'}")
+    label = row[found[0]]
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise UserError(f"a label must be a text or a number, found {label!r:.80}")
+    return label

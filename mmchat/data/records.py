@@ -18,6 +18,7 @@ from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation.messages import Dialect, Turn, parse_messages, to_messages
 from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.record_layouts import read_layout
+from mmchat.data.row_layouts.shard_members import KEY
 from mmchat.errors import UserError
 from mmchat.files import write_text
 
@@ -90,11 +91,11 @@ def read_record(item: Any, where: str, image_root: str | Path, allow_http: bool 
         _check_turns(turns, len(layout.images))
         images = tuple(make_image_ref(entry, str(image_root), allow_http) for entry in layout.images)
     except UserError as error:
-        identity = str(item.get("id", "")) if isinstance(item, Mapping) else ""
-        return Rejected(where, identity, str(error), error.kind)
-    extra = {key: value for key, value in item.items() if key not in layout.keys and key != "id"}
-    identity = where if item.get("id") is None else str(item["id"])
-    return Record(identity, images, turns, where, extra, layout.dialect, layout.turn_keys)
+        stored_id = next((item[key] for key in ("id", KEY) if key in item), "") if isinstance(item, Mapping) else ""
+        return Rejected(where, str(stored_id), str(error), error.kind)
+    identity = layout.extra.pop("id", None)
+    identity = where if identity is None else str(identity)
+    return Record(identity, images, turns, where, layout.extra, layout.dialect, layout.turn_keys)
 
 
 def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool = False) -> Record:

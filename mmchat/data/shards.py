@@ -1,38 +1,41 @@
 """WebDataset tar shards: members with the same key form one sample; an index gives random access.
 
     000017.json  the record, in any layout of records.py   000017.jpg            its image
-    000018.txt   or only a caption                         000018.0.jpg, .1.jpg  several images, in order
+    000018.txt   or only a caption, .cls a label           000018.0.jpg, .1.jpg  several images, in order
 
-The key is the file name up to its first dot (webdataset/webdataset, "The WebDataset Format"). The index is
-`<shard>.index.npz` next to the shard (to_shards writes it), else in the cache.
+The key is the file name up to its first dot (webdataset/webdataset, "The WebDataset Format"), unless names have dots
+of their own: `v1.2.jpg` and `v1.2.txt` are one sample. The index is `<shard>.index.npz` next to the shard (to_shards
+writes it), else in the cache.
 """
 
 import contextlib
 import io
 import json
 import os
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmchat.data import storage
-from mmchat.data.image_refs import ImageInShard
+from mmchat.data.image_refs import ImageInShard, read_member
 from mmchat.data.records import Rejected
+from mmchat.data.row_layouts.shard_members import ANSWER, KEY, LABELS, QUESTION, TEXTS, is_image
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
-from mmchat.images import IMAGE_SUFFIXES
 
 INDEX_SUFFIX = ".index.npz"
-_TEXT = ("txt", "caption")
+INDEX_VERSION = 2
+"""Version of the index. Increase it when samples are formed in another way; other indexes are then rebuilt."""
+_TEXT = ("json", *TEXTS, *LABELS)
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     extension: str
     start: int
     stop: int
@@ -73,6 +76,7 @@ class ShardIndex:
 
     def save(self, path: Path) -> None:
         arrays: dict[str, Any] = {
+            "version": np.int64(INDEX_VERSION),
             "size": np.int64(self.size),
             "bounds": self.bounds,
             "spans": self.spans,
@@ -86,10 +90,12 @@ class ShardIndex:
         write_bytes(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, data: bytes) -> "ShardIndex":
-        """Read an index file. Raises ValueError if the data is not an index."""
+    def load(cls, data: bytes) -> "ShardIndex | None":
+        """Read an index file; None if it is of another version. Raises ValueError if the data is not an index."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                if "version" not in stored or int(stored["version"]) != INDEX_VERSION:
+                    return None
                 extensions = stored["extensions"].tobytes().decode().split("\n")
                 arrays = {name: stored[name] for name in ("bounds", "spans", "extension", "keys")}
                 key_bytes = stored["key_bytes"].tobytes()
@@ -111,28 +117,31 @@ class TarTable:
     def row(self, index: int) -> tuple[str, Any]:
         path, key = self.files[0], self._index.key(index)
         where = f"{path}:{key}"
-        members = self._index.members(index)
-        images = [
-            ImageInShard(path, m.start, m.stop, f"{where}.{m.extension}")
-            for m in sorted(members, key=_image_number)
-            if f".{m.extension.rpartition('.')[2]}" in IMAGE_SUFFIXES
-        ]
-        texts = {
-            m.extension: storage.read_bytes(path, m.start, m.stop) for m in members if m.extension in ("json", *_TEXT)
-        }
+        sample: dict[str, Any] = {KEY: key}
         try:
-            item = dict(json.loads(texts.pop("json"))) if "json" in texts else _caption(texts)
+            for member in self._index.members(index):
+                if member.extension in sample:
+                    raise UserError(f"has two members .{member.extension}")
+                sample[member.extension] = _content(path, member, f"{where}.{member.extension}")
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
-            return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
-        except (ValueError, TypeError, RecursionError) as error:
-            return where, Rejected(where, "", f"its .json is not an object: {error}", "invalid_json")
-        names = item.pop("image", None) or item.pop("images", None) or []
-        item.pop("images", None)
-        names = [names] if isinstance(names, str) else names
-        if names and len(names) != len(images):
-            return where, Rejected(where, key, f"its .json names {len(names)} images, the shard holds {len(images)}")
-        return where, {"id": key, **item, "images": images}
+            return where, Rejected(where, key, problem, "not_utf8", error.object.decode("utf-8", "replace"))
+        except UserError as error:
+            return where, Rejected(where, key, str(error), error.kind)
+        except (ValueError, RecursionError) as error:
+            return where, Rejected(where, key, f"its .json is not an object: {error}", "invalid_json")
+        return where, sample
+
+
+def _content(path: str, member: Member, name: str) -> Any:
+    """A member as `row_layouts.shard_members` takes it. Only texts are read."""
+    kind = _kind(member)
+    if is_image(member.extension):
+        return ImageInShard(path, member.start, member.stop, name)
+    if kind not in _TEXT:
+        return f"<{member.stop - member.start:,} bytes>"
+    data = read_member(path, member.start, member.stop)
+    return json.loads(data) if kind == "json" else data.decode("utf-8").strip()
 
 
 def open_index(path: str) -> ShardIndex:
@@ -144,28 +153,30 @@ def open_index(path: str) -> ShardIndex:
     with storage.open_binary(path) as file:
         size = file.seek(0, os.SEEK_END)
     adjacent = path + INDEX_SUFFIX
+    index = None
     if storage.exists(adjacent):
         try:
             index = ShardIndex.load(storage.read_bytes(adjacent))
         except (ValueError, OSError) as error:
             raise UserError(f"{adjacent} is damaged ({error}); delete it, it is then rebuilt") from None
+    if index is not None:
         if index.size != size:
             raise UserError(f"{adjacent} belongs to a shard of {index.size} bytes, {path} has {size}; delete it")
         return index
     digest = storage.content_digest([path])
     cached = storage.cache_dir() / "shards" / f"{digest}{INDEX_SUFFIX}"
     with contextlib.suppress(OSError, ValueError):
-        return ShardIndex.load(cached.read_bytes())
-    index = index_shard(path, size)
-    with contextlib.suppress(OSError):
-        index.save(cached)
+        index = ShardIndex.load(cached.read_bytes())
+    if index is None:
+        index = index_shard(path, size)
+        with contextlib.suppress(OSError):
+            index.save(cached)
     return index
 
 
 def index_shard(path: str, size: int) -> ShardIndex:
     """Build an index in one pass over the headers of a tar file. Raises UserError as `open_index`."""
-    groups: dict[str, int] = {}
-    rows: list[tuple[int, int, int, str]] = []  # sample, start, stop, extension
+    groups: dict[str, list[Member]] = {}  # members of one key need not be adjacent
     try:
         with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in _members(tar):
@@ -173,7 +184,7 @@ def index_shard(path: str, size: int) -> ShardIndex:
                 stop = member.offset_data + member.size
                 if stop > size:
                     raise UserError(f"{path} is truncated inside {member.name}; copy it again")
-                rows.append((groups.setdefault(key, len(groups)), member.offset_data, stop, extension.lower()))
+                groups.setdefault(key, []).append(Member(sys.intern(extension.lower()), member.offset_data, stop))
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 # tarfile treats a missing end, and garbage after the first member, as the end.
@@ -182,25 +193,55 @@ def index_shard(path: str, size: int) -> ShardIndex:
                 )
     except tarfile.TarError as error:
         raise UserError(f"{path} is not a tar file, or is damaged: {error}") from None
-    rows.sort(key=lambda row: row[0])  # stable sort: members of one key need not be adjacent
-    extensions = sorted({row[3] for row in rows})
+    return _index(size, [sample for key, members in groups.items() for sample in split_dotted(key, members)])
+
+
+def split_dotted(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]:
+    """The samples, each with its key, of members that have the same key up to the first dot.
+
+    They are one sample unless names have dots of their own: then a text and an image have more than the key in common
+    (`v1.2.jpg` and `v1.2.txt`), and each such name is a sample. `x.input.jpg` and `x.output.txt` are parts of one.
+    """
+    stems = [member.extension.rpartition(".")[0] for member in members]
+    texts = {stem for stem, member in zip(stems, members, strict=True) if _kind(member) in _TEXT}
+    if texts <= {"", *QUESTION, *ANSWER}:
+        return [(key, members)]
+    owners = [_owner(stem, texts) for stem in stems]
+    pairs = list(zip(owners, members, strict=True))
+    if not any(owner and is_image(member.extension) for owner, member in pairs):
+        return [(key, members)]
+    samples: dict[str, list[Member]] = {}
+    for stem, (owner, member) in zip(stems, pairs, strict=True):
+        own = stem if owner is None else owner
+        extension = member.extension[len(own) + 1 :] if own else member.extension
+        samples.setdefault(f"{key}.{own}" if own else key, []).append(member._replace(extension=extension))
+    return list(samples.items())
+
+
+def _owner(stem: str, texts: set[str]) -> str | None:
+    """The longest of the texts' stems that a stem begins with: `2.0` in `v1.2.0.jpg` belongs to `2` of `v1.2.json`."""
+    owners = [text for text in texts if stem == text or not text or stem.startswith(f"{text}.")]
+    return max(owners, key=len, default=None)
+
+
+def _kind(member: Member) -> str:
+    return member.extension.rpartition(".")[2]
+
+
+def _index(size: int, samples: list[tuple[str, list[Member]]]) -> ShardIndex:
+    members = [member for _, found in samples for member in found]
+    extensions = sorted({member.extension for member in members})
     place = {extension: number for number, extension in enumerate(extensions)}
-    encoded = [key.encode("utf-8", "surrogateescape") for key in groups]
-    samples = np.array([row[0] for row in rows], np.int64)
+    encoded = [key.encode("utf-8", "surrogateescape") for key, _ in samples]
     return ShardIndex(
         size=size,
-        bounds=np.searchsorted(samples, np.arange(len(groups) + 1)),
-        spans=np.array([row[1:3] for row in rows], np.int64).reshape(-1, 2),
-        extension=np.array([place[row[3]] for row in rows], np.int32),
+        bounds=np.cumsum([0, *(len(found) for _, found in samples)]),
+        spans=np.array([(member.start, member.stop) for member in members], np.int64).reshape(-1, 2),
+        extension=np.array([place[member.extension] for member in members], np.int32),
         extensions=extensions,
         keys=np.cumsum([0, *map(len, encoded)]),
         key_bytes=b"".join(encoded),
     )
-
-
-def _caption(texts: dict[str, bytes]) -> dict[str, str]:
-    text = next(iter(texts.values()), None)
-    return {} if text is None else {"caption": text.decode("utf-8").strip()}
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -216,8 +257,3 @@ def _split(name: str) -> tuple[str, str, str]:
     folder, slash, base = name.rpartition("/")
     key, dot, extension = base.partition(".")
     return folder + slash + key, dot, extension
-
-
-def _image_number(member: Member) -> tuple[int, str]:
-    number = member.extension.partition(".")[0]
-    return (int(number), "") if number.isdecimal() else (0, member.extension)

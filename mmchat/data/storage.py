@@ -102,7 +102,8 @@ def local_copy(path: str) -> str:
 def content_digest(paths: list[str]) -> str:
     """A BLAKE2b hash over the contents of files, in order.
 
-    Digests are cached by (path, size, modification time), as in git, so an unchanged file is read once.
+    Digests are cached by path, size, inode and the times of the last change of content and inode, as in git, so an
+    unchanged file is read once.
     """
     digests = hashlib.blake2b(digest_size=16)
     for path in paths:
@@ -119,6 +120,7 @@ def _file_digest(path: str) -> str:
         stat = Path(path).stat()
     absolute = str(Path(path).absolute())
     state = {"path": absolute, "size": stat.st_size, "changed": stat.st_mtime_ns}
+    state |= {"inode": stat.st_ino, "inode_changed": stat.st_ctime_ns}
     name = hashlib.blake2b(absolute.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     cached = cache_dir() / "digests" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError):

@@ -45,7 +45,7 @@ def test_tables(folders, tmp_path):
         ("image,label\ndog/a.png,wolf\n", r"row 1: label 'wolf' is none of the 2 named classes \(cat, dog\)"),
         ("image,label\ndog/a.png,\n", "row 1: expected one of label, class, category, found none of them"),
         ("image,label,class\ndog/a.png,cat,cat\n", "expected one of label, class, category, found label, class"),
-        ("picture,label\ndog/a.png,cat\n", "row 1: expected one of image, .* found none"),
+        ("picture,label\ndog/a.png,cat\n", "row 1: has no image; looked for image, .* found picture, label"),
         ("image,label\ndog/x.png,cat\n", "row 1: image .*x.png does not exist"),
         ("image,label\n", "holds no labelled image"),
     ],

@@ -23,7 +23,7 @@ def turns(*values):
 
 MALFORMED = {
     "list": ([], "expected an object with an image and a conversation, found list"),
-    "both": ({**GOOD, "images": ["0.png"]}, 'has both "image" and "images"; expected one of them'),
+    "both": ({**GOOD, "images": ["1.png"]}, 'has both "image" and "images"; expected one of them'),
     "image-number": ({**GOOD, "image": 5}, '"image" must be a path or a list of paths, found 5'),
     "image-null": ({**GOOD, "image": None}, "1 <image> in the human turns but 0 images"),
     "image-mixed": ({**GOOD, "image": ["0.png", 1]}, '"image" must be a path or a list of paths'),

@@ -252,7 +252,7 @@ def test_captions_in_shards(tmp_path, items):
     assert (first.id, first.turns[1].parts, first.images[0].open().size) == ("x/1", ("text x/1.txt",), (31, 24))
     assert "a caption needs one image, found 0" in second.reason
     assert "names 1 images, the shard holds 0" in third.reason
-    assert "is not an object" in fourth.reason and "is not UTF-8" in fifth.reason
+    assert "is neither an object nor a list of turns" in fourth.reason and "is not UTF-8" in fifth.reason
     assert third.where == f"{tmp_path}/a.tar:x/3"
 
 

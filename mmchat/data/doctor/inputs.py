@@ -1,5 +1,6 @@
 """The inputs of a check: the sources of a mixture as training reads them, and evaluation sets."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import SourceConfig
 from mmchat.data.doctor.record_checks import RecordChecker
 from mmchat.data.image_refs import ImageRef, make_image_ref
-from mmchat.data.record_layouts import IMAGE_KEYS
+from mmchat.data.record_layouts import image_entries
 from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
@@ -53,12 +54,10 @@ class CheckedSource:
         record = self.record(place)
         if isinstance(record, Record):
             return list(record.images)
-        images = []
+        images: list[ImageRef] = []
         for entry in self._image_entries(place):
-            try:
+            with contextlib.suppress(UserError):
                 images.append(make_image_ref(entry, self.source.image_root, allow_http=False))
-            except UserError:
-                continue
         return images
 
     def image_paths(self, place: int) -> list[str]:
@@ -68,8 +67,9 @@ class CheckedSource:
 
     def _image_entries(self, place: int) -> list[Any]:
         _, item = self.source.table.row(int(self.numbers[place]))
-        found: Any = next((item[key] for key in IMAGE_KEYS if item.get(key)), []) if isinstance(item, dict) else []
-        return found if isinstance(found, list) else [found]
+        with contextlib.suppress(UserError):
+            return image_entries(item) if isinstance(item, dict) else []
+        return []
 
     def key(self) -> str:
         """Equal for checks of the same records."""

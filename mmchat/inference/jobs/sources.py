@@ -23,7 +23,7 @@ from PIL import Image
 
 from mmchat.data import storage
 from mmchat.data.image_refs import ImageUrl, make_image_ref
-from mmchat.data.record_layouts import IMAGE_KEYS
+from mmchat.data.record_layouts import image_entry
 from mmchat.data.records import Rejected
 from mmchat.data.sources import TABLES, Table, open_source
 from mmchat.errors import UserError
@@ -269,7 +269,7 @@ def _record_item(where: str, row: Any, stem: str, root: str, options: Options) -
     try:
         if not isinstance(row, Mapping):
             raise UserError(f"expected an object with an image, found {type(row).__name__}")
-        image = make_image_ref(_image_entry(row), root, options.fetch is not None)
+        image = make_image_ref(image_entry(row), root, options.fetch is not None)
     except UserError as error:
         return replace(item, open=partial(refuse, f"{where}: {error}"))
     opening = image.open
@@ -277,16 +277,6 @@ def _record_item(where: str, row: Any, stem: str, root: str, options: Options) -
         assert options.fetch is not None
         opening = partial(_fetched, options.fetch, image.url)
     return replace(item, open=opening, fields=_plain_fields(row))
-
-
-def _image_entry(row: Mapping[str, Any]) -> Any:
-    key = next((key for key in IMAGE_KEYS if row.get(key)), None)
-    if key is None:
-        raise UserError(f"has no image; looked for {', '.join(IMAGE_KEYS)}, found {', '.join(map(str, row)):.200}")
-    entries = row[key] if isinstance(row[key], list | tuple) else [row[key]]
-    if len(entries) != 1:
-        raise UserError(f"has {len(entries)} images, expected one")
-    return entries[0]
 
 
 def _plain_fields(row: Mapping[str, Any]) -> dict[str, Any]:
