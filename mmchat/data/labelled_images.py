@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.data.image_refs import ImageRef, make_image_ref
-from mmchat.data.record_layouts import image_entry
+from mmchat.data.record_layouts import image_entry, read_members
 from mmchat.data.records import Rejected
-from mmchat.data.row_layouts.shard_members import read_members
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json

@@ -23,7 +23,7 @@ from PIL import Image
 
 from mmchat.data import storage
 from mmchat.data.image_refs import ImageUrl, make_image_ref
-from mmchat.data.record_layouts import image_entry
+from mmchat.data.record_layouts import image_entry, read_members
 from mmchat.data.records import Rejected
 from mmchat.data.sources import TABLES, Table, open_source
 from mmchat.errors import UserError
@@ -276,7 +276,7 @@ def _record_item(where: str, row: Any, stem: str, root: str, options: Options) -
     if isinstance(image, ImageUrl):
         assert options.fetch is not None
         opening = partial(_fetched, options.fetch, image.url)
-    return replace(item, open=opening, fields=_plain_fields(row))
+    return replace(item, open=opening, fields=_plain_fields(read_members(row)))
 
 
 def _plain_fields(row: Mapping[str, Any]) -> dict[str, Any]:
