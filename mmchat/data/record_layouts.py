@@ -94,7 +94,7 @@ def _texts(messages: list[dict[str, Any]], speakers: set[str] | None = None) -> 
     """All texts of messages of either dialect, or those of some speakers."""
     for message in messages:
         if speakers is None or message.get("from", message.get("role")) in speakers:
-            content = message.get("value", message.get("content"))
+            content = message["value"] if "value" in message else message["content"]
             yield from [content] if isinstance(content, str) else [part.get("text", "") for part in content]
 
 

@@ -88,7 +88,6 @@ REFUSED = {
         {"images": ["a.png", "b.png"], "texts": [{"user": "<image>\nQ", "assistant": "A"}]},
         {"texts": [{"user": "<image>\nQ", "assistant": "A"}]},
         {"messages": user("<image>\nWhat?")},
-        {"image_path": "a.png", "messages": user("<image>\nWhat?")},
     ],
     "malformed_record": [
         {"image": "a.png", "conversations": human("<image>\nand <img>b.png</img>?")},
