@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.errors import UserError
-from mmchat.images import load_image
+from mmchat.images import as_rgb, load_image
 from mmchat.inference.engine import Prompt
 from mmchat.inference.engine.prefixes import content_key
 from mmchat.model.processor import MMChatProcessor
@@ -60,4 +60,4 @@ def text_prompt(tokenizer, text: str) -> Prompt:
 def _open(image: ImageInput) -> Image.Image:
     if callable(image):
         image = image()
-    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
+    return as_rgb(image) if isinstance(image, Image.Image) else load_image(image)

@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
 
 from mmchat.errors import UserError
-from mmchat.images import load_image
+from mmchat.images import as_rgb, load_image
 from mmchat.vision import Grid, ImageLayout, Size, TowerSpec, normalise, preprocess
 
 
@@ -117,12 +117,12 @@ def open_images(images: Any) -> list[Image.Image]:
                 f"image {str(images)[:80]} is not a local file; images are not downloaded here, so pass a PIL image"
             )
         return [load_image(images)]
-    return [_as_rgb(image) for image in make_flat_list_of_images(images)]
+    return [_open_decoded(image) for image in make_flat_list_of_images(images)]
 
 
-def _as_rgb(image: Any) -> Image.Image:
+def _open_decoded(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return as_rgb(image)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3:
         return Image.fromarray(image)
     raise ValueError(f"expected a PIL image, a path or uint8[H, W, 3], found {type(image).__name__}")

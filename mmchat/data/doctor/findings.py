@@ -56,6 +56,7 @@ KINDS: dict[str, Kind] = {
         "error", "boxes to be filled in", "Places for boxes and names stay in the text as they are."
     ),
     "unread_key": Kind("error", "unread key of a turn", "A turn holds something besides its text that is not read."),
+    "out_of_memory": Kind("error", "does not fit into memory", "The image cannot be decoded in the memory left."),
     "slot_mismatch": Kind("error", "image count mismatch", "The numbers of <image> placeholders and of images differ."),
     "role_order": Kind(
         "error", "turns out of order", "An unknown speaker, or an order of turns that templates cannot write."

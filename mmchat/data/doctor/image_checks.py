@@ -1,8 +1,6 @@
 """Check one image, read once: whether it can be decoded, what is unusual, and its hashes for comparison."""
 
 import hashlib
-import io
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,7 +9,7 @@ from PIL import Image
 
 from mmchat.data.image_refs import ImageBytes, ImageDataUri, ImageRef
 from mmchat.errors import UserError
-from mmchat.images import MAX_PIXELS, load_image, orientation
+from mmchat.images import load_image, open_header, orientation
 
 MAX_ASPECT = 10
 """Maximum long side over short side."""
@@ -25,8 +23,6 @@ LEAST_STEPS, MOST_STEPS = 6, 58
 """Steps of 64. Outside this range the image has too little content (a blank page, a gradient) to be compared."""
 KEPT = 4096
 """Number of image checks that a process caches: a file shared by many records is decoded once."""
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def _check_image(ref: ImageRef) -> ImageCheck:
     try:
         image = load_image(data, name=ref.name)
     except UserError as error:
-        return ImageCheck(((_why_undecodable(data), str(error)),))
+        return ImageCheck(((error.kind, str(error)),))
     findings = [*_rotation_finding(data), *_shape_findings(image.width, image.height)]
     problems = tuple((kind, f"image {ref.name} {what}") for kind, what in findings)
     return ImageCheck(problems, digest(data), difference_hash(image), image.width, image.height)
@@ -93,23 +89,8 @@ def _bits(flags: np.ndarray) -> int:
     return int.from_bytes(np.packbits(flags).tobytes(), "big")
 
 
-def _why_undecodable(data: bytes) -> str:
-    try:
-        with _header(data) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return "decompression_bomb"
-            # 32-bit pixels are refused for their unknown range, not for damage.
-            return "undecodable_image" if image.mode in ("I", "F") else "truncated_image"
-    except Image.DecompressionBombError:
-        return "decompression_bomb"
-    except (OSError, SyntaxError, ValueError, EOFError):
-        accepts = [Image.OPEN[name][1] for name in _FORMATS if name in Image.OPEN]
-        begins = any(accept is not None and accept(data[:16]) is True for accept in accepts)
-        return "truncated_image" if begins else "undecodable_image"
-
-
 def _rotation_finding(data: bytes) -> list[tuple[str, str]]:
-    with _header(data) as image:
+    with open_header(data) as image:
         found = orientation(image)
     return [("exif_rotation", f"has the EXIF orientation {found}")] if found in range(2, 9) else []
 
@@ -124,9 +105,3 @@ def _shape_findings(width: int, height: int) -> list[tuple[str, str]]:
     if width * height > HUGE_PIXELS:
         found.append(("huge_image", f"{shape}, more than {HUGE_PIXELS:,}"))
     return found
-
-
-def _header(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data))

@@ -1,0 +1,38 @@
+"""Images: find them, open them safely, make them RGB. Imports no torch.
+
+formats   the one list of formats
+finding   image files in folders, paths below a root
+reading   open a file or bytes, which are untrusted
+rgb       a decoded image becomes RGB, for every entrance
+"""
+
+from mmchat.images.finding import find_images, resolve_inside
+from mmchat.images.formats import FORMATS, IMAGE_SUFFIXES
+from mmchat.images.reading import (
+    MAX_PIXELS,
+    SIDEWAYS,
+    data_uri,
+    extension_of,
+    image_count,
+    image_size,
+    load_image,
+    open_header,
+)
+from mmchat.images.rgb import as_rgb, orientation
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "SIDEWAYS",
+    "as_rgb",
+    "data_uri",
+    "extension_of",
+    "find_images",
+    "image_count",
+    "image_size",
+    "load_image",
+    "open_header",
+    "orientation",
+    "resolve_inside",
+]
