@@ -49,7 +49,8 @@ class Changing:
                 self._correct(visitor.sides[number].conversation, turn, text)
             elif kind == "question" and text:
                 visitor.ask_again(number, turn, text)
-            return self.desk.chats(visitor)
+            shown = self.desk.chats(visitor)
+            return shown if visitor.pending else [*shown[:-1], gr.skip()]  # what is in the box stays there
 
         return edit_side
 

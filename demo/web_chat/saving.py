@@ -51,6 +51,8 @@ def from_json(text: str, limits: Limits) -> Sides:
             raise UserError(f"this file is no saved conversation: expected format {FORMAT!r}")
         files = {name: base64.b64decode(data, validate=True) for name, data in value["images"].items()}
         return [(str(side["model"]), _read_side(side, files, limits)) for side in value["sides"][:2]]
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise UserError(f"this file is no saved conversation ({type(error).__name__}: {error})") from None
 

@@ -271,7 +271,7 @@ def test_uploads_are_limited_and_deleted(page, site, served, tmp_path):
     add(page, bomb)
     until(page, lambda: thumbnails(page))
     page.find_element(By.CSS_SELECTOR, "#box textarea").send_keys("What?", Keys.ENTER)
-    until(page, lambda: "claims 12000x12000 pixels" in toast(page))
+    until(page, lambda: "has 12000x12000 pixels" in toast(page))
     fresh(page)
 
     asked_and_answered(page, "Gone?", image(root))

@@ -39,7 +39,7 @@ def test_a_saved_conversation_is_the_same(talk):
     (name, again), (second, empty) = from_json(text, Limits())
     assert (name, again, second, empty.turns) == ("a", talk, "b", [])
     assert len(json.loads(text)["images"]) == 2  # the red one once
-    with pytest.raises(UserError, match="which is the limit"):
+    with pytest.raises(UserError, match=r"^3 images are more than the limit of 2"):
         from_json(text, Limits(images=2))
 
 
