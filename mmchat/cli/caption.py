@@ -4,7 +4,17 @@ import argparse
 import shlex
 from pathlib import Path
 
-from mmchat.cli.job_options import RESUME, add_sources, add_workers, fetcher, open_engine, saying_how_to_resume
+from mmchat.cli.job_options import (
+    RESUME,
+    add_overwrite,
+    add_sources,
+    add_workers,
+    claim_output,
+    fetcher,
+    open_engine,
+    saying_how_to_resume,
+    writing,
+)
 from mmchat.command_line.options import add_max_new_tokens
 
 EXAMPLE = "mmchat caption runs/quickstart/model data/quickstart/heldout --out captions.jsonl"
@@ -34,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     beside.add_argument("--sidecar-dir", type=Path, metavar="DIR", help="the same in a folder, at the images' paths")
     add_workers(parser, 16, "images", ("ray", "vllm"))
     add_max_new_tokens(parser, 128, "caption")
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,12 +57,17 @@ def run(arguments: argparse.Namespace) -> None:
     sources = Sources(arguments.paths, Options(fetch=fetcher(arguments), image_root=arguments.image_root))
     items = with_prompts(sources, PromptTemplate(arguments.prompt), tuple(arguments.keep))
     journal = journal_of(arguments.out, (".parquet",))
+    origin = claim_output(arguments, journal, {"prompt": arguments.prompt, "max_new_tokens": arguments.max_new_tokens})
+    sidecars = Sidecars(arguments.sidecar_dir, "caption")
     on_line = None
     if arguments.sidecar or arguments.sidecar_dir is not None:
-        sidecars = Sidecars(arguments.sidecar_dir, "caption")
         items, on_line = sidecars.claim(items), sidecars.write
     task = CaptionTask(arguments.max_new_tokens)
-    with saying_how_to_resume(journal), open_engine(arguments, task, journal) as engine:
+    with (
+        saying_how_to_resume(journal),
+        open_engine(arguments, task, journal) as engine,
+        writing(arguments, journal, origin, sidecars.remove),
+    ):
         summary = run_job(CAPTIONING, items, journal, engine, sources.count, on_line)
     if journal != arguments.out:
         write_parquet(journal, arguments.out, ("path", *arguments.keep, "caption"))

@@ -14,15 +14,19 @@ from mmchat.errors import UserError
 
 if TYPE_CHECKING:
     from mmchat.inference.generator import Generator
-    from mmchat.inference.jobs.items import Task
+    from mmchat.inference.jobs.items import Line, Task
     from mmchat.inference.jobs.job import Engine
+    from mmchat.inference.jobs.origin import Origin
     from mmchat.inference.jobs.vllm_model import VllmModel
 
 ENGINES = (
     "what answers: mmchat; ray, a Ray Data job of --ranks actors, on the cluster of RAY_ADDRESS if it is set; vllm, an "
     "exported model in vLLM, at MMCHAT_VLLM_PYTHON"
 )
-RESUME = "Run it again after an interruption, of any kind: {} that were done are skipped, others are tried again."
+RESUME = (
+    "Run it again after an interruption, of any kind: {} that were done are skipped, others are tried again. A file "
+    "beside the output holds what made it; another model, prompt or limit is refused."
+)
 
 
 def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
@@ -39,6 +43,14 @@ def add_sources(parser: argparse.ArgumentParser, what: str) -> None:
     )
     parser.add_argument(
         "--image-root", metavar="DIR", help="folder that image paths in tables are relative to; default: the table's"
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start again an output that another model, prompt or limit made; without it such an output is refused",
     )
 
 
@@ -94,6 +106,46 @@ def open_engine(arguments: argparse.Namespace, task: "Task", journal: Path) -> I
     else:
         with opening() as generator:
             yield workers(lambda events: [ThreadWorker(generator, task, slots, events)])
+
+
+def claim_output(arguments: argparse.Namespace, journal: Path, settings: dict[str, Any]) -> "Origin":
+    """What the answers depend on; refuses an output that was made otherwise, unless it may be overwritten.
+
+    Args:
+        arguments: Those of the command.
+        journal: The JSON lines.
+        settings: Prompt and limits.
+
+    Raises:
+        UserError: See `refuse_other_origin`.
+    """
+    from mmchat.inference.jobs.origin import origin_of, refuse_other_origin
+
+    origin = origin_of(arguments.checkpoint, settings)
+    if not arguments.overwrite:
+        refuse_other_origin(journal, origin)
+    return origin
+
+
+@contextmanager
+def writing(
+    arguments: argparse.Namespace, journal: Path, origin: "Origin", forget: "Callable[[Line], None]" = lambda line: None
+) -> Iterator[None]:
+    """While a job writes its journal: what made it is beside it, and an output to be overwritten is gone.
+
+    Args:
+        arguments: Those of the command.
+        journal: The JSON lines.
+        origin: What `claim_output` returned.
+        forget: Called with every line that is removed.
+    """
+    from mmchat.inference.jobs.journal import remove_journal
+    from mmchat.inference.jobs.origin import noted_origin
+
+    if arguments.overwrite:
+        remove_journal(journal, forget)
+    with noted_origin(journal, origin):
+        yield
 
 
 @contextmanager

@@ -1,9 +1,20 @@
 """`mmchat ocr`: the text of pages, from images and PDFs."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from mmchat.cli.job_options import RESUME, add_sources, add_workers, fetcher, open_engine, saying_how_to_resume
+from mmchat.cli.job_options import (
+    RESUME,
+    add_overwrite,
+    add_sources,
+    add_workers,
+    claim_output,
+    fetcher,
+    open_engine,
+    saying_how_to_resume,
+    writing,
+)
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_max_new_tokens
 from mmchat.constants import OCR_PROMPT
@@ -29,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dpi", type=positive, default=144, metavar="N", help="resolution of PDF pages, pixels per inch"
     )
+    add_overwrite(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,7 +53,12 @@ def run(arguments: argparse.Namespace) -> None:
     sources = Sources(arguments.paths, Options(SUFFIXES, fetcher(arguments), arguments.image_root))
     journal = journal_of(arguments.out, (*DOCUMENT_FORMATS, ".parquet"))
     task = OcrTask(arguments.prompt, arguments.max_new_tokens, arguments.max_repeats, arguments.tile)
-    with saying_how_to_resume(journal), open_engine(arguments, task, journal) as engine:
+    origin = claim_output(arguments, journal, {**asdict(task), "dpi": arguments.dpi})
+    with (
+        saying_how_to_resume(journal),
+        open_engine(arguments, task, journal) as engine,
+        writing(arguments, journal, origin),
+    ):
         pages = pages_of(sources, arguments.dpi)
         summary = run_job(READING, pages, journal, engine, lambda: count_pages(sources, arguments.dpi))
     if arguments.out.suffix == ".parquet":

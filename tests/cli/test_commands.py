@@ -261,7 +261,7 @@ def test_caption_command_with_records(run, assistant_dir, tmp_path, make_image):
     ]
     assert [(tmp_path / "texts" / "photos" / f"{n + 1}.txt").read_text() for n in (0, 1)] == [f"{a}\n" for a in asked]
     options[3] = "What is {name}?"
-    status, _, err = run(*arguments[:5], *options)
+    status, _, err = run(*arguments[:5], *options, "--overwrite")
     found = "it has image, title, id, path"
     assert (status, err.splitlines()[-1]) == (
         2,

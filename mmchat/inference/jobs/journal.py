@@ -117,6 +117,30 @@ class Journal:
         return file
 
 
+def remove_journal(path: Path, seen: Callable[[Line], None] = lambda line: None) -> None:
+    """Delete a journal that no other process writes.
+
+    Args:
+        path: The file, which may be missing.
+        seen: Called with every line before that.
+
+    Raises:
+        UserError: Another process writes it, or a line is not JSON.
+    """
+    if not path.exists():
+        return
+    with _open_locked(path) as file:
+        for number, text in enumerate(file, 1):
+            try:
+                if text.endswith(b"\n"):  # else a killed process wrote the beginning of a line
+                    seen(json.loads(text))
+            except ValueError:
+                raise UserError(
+                    f"{path}:{number} is not JSON, so the file is not overwritten; choose another --out"
+                ) from None
+        path.unlink()
+
+
 def _open_locked(path: Path) -> BinaryIO:
     """Open a file for reading and writing that no other process writes meanwhile.
 

@@ -110,6 +110,12 @@ class Sidecars:
                 raise
             raise UserError(f"{path} cannot be written: {error.strerror}; choose another --sidecar-dir") from None
 
+    def remove(self, line: Line) -> None:
+        """Delete the sidecar that a line names, if this job writes there."""
+        path = Path(line.get("sidecar") or "")
+        if path.name and self._is_ours(path, line):
+            path.unlink(missing_ok=True)
+
     def _path_of(self, item: Item) -> Path:
         if self._folder is not None:
             return self._folder / f"{item.stem.lstrip('/')}.txt"
