@@ -92,9 +92,9 @@ def cli_page() -> str:
 
 
 def train_section(summary: str) -> list[str]:
-    from mmchat.cli.train import USAGE
+    from mmchat.cli.train_help import ENDS, MEANING, RANKS, USAGE
 
-    usage = re.split(r"\nkeys", USAGE, flags=re.IGNORECASE)[0].strip()
+    usage = "\n\n".join([USAGE, MEANING, RANKS, ENDS])
     return [summary, "", "```text", usage, "```", "", "Its options are the [config keys](config.md)."]
 
 

@@ -45,7 +45,7 @@ class Key:
 
     Args:
         path: its names; `NAME` for one that the user chooses.
-        type: readable, as `int or null`; "group" for a key that holds keys.
+        type: readable, as `integer or null`; "group" for a key that holds keys.
         default: as YAML; "required" if there is none.
         meaning: its description.
         kinds: the kinds of its union that have it; empty: all, or there is no union.
@@ -175,14 +175,20 @@ def locate(schema: type, location: tuple[str | int, ...]) -> Place:
     return Place(tuple(path), owner, variants)
 
 
+IN_WORDS: dict[Any, str] = {
+    NoneType: "null",
+    bool: "true | false",
+    float: "number",
+    int: "integer",
+    Path: "path",
+    str: "text",
+}
+
+
 def type_text(annotation: Any) -> str:
-    """A type as a user would write it: `float or null`, `stop | skip`, `list of int`."""
-    if annotation is NoneType:
-        return "null"
-    if annotation is Path:
-        return "path"
-    if annotation is str:
-        return "text"
+    """A type in a user's words: `number or null`, `stop | skip`, `list of integer`."""
+    if annotation in IN_WORDS:
+        return IN_WORDS[annotation]
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_text(inner[0])

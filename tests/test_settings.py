@@ -155,7 +155,7 @@ def test_help_lists_every_key_with_its_meaning(monkeypatch):
             assert key.meaning in entries[name] or key.kinds, name
         elif not key.is_group and "sources.NAME" not in name:
             assert key.path[-1] in entries[f"{group}.KEY"], name
-    assert entries["optimizer.lr"].endswith("[float; required]")
+    assert entries["optimizer.lr"].endswith("[number; required]")
     assert entries["objective.kind"].endswith("[assistant | contrastive | simclr | classify; assistant]")
     assert "index" in entries["data.sources.NAME.KEY"] and "max_turns" in entries["validation.KEY"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from mmchat.cli.train_help import help_text, short_help_text
 from mmchat.command_line.arguments import OneLineParser, positive
 from mmchat.command_line.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, reporting
 from mmchat.command_line.quiet import quiet_libraries
-from mmchat.command_line.settings_help import settings_help
 from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
 from mmchat.training.distributed.siblings import ranks_on_this_machine
@@ -20,31 +20,9 @@ from mmchat.training.distributed.siblings import ranks_on_this_machine
 if TYPE_CHECKING:
     from mmchat.training.config import RunConfig
 
-USAGE = """usage: mmchat train CONFIG [--ranks N] [--key value ...]
-       deepspeed scripts/train.py CONFIG [--key value ...]
-
-Train as a YAML file says. Any of its keys can be overridden, nested ones with a dot.
-
-  example: mmchat train configs/quickstart/sft.yaml --ranks 1 --steps 20 --run_dir runs/try
-
-To stop: Ctrl-C, or SIGTERM to the launcher or to a rank. All ranks finish the step, save a checkpoint, say how to
-resume (--resume), and exit with 130 (Ctrl-C) or 143 (SIGTERM, or their launcher died). A second Ctrl-C ends at once.
-`mmchat train` and `deepspeed` return that exit status, `torchrun` returns 1. Other exit statuses: 0 done; 2 a mistake
-in the config or data, a full disk, or a step at which monitoring.stability stops the run.
-
-Keys of CONFIG, each with [type; default]:
-
-"""
 REPORTED_BY_RANKS = (0, EXIT_USER_ERROR, EXIT_INTERRUPTED, 128 + signal.SIGTERM)
 OLD_LAUNCHER_RANK = ("--local_rank=", "--local-rank=")
 """Some launchers insert these before CONFIG; the rank comes from the environment."""
-
-
-def help_text() -> str:
-    """What `mmchat train --help` prints."""
-    from mmchat.training.config import RunConfig
-
-    return USAGE + settings_help(RunConfig)
 
 
 def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -77,7 +55,7 @@ def train_main(arguments: list[str] | None = None) -> None:
         restart_with_settings(ranks_on_this_machine())  # those of `mmchat train` have the settings already
         arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(help_text())
+        print(help_text() if "--help" in arguments else short_help_text())
         return
     from mmchat.training.distributed.rank_watch import RankWatch
     from mmchat.training.distributed.signals import StopSignals
@@ -104,7 +82,7 @@ def launch_main(arguments: list[str]) -> int:
     """
     with reporting():
         if not arguments or {"-h", "--help"} & set(arguments):
-            print(help_text())
+            print(help_text() if "--help" in arguments else short_help_text())
             return 0
         ranks, arguments = take_ranks(arguments)
         run_dir = read_config(arguments).run_dir

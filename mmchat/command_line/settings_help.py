@@ -2,6 +2,7 @@
 
 import shutil
 import textwrap
+from collections.abc import Collection
 from itertools import groupby
 
 from mmchat.settings import Key, describe
@@ -15,6 +16,13 @@ def settings_help(schema: type) -> str:
     return _SettingsHelp(describe(schema)).text()
 
 
+def table_of_keys(schema: type, names: Collection[str]) -> str:
+    """A line for each of these dotted keys, in their order."""
+    keys = {".".join(key.path): key for key in describe(schema)}
+    table = _SettingsHelp(list(keys.values()))
+    return "\n".join(table.line(keys[name]) for name in names)
+
+
 class _SettingsHelp:
     def __init__(self, keys: list[Key]) -> None:
         self._keys = keys
@@ -23,7 +31,7 @@ class _SettingsHelp:
 
     def text(self) -> str:
         alone = [key for key in self._keys if len(key.path) == 1 and not key.is_group]
-        sections = ["\n".join(["the run", *map(self._line, alone)])]
+        sections = ["\n".join(["the run", *map(self.line, alone)])]
         for name, members in groupby((key for key in self._keys if key not in alone), key=lambda key: key.path[0]):
             sections.append(self._section(name, *members))
         return "\n\n".join(sections)
@@ -48,7 +56,7 @@ class _SettingsHelp:
             if any(key.path[: len(place)] == place and key.path[len(place)] in n for (place, _), n in repeated.items()):
                 continue  # inside a group that is itself repeated
             if original == holder:
-                lines.append(self._line(key))
+                lines.append(self.line(key))
             else:
                 repeated.setdefault((holder, original), []).append(key.path[len(holder)])
         for (holder, original), names in repeated.items():
@@ -56,7 +64,7 @@ class _SettingsHelp:
             lines.append(self._two_columns(f"--{'.'.join(holder)}.KEY", text))
         return lines
 
-    def _line(self, key: Key) -> str:
+    def line(self, key: Key) -> str:
         return self._two_columns(f"--{'.'.join(key.path)}", f"{key.meaning}{_brackets(key)}")
 
     def _two_columns(self, left: str, right: str) -> str:

@@ -1,6 +1,7 @@
 """`mmchat` itself: the table of commands, the version, closed pipes; and the commands about the installation."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,16 @@ def test_convert(run, tmp_path, make_image):
 def test_demo_without_a_model(run, tmp_path):
     status, _, err = run("demo", "--model", tmp_path / "none")
     assert status == 2 and err.startswith(f"error: model directory {tmp_path / 'none'} does not exist")
+
+
+def test_help_of_train_is_short_or_whole_and_fits_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    short, whole = run("train", "-h"), run("train", "--help")
+    assert short[0] == whole[0] == 0 and run("train")[1] == short[1]
+    keys = re.findall(r"^  --(\S+)", short[1], re.MULTILINE)
+    assert len(keys) == 10 and {"model", "data.path", "optimizer.lr", "resume"} <= set(keys)
+    assert len(re.findall(r"^  --\S+", whole[1], re.MULTILINE)) > 70
+    for text in (short[1], whole[1]):
+        assert max(map(len, text.splitlines())) <= 80
+        assert "example: mmchat train " in text and "--ranks N: " in text
+        assert not re.search(r"\b(int|float|bool|str)\b|default: None", text)
