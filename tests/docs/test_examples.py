@@ -49,8 +49,8 @@ EVERYDAY = {
 """Commands that are not ours; `pip` and `sbatch` are looked at below."""
 ENVIRONMENTS = re.compile(r"\.venv-\w+/bin/")
 """Folders of programs that scripts/foreign/ installs."""
-OWN_CONFIGS = {"my.yaml", "sft.yaml"}
-"""Names of the reader's own run config in the examples."""
+OWN_CONFIGS = {"my.yaml", "sft.yaml", "pretrain.yaml", "lora.yaml"}
+"""Names of the reader's own run config in the examples; what `mmchat recipe write own/NAME` writes among them."""
 
 
 def of_language(language: str) -> list:

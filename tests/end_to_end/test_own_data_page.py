@@ -66,6 +66,7 @@ def type_in(line: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_page_leads_to_a_chat(folder):
     said = {line: type_in(line, folder) for line in [*page_commands(), *LORA]}
     begun = [" ".join(line.split()[:2]) for line in said]
