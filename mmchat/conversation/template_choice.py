@@ -118,7 +118,7 @@ def _like_chat_template(fitting: list[str], tokenizer) -> TemplateChoice:
 def _agrees(name: str, tokenizer, messages: tuple[dict[str, str], ...]) -> bool:
     """Whether a named template and the tokenizer's own write the same prompt for a conversation without images."""
     try:
-        own, ours = (render(messages, one, tokenizer, add_generation_prompt=True).ids for one in ("auto", name))
+        own, ours = (render(messages, one, tokenizer, add_generation_prompt=True).input_ids for one in ("auto", name))
     except UserError:  # such as a chat template without system messages
         return False
     return own == ours
@@ -127,7 +127,7 @@ def _agrees(name: str, tokenizer, messages: tuple[dict[str, str], ...]) -> bool:
 def _shows_answers(tokenizer) -> bool:
     """Whether labels can be derived from the tokenizer's own chat template."""
     try:
-        render(_EXCHANGE[:2], "auto", tokenizer)
+        render((*_EXCHANGE, _EXCHANGE[1]), "auto", tokenizer)
     except UserError:
         return False
     return True

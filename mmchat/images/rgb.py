@@ -60,7 +60,7 @@ def to_rgb(image: Image.Image, consume: bool = False) -> Image.Image:
         consume: The caller gives the image up: its memory may be reused or freed.
     """
     pixels = _Pixels.of(image)
-    if "transparency" in image.info and getattr(image, "tile", ()):
+    if "transparency" in image.info and isinstance(image, ImageFile.ImageFile) and image.tile:
         image.info["transparency"] = _decoded_shade(image.info["transparency"], raw_mode=image.tile[0][3])
     image.load()
     if orientation(image) != 1:

@@ -107,7 +107,7 @@ class PartialResults:
         texts = {"findings": np.frombuffer(lines, np.uint8), "unread_keys": np.frombuffer(unread, np.uint8)}
         stats = RecordStats.of(checked, start)
         buffer = io.BytesIO()
-        np.savez(buffer, **texts, **vars(stats))
+        np.savez(buffer, **texts, **vars(stats))  # type: ignore[arg-type]
         write_bytes(self._path(source, start), buffer.getvalue())
 
     def stats(self, source: int, starts: Iterable[int]) -> RecordStats:
