@@ -7,6 +7,7 @@ from PIL import Image
 
 from mmchat.vision.transforms.anyres import AnyRes
 from mmchat.vision.transforms.split import Split
+from mmchat.vision.transforms.strips import LARGEST_PIXELS, pad_and_resize
 from mmchat.vision.transforms.tiling import Size, Tiling
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def cut(image: Image.Image, preprocessing: "Preprocessing", side: int, several: 
     """
     tiling, resample = preprocessing.tiling, RESAMPLING[preprocessing.resample]
     if several and tiling.one_view_if_several:
-        return [pad_to_square(image, mean_colour(preprocessing)).resize((side, side), resample)]
+        return [padded_square(image, mean_colour(preprocessing), side, resample)]
     return _CUTS[type(tiling)](image, tiling, side, resample)
 
 
@@ -75,6 +76,15 @@ def in_squares(image: Image.Image, side: int) -> list[Image.Image]:
     width, height = image.size
     corners = [(left, top) for top in range(0, height, side) for left in range(0, width, side)]
     return [image.crop((left, top, left + side, top + side)) for left, top in corners]
+
+
+def padded_square(
+    image: Image.Image, colour: tuple[int, int, int], side: int, resample: Image.Resampling
+) -> Image.Image:
+    """The image centred on a square of `colour`, resized to `side`."""
+    if max(image.size) ** 2 > LARGEST_PIXELS:
+        return pad_and_resize(image, colour, side, resample)
+    return pad_to_square(image, colour).resize((side, side), resample)
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

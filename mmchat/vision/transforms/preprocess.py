@@ -12,7 +12,8 @@ import PIL
 from PIL import Image
 
 from mmchat.vision.spec import Grid, Preprocessing, TowerSpec
-from mmchat.vision.transforms.cutting import RESAMPLING, cut, mean_colour, pad_to_square
+from mmchat.vision.transforms.cutting import RESAMPLING, cut, mean_colour, padded_square
+from mmchat.vision.transforms.strips import LARGEST_PIXELS, resize_and_crop_strip
 from mmchat.vision.transforms.tiling import Size
 
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
@@ -75,7 +76,7 @@ def _fit_to_square(
     if preprocessing.fit == "longest-edge-pad":
         return image.resize(longest_edge_size(*image.size, size), resample)
     if preprocessing.fit == "pad":
-        image = pad_to_square(image, mean_colour(preprocessing))
+        return padded_square(image, mean_colour(preprocessing), size, resample)
     return image.resize((size, size), resample)
 
 
@@ -87,13 +88,15 @@ def resize_and_crop(image: Image.Image, scaled: tuple[int, int], side: int, resa
     (width, height), (to_width, to_height) = image.size, scaled
     columns, rows = aligned_span(width, to_width, side), aligned_span(height, to_height, side)
     all_columns, all_rows = (0, to_width), (0, to_height)
+    vertical_first = vertical_pass_first(image.size, scaled)
     candidates = ((columns, rows), (columns, all_rows), (all_columns, rows), (all_columns, all_rows))
     (left, right), (top, bottom) = next(
         spans
         for spans in candidates
-        if vertical_pass_first(image.size, tuple(end - start for start, end in spans))
-        == vertical_pass_first(image.size, scaled)
+        if vertical_pass_first(image.size, tuple(end - start for start, end in spans)) == vertical_first
     )
+    if (right - left) * (bottom - top) > LARGEST_PIXELS:
+        return resize_and_crop_strip(image, scaled, side, resample, vertical_first)
     box = (left * width // to_width, top * height // to_height, right * width // to_width, bottom * height // to_height)
     image = image.resize((right - left, bottom - top), resample, box=box)
     x, y = (to_width - side) // 2 - left, (to_height - side) // 2 - top
