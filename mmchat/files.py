@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,21 @@ CANNOT_WRITE = (
 """Errors of a folder or a disk where nothing can be written."""
 
 
+_SPECIAL = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+
+def refuse_special(path: str | Path) -> None:
+    """Refuse a file whose reading may wait or never end.
+
+    Raises:
+        UserError: it is a pipe, a device or a socket.
+        OSError: it is missing, or cannot be looked at.
+    """
+    kind = _SPECIAL.get(stat.S_IFMT(Path(path).stat().st_mode))
+    if kind:
+        raise UserError(f"{path} is {kind}, expected a regular file; write what it gives to a file first")
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
@@ -33,6 +49,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
+        refuse_special(path)
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from mmchat.terminal import PlainConsole
 
 LOG_INTERVAL = 15.0
 """Seconds between two lines if stderr is not a terminal."""
@@ -69,18 +70,18 @@ def progress_bar(description: str, total: int | None, done: int = 0, enabled: bo
         done: steps that were completed before, for example by a run that is resumed.
         enabled: False shows nothing.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if not enabled:
         yield _Silent()
     elif console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=console) as progress:
             yield _BarProgress(progress, description, total, done)

@@ -1,10 +1,13 @@
 """Small files and durations: what several packages rely on."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from mmchat.data import storage
 from mmchat.errors import UserError
 from mmchat.files import (
     append_json_line,
@@ -14,8 +17,45 @@ from mmchat.files import (
     split_complete_lines,
     staged_directory,
 )
+from mmchat.images import image_size, load_image
+from mmchat.inference.jobs.sources import Options, Sources
+from mmchat.inference.pages import list_pages
 from mmchat.progress import format_duration
 from mmchat.training.checkpoints.storage import list_checkpoints, step_name, step_of
+
+
+@pytest.fixture
+def special(tmp_path):
+    """A pipe that nobody writes to, a device that never ends; a test that waits for them fails after 5 s."""
+
+    def waited(*_):
+        raise TimeoutError("waited for a pipe or a device")
+
+    os.mkfifo(tmp_path / "pipe.png")
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(5)
+    yield {"a pipe": tmp_path / "pipe.png", "a device": Path("/dev/zero")}
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_image,
+        image_size,
+        lambda path: storage.open_binary(str(path)),
+        lambda path: storage.read_bytes(str(path)),
+        lambda path: Sources([path], Options()),
+        lambda path: list_pages(path, 72)[0].open(),
+        read_json_object,
+    ],
+    ids=["chat", "size", "table", "bytes", "caption", "ocr", "json"],
+)
+def test_a_pipe_or_device_is_refused_and_not_waited_for(special, kind, read):
+    with pytest.raises(UserError, match=f"{special[kind]} is {kind}, expected a regular file"):
+        read(special[kind])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

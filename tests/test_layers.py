@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 L0 = [
     *("constants", "errors", "images", "files", "html", "extras", "bundled", "pretrained", "progress", "settings"),
     "settings_schema",
+    "terminal",
     "command_line",
     "front_matter",
     "cpu_settings",

@@ -49,13 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from mmchat.evaluation.questions import evaluate, read_questions
     from mmchat.evaluation.report import score_table
     from mmchat.evaluation.scores import check_metrics, flatten_scores, metric_table, score_answers
     from mmchat.inference.engine import EngineSettings
     from mmchat.inference.generator import Generator
+    from mmchat.terminal import PlainConsole
 
     questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
     check_metrics(arguments.metric, questions)
@@ -63,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     with Generator(arguments.checkpoint, **placement(arguments), settings=settings) as generator:
         result = evaluate(generator, questions, arguments.max_new_tokens, arguments.blind)
     scores = score_answers(arguments.metric, questions, result.predictions, result.blind)
-    Console().print(score_table(result, arguments.blind))
+    PlainConsole().print(score_table(result, arguments.blind))
     if scores:
-        Console().print(metric_table(scores, arguments.blind))
+        PlainConsole().print(metric_table(scores, arguments.blind))
     if arguments.card:
         from mmchat.model.card import write_scores
 

@@ -47,12 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
     # Nothing is computed, so a GPU would not help, and DeepSpeed must plan alike on machines with and without one.
     os.environ["DS_ACCELERATOR"] = "cpu"
     quiet_libraries()
-    from rich.console import Console
-
     from mmchat.files import write_json
     from mmchat.planning.cost import find_gpu
     from mmchat.planning.plan import Hardware, make_plan
     from mmchat.planning.tables import as_values, print_plan
+    from mmchat.terminal import PlainConsole
 
     hardware = Hardware(
         ranks=arguments.ranks,
@@ -62,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         price=arguments.price_per_hour,
     )
     plan = make_plan(config, hardware)
-    print_plan(plan, Console(highlight=False), arguments.samples)
+    print_plan(plan, PlainConsole(highlight=False), arguments.samples)
     if arguments.json:
         write_json(arguments.json, as_values(plan))
     if plan.problems:

@@ -15,13 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from mmchat.terminal import PlainConsole
     from mmchat.training.replay import replay
 
     found = replay(arguments.run_dir, arguments.step)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     table = Table(title=f"step {arguments.step}", title_justify="left")
     for column in ("id", "tokens", "supervised", "images", "loss", "where"):
         table.add_column(column, justify="left" if column in ("id", "where") else "right", overflow="fold")

@@ -18,6 +18,8 @@ from mmchat.errors import UserError
 from mmchat.training.distributed.siblings import ranks_on_this_machine
 
 if TYPE_CHECKING:
+    import psutil
+
     from mmchat.training.config import RunConfig
 
 REPORTED_BY_RANKS = (0, EXIT_USER_ERROR, EXIT_INTERRUPTED, 128 + signal.SIGTERM)
@@ -126,11 +128,23 @@ def supervise(command: list[str], environment: dict[str, str], run_dir: Path) ->
     handlers = dict.fromkeys(SIGNALS, pass_on) | dict.fromkeys(REASON_PRINTED, lambda number, _: reasons.append(number))
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     status = process.wait()
+    if status < 0:  # killed: ranks outlive their launcher until they have finished the step and saved
+        psutil.wait_procs(launched_by_this())
     for number, handler in before.items():
         signal.signal(number, handler)
     if reasons:
         return REASON_PRINTED[signal.Signals(reasons[0])]
     return exit_status(status, run_dir)
+
+
+def launched_by_this() -> list["psutil.Process"]:
+    """The ranks of this `mmchat train` and their data workers, also those that have lost their launcher."""
+    import psutil
+
+    from mmchat.training.distributed.signals import LAUNCHED_BY
+
+    found = psutil.process_iter(["environ"])
+    return [process for process in found if (process.info["environ"] or {}).get(LAUNCHED_BY) == str(os.getpid())]
 
 
 def exit_status(status: int, run_dir: Path) -> int:
@@ -140,14 +154,15 @@ def exit_status(status: int, run_dir: Path) -> int:
     """
     from mmchat.training.distributed.rank_watch import MEMORY, what_next
 
-    if status < 0:  # the ranks notice it, save and say so
-        print(f"error: DeepSpeed's launcher was killed by {signal.Signals(-status).name}", file=sys.stderr)
+    step = what_next(run_dir, f"mmchat train {run_dir / 'config.yaml'} --resume, and --ranks as before")
+    if status < 0:
+        name = signal.Signals(-status).name
+        print(f"error: DeepSpeed's launcher was killed by {name}, its ranks have ended. {step}", file=sys.stderr)
         return 128 - status
     if status > 256 - signal.NSIG:  # what is left of the negative number of the signal
         name = signal.Signals(256 - status).name
         because = f"; {MEMORY}" if name == "SIGKILL" else ""
-        command = f"mmchat train {run_dir / 'config.yaml'} --resume, and --ranks as before"
-        print(f"error: a rank was killed by {name}{because}. {what_next(run_dir, command)}", file=sys.stderr)
+        print(f"error: a rank was killed by {name}{because}. {step}", file=sys.stderr)
         return 128 + 256 - status
     if status not in REPORTED_BY_RANKS:
         print(f"error: a rank failed with exit status {status}; the reason is above", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmchat.errors import UserError
-from mmchat.files import write_json
+from mmchat.files import refuse_special, write_json
 
 HASH_BLOCK = 1 << 24
 """Block size for hashing, in bytes."""
@@ -68,10 +68,11 @@ def open_binary(path: str) -> BinaryIO:
     """Open a seekable file for reading.
 
     Raises:
-        UserError: It is missing or a folder, or its file system cannot be reached.
+        UserError: It is missing, a folder or no regular file, or its file system cannot be reached.
     """
     with _file_errors(path):
         if not is_remote(path):
+            refuse_special(path)
             return Path(path).open("rb")
         system, inside = _filesystem(path)
         return system.open(inside, "rb")
@@ -83,6 +84,7 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
         if is_remote(path):
             system, inside = _filesystem(path)
             return system.cat_file(inside, start, stop)
+        refuse_special(path)
         with Path(path).open("rb") as file:
             file.seek(start)
             return file.read(-1 if stop is None else stop - start)

@@ -15,6 +15,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from mmchat.errors import UserError
+from mmchat.files import refuse_special
 from mmchat.images.formats import readable_formats
 from mmchat.images.rgb import check_mode, orientation, to_rgb
 
@@ -122,7 +123,12 @@ def open_header(source: str | Path | bytes | IO[bytes]) -> Image.Image:
     """Open an image of a format in `FORMATS` without decoding it. Raises what Pillow raises.
 
     Pillow's warning of large images is left out: callers have a limit of their own.
+
+    Raises:
+        UserError: it is a pipe or a device.
     """
+    if isinstance(source, str | Path):
+        refuse_special(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         file = io.BytesIO(source) if isinstance(source, bytes) else source

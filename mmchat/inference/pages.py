@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmchat.errors import UserError
 from mmchat.extras import require
+from mmchat.files import refuse_special
 from mmchat.images import IMAGE_SUFFIXES, MAX_PIXELS, image_count, load_image
 from mmchat.inference.jobs.items import Item
 from mmchat.inference.jobs.sources import Sources
@@ -97,9 +98,10 @@ def rasterize_page(file: Path, number: int, dpi: int, max_pixels: int = MAX_PIXE
 
 def _is_pdf(file: Path) -> bool:
     try:
+        refuse_special(file)
         with file.open("rb") as start:
             return PDF_HEADER in start.read(PDF_SEARCH_BYTES)
-    except OSError:
+    except (OSError, UserError):
         return False  # opening it as an image reports why
 
 

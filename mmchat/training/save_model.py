@@ -84,6 +84,6 @@ def print_results(config: RunConfig, quarantine: Quarantine, console: Console) -
     console.print("done", summary_table(summarise(directory)), sep="\n")
     for name, file in (WRITTEN | {"left out": quarantine.path.name}).items():
         if (directory / file).exists():
-            console.print(f"  {name:8} {directory / file}", markup=False)
+            console.print(f"  {name:8} {directory / file}")
     command = config.objective.use.format(model=shlex.quote(str(directory / WRITTEN["model"])))
-    console.print(f"next: {command}", markup=False)
+    console.print(f"next: {command}")

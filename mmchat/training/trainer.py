@@ -10,6 +10,7 @@ from rich.console import Console
 from mmchat.data.quarantine import Quarantine
 from mmchat.pretrained import pin
 from mmchat.progress import progress_bar
+from mmchat.terminal import PlainConsole
 from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.checkpoints.loader import load_checkpoint
 from mmchat.training.checkpoints.reshard import needs_resharding
@@ -56,7 +57,7 @@ def run(config: RunConfig, signals: StopSignals) -> int:
     """
     check_installed(config.monitoring.trackers)
     config = replace(config, model=pin(config.model))
-    console = Console(stderr=True, quiet=process_group.rank() > 0, highlight=False, soft_wrap=True)
+    console = PlainConsole(stderr=True, quiet=process_group.rank() > 0, highlight=False, soft_wrap=True)
     with locked(config.run_dir, console.print):
         return _run_alone(config, console, signals)
 
@@ -93,7 +94,7 @@ class Trainer:
         if process_group.rank() == 0:
             write_environment(config.run_dir / "environment.json", self.peak)
         if self.peak.hint:
-            console.print(self.peak.hint, markup=False)
+            console.print(self.peak.hint)
         self.built: BuiltModel = build_model(config, sharded=config.distributed.zero_stage == 3)
         self.objective = self.built.objective
         optimizer = config.optimizer
@@ -116,7 +117,6 @@ class Trainer:
             self.console.print(
                 "stopped before the first step; features computed so far are kept\n"
                 f"  resume with: {resume_command(config.run_dir)}",
-                markup=False,
             )
         return status
 

@@ -39,7 +39,9 @@ def test_untrusted_text_stays_text(run, hostile, tmp_path):
     assert status == 1
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
-    assert not {"\x1b", "\u202e", "\x07"} & set(page + printed + (out / "report.md").read_text())
+    markdown = (out / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in markdown and "<img" not in markdown and "⟨script⟩" in markdown
+    assert not {"\x1b", "\u202e", "\x07"} & set(page + printed + markdown)
     assert len(page) < 200_000
     lines = read_json_lines(out / "quarantine.jsonl")
     assert {line["kind"] for line in lines} == {"missing_image", "lone_surrogate", "role_order"}

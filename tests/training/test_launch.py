@@ -115,7 +115,7 @@ def test_ranks_of_any_launcher_know_their_number(monkeypatch, environment, ranks
         (1, 1, "error: a rank failed with exit status 1; the reason is above\n"),
         (256 - 9, 137, f"error: a rank was killed by SIGKILL; {MEMORY}. Start it again\n"),
         (256 - 11, 139, "error: a rank was killed by SIGSEGV. Start it again\n"),
-        (-9, 137, "error: DeepSpeed's launcher was killed by SIGKILL\n"),
+        (-9, 137, "error: DeepSpeed's launcher was killed by SIGKILL, its ranks have ended. Start it again\n"),
     ],
 )
 def test_an_end_that_no_rank_reports_is_reported(capsys, tmp_path, launched, status, message):

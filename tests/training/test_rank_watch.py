@@ -94,6 +94,12 @@ def test_the_launcher_killed_while_ranks_start_ends_them():
     assert said.count("error: ") == 1 and "the launcher died or was killed" in said
 
 
+def test_mmchat_train_has_the_word_if_only_its_launcher_was_killed():
+    run = Launch("wait_in_c()", **{LAUNCHED_BY: str(os.getpid())})
+    run.process.kill()
+    assert run.end()[1] == ""
+
+
 def test_a_launcher_that_was_gone_before_the_rank_looked_ends_it():
     """As agreed on through the environment: `mmchat train` with that number no longer runs."""
     run = Launch("wait_in_c()", ranks=1, **{LAUNCHED_BY: "999999"})

@@ -72,10 +72,10 @@ def print_answer(file: Path, best: list[tuple[str, float]], problem: str | None,
         answer = {"labels": dict(best)} if problem is None else {"error": problem}
         print(json.dumps({"path": shown(file), **answer}, ensure_ascii=False))
     elif problem is None:
-        from rich.console import Console
+        from mmchat.terminal import PlainConsole
 
         print(shown(file))
-        Console(highlight=False).print(labels_table(best))
+        PlainConsole(highlight=False).print(labels_table(best))
     else:
         print(problem, file=sys.stderr)
 

@@ -45,12 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def run_retrieval(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from mmchat.contrastive.embedding import Embedder
     from mmchat.data.sources import open_source
     from mmchat.evaluation.metrics import flatten_intervals
     from mmchat.evaluation.retrieval import retrieve
+    from mmchat.terminal import PlainConsole
 
     label_options = ("labels", "labels_file", "prompts", "ensemble")
     for option, value in vars(arguments).items():
@@ -58,7 +57,7 @@ def run_retrieval(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} is for classes; --retrieval compares captions as they are")
     source = open_source(arguments.data, arguments.image_root)
     figures = retrieve(Embedder.open(arguments.checkpoint, arguments.truncate), source, arguments.batch_size)
-    Console().print(figures_table("retrieval", figures))
+    PlainConsole().print(figures_table("retrieval", figures))
     if arguments.out:
         write_json(arguments.out / "scores.json", flatten_intervals(figures))
         print(arguments.out / "scores.json")
@@ -69,15 +68,14 @@ def run_zero_shot(arguments: argparse.Namespace) -> None:
     from mmchat.data.labelled_images import read_labelled
 
     data = read_labelled(arguments.data, arguments.image_root, read_labels(arguments))
-    from rich.console import Console
-
     from mmchat.contrastive.embedding import Embedder
     from mmchat.evaluation.zero_shot import classify_labelled
+    from mmchat.terminal import PlainConsole
 
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
     result = classify_labelled(embedder, data, prompts, arguments.batch_size)
     title = f"zero-shot, {len(data.images):,} images, {len(data.classes):,} classes"
-    Console().print(classes_table(result), figures_table(title, result.figures()), sep="\n")
+    PlainConsole().print(classes_table(result), figures_table(title, result.figures()), sep="\n")
     if arguments.out:
         for path in write_result(arguments.out, data, result):
             print(path)

@@ -34,13 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from mmchat.evaluation.probe import probe_table
     from mmchat.files import write_json
+    from mmchat.terminal import PlainConsole
 
     results = probe_towers(arguments)
-    Console().print(probe_table(results))
+    PlainConsole().print(probe_table(results))
     if arguments.json:
         figures = [
             {

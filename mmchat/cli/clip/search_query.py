@@ -26,12 +26,12 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.text is None) == (arguments.image is None):
         raise UserError("what to look for? give a text, or --image IMAGE; one of them")
     image = load_image(arguments.image) if arguments.image else None  # fails before the weights are read
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from mmchat.contrastive.embedding import Embedder
     from mmchat.contrastive.search import Index, write_sheet
+    from mmchat.terminal import PlainConsole
 
     index = Index(arguments.index)
     embedder = Embedder.open(arguments.ckpt or index.checkpoint, arguments.truncate)
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     table.add_column("image", overflow="fold")
     for number, hit in enumerate(hits, 1):
         table.add_row(str(number), f"{hit.similarity:.3f}", Text(shown(hit.path)))
-    Console().print(table)
+    PlainConsole().print(table)
     if arguments.html:
         write_sheet(arguments.html, arguments.image or arguments.text, hits)
         print(arguments.html)

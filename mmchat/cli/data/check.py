@@ -43,13 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     data, model, fit = read_source_arguments(arguments)
-    from rich.console import Console
-
     from mmchat.data.config import SourceConfig
     from mmchat.data.doctor.report import write_reports
     from mmchat.data.doctor.run import CheckRequest, check, explain_write_errors, file_name
     from mmchat.data.doctor.terminal import print_result
     from mmchat.data.doctor.wording import missing_images_hint, next_command
+    from mmchat.terminal import PlainConsole
 
     out = arguments.out or Path(f"{file_name(Path(arguments.source).stem)}.check")
     root = arguments.against_image_root
@@ -66,6 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
     following = missing_images_hint(result, arguments.source, is_run)
     if command := next_command(result, arguments.source, is_run, model):
         following.append(f"next: {command}")
-    print_result(Console(), result, [str(file) for file in files], following)
+    print_result(PlainConsole(), result, [str(file) for file in files], following)
     if not result.sound:
         raise SystemExit(EXIT_FOUND_ERRORS)

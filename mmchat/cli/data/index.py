@@ -18,10 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config, model, fit = read_source_arguments(arguments)
-    from rich.console import Console
-
     from mmchat.data.lengths import LengthMeasure, index_path, length_index
     from mmchat.data.sources import open_source
+    from mmchat.terminal import PlainConsole
 
     processor = open_processor(model, fit)
     rows = []
@@ -33,12 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
         known = path.exists()
         index = length_index(source, measure, arguments.workers)
         rows.append((name, index, path, time.perf_counter() - begun, known))
-    console = Console()
+    console = PlainConsole()
     console.print(lengths_table(rows))
     for name, _, path, _, known in rows:
-        console.print(
-            f"{name}: {'found' if known else 'kept'} in {path}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"{name}: {'found' if known else 'kept'} in {path}", highlight=False, soft_wrap=True)
 
 
 def lengths_table(rows: list[tuple[str, Any, Path, float, bool]]) -> Any:

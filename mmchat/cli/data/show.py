@@ -29,11 +29,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.records and arguments.random:
         raise UserError("--records names the records, --random takes any: give one of them")
     config, model, fit = read_source_arguments(arguments)
-    from rich.console import Console
-
     from mmchat.data.preview.html import write_page
     from mmchat.data.preview.preview import choose_records, open_unscanned, preview_record
     from mmchat.data.preview.terminal import print_samples
+    from mmchat.terminal import PlainConsole
 
     sources = config.by_name()
     if arguments.only is not None:
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_page(arguments.html, samples, arguments.source)
         print(arguments.html)
     else:
-        print_samples(Console(), samples, arguments.tokens)
+        print_samples(PlainConsole(), samples, arguments.tokens)
 
 
 def record_numbers(text: str) -> list[int]:

@@ -37,11 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from mmchat.errors import UserError
     from mmchat.files import write_json
     from mmchat.images import load_image
+    from mmchat.terminal import PlainConsole
     from mmchat.vision import load_tower
     from mmchat.vision.inspect import inspect_tower, write_images
 
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {"layer": arguments.layer} if arguments.layer is not None else {}
     tower = load_tower(arguments.source, image_size=arguments.image_size, trust_torchscript=trusted, **settings)
     found = inspect_tower(arguments.source, tower, trusted)
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     console.print(inspection_table(found))
     if arguments.json:
         write_json(arguments.json, found.to_dict())

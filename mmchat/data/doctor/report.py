@@ -27,6 +27,7 @@ SIDE = 128
 """Longest side of a thumbnail, in pixels."""
 SAMPLES = 24
 """Number of images in the grid of samples."""
+_NOT_IN_CODE = str.maketrans("`|<>", "'¦⟨⟩")
 EXAMPLE_TEXT, CAPTION_TEXT = 400, 90
 """Maximum characters shown of a reason and of a caption."""
 
@@ -162,5 +163,5 @@ def _pace(result: CheckResult) -> str:
 
 
 def _code(text: str) -> str:
-    """A Markdown code span that is safe within a table."""
-    return "`" + cleanly(text, EXAMPLE_TEXT).replace("`", "'").replace("|", "¦") + "`"
+    """A Markdown code span that is safe within a table, and shows no HTML even to a reader that ignores code spans."""
+    return "`" + cleanly(text, EXAMPLE_TEXT).translate(_NOT_IN_CODE) + "`"

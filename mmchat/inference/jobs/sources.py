@@ -27,6 +27,7 @@ from mmchat.data.record_layouts import image_entry, read_members
 from mmchat.data.records import Rejected
 from mmchat.data.sources import TABLES, Table, open_source
 from mmchat.errors import UserError
+from mmchat.files import refuse_special
 from mmchat.images import IMAGE_SUFFIXES, load_image
 from mmchat.inference.jobs.items import Item, refuse
 
@@ -109,6 +110,7 @@ def _open(path: str, options: Options) -> Source:
     if Path(path).is_dir():
         return _Folder(path, options.suffixes)
     if Path(path).exists():
+        refuse_special(path)
         return _file(path, options)
     if glob.has_magic(path):
         return _Pattern(path, options)

@@ -21,8 +21,10 @@ from threading import Thread
 from types import TracebackType
 from typing import NoReturn
 
+import psutil
+
 from mmchat.training.distributed.data_workers import describe_dead_worker
-from mmchat.training.distributed.siblings import Siblings, resume_command
+from mmchat.training.distributed.siblings import Siblings, is_alive, resume_command
 from mmchat.training.distributed.signals import LAUNCHED_BY, launcher_links, orphaned
 
 EXIT_DIED, EXIT_USER_ERROR, EXIT_TERMINATED = 1, 2, 128 + signal.SIGTERM
@@ -121,19 +123,22 @@ class RankWatch:
 
     def _look(self, numbers: bytes) -> None:
         self._siblings.find()
+        handled = signal.getsignal(signal.SIGTERM) != self._note  # by the training loop, which saves (`StopSignals`)
+        if not handled and not self._leaving and orphaned(self.launchers):
+            self._end_orphaned()
         dead = self._siblings.first_dead()
         if dead is not None:
             self._listen(CONFIRM)
             if not self._leaving:
                 self._report(f"rank {dead} died or was killed; {MEMORY}", EXIT_DIED)
-        handled = signal.getsignal(signal.SIGTERM) != self._note  # by the training loop, which saves (`StopSignals`)
-        if self._leaving or (handled and not self._terminated):
-            return
-        if orphaned(self.launchers):
-            self._report("the launcher died or was killed", EXIT_TERMINATED)
-        if self._terminated or signal.SIGTERM in numbers:
+        if not self._leaving and (self._terminated or (signal.SIGTERM in numbers and not handled)):
             why = "from a user, or from the launcher because another rank died"
             self._report(f"rank {self._rank} received SIGTERM {why}", EXIT_TERMINATED)
+
+    def _end_orphaned(self) -> NoReturn:
+        if self._mmchat_train_is_left():  # only what is between it and the ranks died, and it says so itself
+            os._exit(EXIT_TERMINATED)
+        self._report("the launcher died or was killed", EXIT_TERMINATED)
 
     def _report(self, what: str, status: int) -> NoReturn:
         """Leave it to a lower rank to print what both have noticed; if it neither does nor ends, print it here."""
@@ -167,6 +172,12 @@ class RankWatch:
         if above and above == self.launchers[-1][1]:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(above, number)
+
+    def _mmchat_train_is_left(self) -> bool:
+        above = int(os.environ.get(LAUNCHED_BY, "0"))
+        with suppress(psutil.Error):
+            return above > 0 and is_alive(psutil.Process(above))
+        return False
 
 
 def what_next(run_dir: Path | None, resume: str) -> str:

@@ -71,7 +71,7 @@ def fill_feature_cache(
             return status
         needed, missing, images = _missing_features(found, stores)
         size = sum(store.record_bytes for store in stores)
-        console.print(_summary(folder, needed, missing, size, views), markup=False)
+        console.print(_summary(folder, needed, missing, size, views))
         if missing:
             collectives.from_rank_0(lambda: _check_free_space(folder, missing * size))
             begin = time.monotonic()

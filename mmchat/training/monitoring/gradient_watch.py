@@ -43,4 +43,4 @@ def report_missing_gradients(names: list[str], console: Console) -> None:
     """Print a warning with the first of the names, if there are any."""
     if names:
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        console.print(f"[yellow]no gradient in the first {WATCHED_STEPS} steps for {shown}")
+        console.print(f"no gradient in the first {WATCHED_STEPS} steps for {shown}", style="yellow")

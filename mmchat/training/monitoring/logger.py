@@ -107,7 +107,6 @@ class RunLogger:
         command = resume_command(self.run_dir)
         self.console.print(
             f"{name}: stopped after step {step} of {self.dataloader.total}, saved {saved}\n  resume with: {command}",
-            markup=False,
         )
 
     def _write(self, **row: Any) -> None:
@@ -123,7 +122,7 @@ class RunLogger:
                 "bad samples, or skip such steps with --monitoring.stability.on_nan skip (or on_spike), and resume "
                 "from the newest checkpoint with --resume"
             )
-        self.console.print(message, style="yellow", markup=False)
+        self.console.print(message, style="yellow")
 
 
 def _loss_fields(result: StepResult) -> dict[str, Any]:
