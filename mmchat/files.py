@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ from mmchat.errors import UserError
 CANNOT_WRITE = (
     errno.EACCES,
     errno.EDQUOT,
+    errno.EEXIST,
     errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ENOSPC,
@@ -25,6 +26,34 @@ CANNOT_WRITE = (
     errno.EROFS,
 )
 """Errors of a folder or a disk where nothing can be written."""
+
+
+class CannotWriteError(UserError, OSError):
+    """A full or read-only disk, a folder that may not be written, an impossible name. The message names the file."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # OSError would print its number
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside the `with`, an error of `CANNOT_WRITE` becomes one that names `path`, which is written there.
+
+    Raises:
+        CannotWriteError: nothing can be written.
+    """
+    try:
+        yield
+    except OSError as error:  # also one that names a file within `path`
+        if error.errno not in CANNOT_WRITE:
+            raise
+        named = CannotWriteError(f"{path} cannot be written: {error.strerror}")
+        named.errno, named.strerror = error.errno, error.strerror
+        raise named from error
+    except SafetensorError as error:  # how it reports an OSError while it writes
+        if "serializ" not in str(error) or "I/O error" not in str(error):
+            raise
+        raise CannotWriteError(f"{path} cannot be written: {error}") from error
 
 
 _SPECIAL = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
@@ -100,9 +129,10 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
 
 def append_json_line(path: Path, value: Any) -> None:
     """Append one JSON value as a line; the file and its folder are created if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(as_json_line(value))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(as_json_line(value))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -117,14 +147,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes, atomically; the folder is created if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, path.with_name(f".{path.name}.{os.getpid()}.tmp")) as file:
         file.write(data)
 
 
 @contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
-    """A file of any length that appears at `path` once it is complete and flushed to the disk.
+    """A file of any length that appears at `path` once it is complete and flushed. Raises `CannotWriteError`.
 
     Args:
         temporary: where it is written first, in the same folder. The default depends on `path` alone, so that a killed
@@ -132,13 +163,15 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]
     """
     temporary = temporary or path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def replace_directory(temporary: Path, final: Path) -> None:
@@ -159,22 +192,15 @@ def staged_directory(final: Path) -> Iterator[Path]:
     directory that it names is written.
 
     Raises:
-        UserError: the disk is full, the folder may not be written, or the name is impossible.
+        CannotWriteError: the disk is full, the folder may not be written, or the name is impossible.
     """
     target = final.resolve()
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        yield aside
-        replace_directory(aside, target)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise UserError(f"{final} cannot be written: {error.strerror}") from error
-    except SafetensorError as error:  # how it reports an OSError while it writes
-        if "serializ" not in str(error) or "I/O error" not in str(error):
-            raise
-        raise UserError(f"{final} cannot be written: {error}") from error
+        with writing(final):
+            yield aside
+            replace_directory(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -1,12 +1,17 @@
 """Small files and durations: what several packages rely on."""
 
+import errno
 import os
+import resource
 import signal
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from mmchat.command_line.errors import reporting
 from mmchat.data import storage
 from mmchat.errors import UserError
 from mmchat.files import (
@@ -16,12 +21,17 @@ from mmchat.files import (
     read_json_object,
     split_complete_lines,
     staged_directory,
+    write_text,
 )
 from mmchat.images import image_size, load_image
+from mmchat.inference.jobs.items import Item, Outcome
+from mmchat.inference.jobs.journal import Journal
 from mmchat.inference.jobs.sources import Options, Sources
 from mmchat.inference.pages import list_pages
 from mmchat.progress import format_duration
 from mmchat.training.checkpoints.storage import list_checkpoints, step_name, step_of
+from mmchat.training.monitoring.metrics import MetricsLog
+from mmchat.training.run_dir_lock import locked
 
 
 @pytest.fixture
@@ -56,6 +66,68 @@ def special(tmp_path):
 def test_a_pipe_or_device_is_refused_and_not_waited_for(special, kind, read):
     with pytest.raises(UserError, match=f"{special[kind]} is {kind}, expected a regular file"):
         read(special[kind])
+
+
+@pytest.fixture
+def full_disk():
+    """Inside the `with` nothing can be written, as on a full disk: files may have no bytes."""
+
+    @contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
+
+
+def write_staged(path):
+    with staged_directory(path) as aside:
+        write_text(aside / "config.json", "{}")
+
+
+WRITERS = {
+    "text": lambda path: lambda: write_text(path, "x"),
+    "line": lambda path: lambda: append_json_line(path, {}),
+    "directory": lambda path: lambda: write_staged(path),
+    "metrics": lambda path: partial(MetricsLog(path, 0).write, step=1),
+    "captions": lambda path: partial(
+        Journal(path, ("path",), ("caption",)).append, Item({"path": "a"}, None), Outcome({"caption": "a"})
+    ),
+    "run_dir": lambda path: lambda: locked(path, print).__enter__(),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_message_that_names_the_file(tmp_path, full_disk, capsys, writer):
+    path = tmp_path / "out.jsonl"
+    work = WRITERS[writer](path)
+    with pytest.raises(SystemExit, match="2"), reporting(), full_disk():
+        work()
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {path}") and shown.endswith("cannot be written: File too large\n"), shown
+    assert shown.count("\n") == 1
+    assert not list(tmp_path.glob(".*.tmp")) and not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("writer", ["text", "line", "directory", "run_dir"])
+def test_a_folder_that_cannot_be_made_is_one_message(tmp_path, capsys, writer):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"), reporting():
+        WRITERS[writer](tmp_path / "file" / "out")()
+    assert "out cannot be written: " in capsys.readouterr().err
+
+
+def test_a_read_only_disk_is_one_message(tmp_path, capsys):
+    """What a library raises that writes by itself."""
+    with pytest.raises(SystemExit, match="2"), reporting():
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+    assert capsys.readouterr().err == f"error: Read-only file system for {tmp_path}\n"
+    with pytest.raises(PermissionError), reporting():  # not about a file
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmchat.errors import SharedError, UserError
+from mmchat.files import CANNOT_WRITE
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -23,7 +24,7 @@ RANK_0_PRINTS = 20.0
 
 @contextmanager
 def reporting(rank: int = 0) -> Iterator[None]:
-    """Turn `UserError`, a full disk, a closed stdout and Ctrl-C into a message on stderr and an exit status.
+    """Turn `UserError`, disks that cannot be written, a closed stdout and Ctrl-C into a message and an exit status.
 
     Every rank meets the same mistake in a config. Ranks above 0 wait before they print: if rank 0 has already printed
     it, it ends them in the meantime (`training.distributed.rank_watch`), and the user reads it once. They never print a
@@ -48,10 +49,11 @@ def reporting(rank: int = 0) -> Iterator[None]:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would raise once more
             sys.exit(EXIT_PIPE_CLOSED)
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM and not (error.errno in CANNOT_WRITE and error.filename):
             raise
         file = f" for {error.filename}" if error.filename else ""
-        print(f"{prefix}error: {error.strerror}{file}; make room and start again", file=sys.stderr, flush=True)
+        hint = "; make room and start again" if error.errno in NO_ROOM else ""
+        print(f"{prefix}error: {error.strerror}{file}{hint}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print(f"{prefix}interrupted", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from mmchat.errors import UserError
-from mmchat.files import CANNOT_WRITE
+from mmchat.files import writing
 from mmchat.training.distributed import collectives
 
 LOCK = ".lock"
@@ -44,13 +44,9 @@ def locked(run_dir: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 
 def _lock(run_dir: Path, report: Callable[[str], None]) -> IO[str]:
-    try:
+    with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         file = (run_dir / LOCK).open("a+")
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE and not isinstance(error, FileExistsError):
-            raise
-        raise UserError(f"run_dir {run_dir} cannot be written: {error.strerror}") from None
     try:
         _wait_for(file, run_dir)
     except OSError as error:
@@ -58,9 +54,10 @@ def _lock(run_dir: Path, report: Callable[[str], None]) -> IO[str]:
             raise
         report(f"{run_dir}: its file system has no locks ({error.strerror}); do not start a second run there")
         return file
-    file.truncate(0)
-    json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-    file.flush()
+    with writing(run_dir / LOCK):
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
     return file
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from mmchat.errors import UserError
-from mmchat.files import as_json_line, atomic_file
+from mmchat.files import as_json_line, atomic_file, writing
 from mmchat.inference.jobs.digests import DigestSet
 from mmchat.inference.jobs.items import Item, Line, Outcome
 
@@ -45,8 +45,9 @@ class Journal:
         self.path, self.key, self.fields, self._seen = path, key, fields, seen
         self.answered = DigestSet()
         """Names of items with an answer from an earlier process."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = _open_locked(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _open_locked(path)
         try:
             self._file = self._cleaned(*self._read())
         except BaseException:
@@ -56,8 +57,9 @@ class Journal:
     def append(self, item: Item, outcome: Outcome) -> Line:
         """Write the line of an item, and pass it to the operating system. Returns the line."""
         line = item.key | item.kept | outcome.answer
-        self._file.write(as_json_line(line))
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(as_json_line(line))
+            self._file.flush()
         return line
 
     def __enter__(self) -> "Journal":

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmchat.files import as_json_line, split_complete_lines, write_bytes, write_json
+from mmchat.files import as_json_line, split_complete_lines, write_bytes, write_json, writing
 from mmchat.training.distributed import process_group
 from mmchat.training.monitoring.peak_flops import Peak
 
@@ -29,11 +29,14 @@ class MetricsLog:
     def __init__(self, path: Path, done: int) -> None:
         lines, _ = split_complete_lines(path) if path.exists() else ([], b"")
         write_bytes(path, b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= done))
+        self._path = path
         self._file = path.open("ab")
 
     def write(self, **row: Any) -> None:
-        self._file.write(as_json_line(row))
-        self._file.flush()
+        """Append a row. Raises CannotWriteError."""
+        with writing(self._path):
+            self._file.write(as_json_line(row))
+            self._file.flush()
 
 
 class Meter:
