@@ -359,5 +359,5 @@ def test_what_is_not_pushed(model_dir, tmp_path):
         kind_of(model_dir)
     (model_dir / "README.md").write_text("---\nlibrary_name: transformers\ntags: [llava, mmchat]\n---\n")
     assert kind_of(model_dir)[0] == "exported model"
-    with pytest.raises(UserError, match=r"/model is one$"):
+    with pytest.raises(UserError, match=r"give model/ or adapter/ of a run"):
         kind_of(tmp_path)

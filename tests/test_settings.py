@@ -11,7 +11,7 @@ from pydantic import Field
 from mmchat.cli.train import split_arguments
 from mmchat.command_line.settings_help import settings_help
 from mmchat.errors import UserError
-from mmchat.settings import Shorthand, describe, load_settings, parse_overrides, settings, validate
+from mmchat.settings import Elsewhere, Shorthand, describe, load_settings, parse_overrides, settings, validate
 from mmchat.training.config import RunConfig, as_dict
 
 
@@ -99,7 +99,7 @@ def test_words_that_belong_to_no_key():
     ("words", "message"),
     [
         (["--stepz", "5"], r"unknown key 'stepz'; the nearest valid key is 'steps'$"),
-        (["--optimizer.le", "5"], r"unknown key 'optimizer\.le'; the nearest valid key is 'optimizer\.lr'$"),
+        (["--optimizer.le", "5"], r"unknown key 'optimizer\.le'; the keys here are lr, betas$"),
         (["--lr", "5"], r"unknown key 'lr'; the nearest valid key is 'optimizer\.lr'$"),
         (["--optimzer.lr", "5"], r"unknown key 'optimzer'; the nearest valid key is 'optimizer'$"),
         (["--steps", "many"], r"steps: Input should be a valid integer.*found 'many'$"),
@@ -233,7 +233,7 @@ def test_a_union_by_kind(tmp_path, pet, overrides, expected):
 )
 def test_what_does_not_fit_a_union(values, message):
     with pytest.raises(UserError, match=rf"^here: {message}[^\n]*$"):
-        validate(Home, values, "here", {"romms": "rooms", "house.rooms": "rooms", "flat.name": "pet.name"})
+        validate(Home, values, "here", Elsewhere({"romms": "rooms", "house.rooms": "rooms", "flat.name": "pet.name"}))
 
 
 def test_each_finding_names_where_it_was_written(config):

@@ -45,7 +45,7 @@ def test_env(run):
 
 
 def test_recipes(run, tmp_path, monkeypatch):
-    names = [line.split()[0] for line in run("recipe", "list")[1].splitlines()]
+    names = [line.split()[0] for line in run("recipe", "list")[1].splitlines() if not line.startswith(" ")]
     configs = ROOT / "configs"
     assert names == sorted(str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml"))
     text = (ROOT / "configs/llava15/sft.yaml").read_text()

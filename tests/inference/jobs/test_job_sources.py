@@ -76,7 +76,7 @@ def test_what_holds_no_image_is_refused(tmp_path, photos):
     with pytest.raises(UserError, match="nowhere does not exist; expected an image file or a folder of images"):
         found("nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no image found in .*empty \(looked for .bmp, "):
+    with pytest.raises(UserError, match=r"no image found in .*empty \(looked for .*\.bmp, .*\.png, "):
         found(tmp_path / "empty")
 
 
