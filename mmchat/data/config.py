@@ -28,6 +28,9 @@ class SourceConfig:
         description="decode large JPEGs at 1/2, 1/4 or 1/8 if both sides stay twice the largest tower's or longer; "
         "faster, but not bit-identical",
     )
+    max_pixels: int | None = Field(
+        None, gt=0, description="refuse images of more pixels, undecoded; null: 178,956,970, which take 716 MB"
+    )
     allow_http: bool = Field(False, description="fetch images, or the file itself, over http(s)")
 
 

@@ -58,7 +58,7 @@ class MixtureDataset:
         try:
             if self.features is None:
                 draft = DRAFT_OF_SQUARE * self.square if source.config.draft else None
-                opened = [image.open(draft) for image in record.images]
+                opened = [image.open(draft, source.config.max_pixels) for image in record.images]
                 images = opened if self.augment is None else self.augment(opened, number, step)
                 encoded = self.encode(record, images, source.config.template, self.mixture.max_length)
             else:

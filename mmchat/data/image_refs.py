@@ -21,7 +21,7 @@ from mmchat.data import storage
 from mmchat.data.fetching import fetch
 from mmchat.data.file_names import spelled_as_on_disk
 from mmchat.errors import UserError
-from mmchat.images import image_size, load_image, resolve_inside
+from mmchat.images import MAX_PIXELS, image_size, load_image, resolve_inside
 
 SHORTEST_BASE64 = 64
 """Characters that bare base64 has more of (vlmeval/dataset/image_base.py takes shorter cells as references)."""
@@ -40,9 +40,17 @@ class ImageRef:
         """The encoded bytes. Raises UserError if they cannot be read."""
         raise NotImplementedError
 
-    def open(self, draft: int | None = None) -> Image.Image:
-        """The decoded RGB image. `draft` and UserError as in `images.load_image`."""
-        return load_image(self.read(), name=self.name, draft=draft)
+    def open(self, draft: int | None = None, max_pixels: int | None = None) -> Image.Image:
+        """The decoded RGB image.
+
+        Args:
+            draft: As in `images.load_image`.
+            max_pixels: As there; None is its default.
+
+        Raises:
+            UserError: As there.
+        """
+        return load_image(self.read(), max_pixels or MAX_PIXELS, self.name, draft)
 
     def size(self) -> tuple[int, int]:
         """Width and height of the decoded image, read from its header. Raises UserError as `open`."""
@@ -84,6 +92,12 @@ class ImageFile(ImageRef):
         path = self.name
         with _image_errors():
             return storage.read_bytes(path)
+
+    def open(self, draft: int | None = None, max_pixels: int | None = None) -> Image.Image:
+        if storage.is_remote(self.root):  # one request
+            return super().open(draft, max_pixels)
+        with self.stream() as file:  # the encoded bytes are not held beside the pixels
+            return load_image(file, max_pixels or MAX_PIXELS, self.name, draft)
 
     def stream(self) -> IO[bytes]:
         path = self.name

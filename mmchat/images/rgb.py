@@ -9,8 +9,10 @@
 A large image is converted in bands, so that it is not held several times.
 """
 
+import mmap
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -143,18 +145,36 @@ def _decoded_shade(transparent: Any, raw_mode: Any) -> Any:
 
 
 def _in_bands(image: Image.Image, rows: int, pixels: _Pixels, consume: bool) -> Image.Image:
-    """Convert band by band. Each band of an image that is given up is freed once it is converted."""
+    """Convert band by band."""
     size = image.size
     boxes = [(0, top, size[0], min(top + rows, size[1])) for top in range(0, size[1], rows)]
-    bands = (image.crop(box) for box in boxes)
-    if consume and image.mode in ("1", "L", "P", "I;16", "I;16B", "I;16L"):  # fewer bytes per pixel than RGB
-        kept = list(bands)[::-1]
-        image.close()
-        bands = (kept.pop() for _ in boxes)
+    smaller = image.mode in ("1", "L", "P", "I;16", "I;16B", "I;16L")  # fewer bytes per pixel than RGB
+    bands = _release(image, boxes) if consume and smaller else (image.crop(box) for box in boxes)
     result = Image.new("RGB", size, None)
     for box, band in zip(boxes, bands, strict=True):
         result.paste(pixels.to_rgb(band), box)
     return result
+
+
+def _release(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> Iterator[Image.Image]:
+    """The bands of an image that is given up: its memory is freed before the first, that of a band after it."""
+    empty = image.crop(boxes[0])  # with the palette
+    stores = []
+    for box in boxes:
+        data = image.crop(box).tobytes()
+        stores.append(mmap.mmap(-1, len(data)))  # closing it returns the memory to the system; free may keep it
+        stores[-1].write(data)
+    image.close()
+    return (
+        _take(empty.crop((0, 0, right, bottom - top)), store)
+        for (_, top, right, bottom), store in zip(boxes, stores, strict=True)
+    )
+
+
+def _take(band: Image.Image, store: mmap.mmap) -> Image.Image:
+    band.frombytes(store[:])
+    store.close()
+    return band
 
 
 def _in_place(image: Image.Image, rows: int, pixels: _Pixels) -> Image.Image:

@@ -114,6 +114,7 @@ def test_findings_about_an_image(monkeypatch):
     exif[0x0112] = 6
     for kind in ("JPEG", "PNG", "WEBP"):
         assert problems(encoded(scene(1, 60, 50), kind, exif=exif)) == ["exif_rotation"]
+    assert check_image(ImageBytes(encoded(scene(1), "PNG")), 64 * 64 - 1).problems[0][0] == "decompression_bomb"
     turned = check_image(ImageBytes(encoded(scene(1, 60, 50), "PNG", exif=exif)))
     assert (turned.width, turned.height) == (50, 60)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmchat.data.image_refs import ImageBytes, ImageDataUri, ImageRef
 from mmchat.errors import UserError
-from mmchat.images import load_image, open_header, orientation
+from mmchat.images import MAX_PIXELS, load_image, open_header, orientation
 
 MAX_ASPECT = 10
 """Maximum long side over short side."""
@@ -44,19 +44,20 @@ class ImageCheck:
     height: int = 0
 
 
-def check_image(image: ImageRef) -> ImageCheck:
-    """Read and decode an image as training does. Problems are returned, not raised."""
+def check_image(image: ImageRef, max_pixels: int | None = None) -> ImageCheck:
+    """Read and decode an image as training does. Problems are returned, not raised. `max_pixels` as in its source."""
     # Inline bytes are not cached: the cache would keep them alive.
-    return _check_image(image) if isinstance(image, ImageBytes | ImageDataUri) else _check_image_once(image)
+    check = _check_image if isinstance(image, ImageBytes | ImageDataUri) else _check_image_once
+    return check(image, max_pixels or MAX_PIXELS)
 
 
-def _check_image(ref: ImageRef) -> ImageCheck:
+def _check_image(ref: ImageRef, max_pixels: int) -> ImageCheck:
     try:
         data = ref.read()
     except UserError as error:
         return ImageCheck(((error.kind or "missing_image", str(error)),))
     try:
-        image = load_image(data, name=ref.name)
+        image = load_image(data, max_pixels, ref.name)
     except UserError as error:
         return ImageCheck(((error.kind, str(error)),))
     findings = [*_rotation_finding(data), *_shape_findings(image.width, image.height)]

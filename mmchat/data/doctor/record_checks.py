@@ -64,7 +64,7 @@ class RecordChecker:
         if self.config.max_turns is not None:
             record = limit_turns(record, self.config.max_turns)
         turns = record.turns
-        image_checks = [check_image(image) for image in record.images]
+        image_checks = [check_image(image, self.config.max_pixels) for image in record.images]
         findings = [Finding(kind, what, at) for at, check in enumerate(image_checks) for kind, what in check.problems]
         findings += spelling_findings(turns, self._tokens)
         conversation_findings, tokens, supervised = self._conversation(record, turns, self._layouts(image_checks))

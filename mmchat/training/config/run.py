@@ -165,13 +165,15 @@ class RunConfig:
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {objective.kind}")
         if objective.packing is not None and self.micro_batch_size is not None:
             raise ValueError("objective.packing.tokens already limits a forward; leave out micro_batch_size")
-        if objective.feature_cache is not None and self._drafts():
-            raise ValueError("objective.feature_cache holds features of whole images, decoded once: leave draft out")
+        if objective.feature_cache is not None and self._limits_images():
+            raise ValueError(
+                "objective.feature_cache holds features of whole images, decoded once: leave draft out, and max_pixels"
+            )
         return self
 
-    def _drafts(self) -> bool:
+    def _limits_images(self) -> bool:
         groups = [group for group in (self.data, self.validation) if group is not None]
-        return any(source.draft for group in groups for source in group.by_name().values())
+        return any(source.draft or source.max_pixels for group in groups for source in group.by_name().values())
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

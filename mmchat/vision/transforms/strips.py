@@ -20,7 +20,7 @@ LARGEST_PIXELS = 8_000_000
 STRIP_ASPECT = 20
 """From this ratio of the sides on, the padding is not even made row by row."""
 _PRECISION_BITS = 22
-_CHUNK_VALUES = 1 << 21
+_CHUNK_VALUES = 1 << 19
 """Values that are converted to double precision at a time."""
 
 
