@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -17,6 +18,8 @@ from rich.progress import (
 
 from mmchat.terminal import PlainConsole
 
+WIDE = 110
+"""Columns of a terminal that the whole bar needs beside a note of 45 characters."""
 LOG_INTERVAL = 15.0
 """Seconds between two lines if stderr is not a terminal."""
 
@@ -74,16 +77,7 @@ def progress_bar(description: str, total: int | None, done: int = 0, enabled: bo
     if not enabled:
         yield _Silent()
     elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
-        )
-        with Progress(*columns, console=console) as progress:
+        with Progress(*bar_columns(console.width), console=console) as progress:
             yield _BarProgress(progress, description, total, done)
     else:
         log = _LogProgress(description, total, done)
@@ -91,6 +85,15 @@ def progress_bar(description: str, total: int | None, done: int = 0, enabled: bo
             yield log
         finally:
             log.line()
+
+
+def bar_columns(width: int) -> list[ProgressColumn]:
+    """The parts of the bar. A narrow terminal has room for the numbers only."""
+    wide: list[ProgressColumn] = [BarColumn(bar_width=24)] if width >= WIDE else []
+    elapsed: list[ProgressColumn] = [TimeElapsedColumn()] if width >= WIDE else []
+    times = [*elapsed, TextColumn("ETA"), TimeRemainingColumn()]
+    note = TextColumn("{task.fields[note]}", style="dim", markup=False)
+    return [TextColumn("{task.description}", markup=False), *wide, MofNCompleteColumn(), *times, note]
 
 
 class _Silent:

@@ -11,6 +11,7 @@ from mmchat.command_line.options import (
     placement,
 )
 from mmchat.files import write_json, write_json_lines
+from mmchat.pretrained import part_of_run
 
 EXAMPLE = "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart"
 DETAILS = """The score is exact match per kind of question. Next to it is the blind score: the same questions
@@ -68,8 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.card:
         from mmchat.model.card import write_scores
 
-        write_scores(arguments.checkpoint, arguments.data.name, result.flat())
-        print(arguments.checkpoint / "README.md")
+        directory = part_of_run(arguments.checkpoint)  # the model that was opened
+        write_scores(directory, arguments.data.name, result.flat())
+        print(directory / "README.md")
     if arguments.out:
         write_json(
             arguments.out / "scores.json", {"blind_by": arguments.blind} | result.flat() | flatten_scores(scores)

@@ -20,6 +20,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # DeepSpeed calls collectives by their deprecated names.
     warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
+    # torch advises fewer data workers than `workers` of the config, on every rank.
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
     # bitsandbytes advises a package that would fetch kernels from the hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if "transformers" in sys.modules:  # it has read its variables

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.files import read_json
-from mmchat.pretrained import fill_module, refusing_damage, resolve
+from mmchat.pretrained import fill_module, part_of_run, refusing_damage, resolve
 from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
 from mmchat.vision.checkpoint_formats.base import CheckpointFormat
 from mmchat.vision.checkpoint_formats.hugging_face import MODEL_TYPES
@@ -152,7 +152,7 @@ def _local_or_hub(source: str, weights: bool, what: str) -> Path:
     if path.is_dir() or path.suffix in (".safetensors", *PICKLED):
         if not path.exists():
             raise UserError(f"{what} {source!r}: no such file")
-        return path
+        return part_of_run(path)
     found = resolve(source, what, weights)
     if not found.is_dir():
         raise UserError(f"{what} {source!r}: no such directory")

@@ -14,7 +14,7 @@ from tests.docs.fences import commands_of, fences_of
 from tests.launching import ROOT, launch_environment, metrics
 
 PAGE = ROOT / "docs" / "own_data.md"
-LONGEST = 300
+LONGEST = 900
 """Seconds of a command."""
 LORA = ("mmchat recipe write own/lora", "mmchat train lora.yaml")
 """What the page says about the other recipe in words."""

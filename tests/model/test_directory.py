@@ -100,8 +100,10 @@ def test_a_run_stands_for_its_model(assistant_dir, tmp_path, capsys):
     capsys.readouterr()
     model, _ = load_assistant(run)
     load_processor(run)
-    assert capsys.readouterr().err == f"{run} is a run; taking its model: {run}/model\n"  # once
+    said = [line for line in capsys.readouterr().err.splitlines() if "is a run" in line]
+    assert said == [f"{run} is a run; taking its model: {run}/model"]  # once
     assert model.config.template == "vicuna_v1"
+    assert load_tower(run).spec == model.specs[0]
     with pytest.raises(UserError, match="is a run without LoRA: it has no adapter/, and model/ is its whole model"):
         resolve(run, part="adapter")
     (run / "adapter").mkdir()

@@ -105,6 +105,23 @@ def test_a_run_is_not_resumed_as_another(tmp_path, values):
             claim_run_dir(validate(RunConfig, values | changes, "here"), print)
 
 
+def test_a_refused_resume_names_what_differs_and_how_to_train_longer(tmp_path, values):
+    values |= {"resume": True}
+    claim_run_dir(validate(RunConfig, values, "here"), print)
+    run = tmp_path / "run"
+    longer = values | {"steps": values["steps"] * 2, "optimizer": values["optimizer"] | {"lr": 0.5}, "workers": 3}
+    new_run = f"start a new run from its model: --model {run}/model --run_dir NEW, without --resume"
+    before = f"optimizer.lr: {values['optimizer']['lr']} -> 0.5; steps: {values['steps']} -> {longer['steps']}"
+    message = f"{run} was started with other settings ({before}); a resumed run must keep them and its length. "
+    for end in (f"To train longer or otherwise, resume it as it is to the end, then {new_run}",
+                f"To train longer or otherwise, {new_run}"):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            claim_run_dir(validate(RunConfig, longer, "here"), print)
+        assert str(caught.value) == message + end
+        (run / "model").mkdir(exist_ok=True)
+        (run / "model" / "config.json").write_text("{}")
+
+
 @pytest.mark.parametrize("old", sorted(MOVED))
 def test_a_key_at_its_old_place_names_its_new_one(tmp_path, values, old):
     group, _, name = old.rpartition(".")
