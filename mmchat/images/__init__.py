@@ -6,7 +6,7 @@ reading   open a file or bytes, which are untrusted
 rgb       a decoded image becomes RGB, for every entrance
 """
 
-from mmchat.images.finding import find_images, resolve_inside
+from mmchat.images.finding import FolderImages, find_images, is_junk, resolve_inside, walk_images
 from mmchat.images.formats import FORMATS, IMAGE_SUFFIXES
 from mmchat.images.reading import (
     MAX_PIXELS,
@@ -25,14 +25,17 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "SIDEWAYS",
+    "FolderImages",
     "as_rgb",
     "data_uri",
     "extension_of",
     "find_images",
     "image_count",
     "image_size",
+    "is_junk",
     "load_image",
     "open_header",
     "orientation",
     "resolve_inside",
+    "walk_images",
 ]

@@ -1,10 +1,60 @@
 """Image files in folders, and paths below a root. A path of a record is untrusted: it may leave the root."""
 
+import os
+from collections import Counter
 from collections.abc import Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmchat.errors import UserError
 from mmchat.images.formats import IMAGE_SUFFIXES
+
+_JUNK = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"})
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name was left by a system: hidden ones (`._1.png`, `.ipynb_checkpoints`), and
+    those of archives, servers and bins."""
+    return name.startswith(".") or name in _JUNK
+
+
+@dataclass
+class FolderImages:
+    """The image files below a folder.
+
+    Attributes:
+        images: Sorted.
+        others: The other files by their ending, junk excepted.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def others_in_words(self) -> str:
+        """As "3 files that are not images (.pdf 2, .txt 1)"; empty if there are none."""
+        listed = ", ".join(f"{suffix or 'no ending'} {count:,}" for suffix, count in self.others.most_common(8))
+        total = self.others.total()
+        return f"{total:,} file{'s' * (total != 1)} that are not images ({listed})" if total else ""
+
+
+def walk_images(folder: Path, suffixes: Set[str] = IMAGE_SUFFIXES) -> FolderImages:
+    """Find the image files below a folder. Links to folders are followed, each folder once; junk is left out."""
+    found = FolderImages()
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        stat = Path(place).stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        for path in (Path(place, name) for name in files if not is_junk(name)):
+            if path.suffix.lower() in suffixes and path.is_file():
+                found.images.append(path)
+            else:
+                found.others[path.suffix.lower()] += 1
+    found.images.sort()
+    return found
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
@@ -41,8 +91,7 @@ def find_images(paths: list[Path], suffixes: Set[str] = IMAGE_SUFFIXES) -> list[
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            found.update(dict.fromkeys(sorted(inside)))
+            found.update(dict.fromkeys(walk_images(path, suffixes).images))
         elif path.exists():
             found[path] = None
         else:

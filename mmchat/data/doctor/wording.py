@@ -2,10 +2,12 @@
 
 import shlex
 
+from mmchat.data.class_folders import ClassFolders
 from mmchat.data.config import DataConfig
 from mmchat.data.doctor.image_search import find_images
 from mmchat.data.doctor.run import CheckResult
 from mmchat.data.preview.printable import printable
+from mmchat.images import FolderImages
 
 SHOWN_KEYS, LONGEST_KEY = 12, 40
 LONGEST_PATH = 200
@@ -53,6 +55,11 @@ def not_checked(result: CheckResult) -> list[str]:
         )
     if len(result.sources) > 1:
         lines.append("Duplicates and similar images across sources.")
+    lines += [
+        f"Of {source.config.path}: {FolderImages(others=source.source.table.others).others_in_words()}."
+        for source in result.sources
+        if isinstance(source.source.table, ClassFolders) and source.source.table.others
+    ]
     return [
         *lines,
         "Whether answers are true, and whether texts are nearly the same.",

@@ -28,11 +28,13 @@ from mmchat.data.records import Rejected
 from mmchat.data.sources import TABLES, Table, open_source
 from mmchat.errors import UserError
 from mmchat.files import refuse_special
-from mmchat.images import IMAGE_SUFFIXES, load_image
+from mmchat.images import IMAGE_SUFFIXES, is_junk, load_image
 from mmchat.inference.jobs.items import Item, refuse
 
 BLOCK = 4096
 """Names of a folder that exist as Python objects at a time."""
+FolderId = tuple[int, int]
+"""Device and inode."""
 STDIN = "-"
 _ADDRESS = ("http://", "https://")
 
@@ -158,18 +160,26 @@ class _Folder:
     suffixes: Set[str]
 
     def __iter__(self) -> Iterator[Item]:
-        for below in self._files(Path()):
+        for below in self._files(Path(), frozenset()):
             yield _file_item(str(Path(self.root, below)), str(below))
 
     def count(self) -> int:
-        return _count_files(self.root, self.suffixes)
+        return _count_files(self.root, self.suffixes, frozenset())
 
-    def _files(self, folder: Path) -> Iterator[Path]:
+    def _files(self, folder: Path, above: frozenset[FolderId]) -> Iterator[Path]:
+        identity = _identity(Path(self.root, folder))
+        if identity in above:  # a link to a folder that it is in
+            return
         for name, is_folder in _sorted_names(Path(self.root, folder), self.suffixes):
             if is_folder:
-                yield from self._files(folder / name)
+                yield from self._files(folder / name, above | {identity})
             else:
                 yield folder / name
+
+
+def _identity(folder: str | Path) -> FolderId:
+    stat = os.stat(folder)  # noqa: PTH116 - a path of bytes or of text
+    return stat.st_dev, stat.st_ino
 
 
 def _sorted_names(folder: Path, suffixes: Set[str]) -> Iterator[tuple[str, bool]]:
@@ -178,9 +188,7 @@ def _sorted_names(folder: Path, suffixes: Set[str]) -> Iterator[tuple[str, bool]
     names, kinds = [np.empty(0, "S1")], [np.empty(0, bool)]
     try:
         with os.scandir(os.fsencode(folder)) as entries:
-            wanted = (
-                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if _wanted(entry, suffixes)
-            )
+            wanted = ((entry.name, entry.is_dir()) for entry in entries if _wanted(entry, suffixes))
             while block := list(islice(wanted, BLOCK)):
                 names.append(np.array([name for name, _ in block]))
                 kinds.append(np.array([kind for _, kind in block]))
@@ -194,14 +202,21 @@ def _sorted_names(folder: Path, suffixes: Set[str]) -> Iterator[tuple[str, bool]
         yield from zip(map(os.fsdecode, all_names[chosen].tolist()), all_kinds[chosen].tolist(), strict=True)
 
 
-def _count_files(folder: str, suffixes: Set[str]) -> int:
+def _count_files(folder: str, suffixes: Set[str], above: frozenset[FolderId]) -> int:
+    identity = _identity(folder)
+    if identity in above:
+        return 0
+    within = above | {identity}
     with os.scandir(os.fsencode(folder)) as entries:
-        wanted = ((entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries if _wanted(entry, suffixes))
-        return sum(_count_files(os.fsdecode(path), suffixes) if is_folder else 1 for path, is_folder in wanted)
+        wanted = ((entry.path, entry.is_dir()) for entry in entries if _wanted(entry, suffixes))
+        return sum(_count_files(os.fsdecode(path), suffixes, within) if is_folder else 1 for path, is_folder in wanted)
 
 
 def _wanted(entry: "os.DirEntry[bytes]", suffixes: Set[str]) -> bool:
-    if entry.is_dir(follow_symlinks=False):
+    """Whether an entry is a folder or a file to take. Links are followed, junk is left out."""
+    if is_junk(os.fsdecode(entry.name)):
+        return False
+    if entry.is_dir():
         return True
     return os.path.splitext(os.fsdecode(entry.name))[1].lower() in suffixes and entry.is_file()  # noqa: PTH122
 
