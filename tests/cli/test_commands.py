@@ -3,9 +3,12 @@
 import io
 import json
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from mmchat.cli.main import COMMANDS, build_commands, main, parse
 from mmchat.command_line.errors import reporting
@@ -183,6 +186,15 @@ def chat_in_terminal(run, assistant_dir, monkeypatch):
         return asked, err
 
     return chat
+
+
+def test_chat_with_weights_of_nan_says_so(run, assistant_dir, tmp_path):
+    damaged = shutil.copytree(assistant_dir, tmp_path / "model")
+    weights = load_file(damaged / "model.safetensors")
+    weights["language_model.lm_head.weight"][3] = torch.nan
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    status, out, err = run("chat", damaged, "What?", "--max-new-tokens", 3)
+    assert (status, out.strip()) == (2, "") and "error: the model computes NaN" in err and "Traceback" not in err
 
 
 def test_chat_remembers_the_conversation(chat_in_terminal, image):

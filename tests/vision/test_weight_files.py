@@ -71,6 +71,17 @@ def test_files_of_torch_alone(copy, clip, shards):
     assert_is_the_clip(copy, clip)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_what_trainers_write_beside_the_weights_is_not_read(copy, clip, kind):
+    if kind == "bin":
+        pickled_alone(copy)
+    else:
+        save_file({"stray": torch.zeros(2)}, copy / "stray.safetensors")
+    for name in ("training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt"):
+        torch.save({"code": shutil.copytree}, copy / name)
+    assert_is_the_clip(copy, clip)
+
+
 def test_a_tower_of_version_4_in_a_file_of_torch(data_dir, tmp_path):
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     source = data_dir / "clip_vit_tiny_hf4"

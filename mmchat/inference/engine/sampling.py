@@ -11,6 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from mmchat.errors import UserError
 from mmchat.inference.engine.request import Request, TokenLogprobs
 
 
@@ -84,7 +85,10 @@ def choose_tokens(
         if sampler is None:
             continue
         if broken[row]:
-            tokens[row] = RuntimeError("the model's logits are NaN for this request")
+            tokens[row] = UserError(
+                "the model computes NaN for this request: its weights are damaged, or overflow in this precision; copy "
+                "the model again, or open it in float32"
+            )
         elif not sampler.greedy:
             try:
                 tokens[row] = sampler.choose(logits[row], new_ids[row])
