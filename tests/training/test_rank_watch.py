@@ -145,6 +145,14 @@ def test_an_error_of_one_rank_is_the_only_one_that_is_printed():
     assert status == 1 and "RuntimeError: a defect" in said and said.count("Traceback") == 1 and "error: " not in said
 
 
+def test_a_rank_that_fails_does_not_finalize_the_interpreter():
+    """A thread that waits in a collective, such as that of an asynchronous save, would then abort the process."""
+    body = "import atexit\natexit.register(print, 'finalized', file=sys.stderr)\n"
+    status, said = Launch(body + "raise RuntimeError('a defect')", ranks=1).end()
+    assert status == 1 and "a defect" in said and "finalized" not in said
+    assert "finalized" in Launch(body + "watch.leave()", ranks=1).end()[1]
+
+
 def test_an_error_of_a_collective_whose_rank_was_killed_has_no_traceback():
     error = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"
     body = f"""
