@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safetensors import SafetensorError
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_object, staged_directory
+
+if TYPE_CHECKING:
+    from mmchat.model_kinds import ModelKind
 
 Model = TypeVar("Model")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -167,58 +170,17 @@ def pin(source: str, what: str = "model directory") -> str:
 
 @dataclass(frozen=True)
 class ModelDirectory(Generic[Model]):
-    """One kind of model directory that mmchat writes.
+    """How models of one kind are read, written and verified.
 
     Attributes:
-        model_class: Its transformers class. The `model_type` of its config class identifies a directory.
-        description: What messages call it, with an article.
-        remedy: What messages advise if the directory is missing or of another kind.
-        remedy_of: Advice about another kind: the directory or name, and the values of its config -> advice, or None
-            for `remedy`.
+        kind: What identifies a directory.
+        model_class: Its transformers class.
         tolerance: Largest absolute difference between the outputs of a model and of its reloaded copy (fp32).
-        files: Files that `load` needs besides the config and the weights.
-        no_weights_hint: What messages add if there are no weights.
     """
 
+    kind: "ModelKind"
     model_class: type[Model]
-    description: str
-    remedy: str
     tolerance: float
-    files: tuple[str, ...] = ()
-    no_weights_hint: str = ""
-    remedy_of: Callable[[str, dict[str, Any]], str | None] = lambda source, config: None
-
-    def check(self, source: str | Path, *files: str) -> Path:
-        """Check what a directory holds without reading weights.
-
-        Args:
-            source: The directory, or a hub name (`resolve`).
-            files: Names or patterns that must exist in it.
-
-        Returns:
-            The directory.
-
-        Raises:
-            UserError: It does not exist, holds another kind of model, or lacks a file.
-        """
-        directory = resolve(source, weights=WEIGHTS in files)
-        if not directory.is_dir():
-            raise UserError(f"model directory {directory} does not exist; {self.remedy}")
-        config = read_json_object(directory / "config.json")
-        expected, found = self.model_class.config_class.model_type, config.get("model_type")
-        if found != expected:
-            raise UserError(
-                f"{source} holds a model of type {found!r}, expected {self.description} ({expected}); "
-                f"{self.remedy_of(str(source), config) or self.remedy}"
-            )
-        missing = [name for name in files if not any(directory.glob(name))]
-        if missing == [WEIGHTS]:
-            raise UserError(f"{directory} holds no weights ({WEIGHTS}){self.no_weights_hint}")
-        if missing:
-            raise UserError(
-                f"{directory} is incomplete: it has no {', '.join(missing)}; copy or write the directory again"
-            )
-        return directory
 
     def load(self, source: str | Path, dtype: str = "auto", **options: Any) -> Model:
         """Load a model strictly.
@@ -232,9 +194,9 @@ class ModelDirectory(Generic[Model]):
             The model in evaluation mode.
 
         Raises:
-            UserError: See `check`; or weights are damaged, missing, left over or of another shape.
+            UserError: See `ModelKind.check`; or weights are damaged, missing, left over or of another shape.
         """
-        return load_strictly(self.model_class, self.check(source, WEIGHTS, *self.files), dtype, **options)
+        return load_strictly(self.model_class, self.kind.check_complete(source), dtype, **options)
 
     def from_config(self, source: str | Path) -> Model:
         """Build the model that a directory describes without reading weights.
@@ -243,9 +205,9 @@ class ModelDirectory(Generic[Model]):
         weights.
 
         Raises:
-            UserError: See `check`.
+            UserError: See `ModelKind.check`.
         """
-        return self.model_class(self.model_class.config_class.from_pretrained(self.check(source)))
+        return self.model_class(self.model_class.config_class.from_pretrained(self.kind.check(source)))
 
     def save(
         self, model: Model, others: Sequence[Any], directory: Path, outputs: Callable[[Model], Sequence[Any]]

@@ -39,6 +39,10 @@ def torchrun_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]
     return [str(launcher), *ports, str(ROOT / "scripts" / "train.py"), str(config), *overrides]
 
 
+def mmchat_train_command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    return [sys.executable, "-m", "mmchat.cli.main", "train", str(config), *overrides, "--ranks", str(ranks)]
+
+
 def launch_environment(**changes: str) -> dict[str, str]:
     # Two ranks on two cores: one thread each, and no spinning while they wait for each other.
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "DS_ACCELERATOR": "cpu"}

@@ -18,6 +18,7 @@ L0 = [
     "front_matter",
     "cpu_settings",
     "image_limits",
+    "model_kinds",
 ]
 L1 = ["vision", "conversation"]
 L2 = ["model", "contrastive"]

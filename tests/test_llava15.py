@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
 from mmchat.cli.main import main
 from mmchat.data.epoch_plan import EpochPlan
+from mmchat.data.order import split_batch
 from mmchat.files import read_json
 from mmchat.inference import Generator
 from mmchat.model.directory import load_processor
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
 from mmchat.training.dataloader import batch_order
-from mmchat.training.micro_batches import split_batch
 from mmchat.training.optim.lora import add_adapters
 from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig

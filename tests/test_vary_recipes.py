@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration
 from mmchat.cli.main import main
+from mmchat.data.order import split_batch
 from mmchat.files import read_json
 from mmchat.settings import load_settings
 from mmchat.training.config import RunConfig
-from mmchat.training.micro_batches import split_batch
 from mmchat.training.optim.param_groups import apply_rules, optimizer_groups
 from mmchat.vision import TowerConfig
 from tests.conftest import DATA, TOKENIZER_OF

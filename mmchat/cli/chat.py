@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.command_line.options import add_max_new_tokens, add_model_directory
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.errors import UserError
 from mmchat.files import write_bytes, write_json
 from mmchat.images import load_image
+from mmchat.model_kinds import ASSISTANT
 
 EXAMPLE = 'mmchat chat runs/quickstart/model --image image.png "How many digits are there?"'
 HELP = """\
@@ -33,11 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     for path in arguments.image:
-        load_image(path)  # a mistake is found before the model is opened
-    from mmchat.inference.generator import Generator
+        load_image(path)
+    directory = ASSISTANT.check_complete(arguments.checkpoint)
+    with quick_imports():  # mistakes have been found
+        from mmchat.inference.generator import Generator
 
     options = {"max_new_tokens": arguments.max_new_tokens, "temperature": arguments.temperature}
-    with Generator(arguments.checkpoint) as generator:
+    with Generator(directory) as generator:
         talk = TerminalChat(generator, arguments.image, options)
         if arguments.question is None:
             talk.converse()

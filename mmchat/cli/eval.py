@@ -10,7 +10,9 @@ from mmchat.command_line.options import (
     add_placement,
     placement,
 )
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.files import write_json, write_json_lines
+from mmchat.model_kinds import ASSISTANT
 from mmchat.pretrained import part_of_run
 
 EXAMPLE = "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart"
@@ -53,14 +55,16 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.evaluation.questions import evaluate, read_questions
     from mmchat.evaluation.report import score_table
     from mmchat.evaluation.scores import check_metrics, flatten_scores, metric_table, score_answers
-    from mmchat.inference.engine import EngineSettings
-    from mmchat.inference.generator import Generator
     from mmchat.terminal import PlainConsole
 
     questions = read_questions(arguments.data, arguments.image_root or arguments.data.parent)
     check_metrics(arguments.metric, questions)
+    directory = ASSISTANT.check_complete(arguments.checkpoint)
+    with quick_imports():  # mistakes have been found
+        from mmchat.inference.engine import EngineSettings
+        from mmchat.inference.generator import Generator
     settings = EngineSettings(slots=arguments.batch_size)
-    with Generator(arguments.checkpoint, **placement(arguments), settings=settings) as generator:
+    with Generator(directory, **placement(arguments), settings=settings) as generator:
         result = evaluate(generator, questions, arguments.max_new_tokens, arguments.blind)
     scores = score_answers(arguments.metric, questions, result.predictions, result.blind)
     PlainConsole().print(score_table(result, arguments.blind))

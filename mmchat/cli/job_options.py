@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_model_directory, add_placement, placement
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.command_line.quiet import quiet_libraries
 from mmchat.errors import UserError
+from mmchat.model_kinds import ASSISTANT
 
 if TYPE_CHECKING:
     from mmchat.inference.generator import Generator
@@ -74,13 +77,12 @@ def add_workers(parser: argparse.ArgumentParser, batch_size: int, what: str, eng
 
 def open_generator(checkpoint: Path, batch_size: int, where: dict[str, Any], rank: int = 0) -> "Generator":
     """The model of a rank. Ranks are placed on the CUDA devices in turn, unless a device is named."""
-    import torch
-
-    from mmchat.command_line.quiet import quiet_libraries
-    from mmchat.inference.engine import EngineSettings
-    from mmchat.inference.generator import Generator
-
     quiet_libraries()
+    with quick_imports():
+        import torch
+
+        from mmchat.inference.engine import EngineSettings
+        from mmchat.inference.generator import Generator
     if where["device"] is None and torch.cuda.is_available():
         where = where | {"device": f"cuda:{rank % torch.cuda.device_count()}"}
     return Generator(checkpoint, **where, settings=EngineSettings(slots=batch_size))
@@ -95,6 +97,8 @@ def open_engine(arguments: argparse.Namespace, task: "Task", journal: Path) -> I
     from mmchat.inference.jobs.workers import ThreadWorker
 
     slots, ranks = arguments.batch_size, arguments.ranks
+    if arguments.engine == "mmchat":  # a cluster may have what is not here
+        ASSISTANT.check_complete(arguments.checkpoint)
     opening = partial(open_generator, arguments.checkpoint, slots, placement(arguments))
     if arguments.engine == "ray":
         yield ray_engine(opening, task, slots, ranks, journal)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmchat.command_line.arguments import OneLineParser, positive
 from mmchat.command_line.options import add_model_directory, add_placement, placement
-from mmchat.errors import UserError
-from mmchat.pretrained import resolve
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.model_kinds import ASSISTANT
 from mmchat.serving.keys import KEYS_VARIABLE, check_reach, read_keys
 from mmchat.serving.settings import MIB, Limits, ServeSettings
 
@@ -88,14 +88,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
-    directory = resolve(arguments.checkpoint)
-    if not directory.is_dir():
-        raise UserError(f"model directory {directory} does not exist; train one, or give another")
+    directory = ASSISTANT.check_complete(arguments.checkpoint)
     from mmchat.serving.server import serve
 
     def open_assistant():
-        from mmchat.inference.engine import EngineSettings
-        from mmchat.serving.assistant import ServedAssistant
+        with quick_imports():
+            from mmchat.inference.engine import EngineSettings
+            from mmchat.serving.assistant import ServedAssistant
 
         cache = arguments.cache_mib and arguments.cache_mib * MIB
         engine = EngineSettings(slots=arguments.slots, max_length=arguments.max_length, cache_bytes=cache)

@@ -87,11 +87,14 @@ def launch_main(arguments: list[str]) -> int:
             print(help_text() if "--help" in arguments else short_help_text())
             return 0
         ranks, arguments = take_ranks(arguments)
-        run_dir = read_config(arguments).run_dir
+        config = read_config(arguments)
         from mmchat.training.distributed.launch import launch_command, launch_environment, rank_devices
+        from mmchat.training.preflight import check_run
 
         devices = rank_devices(ranks)
-        return supervise(launch_command(devices, __name__, arguments), launch_environment(len(devices)), run_dir)
+        check_run(config, len(devices))
+        command, environment = launch_command(devices, __name__, arguments), launch_environment(len(devices))
+        return supervise(command, environment, config.run_dir)
 
 
 def take_ranks(arguments: list[str]) -> tuple[int | None, list[str]]:

@@ -10,13 +10,12 @@ from mmchat.contrastive.captions import encode_caption, open_tokenizer, refuse_o
 from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_from_dict, without_pooler
 from mmchat.contrastive.text_formats import open_dual_encoder
 from mmchat.files import read_json
+from mmchat.model_kinds import DUAL_ENCODER
 from mmchat.pretrained import ModelDirectory, fill_module, open_pretrained
 from mmchat.vision import VisionTower
 from mmchat.vision.loading import open_weight_files
 
-DIRECTORY = ModelDirectory(
-    DualEncoder, "a dual encoder", "`mmchat clip convert` makes one of what others publish", tolerance=1e-5
-)
+DIRECTORY = ModelDirectory(DUAL_ENCODER, DualEncoder, tolerance=1e-5)
 
 
 def load_clip(source: str | Path, dtype: str = "auto", trust_torchscript: bool = False) -> DualEncoder:

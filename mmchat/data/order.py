@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmchat.data.epoch_plan import EpochPlan
+from mmchat.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,24 @@ class BatchOrder:
         """Position in the stream after `steps` steps."""
         end = steps * self.batch_size
         return end if self.total_samples is None else min(end, self.total_samples)
+
+
+def split_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> tuple[int, int]:
+    """Micro-batch size and gradient accumulation steps of each rank.
+
+    Args:
+        micro_batch_size: None puts all samples of a rank into one micro-batch.
+
+    Raises:
+        UserError: the batch cannot be split into equal micro-batches.
+    """
+    micro = micro_batch_size or batch_size // ranks
+    if not micro or batch_size % (micro * ranks):
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} x {ranks} ranks; "
+            "every rank needs the same number of micro-batches"
+        )
+    return micro, batch_size // (micro * ranks)
 
 
 def split_micro_batches(numbers: Sequence[int], size: int, rank: int, ranks: int) -> list[list[int]]:

@@ -94,16 +94,9 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
     path = str(path)
     if path.startswith(("http://", "https://")) and not allow_http:
         raise UserError(f"{path} is fetched over http; set allow_http to allow it, or download it")
-    is_pattern = any(sign in PurePosixPath(path).name for sign in "*?[") and not Path(path).exists()
-    files = storage.expand(path) if is_pattern else storage.list_folder(path)
-    root = str(image_root) if image_root else path if files is not None and not is_pattern else _parent(path)
-    if files is None:
-        if not storage.exists(path):
-            raise UserError(f"data file {path} does not exist")
-        files = [path]
-    elif not is_pattern and any(
-        PurePosixPath(file).name in ("dataset_info.json", "dataset_dict.json") for file in files
-    ):
+    files, is_folder = find_files(path)
+    root = str(image_root) if image_root else path if is_folder else _parent(path)
+    if is_folder and any(PurePosixPath(file).name in ("dataset_info.json", "dataset_dict.json") for file in files):
         return Source(path, ArrowTable.from_disk(path), root, allow_http)
     known = [file for file in files if _suffix(file) in TABLES]
     kinds = sorted({_suffix(file) for file in known})
@@ -120,6 +113,22 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
         )
     tables = [families.copy().pop()(file) for file in known]
     return Source(path, tables[0] if len(tables) == 1 else _Chain(tables), root, allow_http)
+
+
+def find_files(path: str) -> tuple[list[str], bool]:
+    """The files that a path or pattern names, sorted, and whether it is a folder that holds them.
+
+    Raises:
+        UserError: there are none.
+    """
+    if any(sign in PurePosixPath(path).name for sign in "*?[") and not Path(path).exists():
+        return storage.expand(path), False
+    files = storage.list_folder(path)
+    if files is not None:
+        return files, True
+    if not storage.exists(path):
+        raise UserError(f"data file {path} does not exist")
+    return [path], False
 
 
 def _suffix(file: str) -> str:

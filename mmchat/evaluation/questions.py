@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
@@ -18,8 +18,10 @@ from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.evaluation.metrics import commonest_answer_scores, exact_match, mean_by_kind
 from mmchat.evaluation.one_image_records import one_image_records
-from mmchat.inference.generator import Generator
 from mmchat.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mmchat.inference.generator import Generator  # imports torch
 
 Blind = Literal["swapped", "blank"]
 BLINDS: dict[Blind, str] = {"swapped": "another image", "blank": "a blank image"}
@@ -115,7 +117,7 @@ def blank_image(image: ImageRef) -> Image.Image:
 
 
 def answer_all(
-    generator: Generator,
+    generator: "Generator",
     questions: Sequence[Question],
     images: Sequence[ImageOpener],
     title: str,
@@ -139,7 +141,7 @@ def answer_all(
 
 
 def evaluate(
-    generator: Generator,
+    generator: "Generator",
     questions: Sequence[Question],
     max_new_tokens: int = 64,
     blind: Blind = "swapped",

@@ -1,54 +1,22 @@
 """The directory of an assistant: opened strictly, written and verified."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-)
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
-from mmchat.errors import UserError
 from mmchat.model.card import ModelCard
 from mmchat.model.projectors import slots_per_image
+from mmchat.model_kinds import ASSISTANT
 from mmchat.pretrained import ModelDirectory, resolve, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of logits between the model in memory and its reloaded copy (fp32)."""
-ADAPTER_BASE = "base.json"
-"""Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.lora_adapter`)."""
-PROCESSOR_FILES = ("processor_config.json", "tokenizer.json")
-
-
-def _how_to_make(source: str, config: dict[str, Any]) -> str | None:
-    """The command that makes an assistant of a model of others."""
-    kind, name = config.get("model_type"), shlex.quote(source)
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return f"it is a language model: `mmchat init --language {name} --vision TOWER --out DIR` makes an assistant"
-    if kind in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        return f"it is a dual encoder: `mmchat init --language MODEL --vision {name} --out DIR` takes its tower"
-    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or {"vision_config", "mm_vision_tower"} & config.keys():
-        return f"`mmchat import {name} DIR` converts an assistant of others, or says why it cannot"
-    return None
-
-
-DIRECTORY = ModelDirectory(
-    MMChatForConditionalGeneration,
-    "an assistant",
-    "make one with `mmchat init`, or train first",
-    LOGITS_TOLERANCE,
-    PROCESSOR_FILES,
-    ". `mmchat init --without-weights` makes such a directory for planning: run it without that option. If the "
-    "directory is a copy, copy it again",
-    _how_to_make,
-)
+DIRECTORY = ModelDirectory(ASSISTANT, MMChatForConditionalGeneration, LOGITS_TOLERANCE)
 
 
 def load_assistant(
@@ -70,7 +38,6 @@ def load_assistant(
             are damaged, missing, left over or of another shape.
     """
     source = resolve(source)  # once, so that weights and processor are of one commit
-    _refuse_adapter(source)
     return _with_processor(DIRECTORY.load(source, dtype, **options), source, fit)
 
 
@@ -79,7 +46,6 @@ def assistant_from_config(
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     """As `load_assistant`, without reading weights; see `ModelDirectory.from_config`."""
     source = resolve(source, weights=False)
-    _refuse_adapter(source)
     return _with_processor(DIRECTORY.from_config(source), source, fit)
 
 
@@ -95,9 +61,7 @@ def _with_processor(
 
 def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcessor:
     """Open the processor of an assistant without reading weights. Arguments and errors as in `load_assistant`."""
-    source = resolve(source, weights=False)
-    _refuse_adapter(source)
-    directory = DIRECTORY.check(source, *PROCESSOR_FILES)
+    directory = ASSISTANT.check(source, *ASSISTANT.files)
     processor = MMChatProcessor.from_pretrained(directory)
     if fit is not None:
         config = MMChatConfig.from_pretrained(directory)
@@ -105,13 +69,6 @@ def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcesso
         refuse_unequal_views(specs)
         processor.set_towers(specs, slots_per_image(specs, config.projectors, config.fusion))
     return processor
-
-
-def _refuse_adapter(source: str | Path) -> None:
-    if (Path(source) / ADAPTER_BASE).exists():
-        raise UserError(
-            f"{source} holds a LoRA adapter, not a whole model; `mmchat merge {source} --out DIR` makes one"
-        )
 
 
 def save_assistant(

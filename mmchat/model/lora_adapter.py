@@ -21,7 +21,8 @@ from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
 from mmchat.files import read_json, write_json, write_text
 from mmchat.model.card import adapter_card
-from mmchat.model.directory import ADAPTER_BASE, LOGITS_TOLERANCE, comparison_logits, load_assistant
+from mmchat.model.directory import LOGITS_TOLERANCE, comparison_logits, load_assistant
+from mmchat.model_kinds import ADAPTER_BASE
 from mmchat.pretrained import hub_name, resolve, save_verified
 from mmchat.vision import Fit
 

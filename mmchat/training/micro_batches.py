@@ -8,30 +8,12 @@ import numpy as np
 
 from mmchat.data.length_grouping import group_by_length
 from mmchat.data.mixture import Mixture
-from mmchat.data.order import split_micro_batches
+from mmchat.data.order import split_batch, split_micro_batches
 from mmchat.data.packing import PackingConfig, pack
-from mmchat.errors import SharedError, UserError
+from mmchat.errors import SharedError
 from mmchat.training.config import RunConfig
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.objectives.base import Objective
-
-
-def split_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> tuple[int, int]:
-    """Micro-batch size and gradient accumulation steps of each rank.
-
-    Args:
-        micro_batch_size: None puts all samples of a rank into one micro-batch.
-
-    Raises:
-        UserError: the batch cannot be split into equal micro-batches.
-    """
-    micro = micro_batch_size or batch_size // ranks
-    if not micro or batch_size % (micro * ranks):
-        raise UserError(
-            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro} x {ranks} ranks; "
-            "every rank needs the same number of micro-batches"
-        )
-    return micro, batch_size // (micro * ranks)
 
 
 class StepSplitter(ABC):

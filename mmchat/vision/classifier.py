@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmchat.errors import UserError
+from mmchat.model_kinds import CLASSIFIER
 from mmchat.pretrained import ModelDirectory
 from mmchat.vision.spec import refuse_several_views
 from mmchat.vision.tower import VisionTower
@@ -67,9 +68,7 @@ class ImageClassifier(TowerModel):
         return pooled_features(self.towers[0], pixel_values, self.config.pool)
 
 
-DIRECTORY = ModelDirectory(
-    ImageClassifier, "a classifier", "make one around any tower with `mmchat vision init`", tolerance=1e-4
-)
+DIRECTORY = ModelDirectory(CLASSIFIER, ImageClassifier, tolerance=1e-4)
 
 
 def pooled_features(tower: VisionTower, pixel_values: torch.Tensor, pool: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mmchat.model_kinds import TOWER
 from mmchat.pretrained import ModelDirectory
 from mmchat.vision.tower import VisionTower
 from mmchat.vision.tower_model import TowerModel, TowerModelConfig
@@ -33,9 +34,7 @@ class BareTower(TowerModel):
         return self.towers[0](pixel_values).patches
 
 
-DIRECTORY = ModelDirectory(
-    BareTower, "a vision tower", "write one with `mmchat.vision.directory.save_tower`", tolerance=1e-4
-)
+DIRECTORY = ModelDirectory(TOWER, BareTower, tolerance=1e-4)
 
 
 def save_tower(tower: VisionTower, directory: Path) -> None:

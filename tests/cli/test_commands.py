@@ -120,13 +120,13 @@ def test_a_mistake_is_one_line_and_status_two(run, monkeypatch, tmp_path, argume
     assert not list(tmp_path.iterdir())
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch, image, tmp_path):
+def test_a_defect_keeps_its_traceback(monkeypatch, assistant_dir):
     def broken(*args, **kwargs):
         raise KeyError("a bug")
 
     monkeypatch.setattr("mmchat.inference.generator.load_assistant", broken)
     with pytest.raises(KeyError):
-        main(["chat", str(tmp_path), "What?"])
+        main(["chat", str(assistant_dir), "What?"])
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_what_all_ranks_know_is_said_by_the_first(monkeypatch, capsys, rank, kin
     assert capsys.readouterr().err == said
 
 
-def test_ctrl_c(run, monkeypatch):
+def test_ctrl_c(run, monkeypatch, assistant_dir):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmchat.inference.generator.load_assistant", stop)
-    assert run("chat", "x", "y")[::2] == (130, "interrupted\n")
+    assert run("chat", assistant_dir, "y")[::2] == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize(

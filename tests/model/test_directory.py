@@ -72,14 +72,18 @@ def test_directories_that_are_no_assistant(tmp_path):
         load_assistant(tmp_path)
 
 
+SEES = {"vision_config": {}}
+INIT = "`mmchat init --language"
+
+
 @pytest.mark.parametrize(
     ("config", "command"),
     [
-        ({"model_type": "qwen2"}, "`mmchat init --language {} --vision TOWER --out DIR`"),
-        ({"model_type": "siglip", "vision_config": {}}, "`mmchat init --language MODEL --vision {} --out DIR`"),
-        ({"model_type": "llava"}, "`mmchat import {} DIR`"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, INIT + " {} --vision TOWER --out DIR`"),
+        ({"model_type": "siglip", "architectures": ["SiglipModel"], **SEES}, INIT + " MODEL --vision {} --out DIR`"),
+        ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], **SEES}, "`mmchat import {} DIR`"),
         ({"model_type": "llava_llama", "mm_vision_tower": "x"}, "`mmchat import {} DIR`"),
-        ({"model_type": "vit"}, "make one with `mmchat init`"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "make one with `mmchat init`"),
     ],
 )
 def test_a_model_of_others_is_answered_with_the_command_that_makes_an_assistant(tmp_path, config, command):

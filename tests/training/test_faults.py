@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import launch, metrics, steps, write_config
+from tests.launching import ROOT, launch, metrics, mmchat_train_command, run_to_end, steps, write_config
 from tests.training_fixtures import run_values, write_records
 
 
@@ -24,9 +24,12 @@ def broken_image(tmp_path, assistant_dir):
 
 
 def test_a_truncated_image_stops_both_ranks_with_one_message(broken_image):
+    """And without a line of the launcher."""
     _, config = broken_image
-    result = launch(config, "--data.max_length", "401", ranks=2)
+    command = mmchat_train_command(config, "--data.max_length", "401", ranks=2)
+    result = run_to_end(command, PYTHONPATH=str(ROOT))
     assert result.returncode == 2, result.stdout
+    assert "sigkill_handler" not in result.stdout and "[ERROR]" not in result.stdout
     assert "records.json:record 5" in result.stdout and "4-0.png" in result.stdout
     assert "data.on_bad_sample" not in result.stdout and "on_bad_sample to skip" in result.stdout
     assert "Traceback" not in result.stdout

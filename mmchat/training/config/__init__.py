@@ -1,5 +1,6 @@
 """The run config: its schema, where old keys are now, and what may change on resume. Importable without torch."""
 
+from mmchat.training.config.existing_run import DEEPSPEED_JSON, check_run_dir
 from mmchat.training.config.moved import MOVED, load_run_config, load_written_config
 from mmchat.training.config.objectives import (
     AssistantConfig,
@@ -27,6 +28,7 @@ from mmchat.training.config.run import (
 )
 
 __all__ = [
+    "DEEPSPEED_JSON",
     "MAY_CHANGE_ON_RESUME",
     "MOVED",
     "WEIGHTS",
@@ -49,6 +51,7 @@ __all__ = [
     "ZeroStage",
     "as_dict",
     "changed_keys",
+    "check_run_dir",
     "load_run_config",
     "load_written_config",
     "may_change",

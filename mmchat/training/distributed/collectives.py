@@ -1,7 +1,6 @@
 """Collectives over all ranks. Each also works without a process group, as a single rank."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -69,4 +68,6 @@ def from_rank_0(work: Callable[[], Result]) -> Result:
 
 def background_group() -> Group | None:
     """A second process group of all ranks, for collectives of a thread that runs parallel to the loop."""
-    return dist.new_group(backend="gloo", timeout=timedelta(days=1)) if process_group.world_size() > 1 else None
+    return (
+        dist.new_group(backend="gloo", timeout=process_group.LONGEST_WAIT) if process_group.world_size() > 1 else None
+    )

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from mmchat.data.order import split_batch
 from mmchat.errors import UserError
 from mmchat.files import read_json
 from mmchat.training.config import DistributedConfig, RunConfig
-from mmchat.training.micro_batches import split_batch
 
 DECIDED_BY_RUN_CONFIG = {
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),

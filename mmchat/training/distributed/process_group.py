@@ -1,10 +1,16 @@
 """The process group of a run: joined, left, this rank and the number of ranks. Without one there is a single rank."""
 
 import os
+from datetime import timedelta
 
 import torch.distributed as dist
 
 from mmchat.training.distributed.launch import free_port
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long a rank waits for the others in a collective. Rank 0 may work alone for long: it measures lengths for
+packing, and writes, opens and compares the final model. DeepSpeed's default of 10 minutes would end the run meanwhile.
+That another rank has died is noticed by its closed connection and by the launcher, not by this limit."""
 
 
 def start() -> None:
@@ -19,7 +25,7 @@ def start() -> None:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(free_port())
     if not dist.is_initialized():
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=LONGEST_WAIT)
 
 
 def stop() -> None:
