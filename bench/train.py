@@ -36,11 +36,11 @@ from side_by_side.model_shapes import SHAPES
 from side_by_side.variant import A_VARIANTS
 
 from mmchat.command_line.quiet import quiet_libraries
+from mmchat.cpu_settings import ALLOCATOR
 from mmchat.files import write_json
 
 HERE = Path(__file__).resolve().parent
-KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
-ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": KEEP_MEMORY}}
+ENVIRONMENTS = {"default": {}, "tuned": {"GLIBC_TUNABLES": ALLOCATOR}}
 """Environment variables added for both variants."""
 
 

@@ -18,7 +18,7 @@ begin "${1:-}" "$DATA" "$RUN"
 
 prepare_environment all
 # Both towers are trained at the same time, on one core each.
-export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 
 started=$SECONDS
 step "1/7 write the digits as images" "$DATA/captions.json" \

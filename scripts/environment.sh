@@ -2,6 +2,9 @@
 # activates a virtual environment with mmchat[EXTRA] in it: .venv with the pinned versions of constraints.txt, or
 # .venv-latest with the newest versions that pyproject.toml admits. Needs only Python >= 3.11. A second call activates.
 
+# Scripts set ROOT, the folder of the repository. A shell that sources this file may leave it to us.
+ROOT=${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 

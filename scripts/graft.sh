@@ -20,7 +20,7 @@ begin "${1:-}" "$RUN"
 
 prepare_environment all
 # Two runs at the same time, on one core each.
-export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 
 started=$SECONDS
 mkdir -p "$RUN"

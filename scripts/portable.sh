@@ -17,12 +17,8 @@ DATA=data/quickstart RUN=runs/portable CONFIGS=configs/quickstart/portable
 begin "${1:-}" "$RUN"
 
 prepare_environment all
-# Spinning threads slow each other down if another process is busy. glibc returns large tensors to the system and faults
-# them in again at every step (docs/lab_log.md).
-export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
-export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
 
-# stage NAME: one training run, on two ranks of one thread.
+# stage NAME: one training run, on two ranks.
 stage() { mmchat train "$CONFIGS/$1.yaml" --ranks 2 --resume; }
 
 started=$SECONDS

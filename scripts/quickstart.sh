@@ -32,12 +32,6 @@ if [ -n "$FRESH" ]; then rm -rf "$DATA" "$RUN"; fi
 
 prepare_environment all
 
-# glibc returns large tensors to the system and faults them in again at every step. Keeping them doubles the speed of
-# training on a CPU (docs/lab_log.md).
-# Spinning threads slow each other down if another process is busy.
-export OMP_WAIT_POLICY=passive
-export GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368
-
 # Without instructions for bf16 a CPU emulates them and is 20 times slower (docs/lab_log.md).
 precision=()
 if [ -r /proc/cpuinfo ] && ! grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then
@@ -45,17 +39,12 @@ if [ -r /proc/cpuinfo ] && ! grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo
   precision=(--precision fp32)
 fi
 
-free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 # train RANKS CONFIG [--key value ...]. Two ranks with half the threads each are about 1.5 times as fast as one rank.
 # InfoNCE compares all images of a batch, so stage 1 uses one rank.
 train() {
-  local cores
   local ranks=$1
   shift
-  cores=$(getconf _NPROCESSORS_ONLN)
-  OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1)) \
-    deepspeed --quiet --num_accelerators "$ranks" --master_port "$(free_port)" scripts/train.py "$@" --seed "$SEED" \
-    "${precision[@]}" --resume
+  mmchat train "$@" --ranks "$ranks" --seed "$SEED" "${precision[@]}" --resume
 }
 
 # assistant TOWER OUT: an assistant of the tower, a new projector and a new language model.

@@ -17,8 +17,6 @@ DATA=data/reading RUN=runs/reading CONFIGS=configs/vary
 begin "${1:-}" "$DATA" "$RUN"
 
 prepare_environment all
-# One rank on each core. Spinning threads would slow the other rank down.
-export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 
 # draw SIDE PAGES OPTION...: pages of SIDE pixels with a line of up to SIDE / 32 * 3 characters in every 32 pixels.
 draw() {

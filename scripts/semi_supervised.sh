@@ -18,7 +18,7 @@ DATA=data/digits SIMCLR=runs/digits/simclr RUN=runs/semi_supervised
 begin "${1:-}" "$SIMCLR" "$RUN"
 
 prepare_environment all
-export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 
 # start NAME TOWER: creates a classifier from a tower and a new head, from which runs start.
 start() {

@@ -28,3 +28,11 @@ def test_commands_continue_only_at_a_backslash(path):
     arguments = re.compile(r'\s+("\$\w+/|--\w+ "?\w*[^)]*$)')
     pairs = itertools.pairwise(lines)
     assert [line for before, line in pairs if arguments.match(line) and not before.endswith("\\")] == []
+
+
+def test_a_shell_may_source_the_environment_alone(tmp_path):
+    """Its virtual environment is then in the repository, not at the root of the file system."""
+    environment = ROOT / "scripts" / "environment.sh"
+    command = f"unset ROOT; . {environment}; echo $ROOT; ROOT=/elsewhere; . {environment}; echo $ROOT"
+    done = subprocess.run(["bash", "-eu", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{ROOT}\n/elsewhere\n", "")
