@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from mmchat.data.records import ImagePlace
 from mmchat.settings import settings
 from mmchat.settings_schema import field_infos
 
@@ -22,6 +23,10 @@ class SourceConfig:
     weight: float | None = Field(None, gt=0, description="share of an epoch, relative to the other sources' weights")
     max_turns: int | None = Field(None, gt=0, description="keep only the first N exchanges of each record")
     template: str | None = Field(None, description="conversation template of this source; null: the model's")
+    image_place: ImagePlace = Field(
+        "as_written",
+        description="front: the image of a turn goes before its text with a line break, as in LLaVA's training",
+    )
     index: Path | None = Field(None, description="clean.npz of `mmchat data check`: use only the clean records")
     draft: bool = Field(
         False,

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 
 from mmchat.data.feature_cache import ImageFeatures
 from mmchat.data.mixture import Mixture
+from mmchat.data.order import BatchOrder
 from mmchat.data.records import Rejected
 from mmchat.data.samples import EncodedSample, Sample
 from mmchat.errors import UserError
@@ -34,6 +36,8 @@ class MixtureDataset:
         square: Side in pixels of the largest square that a tower sees; sources with `draft` are decoded for it.
         features: Cached tower features. If given, images are not decoded.
         augment: Random changes to images before `encode` sees them.
+        order: Which samples a step takes. If given, a record with several captions shows one of them in each epoch: a
+            function of (seed, epoch, sample number). Without it, or for held-out data, the record's first is shown.
     """
 
     def __init__(
@@ -43,9 +47,10 @@ class MixtureDataset:
         square: int,
         features: ImageFeatures | None = None,
         augment: Augment | None = None,
+        order: BatchOrder | None = None,
     ) -> None:
         self.mixture, self.encode, self.square, self.features = mixture, encode, square, features
-        self.augment = augment
+        self.augment, self.order = augment, order
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -55,6 +60,8 @@ class MixtureDataset:
         source, record = self.mixture.find(number)
         if isinstance(record, Rejected):
             return record
+        if record.captions and self.order is not None and step is not None:
+            record = record.with_caption(self._caption(len(record.captions), number, step))
         try:
             if self.features is None:
                 draft = DRAFT_OF_SQUARE * self.square if source.config.draft else None
@@ -67,3 +74,9 @@ class MixtureDataset:
         except UserError as error:
             return Rejected(record.where, record.id, str(error), error.kind)
         return Sample(number, record.id, encoded)
+
+    def _caption(self, captions: int, number: int, step: int) -> int:
+        assert self.order is not None
+        entropy = [self.order.seed, self.order.epoch_of(step, number), number]
+        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        return int(draw.integers(captions))

@@ -8,6 +8,7 @@ from typing import Any
 from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.record_layouts import image_entry, read_members
 from mmchat.data.records import Rejected
+from mmchat.data.row_layouts.downloads import NOT_DOWNLOADED
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.files import read_json
@@ -122,6 +123,8 @@ def _pairs(path: str | Path, image_root: str | Path | None) -> list[tuple[ImageR
             label = _label(read_members(row))
             pairs.append((make_image_ref(image_entry(row), source.image_root, allow_http=False), label, where))
         except UserError as error:
+            if error.kind == NOT_DOWNLOADED:
+                continue
             raise UserError(f"{where}: {error}") from None
     return pairs
 

@@ -24,7 +24,7 @@ from mmchat.conversation import get_template
 from mmchat.data import storage
 from mmchat.data.mixture import MixtureSource
 from mmchat.data.parallel import chunk_ranges, map_chunks
-from mmchat.data.records import Record, Rejected, limit_turns
+from mmchat.data.records import ImagePlace, Record, Rejected, prepared
 from mmchat.errors import UserError
 from mmchat.files import write_bytes
 from mmchat.vision.spec import Size
@@ -46,17 +46,21 @@ class LengthMeasure:
         max_length: As in training; None does not cut.
         template: The template of the source; None is the model's.
         max_turns: The limit of the source; None is no limit.
+        image_place: As in the source.
     """
 
     processor: Any
     max_length: int | None = None
     template: str | None = None
     max_turns: int | None = None
+    image_place: ImagePlace = "as_written"
 
     def __call__(self, record: Record) -> tuple[int, ...]:
-        """The columns of `LengthIndex`. Raises UserError if the record is unusable."""
-        if self.max_turns is not None:
-            record = limit_turns(record, self.max_turns)
+        """The columns of `LengthIndex`; of several captions, the longest. Raises UserError if it is unusable."""
+        return tuple(map(max, zip(*map(self._columns, record.variants), strict=True)))
+
+    def _columns(self, record: Record) -> tuple[int, ...]:
+        record = prepared(record, self.max_turns, self.image_place)
         layouts = self.processor.layouts(self._sizes(record))
         rendered = self.processor.render(record.turns, layouts, self.max_length, template=self.template)
         # Nothing predicts the first position of a row, so it is no loss term.
@@ -84,7 +88,9 @@ class LengthMeasure:
         tokenizer = (p.tokenizer.backend_tokenizer.to_str(), p.tokenizer.special_tokens_map, p.tokenizer.chat_template)
         model = (p.system, p.slots, p.image_tokens, p.image_processor.towers)
         template = get_template(self.template or p.template)
-        return repr((tokenizer, model, template, self.template is None, self.max_length, self.max_turns))
+        return repr(
+            (tokenizer, model, template, self.template is None, self.max_length, self.max_turns, self.image_place)
+        )
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,9 @@ def measured_lengths(source: MixtureSource, measure: Measure) -> LengthIndex:
 
 def source_measure(source: MixtureSource, processor: Any, max_length: int | None) -> LengthMeasure:
     """The measure for one source of a mixture."""
-    return LengthMeasure(processor, max_length, source.config.template, source.config.max_turns)
+    return LengthMeasure(
+        processor, max_length, source.config.template, source.config.max_turns, source.config.image_place
+    )
 
 
 def source_lengths(source: MixtureSource, measure: LengthMeasure) -> LengthIndex:

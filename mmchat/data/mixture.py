@@ -9,7 +9,7 @@ from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.epoch_plan import EpochPlan, epoch_counts
 from mmchat.data.quarantine import Quarantine
-from mmchat.data.records import Record, Rejected, limit_turns
+from mmchat.data.records import Record, Rejected, prepared
 from mmchat.data.sources import Source, open_source
 from mmchat.errors import UserError
 from mmchat.progress import progress_bar
@@ -20,22 +20,31 @@ PROGRESS_BAR_RECORDS = 20_000
 
 @dataclass(frozen=True)
 class MixtureSource:
-    """One source of a mixture. `usable`: numbers of its usable records, int64[n]."""
+    """One source of a mixture.
+
+    Attributes:
+        usable: Numbers of its usable records, int64[n], ascending.
+        every_caption: Whether a record with several captions is there once for each of them.
+    """
 
     name: str
     source: Source
     usable: np.ndarray
     config: SourceConfig
+    every_caption: bool = False
 
     def __len__(self) -> int:
         return len(self.usable)
 
     def record(self, number: int) -> Record | Rejected:
-        """The `number`-th usable record, shortened to `max_turns`."""
-        record = self.source[int(self.usable[number])]
-        if self.config.max_turns is None or isinstance(record, Rejected):
+        """The `number`-th usable record, as the source's keys want it."""
+        index = int(self.usable[number])
+        record = self.source[index]
+        if isinstance(record, Rejected):
             return record
-        return limit_turns(record, self.config.max_turns)
+        if self.every_caption and record.captions:
+            record = record.with_caption(number - int(np.searchsorted(self.usable, index)))
+        return prepared(record, self.config.max_turns, self.config.image_place)
 
 
 class Mixture:
@@ -71,8 +80,12 @@ class Mixture:
         return table
 
 
-def open_mixture(config: DataConfig, quarantine: Quarantine, show_progress: bool = True) -> Mixture:
+def open_mixture(
+    config: DataConfig, quarantine: Quarantine, show_progress: bool = True, every_caption: bool = False
+) -> Mixture:
     """Open every source and scan its records; `quarantine` receives the unusable ones.
+
+    An evaluation uses every caption. Training draws one (`MixtureDataset`).
 
     Raises:
         UserError: A source has no usable record, or a record is unusable and the policy is "stop".
@@ -85,8 +98,16 @@ def open_mixture(config: DataConfig, quarantine: Quarantine, show_progress: bool
             raise UserError(
                 f"{settings.path} holds no usable record (image root {source.image_root}); see {quarantine.path}"
             )
-        sources.append(MixtureSource(name, source, usable, settings))
+        if every_caption:
+            usable = _once_per_caption(source, usable)
+        sources.append(MixtureSource(name, source, usable, settings, every_caption))
     return Mixture(sources, config.max_length, config.epoch_samples)
+
+
+def _once_per_caption(source: Source, usable: np.ndarray) -> np.ndarray:
+    records = (source[number] for number in usable.tolist())
+    counts = [len(record.captions) or 1 if isinstance(record, Record) else 1 for record in records]
+    return np.repeat(usable, counts)
 
 
 def _usable(source: Source, settings: SourceConfig, quarantine: Quarantine, show_progress: bool) -> np.ndarray:

@@ -45,6 +45,14 @@ class BatchOrder:
         size = self.plan.samples
         return [int(self.plan.order(self.seed, position // size)[position % size]) for position in range(start, end)]
 
+    def epoch_of(self, step: int, number: int) -> int:
+        """The epoch to which a sample of a step belongs; the first of them if the step has it from two."""
+        size, start = self.plan.samples, step * self.batch_size
+        first = start // size
+        if first == (self._end(step + 1) - 1) // size:
+            return first
+        return (start + self.step(step).index(number)) // size
+
     def taken(self, steps: int) -> np.ndarray:
         """int64: distinct sample numbers of the first `steps` steps, ascending."""
         end, size = self._end(steps), self.plan.samples

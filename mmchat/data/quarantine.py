@@ -31,10 +31,14 @@ class Quarantine:
         return len(self._places)
 
     def add(self, rejected: Rejected) -> None:
-        """Record a sample. Raises UserError under the policy "stop", and always if the feature cache is at fault."""
+        """Record a sample.
+
+        Raises:
+            UserError: The policy is "stop" and the sample is not `left_out`, or the feature cache is at fault.
+        """
         if rejected.kind == NO_FEATURES:
             raise UserError(f"{rejected.where}: {rejected.reason}")
-        if self.policy == "stop":
+        if self.policy == "stop" and not rejected.left_out:
             raise UserError(
                 f"{rejected.where}: {rejected.reason}\n"
                 "  fix the record, or set on_bad_sample to skip (bad samples are then skipped, counted "

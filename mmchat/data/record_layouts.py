@@ -42,6 +42,8 @@ class Layout(NamedTuple):
     """Keys that were not read, with their values."""
     turn_keys: frozenset[str] = frozenset()
     """The keys of turns that were not read."""
+    captions: tuple[str, ...] = ()
+    """All captions of an image that has several; the messages hold the first."""
 
 
 def read_layout(item: Mapping[str, Any]) -> Layout:
@@ -62,8 +64,10 @@ def _read(row: dict[str, Any], found: Iterable[Any]) -> Layout:
     images = row.pop(IMAGES)
     key = next((key for key in CONVERSATION_KEYS if row.get(key) is not None), None)
     if key is None:
-        key, messages = _from_caption(row, len(images), found)
-        return Layout(messages, images, "chat", {name: value for name, value in row.items() if name != key})
+        key, captions = _captions(row, found)
+        rest = {name: value for name, value in row.items() if name != key}
+        several = captions if len(captions) > 1 else ()
+        return Layout(_from_caption(captions[0], len(images)), images, "chat", rest, captions=several)
     turns = _turn_list(row.pop(key), key)
     turn_keys = _check_turn_keys(turns)
     dialect: Dialect = "chat"
@@ -188,17 +192,26 @@ def _from_texts(turns: list[Any], images: int) -> list[dict[str, Any]]:
     return messages
 
 
-def _from_caption(row: Mapping[str, Any], images: int, found: Iterable[Any]) -> tuple[str, list[dict[str, Any]]]:
+def _captions(row: Mapping[str, Any], found: Iterable[Any]) -> tuple[str, tuple[str, ...]]:
+    """The key of the captions, and all of them."""
     key = next((key for key in CAPTION_KEYS if _is_caption(row.get(key), key)), None)
     if key is None:
         names = ", ".join(map(str, found)) or "nothing"
         raise UserError(f'"conversations" (or messages, texts, caption) is missing, found {names:.200}')
+    captions = row[key] if isinstance(row[key], list) else [row[key]]
+    if len(captions) > 1 and not all(caption.strip() for caption in captions):
+        raise UserError(f'"{key}" holds an empty text among {len(captions)}', "empty_answers")
+    return key, tuple(map(str, captions))
+
+
+def _from_caption(caption: str, images: int) -> list[dict[str, Any]]:
     if images != 1:
         raise UserError(f"a caption needs one image, found {images} (looked for {', '.join(IMAGE_KEYS)})")
-    image = {"role": "user", "content": [{"type": "image"}]}
-    return key, [image, {"role": "assistant", "content": str(row[key])}]
+    return [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": caption}]
 
 
 def _is_caption(value: Any, key: str) -> bool:
-    """Whether it is a text, or a label's number."""
+    """Whether it is a text, several texts, or a label's number."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(text, str) for text in value)
     return isinstance(value, str) or (key == "label" and isinstance(value, int) and not isinstance(value, bool))

@@ -12,15 +12,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmchat.constants import IMAGE_PLACEHOLDER
 from mmchat.conversation.messages import Dialect, Turn, parse_messages, to_messages
 from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.record_layouts import read_layout
+from mmchat.data.row_layouts.downloads import NOT_DOWNLOADED
 from mmchat.data.row_layouts.shard_members import KEY
 from mmchat.errors import UserError
 from mmchat.files import write_text
+
+ImagePlace = Literal["as_written", "front"]
+"""Where the image of a turn goes: where the record has it, or before the text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,19 @@ class Record:
         own = [str(key) for key, value in self.extra.items() if value is not None]
         return [*own, *sorted(f"turn.{key}" for key in self.turn_keys)]
 
+    captions: tuple[str, ...] = ()
+    """All captions, if there are several; the turns hold one of them."""
+
+    def with_caption(self, number: int) -> "Record":
+        """The record with another of its captions."""
+        answer = self.turns[-1]._replace(parts=(self.captions[number],))
+        return replace(self, turns=(*self.turns[:-1], answer))
+
+    @property
+    def variants(self) -> list["Record"]:
+        """The record with each of its captions; itself if it has one."""
+        return [self.with_caption(number) for number in range(len(self.captions))] or [self]
+
     @property
     def answers(self) -> list[str]:
         """The text of every assistant turn; of a caption record, the caption."""
@@ -66,6 +83,11 @@ class Rejected:
     reason: str
     kind: str = field(default="", compare=False)
     raw: str = field(default="", compare=False, repr=False)
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the data itself says that there is nothing: it is counted, and nobody has to mend it."""
+        return self.kind == NOT_DOWNLOADED
 
 
 def read_record(item: Any, where: str, image_root: str | Path, allow_http: bool = False) -> Record | Rejected:
@@ -95,7 +117,7 @@ def read_record(item: Any, where: str, image_root: str | Path, allow_http: bool 
         return Rejected(where, str(stored_id), str(error), error.kind)
     identity = layout.extra.pop("id", None)
     identity = where if identity is None else str(identity)
-    return Record(identity, images, turns, where, layout.extra, layout.dialect, layout.turn_keys)
+    return Record(identity, images, turns, where, layout.extra, layout.dialect, layout.turn_keys, layout.captions)
 
 
 def parse_record(item: Any, where: str, image_root: str | Path, allow_http: bool = False) -> Record:
@@ -134,6 +156,28 @@ def limit_turns(record: Record, exchanges: int) -> Record:
     return record
 
 
+def images_to_front(record: Record) -> Record:
+    """The record with the image of a turn before its text, and a line break between them.
+
+    So does LLaVA's llava/train/train.py (preprocess_multimodal), which also strips the text. A turn with several images
+    is left as it is written, as in LLaVA-NeXT's.
+    """
+    turns = tuple(_with_image_in_front(turn) if turn.parts.count(None) == 1 else turn for turn in record.turns)
+    return replace(record, turns=turns)
+
+
+def _with_image_in_front(turn: Turn) -> Turn:
+    text = turn.text.strip()
+    return turn._replace(parts=(None, f"\n{text}") if text else (None,))
+
+
+def prepared(record: Record, max_turns: int | None = None, image_place: ImagePlace = "as_written") -> Record:
+    """The record as its source's keys want it (`SourceConfig`)."""
+    if max_turns is not None:
+        record = limit_turns(record, max_turns)
+    return images_to_front(record) if image_place == "front" else record
+
+
 def image_and_answer(record: Record, answer_name: str) -> tuple[ImageRef, str]:
     """The image and the answer of a record that holds one of each.
 
@@ -159,6 +203,8 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def stored_form(record: Record) -> dict[str, Any]:
     """The record as an object that `parse_record` reads back, without its images."""
+    if record.captions:
+        return {"id": record.id, "caption": list(record.captions), **record.extra}
     key = "conversations" if record.dialect == "data" else "messages"
     return {"id": record.id, key: to_messages(record.turns, record.dialect), **record.extra}
 

@@ -98,7 +98,7 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
     root = str(image_root) if image_root else path if is_folder else _parent(path)
     if is_folder and any(PurePosixPath(file).name in ("dataset_info.json", "dataset_dict.json") for file in files):
         return Source(path, ArrowTable.from_disk(path), root, allow_http)
-    known = [file for file in files if _suffix(file) in TABLES]
+    known = _without_companions([file for file in files if _suffix(file) in TABLES])
     kinds = sorted({_suffix(file) for file in known})
     if not known and holds_class_folders(path):
         return Source(path, ClassFolders(path), root, allow_http)
@@ -129,6 +129,24 @@ def find_files(path: str) -> tuple[list[str], bool]:
     if not storage.exists(path):
         raise UserError(f"data file {path} does not exist")
     return [path], False
+
+
+def _without_companions(files: list[str]) -> list[str]:
+    """The files without what img2dataset writes beside a shard: its statistics, and beside a tar its table.
+
+    Raises:
+        UserError: The images of a table are in a folder beside it (img2dataset's output format `files`).
+    """
+    tars = {file.rpartition(".")[0] for file in files if _suffix(file) == ".tar"}
+    tables = {file.rpartition(".")[0] for file in files if _suffix(file) == ".parquet"} - tars
+    for stem in sorted(tables):
+        if f"{stem}_stats.json" in files and Path(stem).is_dir():
+            raise UserError(
+                f"{stem}.parquet is a table of img2dataset whose images are loose files in {stem}/; download with "
+                "--output_format webdataset or parquet"
+            )
+    companions = {f"{stem}_stats.json" for stem in tars | tables} | {f"{stem}.parquet" for stem in tars}
+    return [file for file in files if file not in companions]
 
 
 def _suffix(file: str) -> str:

@@ -7,7 +7,7 @@ from mmchat.errors import UserError
 
 
 def one_image_records(source: Iterable[Record | Rejected], task: str) -> Iterator[Record]:
-    """The records of a source in order. An evaluation leaves nothing out.
+    """The records of a source in order. An evaluation leaves nothing out but images that were never downloaded.
 
     Args:
         task: names the task in messages.
@@ -16,6 +16,8 @@ def one_image_records(source: Iterable[Record | Rejected], task: str) -> Iterato
         UserError: a record is unusable, or does not have exactly one image.
     """
     for record in source:
+        if isinstance(record, Rejected) and record.left_out:
+            continue
         if isinstance(record, Rejected):
             raise UserError(f"{record.where}: {record.reason}")
         if len(record.images) != 1:

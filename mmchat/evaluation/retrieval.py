@@ -28,7 +28,9 @@ def retrieve(embedder: Embedder, source: Source, batch_size: int = 64) -> dict[s
     pairs: set[tuple[int, int]] = set()
     for record in one_image_records(source, "retrieval"):
         image = refs.setdefault(record.images[0], len(refs))
-        pairs |= {(texts.setdefault(caption.strip(), len(texts)), image) for caption in record.answers}
+        pairs |= {
+            (texts.setdefault(caption.strip(), len(texts)), image) for caption in record.captions or record.answers
+        }
     if not pairs:
         raise UserError(f"{source.name} has no captions to retrieve")
     images_of_text, texts_of_image = [[] for _ in texts], [[] for _ in refs]

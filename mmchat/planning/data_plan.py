@@ -18,7 +18,7 @@ class SourcePlan:
 
     Attributes:
         records: records read.
-        unusable: how many of them cannot be used.
+        unusable: how many of them cannot be used. Images that were never downloaded are not counted.
         first: why the first of those cannot be used.
         tokens, supervised, images, views: sums over usable records, each counted once.
         per_epoch: samples in one epoch.
@@ -55,13 +55,14 @@ def _plan_source(
         lengths = LengthIndex(*np.zeros((COLUMNS, len(source)), np.int64))
     records = _records_read(source)
     refused = np.flatnonzero(lengths.tokens == 0)
-    first = _first_rejection(source)
+    faulty = _faulty(source, records)
+    first = faulty[0].reason if faulty else None
     if first is None and len(refused):
         first = why_unusable(objective.measure(source, max_length), source.record(int(refused[0])))
     plan = SourcePlan(
         source.name,
         records,
-        unusable=records - len(source) + len(refused),
+        unusable=len(faulty) + len(refused),
         first=first,
         tokens=_total(lengths.tokens),
         supervised=_total(lengths.supervised),
@@ -83,10 +84,10 @@ def _records_read(source: MixtureSource) -> int:
     return len(source.source) if source.config.max_samples is None else int(source.usable[-1]) + 1
 
 
-def _first_rejection(source: MixtureSource) -> str | None:
-    """Why the first record that was left out was; None if none was."""
-    if source.config.index is not None or _records_read(source) == len(source):
-        return None
-    gaps = np.flatnonzero(source.usable != np.arange(len(source)))
-    record = source.source[int(gaps[0]) if len(gaps) else len(source)]
-    return record.reason if isinstance(record, Rejected) else None
+def _faulty(source: MixtureSource, records: int) -> list[Rejected]:
+    """The records that would stop a run when it opens its data."""
+    if source.config.index is not None:
+        return []
+    missing = np.setdiff1d(np.arange(records), source.usable)
+    read = (source.source[number] for number in missing.tolist())
+    return [record for record in read if isinstance(record, Rejected) and not record.left_out]

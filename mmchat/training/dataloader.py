@@ -44,7 +44,8 @@ class TrainingDataLoader:
         self.splitter = step_splitter(config, self.mixture, objective)
         if config.validation:
             max_length = config.validation.max_length or config.data.max_length
-            self._held_out = open_mixture(replace(config.validation, max_length=max_length), quarantine, show_progress)
+            validation = replace(config.validation, max_length=max_length)
+            self._held_out = open_mixture(validation, quarantine, show_progress, every_caption=True)
             self._held_out_splitter = step_splitter(config, self._held_out, objective)
 
     def steps(self, done: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -78,7 +79,8 @@ class TrainingDataLoader:
                 counts.append(len(micro_batches))
                 yield from ([(number, step) for number in numbers] for numbers in micro_batches)
 
-        batches = load_batches(mixture, self.objective, sampler(), self.config.workers)
+        order = self.order if mixture is self.mixture else None
+        batches = load_batches(mixture, self.objective, sampler(), self.config.workers, order)
         for first in batches:
             yield [first, *islice(batches, counts.popleft() - 1)]
 
@@ -108,15 +110,22 @@ def total_steps(config: RunConfig, order: BatchOrder) -> int:
 
 
 def load_batches(
-    mixture: Mixture, objective: Objective, sampler: Iterable[Sequence[int | tuple[int, int | None]]], workers: int
+    mixture: Mixture,
+    objective: Objective,
+    sampler: Iterable[Sequence[int | tuple[int, int | None]]],
+    workers: int,
+    order: BatchOrder | None = None,
 ) -> Iterator[Batch]:
     """Batches that are decoded, encoded and collated ahead of time in `workers` processes.
 
     Args:
         sampler: micro-batches of sample numbers, or of (sample number, step).
+        order: the training's, from which the caption of a record that has several is drawn.
     """
     loader = DataLoader(
-        MixtureDataset(mixture, objective.encode, objective.collator.square, objective.features, objective.augment),
+        MixtureDataset(
+            mixture, objective.encode, objective.collator.square, objective.features, objective.augment, order
+        ),
         batch_sampler=sampler,
         collate_fn=objective.collator,
         num_workers=workers,

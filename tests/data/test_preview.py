@@ -89,7 +89,7 @@ def test_a_sample_is_what_training_gets(processor, tiny_records):
         (came, pixels), *others = seen.towers
         assert not others and came == "30x22 RGB -> 28x28 shortest-edge-crop"
         assert np.array_equal(pixels, processor.image_processor.pixels(seen.original)[0])
-    assert text.images == [] and text.facts()[4:] == ["0 images", "nothing cut"]
+    assert text.images == [] and text.facts()[5:] == ["0 images", "nothing cut"]
     assert text.facts()[0] == "id text" and text.facts()[1] == "template vicuna_v1"
     assert f"{text.supervised} supervised ({100 * text.supervised / text.tokens:.1f} %)" in text.facts()
 

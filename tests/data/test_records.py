@@ -7,7 +7,7 @@ import pytest
 
 from mmchat.data.image_refs import ImageBytes, ImageDataUri, ImageFile, ImageUrl
 from mmchat.data.quarantine import Quarantine
-from mmchat.data.records import Rejected, limit_turns, parse_record, read_record, stored_form
+from mmchat.data.records import Rejected, limit_turns, parse_record, prepared, read_record, stored_form
 from mmchat.errors import UserError
 
 GOOD = {
@@ -228,3 +228,23 @@ def test_a_system_key_beside_turns_of_either_dialect(root):
         own = [{**turns[0], "from": "system", "value": "Own."} if "from" in turns[0] else turns[0] | {"role": "system"}]
         record = parse_record({"conversations": own + turns, "system": "Be brief."}, "there:1", root)
         assert [turn.role for turn in record.turns] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("written", "placed"),
+    [
+        ("What is <image> this?\n", "<image>\nWhat is  this?"),
+        ("What?\n<image>", "<image>\nWhat?"),
+        ("<image>\nWhat?", "<image>\nWhat?"),
+        (" <image> ", "<image>"),
+        ("<image>a<image>b", "<image>a<image>b"),  # LLaVA-NeXT leaves several as they are
+        ("What?", "What?"),
+    ],
+)
+def test_images_go_to_the_front_as_in_llava(root, written, placed):
+    images = ["0.png"] * written.count("<image>")
+    record = parse_record({"image": images, "conversations": turns(written, "a <image>")}, "there:1", root)
+    question, answer = prepared(record, image_place="front").turns
+    assert "".join("<image>" if part is None else part for part in question.parts) == placed
+    assert answer.parts == ("a <image>",)
+    assert prepared(record) == record

@@ -27,7 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     for name, settings in config.by_name().items():
         begun = time.perf_counter()
         source = open_source(settings.path, settings.image_root, settings.allow_http)
-        measure = LengthMeasure(processor, config.max_length, settings.template, settings.max_turns)
+        measure = LengthMeasure(
+            processor, config.max_length, settings.template, settings.max_turns, settings.image_place
+        )
         path = index_path(source, measure)
         known = path.exists()
         index = length_index(source, measure, arguments.workers)

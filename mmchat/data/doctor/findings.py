@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "left out"]
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,8 @@ class Kind:
     """A kind of finding.
 
     Attributes:
-        severity: A record with an error is excluded from the clean index; a warning is only reported.
+        severity: A record with an error is excluded from the clean index; a warning is only reported. What is left out
+            is excluded and no error: a run leaves it out by itself, and counts it.
         title: Short name.
         meaning: What is wrong, or what training does about it, in one sentence.
     """
@@ -69,6 +70,9 @@ KINDS: dict[str, Kind] = {
     ),
     "leak": Kind("error", "evaluation leak", "The evaluation set holds the same image or conversation."),
     "exact_duplicate": Kind("error", "exact duplicate", "Same images and same text as an earlier record."),
+    "not_downloaded": Kind(
+        "left out", "not downloaded", "img2dataset could not fetch the image; the record holds none."
+    ),
     "cut_text": Kind(
         "warning", "truncated to max_length", "The end of the record exceeds max_length and is not learned."
     ),
@@ -93,6 +97,11 @@ KINDS: dict[str, Kind] = {
     "near_leak": Kind("warning", "near evaluation leak", "An image is nearly the same as one of the evaluation set."),
     "near_duplicate": Kind("warning", "near duplicate", "An image is nearly the same as one of an earlier record."),
 }
+
+
+def excludes(kind: str) -> bool:
+    """Whether a record with such a finding is excluded from the clean index."""
+    return KINDS[kind].severity != "warning"
 
 
 def is_error(kind: str) -> bool:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from mmchat.data.doctor.findings import KINDS, Finding, is_error
+from mmchat.data.doctor.findings import KINDS, Finding, excludes, is_error
 from mmchat.data.doctor.inputs import CheckedSource
 from mmchat.data.doctor.overlap import Relation, Relations
 from mmchat.data.doctor.partial_results import PartialResults
@@ -31,12 +31,14 @@ class Tally:
         findings: By kind.
         erroneous: Records with at least one error.
         warned: Records with warnings only.
+        left_out: Records that hold nothing and say so.
         examples: Examples by kind.
     """
 
     findings: Counter[str] = field(default_factory=Counter)
     erroneous: int = 0
     warned: int = 0
+    left_out: int = 0
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
 
@@ -65,8 +67,10 @@ class Gatherer:
         found = [(finding, [(source, record, finding.image)]) for finding in single]
         found += [self._describe_relation(source, relation) for relation in related]
         bad = any(is_error(finding.kind) for finding, _ in found)
+        left_out = not bad and any(excludes(finding.kind) for finding, _ in found)
         self.tally.erroneous += bad
-        self.tally.warned += not bad
+        self.tally.left_out += left_out
+        self.tally.warned += not (bad or left_out)
         for finding, images in found:
             self.tally.findings[finding.kind] += 1
             line = {"where": where, "id": identity, "kind": finding.kind, "reason": finding.reason, "record": raw}
@@ -112,10 +116,11 @@ def flat_counts(
         "records/sound": sum(kept),
         "records/with_errors": tally.erroneous,
         "records/with_warnings_only": tally.warned,
+        "records/left_out": tally.left_out,
         "errors": sum(n for kind, n in tally.findings.items() if is_error(kind)),
-        "warnings": sum(n for kind, n in tally.findings.items() if not is_error(kind)),
+        "warnings": sum(n for kind, n in tally.findings.items() if not excludes(kind)),
     }
-    counts |= {f"{kind.severity}/{name}": tally.findings[name] for name, kind in KINDS.items()}
+    counts |= {f"{kind.severity.replace(' ', '_')}/{name}": tally.findings[name] for name, kind in KINDS.items()}
     for source, sound in zip(sources, kept, strict=True):
         counts |= {f"source/{source.name}/records": len(source), f"source/{source.name}/sound": sound}
     counts |= {f"unread_key/{key}": number for key, number in unread_keys.most_common(MOST_KEYS)}

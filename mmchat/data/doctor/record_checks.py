@@ -9,10 +9,10 @@ from typing import Any
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import Turn, control_tokens, get_template
 from mmchat.data.config import SourceConfig
-from mmchat.data.doctor.findings import Finding, is_error
+from mmchat.data.doctor.findings import Finding, excludes
 from mmchat.data.doctor.image_checks import ImageCheck, check_image, digest
 from mmchat.data.doctor.text_checks import answer_findings, opening, order_problem, spelling_findings, token_pattern
-from mmchat.data.records import Record, Rejected, limit_turns
+from mmchat.data.records import Record, Rejected, prepared
 from mmchat.errors import UserError
 from mmchat.vision.layout import ImageLayout
 
@@ -41,7 +41,7 @@ class CheckedRecord:
 
     @property
     def sound(self) -> bool:
-        return not any(is_error(finding.kind) for finding in self.findings)
+        return not any(excludes(finding.kind) for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,18 @@ class RecordChecker:
     def __call__(self, record: Record | Rejected) -> CheckedRecord:
         if isinstance(record, Rejected):
             return CheckedRecord([Finding(record.kind or "malformed_record", record.reason)], [])
-        if self.config.max_turns is not None:
-            record = limit_turns(record, self.config.max_turns)
+        record = prepared(record, self.config.max_turns, self.config.image_place)
         turns = record.turns
         image_checks = [check_image(image, self.config.max_pixels) for image in record.images]
         findings = [Finding(kind, what, at) for at, check in enumerate(image_checks) for kind, what in check.problems]
-        findings += spelling_findings(turns, self._tokens)
+        findings += spelling_findings(_with_all_captions(record), self._tokens)
         conversation_findings, tokens, supervised = self._conversation(record, turns, self._layouts(image_checks))
         findings += conversation_findings
         decoded = all(check.digest is not None for check in image_checks)
         return CheckedRecord(
             findings,
             image_checks,
-            content_digest(turns, image_checks) if decoded else None,
+            content_digest(_with_all_captions(record), image_checks) if decoded else None,
             tokens,
             supervised,
             len(turns),
@@ -129,6 +128,10 @@ class RecordChecker:
             return True
         template = get_template(self.config.template or self.processor.template)
         return template.alternating and not template.from_tokenizer
+
+
+def _with_all_captions(record: Record) -> tuple[Turn, ...]:
+    return (*record.turns, *(one.turns[-1] for one in record.variants[1:]))
 
 
 def content_digest(turns: Sequence[Turn], image_checks: list[ImageCheck]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from mmchat.data.doctor.findings import KINDS
 from mmchat.data.doctor.run import CheckResult
 from mmchat.data.doctor.wording import cleanly, not_checked, unread_keys, verdict
 
-STYLES = {"error": "bold red", "warning": "yellow"}
+STYLES = {"error": "bold red", "warning": "yellow", "left out": "dim"}
 EXAMPLE_TEXT = 200
 """Most characters of an example."""
 

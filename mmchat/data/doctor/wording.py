@@ -25,6 +25,8 @@ def verdict(result: CheckResult) -> str:
     records = counted(counts["records"], "record")
     bad, warned = counts["records/with_errors"], counts["records/with_warnings_only"]
     warnings = f" Warnings: {counted(warned, 'more record' if bad else 'record')}." if warned else ""
+    if left_out := counts["records/left_out"]:
+        warnings += f" Left out: {counted(left_out, 'record')} without an image."
     if not bad:
         return f"No errors in {records}: training can start.{warnings}"
     advice = "Train with the clean index." if result.counts["records/sound"] else "No clean record is left."

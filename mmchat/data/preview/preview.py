@@ -6,7 +6,7 @@ Everything is read from the ids and labels that training gets; nothing is encode
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from mmchat.data.image_refs import ImageFile, ImageRef
 from mmchat.data.mixture import MixtureSource
 from mmchat.data.preview.pieces import Piece, read_pieces
 from mmchat.data.preview.printable import printable
-from mmchat.data.records import Record, Rejected
+from mmchat.data.records import ImagePlace, Record, Rejected
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from mmchat.vision.spec import Grid, TowerSpec
@@ -49,6 +49,8 @@ class RecordPreview:
     pieces: list[Piece]
     images: list[ImagePreview]
     cut: int = 0
+    image_place: ImagePlace = "as_written"
+    captions: int = 1
 
     @property
     def tokens(self) -> int:
@@ -68,6 +70,8 @@ class RecordPreview:
         return [
             f"id {printable(self.id)}",
             f"template {self.template}",
+            f"image_place {self.image_place}",
+            *([f"the first of {self.captions} captions"] if self.captions > 1 else []),
             f"{self.tokens:,} tokens",
             f"{self.supervised:,} supervised ({100 * self.supervised / self.tokens:.1f} %)",
             f"{count} image{'s' * (count != 1)}",
@@ -115,7 +119,8 @@ def preview_record(
     try:
         several = len(record.images) > 1
         images = [_preview_image(image, processor.image_processor, several) for image in record.images]
-        return _preview_with_images(record, images, processor, max_length, template)
+        preview = _preview_with_images(record, images, processor, max_length, template)
+        return replace(preview, image_place=source.config.image_place, captions=max(1, len(record.captions)))
     except UserError as error:
         return Rejected(record.where, record.id, str(error))
 
