@@ -86,7 +86,7 @@ class Rejected:
 
     @property
     def left_out(self) -> bool:
-        """Whether the data itself says that there is nothing: it is counted, and nobody has to mend it."""
+        """Whether the data itself says that there is nothing: it is counted, and nobody has to fix it."""
         return self.kind == NOT_DOWNLOADED
 
 
