@@ -12,6 +12,7 @@ EXTRA_OF = {
     "scipy": "eval",
     "sklearn": "eval",
     "pypdfium2": "pdf",
+    "pillow_heif": "heif",
     "fontTools": "tools",
     "ijson": "tools",
     "tensorboard": "tracking",

@@ -1,30 +1,19 @@
-"""Parquet files and `datasets` folders as a table of rows, memory-mapped by Hugging Face `datasets`.
+"""Folders of Hugging Face `datasets` (`save_to_disk`) as a table of rows, which it memory-maps.
 
 Images stay encoded: `{"bytes", "path"}`, as `datasets.Image` stores them.
 """
 
 from typing import Any
 
-from mmchat.data import storage
 from mmchat.errors import UserError
 from mmchat.extras import require
 
 
 class ArrowTable:
-    """Rows of parquet files, which `datasets` converts to Arrow once in the cache, or of Arrow files."""
+    """Rows of Arrow files."""
 
-    def __init__(self, *files: str, name: str = "", dataset: Any = None) -> None:
-        self.files = list(files)
-        self._name = name or files[0]
-        if dataset is None:
-            dataset = _open(
-                lambda datasets: datasets.Dataset.from_parquet(
-                    [storage.local_copy(file) for file in files],
-                    cache_dir=str(storage.cache_dir() / "parquet"),
-                    keep_in_memory=False,
-                ),
-                self._name,
-            )
+    def __init__(self, files: list[str], name: str, dataset: Any) -> None:
+        self.files, self._name = files, name
         # The "arrow" format returns stored values; other formats would decode the images.
         self._dataset = dataset.with_format("arrow")
 
@@ -35,7 +24,7 @@ class ArrowTable:
         if isinstance(dataset, dict):
             splits = ", ".join(f"{folder}/{split}" for split in dataset)
             raise UserError(f"{folder} holds several splits; name one of {splits}")
-        return cls(*(file["filename"] for file in dataset.cache_files), name=folder, dataset=dataset)
+        return cls([file["filename"] for file in dataset.cache_files], folder, dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -15,6 +15,7 @@ import numpy as np
 from mmchat.data import storage
 from mmchat.data.arrow_tables import ArrowTable
 from mmchat.data.class_folders import ClassFolders, holds_class_folders
+from mmchat.data.parquet_table import ParquetTable
 from mmchat.data.records import Record, Rejected, read_record
 from mmchat.data.shards import TarTable
 from mmchat.data.text_files import CsvTable, JsonTable
@@ -26,7 +27,7 @@ TABLES = {
     ".csv": CsvTable,
     ".tsv": CsvTable,
     ".tar": TarTable,
-    ".parquet": ArrowTable,
+    ".parquet": ParquetTable,
 }
 
 

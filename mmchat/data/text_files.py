@@ -19,7 +19,17 @@ MAX_RECORD_BYTES = 1 << 27
 
 _AFTER = tuple(" \t\r\n,]")
 _OPENING, _SPACE = re.compile("\ufeff?\\s*\\["), re.compile(r"\s*")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]')
 _UTF8_BOM = b"\xef\xbb\xbf"
+_RECORD_KEYS = frozenset({"conversations", "conversation", "messages", "texts", "caption", "text"}) | {
+    *("question", "query", "instruction", "prompt")
+}
+_ANNOTATIONS = (b'"annotations"', b'"questions"')
+"""Keys of COCO's and VQAv2's files, which are one object."""
+
+_decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+"""Finds where values end. It converts no numbers: one of more than 4,300 digits (sys.set_int_max_str_digits) is the
+mistake of its own record."""
 
 
 class JsonTable:
@@ -47,6 +57,8 @@ class JsonTable:
             kind, problem = "not_utf8", f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
         except json.JSONDecodeError as error:
             kind, problem = "invalid_json", f"invalid JSON: {_problem(error)}"
+        except ValueError as error:  # a number of more digits than Python converts
+            kind, problem = "invalid_json", f"invalid JSON: {error}"
         except RecursionError:
             kind, problem = "invalid_json", "invalid JSON: nested too deeply"
         return where, Rejected(where, "", problem, kind, data.decode("utf-8", "replace"))
@@ -102,15 +114,26 @@ def _is_array(file: BinaryIO, path: str) -> bool:
     if beginning[:1] != b"[" and not path.lower().endswith(".jsonl"):
         first = file.readline().removeprefix(_UTF8_BOM)
         file.seek(0)
-        try:
-            found = json.loads(first)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            found = None
         # One object per line is accepted under any file name; a single value is not.
-        if not isinstance(found, dict) or not {"conversations", "messages", "texts", "caption", "text"} & found.keys():
+        if not _is_record(first):
             kind = "an object" if beginning[:1] == b"{" else "something else"
-            raise UserError(f"data file {path} must hold a JSON array of records or one record per line, found {kind}")
+            problem = f"data file {path} must hold a JSON array of records or one record per line, found {kind}"
+            if any(key in first[: 1 << 20] or key in beginning for key in _ANNOTATIONS):
+                problem += "; annotations as of COCO and VQAv2 are converted by data_tools/convert.py"
+            raise UserError(problem)
     return beginning[:1] == b"["
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line is an object with a key of a record. One that is too deep or too long for Python is, if it names
+    such a key: it is refused by itself."""
+    try:
+        found = _decoder.decode(line.decode("utf-8"))
+    except RecursionError:
+        return line[:1] == b"{" and any(f'"{key}"'.encode() in line for key in _RECORD_KEYS)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and bool(_RECORD_KEYS & found.keys())
 
 
 def _spans_of_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, int, int]]:
@@ -159,7 +182,7 @@ class _Window:
         self.file, self.path = file, path
         self.text, self.position = "", 0
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self._json = json.JSONDecoder()
+        self._json = _decoder
         self._counted, self._bytes, self._lines = 0, 0, 1  # characters up to which bytes and lines are counted
         self._ended = False
 
@@ -195,12 +218,23 @@ class _Window:
                 self.position += inside
                 raise self.broken(error.msg.removesuffix(" at")) from None
             except RecursionError:
-                raise UserError(f"{self.path}: a record near byte {self.offset()} is nested too deeply") from None
+                end = self._end_of_brackets()
             after, length = self.text[end : end + 1], end - self.position
             if after not in _AFTER and self._more():
                 continue  # a number may continue in the next block
             self.position += length  # not `end`: at the end of the file `_more` has moved the text
             return
+
+    def _end_of_brackets(self) -> int:
+        """The end of an object or array that is nested too deeply to be parsed; its own row refuses it."""
+        depth = 0
+        for match in _BRACKETS.finditer(self.text, self.position):
+            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(match[0], 0)
+            if depth == 0:
+                return match.end()
+        if len(self.text) - self.position < MAX_RECORD_BYTES and self._more():
+            return self._end_of_brackets()
+        raise self.broken("a value is nested too deeply, and does not end")
 
     def _more(self) -> bool:
         """Read on, doubling the window, so that a long value is parsed only a few times."""

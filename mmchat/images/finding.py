@@ -68,7 +68,10 @@ def resolve_inside(root: Path, relative: str) -> Path:
         raise UserError(
             f"image path {relative!r} holds a null character, which is not allowed in a path", "missing_image"
         )
-    path = (root / relative).resolve()
+    try:
+        path = (root / relative).resolve()
+    except RuntimeError:  # Python 3.11 and 3.12; later ones resolve such a link to itself
+        raise UserError(f"image path {relative!r} is a link that points at itself", "missing_image") from None
     if not path.is_relative_to(root):
         raise UserError(
             f"image path {relative!r} leaves the image root {root}; "

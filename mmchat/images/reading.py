@@ -15,8 +15,12 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from mmchat.errors import UserError
+<<<<<<< HEAD
 from mmchat.files import refuse_special
 from mmchat.images.formats import readable_formats
+=======
+from mmchat.images.formats import is_unread_heif, readable_formats
+>>>>>>> 327af64 (Parquet in place or copied within bounds; HEIC; hostile JSON is the mistake of its own record; links that point at themselves)
 from mmchat.images.rgb import check_mode, orientation, to_rgb
 
 MAX_PIXELS = 178_956_970
@@ -93,7 +97,11 @@ def _opened(
     except IsADirectoryError:
         raise UserError(f"{name} is a folder, expected an image file") from None
     except UnidentifiedImageError:
-        kind = "truncated_image" if _begins_as_image(source) else "undecodable_image"
+        begin = _beginning(source)
+        if is_unread_heif(begin):
+            problem = f"{name} is HEIC, which needs pillow-heif; run pip install 'mmchat[heif]'"
+            raise UserError(problem, "undecodable_image") from None
+        kind = "truncated_image" if _begins_as_image(begin) else "undecodable_image"
         raise UserError(f"{name} is not in a format that Pillow can read", kind) from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is refused as a decompression bomb: {error}", "decompression_bomb") from None
@@ -105,16 +113,18 @@ def _opened(
         raise UserError(problem, "truncated_image") from None
 
 
-def _begins_as_image(source: str | Path | bytes | IO[bytes]) -> bool:
-    """Whether a file that no decoder takes begins like an image: the rest is missing or damaged."""
+def _beginning(source: str | Path | bytes | IO[bytes]) -> bytes:
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
-            begin = file.read(16)
-    elif isinstance(source, bytes):
-        begin = source[:16]
-    else:
-        source.seek(0)
-        begin = source.read(16)
+            return file.read(16)
+    if isinstance(source, bytes):
+        return source[:16]
+    source.seek(0)
+    return source.read(16)
+
+
+def _begins_as_image(begin: bytes) -> bool:
+    """Whether a file that no decoder takes begins like an image: the rest is missing or damaged."""
     accepts = [Image.OPEN[name][1] for name in readable_formats()]
     return any(accept is not None and accept(begin) is True for accept in accepts)
 

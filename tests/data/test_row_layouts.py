@@ -383,3 +383,58 @@ def test_a_shard_that_changed_under_its_index(tmp_path):
     for use in (image.read, image.stream):
         with pytest.raises(UserError, match="was changed after it was indexed"):
             use()
+
+
+def test_hostile_json_is_the_mistake_of_its_own_record(tmp_path):
+    good = '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}'
+    deep = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    long = '{"text": "a", "number": ' + "9" * 5_000 + "}"
+    quoted = '{"text": "\\"]}[", "deep": ' + '{"a": ' * 50_000 + "1" + "}" * 50_000 + "}"
+    for bad in (deep, long, quoted):
+        for name, text in (
+            ("a.jsonl", f"{bad}\n{good}\n"),
+            ("b.json", f"{bad}\n{good}\n"),
+            ("c.json", f"[{good}, {bad}, {good}]"),
+            ("d.json", f"[{bad}]"),
+        ):
+            (tmp_path / name).write_text(text)
+            found = list(open_source(tmp_path / name))
+            kinds = [item.kind for item in found if isinstance(item, Rejected)]
+            assert kinds == ["invalid_json"] and len(found) == {"c.json": 3, "d.json": 1}.get(name, 2)
+    (tmp_path / "e.json").write_text("[" + "[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply, and does not end"):
+        open_source(tmp_path / "e.json")
+
+
+def test_a_file_of_annotations_names_the_converter(tmp_path):
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [{"caption": "a"}]}, indent=indent))
+        with pytest.raises(UserError, match=r"found an object; annotations .* data_tools/convert\.py"):
+            open_source(tmp_path / "a.json")
+
+
+def test_a_link_that_points_at_itself(tmp_path):
+    (tmp_path / "a.png").symlink_to("a.png")
+    found = read_record({"image": "a.png", "caption": "c"}, "there:1", tmp_path)
+    assert found.kind == "missing_image"
+
+
+def test_addresses_that_cannot_be_fetched(root):
+    for address in ("http://[/a.png", "http://exa mple.org/a b.png", "http://example.org\n/a.png"):
+        image = read({"image": address, "caption": "c"}, root, allow_http=True).images[0]
+        with pytest.raises(UserError):
+            image.read()
+
+
+def test_heic_needs_its_extra(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    from mmchat.images import formats, load_image
+
+    formats.readable_formats()
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "a.heic", "HEIF")
+    assert load_image(tmp_path / "a.heic").size == (40, 30)
+    assert pillow_heif.__version__
+    monkeypatch.setattr(formats, "installed", lambda module: False)
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    with pytest.raises(UserError, match=r"a\.heic is HEIC, which needs pillow-heif; run pip install 'mmchat\[heif\]'"):
+        load_image(tmp_path / "a.heic")
