@@ -15,12 +15,8 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from mmchat.errors import UserError
-<<<<<<< HEAD
 from mmchat.files import refuse_special
-from mmchat.images.formats import readable_formats
-=======
 from mmchat.images.formats import is_unread_heif, readable_formats
->>>>>>> 327af64 (Parquet in place or copied within bounds; HEIC; hostile JSON is the mistake of its own record; links that point at themselves)
 from mmchat.images.rgb import check_mode, orientation, to_rgb
 
 MAX_PIXELS = 178_956_970

@@ -76,11 +76,7 @@ def test_what_holds_no_image_is_refused(tmp_path, photos):
     with pytest.raises(UserError, match="nowhere does not exist; expected an image file or a folder of images"):
         found("nowhere")
     (tmp_path / "empty").mkdir()
-<<<<<<< HEAD
     with pytest.raises(UserError, match=r"no image found in .*empty \(looked for .*\.bmp, .*\.png, "):
-=======
-    with pytest.raises(UserError, match=r"no image found in .*empty \(looked for .apng, "):
->>>>>>> 327af64 (Parquet in place or copied within bounds; HEIC; hostile JSON is the mistake of its own record; links that point at themselves)
         found(tmp_path / "empty")
 
 
