@@ -91,6 +91,9 @@ class _ParquetRows:
     def __init__(self, path: str) -> None:
         self._path = path
         self._file, self._process = None, 0
+        self._group, self._start = -1, 0
+        self._batch: Any = None
+        self._batches: Any = None
         metadata = self._open().metadata
         _check_ratio(metadata, path)
         sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
@@ -100,8 +103,8 @@ class _ParquetRows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def row(self, index: int) -> Any:
-        group = int(np.searchsorted(self._ends, index, side="right"))
         file = self._open()
+        group = int(np.searchsorted(self._ends, index, side="right"))
         if group != self._group or index < self._start:
             begin = int(self._ends[group - 1]) if group else 0
             batches = file.iter_batches(BATCH, row_groups=[group], use_threads=False)
@@ -116,13 +119,11 @@ class _ParquetRows:
             import pyarrow.parquet
 
             self._file, self._process = pyarrow.parquet.ParquetFile(self._path, memory_map=True), os.getpid()
-            self._group, self._start = -1, 0
-            self._batch: Any = None
-            self._batches: Iterator[Any] = iter(())
+            self._group = -1
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_ends": self._ends, "_file": None, "_process": 0}
+        return {**vars(self), "_file": None, "_process": 0, "_batch": None, "_batches": None}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ a folder       all such files in it, sorted by name; or what `datasets.save_to_d
                class (class_folders.py)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from mmchat.data.shards import TarTable
 from mmchat.data.text_files import CsvTable, JsonTable
 from mmchat.errors import UserError
 
-TABLES = {
+TABLES: dict[str, "Callable[[str], Table]"] = {
     ".json": JsonTable,
     ".jsonl": JsonTable,
     ".csv": CsvTable,
