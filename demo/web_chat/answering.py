@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmchat.errors import UserError
+from mmchat.inference.repetition import REPEATS
 from web_chat.conversation import Conversation, Status, Turn
 from web_chat.visitors import Visitor
 
@@ -50,7 +51,7 @@ def answer(generator: Any, conversation: Conversation, settings: Settings, visit
     messages, images = conversation.messages()
     started = shown = time.monotonic()
     first = None
-    handle = generator.submit(messages, [image.data for image in images], **settings.options)
+    handle = generator.submit(messages, [image.data for image in images], repeats=REPEATS, **settings.options)
     visitor.running.add(handle)
     try:
         for piece in handle:

@@ -11,6 +11,7 @@ from mmchat.inference.jobs.items import Item, Outcome
 from mmchat.inference.jobs.job import Job, JobSummary, run_job, workers
 from mmchat.inference.jobs.prompts import PromptTemplate, with_prompts
 from mmchat.inference.jobs.workers import ThreadWorker
+from mmchat.inference.repetition import REPEATS
 
 if TYPE_CHECKING:
     from mmchat.inference.generator import Generator
@@ -27,7 +28,7 @@ class CaptionTask:
     def __call__(self, generator: "Generator", item: Item) -> Outcome:
         content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": item.prompt}]
         messages = [{"role": "user", "content": content}]
-        reply = generator.submit(messages, [item.open], max_new_tokens=self.max_new_tokens).result()
+        reply = generator.submit(messages, [item.open], max_new_tokens=self.max_new_tokens, repeats=REPEATS).result()
         return Outcome({"caption": reply.text}, len(reply.ids))
 
 

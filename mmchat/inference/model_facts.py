@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mmchat.inference.generator import Generator
+from mmchat.model.context import context_length
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,18 @@ class ModelFacts:
     fit: str
     """How an image becomes views (`Preprocessing.fit`) of the first tower."""
     slots_per_view: int
-    context: int
-    """Tokens of prompt and answer."""
+    context: int | None
+    """Tokens of prompt and answer; None without a limit."""
 
     @property
     def summary(self) -> str:
         """One line."""
         towers = " + ".join(self.towers)
         projectors = " + ".join(dict.fromkeys(self.projectors))
+        context = "no limit of context" if self.context is None else f"context of {self.context:,} tokens"
         return (
             f"{towers} → {projectors} → {self.language_model} · {readable(self.parameters)} parameters · "
-            f"{self.slots_per_view:,} slots per view · context of {self.context:,} tokens"
+            f"{self.slots_per_view:,} slots per view · {context}"
         )
 
 
@@ -47,7 +49,7 @@ def model_facts(generator: Generator) -> ModelFacts:
         template=config.template,
         fit=specs[0].preprocessing.fit if specs else "",
         slots_per_view=generator.processor.image_tokens,
-        context=text.max_position_embeddings,
+        context=context_length(text),
     )
 
 

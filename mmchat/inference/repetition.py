@@ -17,10 +17,17 @@ class Loop:
     end: int
 
 
-class RepetitionGuard:
-    """Stops a text that ends in `repeats` copies of a piece of 1 to `max_period` tokens.
+REPEATS = 8
+"""Copies of a short piece that are a loop."""
+LONG_REPEATS, LONG_TOKENS = 3, 256
+"""Copies of a piece of any length that are a loop if they span so many tokens."""
 
-    The copies must also span `min_tokens`, because dots, rules and empty table cells repeat legitimately.
+
+class RepetitionGuard:
+    """Stops a text that ends in `repeats` copies of a piece of 1 to `max_period` tokens, or in three of any length.
+
+    The copies must also span `min_tokens`, because dots, rules and empty table cells repeat legitimately; three copies
+    must span 256 tokens.
 
     For each period p the guard counts how many of the last tokens equal the one p positions before.
 
@@ -33,15 +40,25 @@ class RepetitionGuard:
         UserError: `repeats` is less than 2.
     """
 
-    def __init__(self, repeats: int = 8, max_period: int = 64, min_tokens: int = 64) -> None:
+    def __init__(self, repeats: int = REPEATS, max_period: int = 64, min_tokens: int = 64) -> None:
         if repeats < 2:
             raise UserError(f"repeats must be at least 2, found {repeats}")
-        periods = np.arange(1, max_period + 1)
         self.loop: Loop | None = None
         """The first loop."""
-        self._needed = np.maximum(periods * repeats, min_tokens)
-        self._missing = self._needed - periods
-        self._runs = np.zeros_like(periods)
+        self._repeats, self._max_period, self._min_tokens = repeats, max_period, min_tokens
+        self._count = 0
+        self._grow(512)
+
+    def _grow(self, size: int) -> None:
+        """Room for `size` tokens and periods."""
+        periods = np.arange(1, size + 1)
+        needed = np.maximum(periods * LONG_REPEATS, LONG_TOKENS)
+        short = np.maximum(periods * self._repeats, self._min_tokens)[: self._max_period]
+        needed[: len(short)] = np.minimum(short, needed[: len(short)])
+        runs, ids = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        if self._count:
+            runs[: self._count], ids[: self._count] = self._runs[: self._count], self._ids[: self._count]
+        self._needed, self._missing, self._runs, self._ids = needed, needed - periods, runs, ids
 
     def __call__(self, ids: Sequence[int]) -> bool:
         """Whether the text loops. Must be called after every new token, beginning with the first.
@@ -49,10 +66,14 @@ class RepetitionGuard:
         Args:
             ids: The new tokens.
         """
-        reach = min(len(self._runs), len(ids) - 1)
-        same = np.asarray(ids[-reach - 1 : -1])[::-1] == ids[-1]
+        reach = self._count
+        if reach == len(self._ids):
+            self._grow(2 * reach)
+        self._ids[reach] = ids[-1]
+        self._count += 1
+        same = self._ids[:reach][::-1] == ids[-1]
         self._runs[:reach] = (self._runs[:reach] + 1) * same
-        loops = self._runs >= self._missing
+        loops = self._runs[:reach] >= self._missing[:reach]
         if not loops.any():
             return False
         if self.loop is None:

@@ -43,7 +43,7 @@ def test_every_period_within_limits_is_found(period):
     piece, before = list(range(period)), [100, 101, 102]
     row = before + piece * (8 if period >= 8 else 64)
     fired, loop = guarded(row, repeats=8, max_period=64, min_tokens=64)
-    first = len(before) + max(64, 8 * period)
+    first = len(before) + min(max(64, 8 * period), 256)
     assert fired.index(True) == first - 1
     assert loop == Loop(begin=len(before), period=period, end=first)
 
@@ -51,15 +51,25 @@ def test_every_period_within_limits_is_found(period):
 @pytest.mark.parametrize(
     "row",
     [
-        list(range(65)) * 8,  # a period beyond the limit
+        list(range(130)) * 2,  # two copies of a long piece
+        list(range(85)) * 3,  # three copies, but 255 tokens
         [1] * 63 + [2] + [1] * 63,  # never 64 in a row
-        (list(range(20)) * 7 + [99]) * 3,  # seven copies
+        (list(range(20)) * 7 + [99]) * 2,  # seven copies
     ],
 )
 def test_it_does_not_stop_below_its_limits(row):
     fired, loop = guarded(row, repeats=8, max_period=64, min_tokens=64)
     assert not any(fired)
     assert loop is None
+
+
+@pytest.mark.parametrize("period", [40, 65, 86, 100, 300, 1000])
+def test_three_copies_of_any_length_are_a_loop(period):
+    piece, before = list(range(period)), [5000, 5001]
+    fired, loop = guarded(before + piece * 8, repeats=8, max_period=64, min_tokens=64)
+    needed = max(256, 3 * period)
+    assert fired.index(True) == len(before) + needed - 1
+    assert loop == Loop(len(before), period, len(before) + needed)
 
 
 def test_repeats_must_be_at_least_two():

@@ -1,6 +1,7 @@
 """`Engine`: one thread steps the model, and requests join and leave at every step."""
 
 import heapq
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,8 +24,12 @@ from mmchat.inference.engine.sampling import Sampler, choose_tokens, token_logpr
 from mmchat.inference.engine.scheduler import Chunk, Running, Scheduler
 from mmchat.inference.engine.settings import EngineSettings
 from mmchat.inference.engine.status import Counters, Status
+from mmchat.model.context import context_length
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.prepacked_linear import PrepackedLinears
+
+UNBOUNDED_LENGTH = 4096
+"""Tokens of a slot for a language model whose config names no limit."""
 
 
 @dataclass(order=True)
@@ -68,15 +73,15 @@ class Engine:
     def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None, tokenizer: Any = None) -> None:
         settings = settings or EngineSettings()
         language_model = model.language_model if isinstance(model, MMChatForConditionalGeneration) else model
-        context = language_model.config.max_position_embeddings
+        context = context_length(language_model.config)
         self._prepacked = PrepackedLinears(model)
         layers = layer_shapes(language_model)
         refuse_untrue(language_model, layers)
         budget = default_budget(model.device) if settings.cache_bytes is None else settings.cache_bytes
-        length = min(settings.max_length or context, context)
+        length = min(settings.max_length or context or UNBOUNDED_LENGTH, context or sys.maxsize)
         token_bytes = sum(layer.size for layer in layers) * language_model.dtype.itemsize
         self.limits = CacheLimits(settings.slots, length, token_bytes, budget)
-        self._limit = "max_length of the engine" if length < context else "the model's context"
+        self._limit = "max_length of the engine" if context is None or length < context else "the model's context"
         if self.limits.longest < length:
             self._limit = f"what the cache's budget of {budget / 2**20:,.1f} MiB holds"
         self.counters = Counters()

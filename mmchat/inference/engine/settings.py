@@ -12,7 +12,7 @@ class EngineSettings:
     slots: int = 16
     """Most requests in one decode step. Fewer where the budget does not hold them."""
     max_length: int | None = None
-    """Most tokens of a request, prompt and answer. None: the model's context."""
+    """Most tokens of a request, prompt and answer. None: the model's context, or 4,096 where it has no limit."""
     cache_bytes: int | None = None
     """Most memory of the key-value cache, which grows as needed. None: half of the memory that is free at the start."""
     prefill_tokens: int = 1024
