@@ -39,7 +39,7 @@ class FakeGenerator:
         self.seconds, self.fail_after, self.text = seconds, fail_after, text
         self.asked = []
 
-    def submit(self, messages, images, max_new_tokens):
+    def submit(self, messages, images, max_new_tokens, repeats=None):
         prompt = messages[0]["content"][1]["text"]
         return FakeAnswer(lambda: self._reply(prompt, *images))
 
