@@ -47,6 +47,7 @@ class RepetitionGuard:
         """The first loop."""
         self._repeats, self._max_period, self._min_tokens = repeats, max_period, min_tokens
         self._count = 0
+        self._runs = self._ids = np.zeros(0, np.int64)
         self._grow(512)
 
     def _grow(self, size: int) -> None:
@@ -56,8 +57,7 @@ class RepetitionGuard:
         short = np.maximum(periods * self._repeats, self._min_tokens)[: self._max_period]
         needed[: len(short)] = np.minimum(short, needed[: len(short)])
         runs, ids = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        if self._count:
-            runs[: self._count], ids[: self._count] = self._runs[: self._count], self._ids[: self._count]
+        runs[: len(self._runs)], ids[: len(self._ids)] = self._runs, self._ids
         self._needed, self._missing, self._runs, self._ids = needed, needed - periods, runs, ids
 
     def __call__(self, ids: Sequence[int]) -> bool:
