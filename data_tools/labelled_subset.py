@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help=".jsonl table to write")
     arguments = parser.parse_args(argv)
     table = open_source(arguments.data).table
-    chosen = labelled_subset([table.row(number)[1] for number in range(len(table))], arguments.count, arguments.seed)
+    # An image's id is its path below the folder.
+    rows = [row | {"image": row["id"]} for row in (table.row(number)[1] for number in range(len(table)))]
+    chosen = labelled_subset(rows, arguments.count, arguments.seed)
     write_json_lines(arguments.out, chosen)
     print(f"{arguments.out}: {len(chosen)} images")
 

@@ -133,7 +133,7 @@ def test_a_full_disk_is_an_error_and_the_check_resumes(run, records, tmp_path, m
 
 
 def test_a_defect_names_the_record(records, tmp_path, monkeypatch):
-    def broken(image):
+    def broken(image, max_pixels):
         raise ZeroDivisionError
 
     monkeypatch.setattr("mmchat.data.doctor.record_checks.check_image", broken)

@@ -278,7 +278,7 @@ def test_a_slot_that_held_nan_gives_the_next_request_what_it_gets_alone(language
     with Engine(language_model, EngineSettings(slots=2)) as engine:
         with engine._changed:  # they arrive together
             handles = [engine.submit(request) for request in requests]
-        with pytest.raises(RuntimeError, match="NaN"):
+        with pytest.raises(UserError, match="NaN"):
             handles[1].result(60)
         assert list(handles[2].result(60).ids) == alone(language_model, short, 10)[0]
         assert len(handles[0].result(60).ids) == 50
