@@ -36,6 +36,10 @@ STATEMENT_PROMPT = "What do you see?"
 KIND_WEIGHTS = {"count": 0.5, "color_of_digit": 0.5, "digit_of_color": 0.6, "has_digit": 0.8, "count_color": 0.8}
 KIND_WEIGHTS |= {"leftmost": 1.5, "rightmost": 1.5, "highest": 1.3, "lowest": 1.3}
 
+# Weight of each kind of question in `lookups`.
+LOOKUP_WEIGHTS = {"color_of_digit": 5, "has_digit": 3, "digit_of_color": 2}
+LOOKUP_WEIGHTS |= dict.fromkeys(("leftmost", "rightmost", "highest", "lowest"), 2)
+
 
 @dataclass(frozen=True)
 class SceneDigit:
@@ -83,6 +87,11 @@ def listing(things: tuple[SceneDigit, ...]) -> str:
     """'a red 7, a blue 3 and a white 1', in the order of the digits."""
     names = [with_article(t.name) for t in things]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def all_different(things: tuple[SceneDigit, ...]) -> bool:
+    """Whether no two digits have the same value or the same colour."""
+    return len({t.digit for t in things}) == len({t.color for t in things}) == len(things)
 
 
 def indices_with(things: tuple[SceneDigit, ...], attribute: str, value: object) -> list[int]:
@@ -203,3 +212,27 @@ def statements(rng: random.Random, things: tuple[SceneDigit, ...]) -> str:
     if not said or rng.random() < 0.5:
         said.append(presence(rng.choice(sorted(set(range(10)) - {t.digit for t in things})), None))
     return ", ".join(rng.sample(said, len(said)))
+
+
+def lookups(rng: random.Random, things: tuple[SceneDigit, ...]) -> list[Question]:
+    """A question about each of two or three different digits, in random order, most often by its digit.
+
+    Half of the conversations also ask for a digit that is not there.
+
+    Args:
+        things: digits of different values and colours.
+    """
+    found = [question for question in candidates(rng, things) if question.kind != "has_digit"]
+    found += [_has_digit(rng, thing.digit, thing, [i]) for i, thing in enumerate(things)]
+    chosen = []
+    for i in range(len(things)):
+        options = [q for q in found if q.mentions == {i} and q.kind in LOOKUP_WEIGHTS]
+        chosen += rng.choices(options, [LOOKUP_WEIGHTS[q.kind] for q in options])
+    if rng.random() < 0.5:
+        chosen.append(_has_digit(rng, rng.choice(sorted(set(range(10)) - {t.digit for t in things})), None, []))
+    return rng.sample(chosen, len(chosen))
+
+
+def _has_digit(rng: random.Random, digit: int, thing: SceneDigit | None, mentions: list[int]) -> Question:
+    text = rng.choice(PHRASES["has_digit"]).format(with_article(digit))
+    return Question("has_digit", text, "yes" if thing else "no", presence(digit, thing), frozenset(mentions))

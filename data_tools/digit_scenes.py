@@ -5,6 +5,7 @@ scores on `heldout` are on handwriting that is not in the training data.
 
     captions    one digit per image, one caption ("a red 7"): trains the tower
     statements  one to four digits, mostly few, and sentences about them: trains the projector
+    lookups     two or three different digits, and a question about each: trains the assistant before `train`
     train       scenes of one to four digits with conversations, some with statements
     dev         conversations about other scans: for choosing hyperparameters
     named       one digit of the last 297 scans per image, labelled "a red 7": zero-shot test of the tower
@@ -32,10 +33,12 @@ from digit_questions import (
     STATEMENT_PROMPT,
     Question,
     SceneDigit,
+    all_different,
     candidates,
     clearly_ordered,
     converse,
     listing,
+    lookups,
     statements,
 )
 from PIL import Image
@@ -47,11 +50,11 @@ from mmchat.extras import require
 from mmchat.progress import track
 
 TRAINING = (0, 1200)
-GLYPHS = dict.fromkeys(("captions", "closeups", "statements", "train"), TRAINING)
+GLYPHS = dict.fromkeys(("captions", "closeups", "statements", "lookups", "train"), TRAINING)
 # `heldout` is written last: if its file exists, all others do, too. The quickstart relies on this.
 GLYPHS |= {"dev": (1200, 1500), "named": (1500, 1797), "heldout": (1500, 1797)}
 # Relative frequency of one, two, ... digits in an image.
-NUMBERS = {"captions": (1,), "closeups": (1,), "statements": (4, 3, 2, 1), "named": (1,)}
+NUMBERS = {"captions": (1,), "closeups": (1,), "statements": (4, 3, 2, 1), "lookups": (0, 1, 1), "named": (1,)}
 SCENE_NUMBERS = (3, 5, 5, 5)
 # Share of images with statements; the other images of `statements` have a description.
 STATED = {"statements": 0.65, "train": 0.25}
@@ -59,6 +62,8 @@ HASHED = ("dev", "heldout")
 LABELLED = ("closeups", "named")
 # Digits of a split are so many times larger than elsewhere.
 ZOOM = {"closeups": 1.8}
+# What a scene of a split must be; another is drawn until it is.
+REQUIRED = {"statements": clearly_ordered, "lookups": all_different}
 FADES_ON_LIGHT = ("yellow", "white")
 FADES_ON_DARK = ("black",)
 
@@ -137,6 +142,8 @@ def make_questions(rng: random.Random, split: str, things: tuple[SceneDigit, ...
     """Questions and answers of the record of an image."""
     if split == "captions":
         return [Question("caption", STATEMENT_PROMPT, listing(things), listing(things))]
+    if split == "lookups":
+        return lookups(rng, things)
     if rng.random() < STATED.get(split, 0.0):
         said = statements(rng, things)
         return [Question("statements", STATEMENT_PROMPT, said, said)]
@@ -147,7 +154,7 @@ def make_sample(split: str, index: int, seed: int, side: int) -> tuple[Image.Ima
     """Image and record `index` of a split, a pure function of the four arguments."""
     rng = random.Random(f"{seed}/{split}/{index}")
     light, things = compose(rng, GLYPHS[split], NUMBERS.get(split, SCENE_NUMBERS), ZOOM.get(split, 1.0))
-    while split == "statements" and not clearly_ordered(things):
+    while split in REQUIRED and not REQUIRED[split](things):
         light, things = compose(rng, GLYPHS[split], NUMBERS[split])
     image = draw(rng, light, things, side)
     name = f"{split}/{index:06d}"
@@ -221,6 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     option("--seed", 0, "random seed")
     option("--captions", 51200, "single digits with a caption")
     option("--statements", 20000, "images of one to four digits with statements about them")
+    option("--lookups", 10000, "scenes of two or three different digits")
     option("--train", 40000, "training scenes")
     option("--dev", 400, "scenes for choosing hyperparameters")
     option("--named", 400, "labelled single digits for testing the tower")

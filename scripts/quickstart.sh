@@ -54,46 +54,51 @@ assistant() {
 }
 
 started=$SECONDS
-step "1/9 draw images of real handwritten digits" "$DATA/heldout.json" \
+step "1/10 draw images of real handwritten digits" "$DATA/heldout.json" \
   python data_tools/digit_scenes.py --out "$DATA" --verify "$CONFIGS/heldout.json"
-step "2/9 train the tokenizer" "$RUN/tokenizer" \
+step "2/10 train the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/statements.json" "$DATA/train.json" --out "$RUN/tokenizer"
-step "3/9 create a vision tower with random weights" "$RUN/tower-init" \
+step "3/10 create a vision tower with random weights" "$RUN/tower-init" \
   mmchat clip init --vision "$CONFIGS/tower.json" --text "$CONFIGS/text.json" --tokenizer "$RUN/tokenizer" \
   --pool max --projection-dim 128 --seed "$SEED" --out "$RUN/tower-init"
-step "4/9 stage 1: train the tower on images and captions" "$RUN/tower/model" \
+step "4/10 stage 1: train the tower on images and captions" "$RUN/tower/model" \
   train 1 "$CONFIGS/tower.yaml" --model "$RUN/tower-init" --run_dir "$RUN/tower"
-step "5/9 create an assistant: that tower, a new projector, a new language model" "$RUN/init" \
+step "5/10 create an assistant: that tower, a new projector, a new language model" "$RUN/init" \
   assistant "$RUN/tower/model" "$RUN/init"
-step "6/9 stage 2: train the projector and the language model on descriptions" "$RUN/projector/model" \
+step "6/10 stage 2: train the projector and the language model on descriptions" "$RUN/projector/model" \
   train 2 "$CONFIGS/projector.yaml" --model "$RUN/init" --run_dir "$RUN/projector"
-step "7/9 stage 3: train the assistant on conversations" "$RUN/model" \
-  train 2 "$CONFIGS/sft.yaml" --model "$RUN/projector/model" --run_dir "$RUN"
-step "8/9 evaluate on questions about held-out handwriting" "$RUN/scores.json" \
+step "7/10 stage 3: teach it to find a digit by its value" "$RUN/lookups/model" \
+  train 2 "$CONFIGS/lookups.yaml" --model "$RUN/projector/model" --run_dir "$RUN/lookups"
+step "8/10 stage 4: train the assistant on conversations" "$RUN/model" \
+  train 2 "$CONFIGS/sft.yaml" --model "$RUN/lookups/model" --run_dir "$RUN"
+step "9/10 evaluate on questions about held-out handwriting" "$RUN/scores.json" \
   mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
-step "9/9 caption held-out images" "$RUN/captions.jsonl" \
+step "10/10 caption held-out images" "$RUN/captions.jsonl" \
   mmchat caption "$RUN/model" "$DATA/heldout" --out "$RUN/captions.jsonl" --batch-size 32
 head -n 5 "$RUN/captions.jsonl"
 
 beside=()
 if [ -n "$COMPARE" ]; then
-  # Stage 1 takes a third of the time of stage 3's 2,700 steps. The new tower is trained at the rate of the other new
-  # parts.
+  # Stage 1 takes about half of the time of stage 4. The new tower is trained at the rate of the other new parts.
   WITHOUT=$RUN/without_stage_1
-  step "compare 1/4 create an assistant with a random tower" "$WITHOUT/init" \
+  step "compare 1/5 create an assistant with a random tower" "$WITHOUT/init" \
     assistant "$RUN/tower-init" "$WITHOUT/init"
-  step "compare 2/4 stage 2 of this assistant" "$WITHOUT/projector/model" \
+  step "compare 2/5 stage 2 of this assistant" "$WITHOUT/projector/model" \
     train 2 "$CONFIGS/projector.yaml" --model "$WITHOUT/init" --run_dir "$WITHOUT/projector" --trainable.towers full
-  step "compare 3/4 stage 3 of this assistant, a third longer" "$WITHOUT/assistant/model" \
-    train 2 "$CONFIGS/sft.yaml" --model "$WITHOUT/projector/model" --run_dir "$WITHOUT/assistant" --trainable.towers full \
-    --steps 3600
-  step "compare 4/4 evaluate on the same questions" "$WITHOUT/assistant/scores.json" \
+  step "compare 3/5 stage 3 of this assistant" "$WITHOUT/lookups/model" \
+    train 2 "$CONFIGS/lookups.yaml" --model "$WITHOUT/projector/model" --run_dir "$WITHOUT/lookups" \
+    --trainable.towers full
+  step "compare 4/5 stage 4 of this assistant, half as long again" "$WITHOUT/assistant/model" \
+    train 2 "$CONFIGS/sft.yaml" --model "$WITHOUT/lookups/model" --run_dir "$WITHOUT/assistant" --trainable.towers full \
+    --steps 4500
+  step "compare 5/5 evaluate on the same questions" "$WITHOUT/assistant/scores.json" \
     mmchat eval "$WITHOUT/assistant/model" "$DATA/heldout.json" --out "$WITHOUT/assistant"
 fi
 if [ -e "$RUN/without_stage_1/assistant/scores.json" ]; then
   beside=(--beside "without stage 1=$RUN/without_stage_1/assistant")
 fi
-mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/projector" "${beside[@]}" >/dev/null
+mmchat report "$RUN" --stage "$RUN/tower" --stage "$RUN/projector" --stage "$RUN/lookups" \
+  "${beside[@]}" >/dev/null
 
 say "finished in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 cat <<EOF

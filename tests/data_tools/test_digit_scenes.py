@@ -128,6 +128,25 @@ def test_statements_are_true_and_each_thing_has_one(conversations):
     assert {1, 2, 3, 4} <= lengths.keys()
 
 
+def test_lookups_ask_about_each_of_some_different_digits(tmp_path):
+    records = ds.write_split(tmp_path, "lookups", 60, seed=0, side=64, workers=1)
+    kinds = collections.Counter()
+    for index, record in enumerate(records):
+        rng = random.Random(f"0/lookups/{index}")
+        things = ()
+        while not things or not digit_questions.all_different(things):
+            _, things = ds.compose(rng, ds.GLYPHS["lookups"], ds.NUMBERS["lookups"])
+        assert len(things) in (2, 3) and len({t.digit for t in things}) == len({t.color for t in things}) == len(things)
+        texts, answers = ([turn["value"] for turn in record["conversations"][k::2]] for k in (0, 1))
+        named = [said for said in answers if "no" not in said.split()]
+        assert len(set(named)) == len(things) and len(answers) - len(named) in (0, 1)
+        for text, said in zip(texts, answers, strict=True):
+            value = answer(things, text)
+            assert {"yes": "there is a", "no": "there is no"}.get(value, value) in said and all(claims(things, said))
+        kinds.update(record["kinds"])
+    assert kinds["color_of_digit"] > kinds["digit_of_color"] > 0 and kinds["has_digit"] > kinds["digit_of_color"]
+
+
 def test_false_claims_are_detected():
     """The two tests above can fail."""
     things = (digit_questions.SceneDigit(7, "red", 0.3, 0.3, 0.3),)
@@ -219,7 +238,9 @@ def test_verify_refuses_another_heldout_split(tmp_path):
         ds.verify(records[:4], tmp_path / "heldout.json")
     records[3]["sha256"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(records))
-    few = [word for split in ("captions", "statements", "train", "dev", "named") for word in (f"--{split}", "2")]
+    few = [
+        word for split in ("captions", "statements", "lookups", "train", "dev", "named") for word in (f"--{split}", "2")
+    ]
     words = ["--out", str(tmp_path / "again"), "--heldout", "5", "--verify", str(tmp_path / "other.json"), *few]
     with pytest.raises(UserError, match="heldout/000003: `sha256` differs"):
         ds.main(words)

@@ -36,7 +36,22 @@ def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("path")
     configs, data = ROOT / "configs" / "quickstart", folder / "data"
     mmchat, python = BIN / "mmchat", sys.executable
-    counts = ("--captions", 80, "--statements", 40, "--train", 40, "--dev", 8, "--named", 10, "--heldout", 6)
+    counts = (
+        "--captions",
+        80,
+        "--statements",
+        40,
+        "--lookups",
+        40,
+        "--train",
+        40,
+        "--dev",
+        8,
+        "--named",
+        10,
+        "--heldout",
+        6,
+    )
     run(python, ROOT / "data_tools" / "digit_scenes.py", "--out", data, *counts, cwd=folder)
     texts = (data / "captions.json", data / "train.json")
     run(python, ROOT / "data_tools" / "train_tokenizer.py", *texts, "--out", folder / "tokenizer", cwd=folder)
@@ -57,8 +72,10 @@ def path(tmp_path_factory):
     run(mmchat, "init", *parts, *words, "--out", folder / "init", cwd=folder)
     statements = {"model": folder / "init", "data__path": data / "statements.json"}
     train("projector", run_dir=folder / "projector", **statements, **small)
+    lookups = {"model": folder / "projector" / "model", "data__path": data / "lookups.json"}
+    train("lookups", run_dir=folder / "lookups", **lookups, **small)
     conversations = {"data__path": data / "train.json", "validation__path": data / "dev.json"}
-    train("sft", run_dir=folder / "sft", model=folder / "projector" / "model", **conversations, **small)
+    train("sft", run_dir=folder / "sft", model=folder / "lookups" / "model", **conversations, **small)
     model = folder / "sft" / "model"
     scoring = (model, data / "heldout.json", "--out", folder / "sft", "--max-new-tokens", 4, "--metric", "ned")
     (folder / "table.txt").write_text(run(mmchat, "eval", *scoring, cwd=folder))
@@ -69,7 +86,7 @@ def path(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage", ["tower", "projector", "sft"])
+@pytest.mark.parametrize("stage", ["tower", "projector", "lookups", "sft"])
 def test_every_stage_leaves_a_whole_run_directory(path, stage):
     names = {entry.name for entry in (path / stage).iterdir()}
     assert names >= {
