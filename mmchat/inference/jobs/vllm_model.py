@@ -63,15 +63,28 @@ class VllmModel:
         Thread(target=self._receive, name="mmchat-vllm", daemon=True).start()
 
     def submit(
-        self, messages: Sequence[dict[str, Any]], images: Sequence[Callable[[], Image.Image]], *, max_new_tokens: int
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Callable[[], Image.Image]],
+        *,
+        max_new_tokens: int,
+        repeats: int,
     ) -> "VllmAnswer":
-        """Send a request, decoded greedily. The images are opened here. Raises UserError if one cannot be."""
+        """Send a request, decoded greedily. The images are opened here. Raises UserError if one cannot be.
+
+        Args:
+            messages: The conversation.
+            images: Functions that open its images, in order.
+            max_new_tokens: Longest answer, in tokens.
+            repeats: Copies of a piece that end the answer, as in `RepetitionGuard`. vLLM has no rule for longer loops.
+        """
         encoded = [_encode(open_image()) for open_image in images]
         future: Future = Future()
         with self._lock:
             number = next(self._numbers)
             self._waiting[number] = future
-            self._send({"id": number, "messages": messages, "images": encoded, "max_tokens": max_new_tokens})
+            limits = {"max_tokens": max_new_tokens, "repeats": repeats}
+            self._send({"id": number, "messages": messages, "images": encoded, **limits})
         return VllmAnswer(future)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Answers requests with vLLM, continuously. Run as a program by an interpreter that has vLLM; imports no mmchat.
 
 Reads JSON lines from standard input, first `{"model", "slots", "dtype"}`, then requests `{"id", "messages", "images",
-"max_tokens"}` with images as base64. Writes a JSON line when it is ready and one for each answer: `{"id", "text",
-"tokens", "reason"}`, or `{"id", "error"}`.
+"max_tokens", "repeats"}` with images as base64. Writes a JSON line when it is ready and one for each answer: `{"id",
+"text", "tokens", "reason"}`, or `{"id", "error"}`.
 """
 
 import base64
@@ -50,9 +50,10 @@ class Answerer:
         import torch
         import transformers
         import vllm
+        from vllm.sampling_params import RepetitionDetectionParams
 
         self.out = out
-        self.sampling = vllm.SamplingParams
+        self.sampling, self.guard = vllm.SamplingParams, RepetitionDetectionParams
         self.processor = transformers.AutoProcessor.from_pretrained(asked["model"])
         llm = vllm.LLM(
             asked["model"],
@@ -78,7 +79,9 @@ class Answerer:
             prompt = self.processor.apply_chat_template(request["messages"], add_generation_prompt=True, tokenize=False)
             images = [opened(data) for data in request["images"]]
             inputs = {"prompt": prompt, "multi_modal_data": {"image": images}}
-            sampling = self.sampling(temperature=0, max_tokens=request["max_tokens"])
+            # Pieces of less than 8 tokens repeat legitimately, as dots do; a long loop of them is one of 8 tokens, too.
+            guard = self.guard(max_pattern_size=64, min_pattern_size=8, min_count=request["repeats"])
+            sampling = self.sampling(temperature=0, max_tokens=request["max_tokens"], repetition_detection=guard)
             self.engine.add_request(str(request["id"]), inputs, sampling)
         except ValueError as error:  # what vLLM raises for a prompt that is too long
             self.send({"id": request["id"], "error": str(error)})
@@ -90,7 +93,7 @@ class Answerer:
 
 def answer_of(output):
     made = output.outputs[0]
-    reason = "length" if made.finish_reason == "length" else "end"
+    reason = made.finish_reason if made.finish_reason in ("length", "repetition") else "end"
     return {"id": int(output.request_id), "text": made.text, "tokens": list(made.token_ids), "reason": reason}
 
 

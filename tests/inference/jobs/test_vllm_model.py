@@ -36,6 +36,7 @@ for line in sys.stdin:
     for request in reversed(requests):
         image = Image.open(io.BytesIO(base64.b64decode(request["images"][0])))
         prompt = request["messages"][0]["content"][1]["text"]
+        assert request["repeats"] == 8
         if image.width == 13:
             sys.exit("out of memory")
         answer = {"text": f" {prompt} {image.width}", "tokens": [1, 2], "reason": "end"}
