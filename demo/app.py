@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmchat.command_line.arguments import HelpFormatter, OneLineParser
 from mmchat.command_line.errors import reporting
+from mmchat.command_line.listening import listen
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
@@ -32,7 +33,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """
     from web_chat.limits import Limits
     from web_chat.models import Models
-    from web_chat.process import end_on_signals, listen
+    from web_chat.process import end_on_signals
 
     models = Models(arguments.model or [QUICKSTART], _open_model, arguments.keep_open)
     users = read_users(arguments.auth)

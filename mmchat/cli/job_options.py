@@ -28,7 +28,7 @@ ENGINES = (
 )
 RESUME = (
     "Run it again after an interruption, of any kind: {} that were done are skipped, others are tried again. A file "
-    "beside the output holds what made it; another model, prompt or limit is refused."
+    "beside the output records what made it; another model, prompt or limit is refused."
 )
 
 

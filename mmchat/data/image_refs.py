@@ -96,7 +96,7 @@ class ImageFile(ImageRef):
     def open(self, draft: int | None = None, max_pixels: int | None = None) -> Image.Image:
         if storage.is_remote(self.root):  # one request
             return super().open(draft, max_pixels)
-        with self.stream() as file:  # the encoded bytes are not held beside the pixels
+        with self.stream() as file:  # encoded bytes and pixels are not in memory together
             return load_image(file, max_pixels or MAX_PIXELS, self.name, draft)
 
     def stream(self) -> IO[bytes]:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from mmchat.errors import UserError
+from mmchat.command_line.listening import listen
 from mmchat.extras import require
 from mmchat.serving.app import build_app
 from mmchat.serving.keys import check_reach
@@ -16,6 +16,7 @@ from mmchat.serving.settings import ServeSettings
 
 UNREAD_SECONDS = 60
 """A connection whose caller acknowledges nothing for so long is closed by the kernel."""
+CONNECTION_OPTIONS = ((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000),)
 FAREWELL_SECONDS = 5
 """After the drain: longest time for the last bytes to leave."""
 IDLE_SECONDS = 60
@@ -37,7 +38,7 @@ def serve(settings: ServeSettings, open_assistant: Callable[[], Assistant], say:
     check_reach(settings.host, settings.keys)
     import uvicorn
 
-    listening = listen(settings.host, settings.port)
+    listening = listen(settings.host, settings.port, CONNECTION_OPTIONS)
     service = Service(settings, open_assistant, ready=lambda: say("mmchat serve: ready"))
     stop = _Stop(service, say)
     config = uvicorn.Config(
@@ -61,31 +62,6 @@ def serve(settings: ServeSettings, open_assistant: Callable[[], Assistant], say:
     stop.server.run(sockets=[listening])
     if service.failure is not None:
         raise service.failure
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket.
-
-    Raises:
-        UserError: The address cannot be used.
-    """
-    if not 0 <= port < 1 << 16:  # getaddrinfo would take the rest of a division
-        raise UserError(f"cannot listen on port {port}; ports are from 0 to 65535, set another --port")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"cannot listen on {host}:{port} ({error}); set another --port or --host") from None
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it (tcp(7)).
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
-        listening.bind(address)
-        listening.listen(1024)  # here, and not when the model is loaded: a port in use is found now
-    except (OSError, OverflowError) as error:
-        listening.close()
-        raise UserError(f"cannot listen on {host}:{port} ({error}); set another --port or --host") from None
-    return listening
 
 
 class _Stop:

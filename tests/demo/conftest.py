@@ -45,7 +45,9 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(site):
-    from tiny_site import SERVE, free_port, start
+    from tiny_site import SERVE, start
+
+    from mmchat.training.distributed.launch import free_port
 
     port = free_port()
     models = ("--model", "runs/quickstart/model", "--model", "runs/other/model")

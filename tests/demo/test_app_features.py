@@ -31,9 +31,10 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_app import image
-from tiny_site import calls, free_port, log, start
+from tiny_site import calls, log, start
 
 from mmchat.data.sources import open_source
+from mmchat.training.distributed.launch import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,9 @@ import time
 
 import pytest
 from test_app import image
-from tiny_site import free_port, patient_client, start
+from tiny_site import patient_client, start
+
+from mmchat.training.distributed.launch import free_port
 
 pytestmark = pytest.mark.slow
 

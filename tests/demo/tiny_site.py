@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -85,12 +84,6 @@ def recite(model, tokenizer, first: int) -> str:
         head = model.language_model.get_output_embeddings().weight.zero_()
         head[ids[1:]] = embedding[ids[:-1]]
     return tokenizer.decode(ids[1:-1]).strip()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def patient_client(url: str) -> Client:

@@ -11,8 +11,9 @@ import httpx
 import uvicorn
 from PIL import Image
 
+from mmchat.command_line.listening import listen
 from mmchat.serving.app import build_app
-from mmchat.serving.server import listen
+from mmchat.serving.server import CONNECTION_OPTIONS
 from mmchat.serving.service import Service
 from mmchat.serving.settings import ServeSettings
 from tests.serving.fakes import FakeAssistant, until
@@ -39,7 +40,7 @@ class Live:
 def running(assistant: FakeAssistant | None = None, wait: bool = True, **options) -> Iterator[Live]:
     """A server in a thread of this process. Options are those of `ServeSettings`."""
     assistant = assistant or FakeAssistant()
-    listening = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0, CONNECTION_OPTIONS)
     service = Service(ServeSettings(MODEL, **options), lambda: assistant)
     config = uvicorn.Config(build_app(service), http="h11", ws="none", lifespan="on", log_level="warning")
     server = uvicorn.Server(config)

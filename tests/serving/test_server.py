@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from mmchat.cli.serve import model_name, number_above
+from mmchat.command_line.listening import listen
 from mmchat.errors import UserError
-from mmchat.serving.server import listen, serve
+from mmchat.serving.server import serve
 from mmchat.serving.settings import ServeSettings
 from tests.launching import ROOT
 from tests.serving.fakes import FakeAssistant, until

@@ -1,6 +1,6 @@
 """Rows of img2dataset, and the lists of addresses that it downloads.
 
-img2dataset writes the caption, the address and the outcome of each download beside the image
+img2dataset writes the caption, the address and the result of each download next to the image
 (img2dataset/downloader.py; its README, "Output format"). LAION's lists call their columns URL and TEXT (laion.ai,
 LAION-5B), others Image and Caption.
 """

@@ -1,10 +1,10 @@
-"""Where the demo listens."""
+"""Where the demo and the server listen."""
 
 import socket
 
 import pytest
-from web_chat.process import listen
 
+from mmchat.command_line.listening import listen
 from mmchat.errors import UserError
 
 
