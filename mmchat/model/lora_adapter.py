@@ -1,5 +1,7 @@
 """LoRA adapters (Hu et al. 2021, arXiv:2106.09685) through PEFT: add, save, load and merge.
 
+Variants are PEFT's own: DoRA (Liu et al. 2024, arXiv:2402.09353) and rsLoRA (Kalajdzievski 2023, arXiv:2312.03732).
+
 An adapter directory holds PEFT's files (`adapter_config.json`, `adapter_model.safetensors`), the processor, a reference
 to the base model (`base.json`) and a README.md. Modules that were trained in full are PEFT's `modules_to_save`, so PEFT
 and transformers open the whole adapter without mmchat's help.
@@ -34,19 +36,27 @@ OLD_FULL = "full.safetensors"
 
 @dataclass(frozen=True)
 class LoraShape:
-    """LoRA of a layer: its update is alpha / rank * B @ A, where A has `rank` rows."""
+    """LoRA of a layer: its update is alpha / rank * B @ A, where A has `rank` rows; with rsLoRA alpha / sqrt(rank)."""
 
     rank: int
     alpha: int
 
 
-def add_adapter(model: MMChatForConditionalGeneration, layers: dict[str, LoraShape], dropout: float) -> PeftModel:
+def add_adapter(
+    model: MMChatForConditionalGeneration,
+    layers: dict[str, LoraShape],
+    dropout: float,
+    dora: bool = False,
+    rslora: bool = False,
+) -> PeftModel:
     """Add LoRA to linear layers, with an update of zero, and freeze everything else.
 
     Args:
         model: The model. It is changed in place; train and call it as before.
         layers: Name of a linear layer -> its LoRA.
         dropout: Dropout of the LoRA inputs.
+        dora: Whether the norm of each output's weights is trained as well; W + update has that norm.
+        rslora: Whether updates are scaled by alpha / sqrt(rank).
 
     Returns:
         PEFT's wrapper of `model`, which saves and merges.
@@ -60,6 +70,8 @@ def add_adapter(model: MMChatForConditionalGeneration, layers: dict[str, LoraSha
         target_modules=list(layers),
         rank_pattern={name: shape.rank for name, shape in others.items()},
         alpha_pattern={name: shape.alpha for name, shape in others.items()},
+        use_dora=dora,
+        use_rslora=rslora,
     )
     adapter = get_peft_model(model, config)
     # PEFT shortens a long list of names to suffixes and matches patterns by them, so check the result.
@@ -73,7 +85,7 @@ def _lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
 
 
 def adapter_parameters(model: torch.nn.Module) -> set[int]:
-    """The `id` of every LoRA parameter of a model."""
+    """The `id` of every LoRA parameter of a model, and of DoRA's norms."""
     parts = [getattr(layer, name) for layer in _lora_layers(model).values() for name in layer.adapter_layer_names]
     return {id(parameter) for part in parts for parameter in part.parameters()}
 

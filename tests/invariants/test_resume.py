@@ -43,8 +43,8 @@ def setup(request, tmp_path_factory, make_assistant):
     values |= {"micro_batch_size": 4, "precision": "bf16", "workers": 1, "monitoring": {"trackers": ["tensorboard"]}}
     values["optimizer"]["name"] = request.param
     if request.param == "adamw":
-        # Every way to be trained: adapters (with a dropout of their own), in full, not at all.
-        lora = {"mode": "lora", "rank": 4, "dropout": 0.1}
+        # Every way to be trained: adapters (DoRA, with a dropout and rates of their own), in full, not at all.
+        lora = {"mode": "lora", "rank": 4, "dropout": 0.1, "dora": True, "rslora": True, "lora_plus_ratio": 4}
         values["trainable"] = {"towers": lora, "projectors": "full", "language_model": lora}
         values["trainable"]["language_model.model.embed_tokens"] = "frozen"
     values["validation"] = {"path": str(data), "every": 5, "max_samples": 6, "max_length": 400}

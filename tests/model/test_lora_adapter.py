@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmchat.errors import UserError
+from mmchat.model.assembly import assemble
 from mmchat.model.directory import comparison_logits, load_assistant, load_processor, save_assistant
 from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, merge, modules_to_save, save_adapter
+from tests.conftest import DATA
+from tests.language_kinds import KINDS, SHAPE
 
 ATTENTION = "language_model.model.layers.{}.self_attn.{}_proj"
 LAYERS = {
@@ -140,6 +143,68 @@ def test_merged_equals_adapted_and_leaves_the_rest_alone(trained):
         a, b = (update[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
         expected = before[f"{name}.weight"] + shape.alpha / shape.rank * b @ a
         torch.testing.assert_close(after[f"{name}.weight"], expected)
+
+
+VARIANTS = {"dora": {"dora": True}, "rslora": {"rslora": True}, "both": {"dora": True, "rslora": True}}
+
+
+def by_hand(weight, update, name, shape, dora, rslora):
+    """W + s B A, with the norms of DoRA if there are any."""
+    a, b = (update[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    changed = weight + shape.alpha / (shape.rank**0.5 if rslora else shape.rank) * b @ a
+    if not dora:
+        return changed
+    norms = update[f"base_model.model.{name}.lora_magnitude_vector"]
+    return norms[:, None] * changed / changed.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_variants_go_to_disk_and_back_and_merge_as_by_hand(assistant_dir, tmp_path, variant):
+    """On the tower, a projector and the language model; the config that PEFT reads says which variant it is."""
+    layers = LAYERS | {"projectors.0.0": LoraShape(2, 6)}
+    model, processor = load_assistant(assistant_dir)
+    adapter = add_adapter(model, layers, dropout=0.0, **variant)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    expected = comparison_logits(adapter.eval(), processor)
+    save_adapter(adapter, processor, tmp_path / "adapter", assistant_dir)
+    stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (stated["use_dora"], stated["use_rslora"]) == tuple(variant.get(key, False) for key in ("dora", "rslora"))
+    alone = peft.PeftModel.from_pretrained(load_assistant(assistant_dir)[0], tmp_path / "adapter").eval()
+    torch.testing.assert_close(comparison_logits(alone, processor), expected, rtol=0, atol=0)
+    merged, difference = merge(*load_adapter(tmp_path / "adapter"))
+    assert difference < 1e-4
+    save_assistant(merged, processor, tmp_path / "model")
+    reopened = load_assistant(tmp_path / "model")[0]
+    torch.testing.assert_close(comparison_logits(reopened, processor), expected, rtol=0, atol=1e-4)
+    before, after = load_assistant(assistant_dir)[0].state_dict(), reopened.state_dict()
+    update = load_file(tmp_path / "adapter" / WEIGHTS_OF_ADAPTER)
+    for name, shape in layers.items():
+        key = f"{name}.weight"
+        flags = [variant.get(flag, False) for flag in ("dora", "rslora")]
+        torch.testing.assert_close(after[key], by_hand(before[key], update, name, shape, *flags))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_dora_adapts_the_transposed_layers_of_gpt2(make_tower, tmp_path):
+    (tmp_path / "gpt2.json").write_text(json.dumps({"model_type": "gpt2", **SHAPE, **KINDS["gpt2"]}))
+    words = str(DATA / "tokenizers" / "llama_like_legacy_false")
+    model, processor = assemble(
+        str(tmp_path / "gpt2.json"), [make_tower(layer=-2)], "linear", "vicuna_v1", tokenizer=words
+    )
+    before = comparison_logits(model.eval(), processor)
+    names = [f"language_model.transformer.h.0.{part}" for part in ("attn.c_attn", "mlp.c_proj")]
+    adapter = add_adapter(model, dict.fromkeys(names, LoraShape(2, 4)), 0.0, dora=True)
+    torch.testing.assert_close(comparison_logits(adapter.eval(), processor), before, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    _, difference = merge(adapter, processor)
+    assert difference < 1e-4
 
 
 def test_images_are_fitted_as_in_training_and_not_as_in_the_base(assistant_dir, tmp_path):

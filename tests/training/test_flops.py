@@ -85,6 +85,23 @@ def expected_by_torch(model, batch):
     return counted.of(batch) + masked
 
 
+def test_dora_with_dropout_multiplies_the_frozen_weight_twice(make_assistant):
+    """Once by the input and once by the dropped input, in the forward and for the gradient of the input."""
+    counts = {}
+    for name, rule in {
+        "lora": Rule(mode="lora", rank=4, dropout=0.1, targets=["q_proj"]),
+        "dora": Rule(mode="lora", rank=4, dropout=0.1, targets=["q_proj"], dora=True),
+        "without dropout": Rule(mode="lora", rank=4, dropout=0.0, targets=["q_proj"], dora=True),
+    }.items():
+        model, _ = make_assistant()
+        rules = {**ALL_FROZEN, "projectors": FULL, "language_model": rule}
+        add_adapters(model, rules)
+        apply_rules(model, rules)
+        counts[name] = model_flops(model).token
+    assert counts["without dropout"] == counts["lora"]
+    assert counts["dora"] - counts["lora"] == 2 * (2 * 32 * 32) * 2  # two blocks of 32 -> 32, forward and backward
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_whatever_is_trained(make_assistant, table):
     model, _ = make_assistant()

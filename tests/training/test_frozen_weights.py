@@ -102,6 +102,21 @@ def test_so_they_do_beside_what_is_trained(assistant, rules):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_layers_with_dora_stay_as_they_are(assistant):
+    """Their norms are those of the exact weights."""
+    dora = Rule(mode="lora", rank=4, dropout=0.0, dora=True, targets=["q_proj", "down_proj"])
+    model, directory = assistant("llama", {**PROJECTORS, "language_model": dora})
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "magnitude" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    before = step(model)
+    round_frozen(model, directory)
+    after = step(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    exact = frozen_matrices(model) - in_bf16(model)
+    assert {name.split(".")[-3] for name in exact} == {"q_proj", "down_proj"} and len(exact) == 4
+
+
 def test_a_tower_with_a_stem_of_convolutions(assistant):
     backbone = {"image_size": 32, "patch_size": 8, "stem_width": 8, "stem_depth": 2}
     model, directory = assistant("llama", PROJECTORS, family="conv_vit", backbone=backbone)

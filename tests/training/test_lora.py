@@ -103,7 +103,15 @@ def test_counts_in_the_table(make_assistant):
         ({"langauge_model": "lora"}, "no module 'langauge_model'; the nearest is 'language_model', top level: towers"),
         (
             {"language_model": {"mode": "lora", "dropout": 0.1}, "towers": "lora"},
-            "the lora rules have dropouts of 0.05, 0.1; PEFT has one",
+            "the lora rules have dropout 0.05 and 0.1; PEFT has one",
+        ),
+        (
+            {"language_model": {"mode": "lora", "dora": True}, "towers": "lora"},
+            "the lora rules have dora false and true; PEFT has one dora per adapter",
+        ),
+        (
+            {"language_model": {"mode": "lora", "rslora": True}, "towers": "lora"},
+            "the lora rules have rslora false and true; PEFT has one",
         ),
     ],
 )
@@ -117,6 +125,9 @@ def test_mistakes_say_what_there_is(make_assistant, rules, message):
     [
         ({"mode": "full", "rank": 4}, "rank belong to mode lora, but the mode is full"),
         ({"rank": 4, "targets": ["q_proj"]}, "rank, targets belong to mode lora"),
+        ({"mode": "full", "dora": True, "lora_plus_ratio": 4}, "dora, lora_plus_ratio belong to mode lora"),
+        ({"mode": "frozen", "rslora": True}, "rslora belong to mode lora, but the mode is frozen"),
+        ({"mode": "lora", "lora_plus_ratio": 0}, "greater than 0"),
         ({"mode": "lora", "rank": 0}, "greater than 0"),
         ({"mode": "lora", "targets": []}, "at least 1 item"),
         ({"mode": "lora", "dropout": 1}, "less than 1"),
@@ -138,10 +149,59 @@ def test_defaults_and_shapes_of_several_rules(make_assistant):
     assert adapter.peft_config["default"].lora_dropout == 0.05
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_three_steps_move_adapters_and_projector_and_nothing_else(make_assistant, optimizer):
+def test_dora_trains_a_norm_per_output_and_changes_nothing_at_first(make_assistant):
+    """W scaled to norm m per output, where m is |W| at first (Liu et al. 2024, equation 5)."""
     model, processor = make_assistant()
-    rules = {"language_model": {"mode": "lora", "rank": 2, "lr": 5e-3}, "towers": {"mode": "lora", "rank": 2}}
+    before = model(**processor.comparison_inputs()).logits
+    rule = {"mode": "lora", "rank": 2, "dora": True, "targets": ["q_proj", "fc1"]}
+    _, groups = adapt(model, language_model=rule | {"targets": ["q_proj"]}, towers=rule | {"targets": ["fc1"]})
+    trained = {name: p for group in groups for name, p in group.trained.items() if "magnitude" in name}
+    assert len(trained) == 2 + 2 and all(p.requires_grad and p.ndim == 1 for p in trained.values())
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    norms = trained[f"{name}.lora_magnitude_vector.default.weight"]
+    torch.testing.assert_close(norms, model.get_submodule(name).get_base_layer().weight.norm(dim=1))
+    torch.testing.assert_close(model.eval()(**processor.comparison_inputs()).logits, before, rtol=0, atol=1e-5)
+    console = Console(width=140, record=True)
+    console.print(render_table(groups, 1e-3, 0.1, "somewhere"))
+    assert "dora r2 a4" in console.export_text()
+
+
+def test_rslora_scales_by_the_root_of_the_rank(make_assistant):
+    model, _ = make_assistant()
+    rules = {"language_model": {"mode": "lora", "rank": 16, "alpha": 8, "rslora": True, "targets": ["q_proj"]}}
+    rules["towers"] = {"mode": "lora", "rank": 4, "alpha": 8, "rslora": True}
+    adapter, _ = adapt(model, **rules)
+    assert model.language_model.model.layers[0].self_attn.q_proj.scaling["default"] == 8 / 4
+    assert model.towers[0].backbone.encoder.layers[0].mlp.fc1.scaling["default"] == 8 / 2
+    assert adapter.peft_config["default"].use_rslora
+
+
+def test_lora_plus_gives_the_second_factors_their_own_rate(make_assistant):
+    rule = {"mode": "lora", "rank": 2, "lr": 5e-3, "lora_plus_ratio": 16, "dora": True, "targets": ["q_proj"]}
+    model, _ = make_assistant()
+    _, groups = adapt(model, language_model=rule)
+    names = {id(p): name for name, p in model.named_parameters()}
+    told = [
+        (g["lr"], g["weight_decay"], {names[id(p)].rpartition(".default")[0].rpartition(".")[2] for p in g["params"]})
+        for g in optimizer_groups(groups, 1e-3, 0.1)
+        if g["name"] == "language_model"
+    ]
+    assert told == [
+        (5e-3, 0.1, {"lora_A"}),
+        (5e-3, 0.0, {"lora_magnitude_vector"}),
+        (pytest.approx(8e-2), 0.1, {"lora_B"}),
+    ]
+    console = Console(width=140, record=True)
+    console.print(render_table(groups, 1e-3, 0.1, "somewhere"))
+    assert "dora r2 a4, B x16" in console.export_text()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("variant", [{}, {"dora": True, "rslora": True, "lora_plus_ratio": 4}], ids=["lora", "dora"])
+def test_three_steps_move_adapters_and_projector_and_nothing_else(make_assistant, optimizer, variant):
+    model, processor = make_assistant()
+    rule = {"mode": "lora", "rank": 2, **variant}
+    rules = {"language_model": {**rule, "lr": 5e-3}, "towers": rule}
     _, groups = adapt(model, **rules)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     watch = GradientWatch(groups)

@@ -171,6 +171,10 @@ def test_the_written_config_is_read_as_it_is(tmp_path, values):
     ("changes", "message"),
     [
         ({"optimizer": {"lr": 1, "name": "muon"}, "distributed": {"zero_stage": 1}}, "needs whole matrices"),
+        (
+            {"trainable": {"x": {"mode": "lora", "dora": True}}, "distributed": {"zero_stage": 3}},
+            "dora computes norms of whole weights, which ZeRO 3 shards: set distributed.zero_stage to 2",
+        ),
         ({"distributed": {"activation_checkpointing": ["text_encoder"]}}, "objective assistant has no text_encoder"),
         (
             {"objective": "simclr", "distributed": {"activation_checkpointing": ["language_model"]}},

@@ -11,6 +11,7 @@ _SAMPLES = (
 )
 _LORA = "here it belongs to a module: trainable.language_model: {mode: lora, rank: 64, alpha: 128, dropout: 0.05}"
 _TARGETS = "here it is trainable.language_model: {mode: lora, targets: [q_proj, v_proj]}; without it all but the head"
+_VARIANT = "here it belongs to a module: trainable.language_model: {{mode: lora, {key}}}"
 _TRAINED = "here `trainable` says what is trained: {towers: frozen, projectors: full, language_model: lora}"
 _INIT = "here it is a property of the model: `mmchat init {option}`"
 _CHECKPOINTING = "here it names parts: distributed.activation_checkpointing: [language_model]"
@@ -95,6 +96,10 @@ FOREIGN_KEYS: dict[str, str] = {
     "lora_dropout": _LORA,
     "lora_target": _TARGETS,
     "target_modules": _TARGETS,
+    "use_dora": _VARIANT.format(key="dora: true"),
+    "use_rslora": _VARIANT.format(key="rslora: true"),
+    "loraplus_lr_ratio": _VARIANT.format(key="lora_plus_ratio: 16"),
+    "lorap_lr_ratio": _VARIANT.format(key="lora_plus_ratio: 16"),
     "finetuning_type": _TRAINED,
     "train_type": _TRAINED,
     "tuner_type": _TRAINED,

@@ -120,7 +120,7 @@ class RunConfig:
     validation: ValidationConfig | None = Field(None, description="held-out records; null: no validation")
     trainable: Trainable = Field(
         description="module -> frozen | full | lora, or {mode, lr, weight_decay} and, for lora, {rank, alpha, dropout, "
-        "targets}"
+        "targets, dora, rslora, lora_plus_ratio}"
     )
     optimizer: OptimizerConfig = Field(description="optimizer and learning rate")
     steps: int | None = Field(None, gt=0, description="optimizer steps; give this or epochs")
@@ -163,6 +163,11 @@ class RunConfig:
             )
         if not objective.takes_lora and any(rule.mode == "lora" for rule in self.trainable.values()):
             raise ValueError(f"trainable: lora is for objective assistant, but the objective is {objective.kind}")
+        if distributed.zero_stage == 3 and any(rule.dora for rule in self.trainable.values()):
+            raise ValueError(
+                "trainable: dora computes norms of whole weights, which ZeRO 3 shards: set distributed.zero_stage to 2 "
+                "or less"
+            )
         if objective.packing is not None and self.micro_batch_size is not None:
             raise ValueError("objective.packing.tokens already limits a forward; leave out micro_batch_size")
         if objective.feature_cache is not None and self._limits_images():

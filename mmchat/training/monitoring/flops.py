@@ -244,7 +244,9 @@ def _layer(layer: nn.Module, below: bool) -> int:
     """Operations of a linear layer for one position."""
     if isinstance(layer, LoraLayer):
         base, down, up = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
-        return _layer(base, below) + _layer(down, below) + _layer(up, below or _trained(down))
+        # DoRA scales the base's output; with dropout it needs that of the dropped input as well.
+        products = 2 if layer.lora_magnitude_vector and isinstance(layer.lora_dropout["default"], nn.Dropout) else 1
+        return products * _layer(base, below) + _layer(down, below) + _layer(up, below or _trained(down))
     inputs, outputs = (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
     return 2 * inputs * outputs * _passes(layer, below)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from mmchat.errors import UserError
 
 ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
-"""Not norms, which compute in fp32, nor embeddings, whose output is not rounded. Conv1D is GPT-2's linear layer."""
+"""Not norms, which compute in fp32, nor embeddings, whose output is not rounded. Conv1D is GPT-2's linear layer.
+
+Nor layers with DoRA, which computes norms of the exact weight.
+"""
 
 
 def keeps_rounded(precision: str, zero_stage: int) -> bool:
@@ -70,9 +74,11 @@ def restore_frozen(model: nn.Module, directory: Path) -> None:
 def rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
     """Frozen parameters, by name, that are used only by layers whose weights autocast rounds."""
     found, exact = {}, set()
+    adapted = [m for m in model.modules() if isinstance(m, LoraLayer) and m.lora_magnitude_vector]
+    with_norms = {id(layer.get_base_layer()) for layer in adapted}
     for path, module in model.named_modules():
         # Exactly these classes: a subclass may compute differently.
-        rounds = type(module) in ROUNDED_BY_AUTOCAST
+        rounds = type(module) in ROUNDED_BY_AUTOCAST and id(module) not in with_norms
         for name, parameter in module.named_parameters(recurse=False):
             if rounds and not parameter.requires_grad:
                 found[f"{path}.{name}"] = parameter

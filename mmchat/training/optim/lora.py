@@ -1,5 +1,7 @@
 """Selects the layers of the trainability table's lora rules and adds an adapter to them."""
 
+from typing import Any
+
 from peft import PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -20,24 +22,33 @@ def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) 
         PEFT's handle on the model, or None if there is no lora rule.
 
     Raises:
-        UserError: a rule names no module, a target is not a linear layer of its module, or dropouts differ.
+        UserError: a rule names no module, a target is not a linear layer of its module, or rules differ in what is one
+            for the whole adapter.
     """
     lora = {name: rule for name, rule in rules.items() if rule.mode == "lora"}
     if not lora:
         return None
     check_names(model, rules)
-    dropouts = {LORA_DROPOUT if rule.dropout is None else rule.dropout for rule in lora.values()}
-    if len(dropouts) > 1:
-        raise UserError(
-            f"trainable: the lora rules have dropouts of {', '.join(map(str, sorted(dropouts)))}; "
-            "PEFT has one dropout per adapter, so use the same everywhere"
-        )
+    dropout = _same("dropout", [LORA_DROPOUT if rule.dropout is None else rule.dropout for rule in lora.values()])
+    dora = _same("dora", [rule.dora for rule in lora.values()])
+    rslora = _same("rslora", [rule.rslora for rule in lora.values()])
     layers = {
         layer: LoraShape(lora[name].lora_rank, lora[name].lora_alpha)
         for name in lora
         for layer in target_layers(model, rules, name)
     }
-    return add_adapter(model, layers, dropouts.pop())
+    return add_adapter(model, layers, dropout, dora=dora, rslora=rslora)
+
+
+def _same(key: str, values: list[Any]) -> Any:
+    """The one value that all lora rules have. Raises UserError if they differ."""
+    found = sorted(set(values))
+    if len(found) > 1:
+        raise UserError(
+            f"trainable: the lora rules have {key} {' and '.join(map(str, found)).lower()}; PEFT has one {key} per "
+            "adapter, so use the same everywhere"
+        )
+    return found[0]
 
 
 def target_layers(model: MMChatForConditionalGeneration, rules: dict[str, Rule], name: str) -> list[str]:

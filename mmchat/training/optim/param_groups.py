@@ -17,6 +17,9 @@ from mmchat.training.optim.trainable import Rule
 from mmchat.vision import VisionTower
 from mmchat.vision.classifier import ImageClassifier
 
+SECOND_FACTOR = ".lora_B."
+"""In the name of a parameter: LoRA's factor that is zero at first (PEFT's name)."""
+
 
 @dataclass
 class ModuleGroup:
@@ -125,14 +128,22 @@ def apply_rules(model: nn.Module, rules: dict[str, Rule]) -> list[ModuleGroup]:
 
 
 def optimizer_groups(groups: list[ModuleGroup], lr: float, weight_decay: float) -> list[dict]:
-    """Parameter groups for a torch optimizer. Gains and biases (one-dimensional tensors) are not decayed."""
+    """Parameter groups for a torch optimizer. One-dimensional tensors (gains, biases, DoRA's norms) are not decayed.
+
+    With `lora_plus_ratio` the second factors of LoRA form a group with a rate of their own (LoRA+, Hayou et al. 2024,
+    arXiv:2402.12354).
+    """
     found = []
     for group in groups:
         rate = lr if group.rule.lr is None else group.rule.lr
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
-        matrices = [p for p in group.trained.values() if len(full_shape(p)) >= 2]
-        vectors = [p for p in group.trained.values() if len(full_shape(p)) < 2]
-        for parameters, value in ((matrices, decay), (vectors, 0.0)):
+        ratio = group.rule.lora_plus_ratio
+        seconds = {name: p for name, p in group.trained.items() if ratio is not None and SECOND_FACTOR in name}
+        others = [p for name, p in group.trained.items() if name not in seconds]
+        matrices = [p for p in others if len(full_shape(p)) >= 2]
+        vectors = [p for p in others if len(full_shape(p)) < 2]
+        parts = ((matrices, rate, decay), (vectors, rate, 0.0), (list(seconds.values()), rate * (ratio or 1), decay))
+        for parameters, lr_of_part, value in parts:
             if parameters:
-                found.append({"params": parameters, "lr": rate, "weight_decay": value, "name": group.name})
+                found.append({"params": parameters, "lr": lr_of_part, "weight_decay": value, "name": group.name})
     return found

@@ -13,6 +13,9 @@ LORA_RANK, LORA_DROPOUT = 128, 0.05
 """LLaVA-1.5's own recipe (scripts/v1_5/finetune_lora.sh), whose alpha is twice the rank."""
 
 
+LORA_KEYS = ("rank", "alpha", "dropout", "targets", "dora", "rslora", "lora_plus_ratio")
+
+
 @settings
 class Rule:
     """How one module is trained."""
@@ -31,10 +34,15 @@ class Rule:
     targets: list[str] | None = Field(
         None, min_length=1, description="lora: names of linear layers, or suffixes of them; null: all but the LM head"
     )
+    dora: bool = Field(False, description="lora: train the norm of each output's weights apart from their direction")
+    rslora: bool = Field(False, description="lora: scale updates by alpha / sqrt(rank) instead of alpha / rank")
+    lora_plus_ratio: float | None = Field(
+        None, gt=0, description="lora: learning rate of B as a multiple of A's (LoRA+ uses 16); null: 1"
+    )
 
     @model_validator(mode="after")
     def _lora_keys_only_with_lora(self) -> "Rule":
-        keys = [key for key in ("rank", "alpha", "dropout", "targets") if getattr(self, key) is not None]
+        keys = [key for key in LORA_KEYS if getattr(self, key) not in (None, False)]
         if keys and self.mode != "lora":
             raise ValueError(f"{', '.join(keys)} belong to mode lora, but the mode is {self.mode}")
         if self.last is not None and self.mode == "frozen":

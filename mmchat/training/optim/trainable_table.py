@@ -43,5 +43,11 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
 
 def _mode(group: ModuleGroup) -> str:
     rule = group.rule
-    mode = f"lora r{rule.lora_rank} a{rule.lora_alpha}" if rule.mode == "lora" else rule.mode
-    return mode if rule.last is None else f"{mode}, last {rule.last}"
+    if rule.mode != "lora":
+        return rule.mode if rule.last is None else f"{rule.mode}, last {rule.last}"
+    name = "dora" if rule.dora else "lora"
+    parts = [f"{name} r{rule.lora_rank} a{rule.lora_alpha}"]
+    parts += ["rslora"] if rule.rslora else []
+    parts += [f"B x{rule.lora_plus_ratio:g}"] if rule.lora_plus_ratio is not None else []
+    parts += [f"last {rule.last}"] if rule.last is not None else []
+    return ", ".join(parts)
