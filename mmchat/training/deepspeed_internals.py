@@ -6,10 +6,14 @@ The two modules of DeepSpeed's launcher are named in `training.distributed.signa
 """
 
 from argparse import Namespace
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.comm import comm
+from deepspeed.comm.torch import TorchBackend
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.torch_autocast import LOWER_PRECISION_SAFE_MODULES
@@ -69,6 +73,27 @@ def disable_shared_memory_collectives() -> None:
     The CPU backend compiles that operator at start-up and fails without a compiler. gloo does the same work.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class _PatientBackend(TorchBackend):
+    """DeepSpeed's communication, whose further groups wait as long as the group of all ranks."""
+
+    def __init__(self, longest_wait: timedelta) -> None:
+        super().__init__(torch.distributed.get_backend(), longest_wait, init_method=None)
+        self._longest_wait = longest_wait
+
+    def new_group(self, ranks: Iterable[int]) -> torch.distributed.ProcessGroup:
+        return torch.distributed.new_group(ranks, timeout=self._longest_wait)
+
+
+def make_groups_wait(longest_wait: timedelta) -> None:
+    """Let every group that DeepSpeed makes from now on wait so long in a collective.
+
+    `init_distributed(timeout=)` is about the group of all ranks only. An engine reduces in groups of its own, which
+    `TorchBackend.new_group` makes with torch's default, 10 minutes for NCCL and 30 for gloo. Call it after
+    `init_distributed`.
+    """
+    comm.cdb = _PatientBackend(longest_wait)
 
 
 def disable_backward_reduction(engine: deepspeed.DeepSpeedEngine) -> None:

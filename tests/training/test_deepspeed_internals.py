@@ -8,6 +8,8 @@ import pytest
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.comm import comm
+from deepspeed.comm.torch import TorchBackend
 from deepspeed.runtime import engine as engine_module
 from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2
 from packaging.specifiers import SpecifierSet
@@ -41,6 +43,8 @@ SIGNATURES = [
     (zero3_linear_wrap, ["input", "weight", "bias"]),
     (is_zero_param, ["parameter"]),
     (ds_to_universal.main, ["args"]),
+    (TorchBackend.__init__, ["self", "backend", "timeout", "init_method", "rank", "world_size", "name"]),
+    (TorchBackend.new_group, ["self", "ranks"]),
 ]
 SOURCES = [
     # DeepSpeed's decorators hide these two signatures from `inspect`.
@@ -57,6 +61,8 @@ SOURCES = [
     (partition_parameters, "param.ds_tensor = "),
     (ds_to_universal, "args.inject_missing_state"),
     (engine_module, "mp_rank_"),
+    (comm, "return cdb.new_group(ranks)"),
+    (TorchBackend, "if not torch.distributed.is_initialized():"),
 ]
 """(module or class, a line of its source that shows what we read or set)"""
 

@@ -2,24 +2,41 @@
 
 from datetime import timedelta
 
-import deepspeed
 import pytest
+import torch.distributed as dist
+from deepspeed.comm import comm
+from deepspeed.utils import groups
 
 from mmchat.training.distributed import collectives, process_group
+from mmchat.training.distributed.launch import free_port
 from tests.launching import ROOT, run_ranks, write_config
 from tests.training_fixtures import run_values, write_records
 
 
 def test_no_group_waits_for_less_than_a_day(monkeypatch):
-    limits = []
-    monkeypatch.setattr(deepspeed, "init_distributed", lambda timeout, **_: limits.append(timeout))
-    monkeypatch.setattr(process_group, "world_size", lambda: 2)
-    monkeypatch.setattr("torch.distributed.new_group", lambda timeout, **_: limits.append(timeout))
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
+    """Neither the group of all ranks, nor ours, nor those of DeepSpeed's engine."""
+    limits, begin = [], dist.init_process_group
+
+    def spy(backend, timeout, **options):
+        limits.append(timeout)
+        begin(backend, timeout=timeout, **options)
+
+    monkeypatch.setattr(comm, "cdb", None)
+    monkeypatch.setattr(groups, "_WORLD_GROUP", None)
+    monkeypatch.setattr(dist, "init_process_group", spy)
+    monkeypatch.setattr(dist, "new_group", lambda ranks=None, timeout=None, **_: limits.append(timeout))
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **address}.items():
+        monkeypatch.setenv(name, value)
     process_group.start()
-    collectives.background_group()
-    assert len(limits) == 2 and min(limits) >= timedelta(days=1)
+    try:
+        monkeypatch.setattr(process_group, "world_size", lambda: 2)
+        collectives.background_group()
+        groups._clone_world_group()
+    finally:
+        process_group.stop()
+    assert len(limits) == 3
+    assert min(limits) >= timedelta(days=1)
 
 
 @pytest.mark.slow

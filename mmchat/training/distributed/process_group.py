@@ -17,7 +17,7 @@ def start() -> None:
     """Join the process group that the launcher announced, or create one with a single rank."""
     import deepspeed
 
-    from mmchat.training.deepspeed_internals import disable_shared_memory_collectives
+    from mmchat.training.deepspeed_internals import disable_shared_memory_collectives, make_groups_wait
 
     disable_shared_memory_collectives()
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
@@ -26,6 +26,7 @@ def start() -> None:
         os.environ["MASTER_PORT"] = str(free_port())
     if not dist.is_initialized():
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, timeout=LONGEST_WAIT)
+        make_groups_wait(LONGEST_WAIT)
 
 
 def stop() -> None:
