@@ -30,7 +30,7 @@ import psutil
 from mmchat.cpu_settings import CONTROL, OFF
 from mmchat.files import split_complete_lines, write_json
 
-VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GLIBC_TUNABLES", CONTROL)
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "GLIBC_TUNABLES", CONTROL)
 BUSY = "while True: pass"
 WARMUP_STEPS = 10
 POLL = 0.1

@@ -12,6 +12,7 @@ with `--vllm PYTHON`, the interpreter of its environment (scripts/foreign/vllm.s
 import argparse
 import base64
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,11 +28,14 @@ from side_by_side.random_images import draw_clouds
 from train import HERE, hardware, log
 
 from mmchat.command_line.quiet import quiet_libraries
+from mmchat.cpu_settings import missing_settings
 from mmchat.files import read_json, write_json
 
 VARIANTS = ("alone", "padded", "engine")
 SHORTEST, LONGEST, MEAN, SIGMA = 10, 137, 59, 0.5
 """Tokens of a caption including the stop token: lognormal."""
+ENVIRONMENTS = {"default": {}, "tuned": missing_settings()}
+"""Variables of all variants: none, or those that `mmchat caption` sets for itself."""
 CHECKED = 8
 """Images that are captioned in fp32, to compare ids."""
 
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16, help="requests at once in mmchat's engine and in vLLM")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM")
+    parser.add_argument("--environment", default="tuned", choices=ENVIRONMENTS, help="of all variants, on a CPU")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/generation.json"))
     parser.add_argument("--variant", nargs=4, metavar=("NAME", "FOLDER", "MODEL", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -53,6 +58,7 @@ def main() -> None:
         write_json(Path(out), measure(name, Path(folder) / model, *files_and_lengths(*work), arguments.slots))
         return
     variants = (*VARIANTS, "vllm") if arguments.vllm else VARIANTS
+    os.environ.update(ENVIRONMENTS[arguments.environment])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         log(f"writing the workload: {SHAPES[arguments.shape].named_after}")
@@ -67,7 +73,8 @@ def main() -> None:
         for number in range(1, arguments.rounds + 1):
             rounds.append(run_all("bf16", arguments.images, arguments.slots))
             log(f"round {number}: {summary(rounds[-1:])}")
-    line = f"{arguments.shape}, {arguments.images} captions: {summary(rounds)}; ids in fp32 are equal"
+    work = f"{arguments.shape}, {arguments.images} captions, environment {arguments.environment}"
+    line = f"{work}: {summary(rounds)}; ids in fp32 are equal"
     options = {**vars(arguments), "out": str(arguments.out)}
     written = {"line": line, "options": options, "hardware": hardware(), "rounds": rounds}
     write_json(arguments.out, {"date": time.strftime("%Y-%m-%d"), **written})

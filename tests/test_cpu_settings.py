@@ -10,7 +10,7 @@ import pytest
 
 from mmchat import cpu_settings
 from mmchat.cli import main
-from mmchat.cpu_settings import ALLOCATOR, CONTROL, OFF, has_gpu, missing_settings, threads_of_each
+from mmchat.cpu_settings import ALLOCATOR, CONTROL, OFF, SPINS, has_gpu, missing_settings, threads_of_each
 
 PROGRAM = """
 import json, os, signal, sys
@@ -27,7 +27,15 @@ print(json.dumps({
 }))
 sys.exit(7)
 """
-OWN = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GLIBC_TUNABLES", CONTROL, "FIRST_PROCESS", "CUDA_VISIBLE_DEVICES")
+OWN = (
+    "OMP_WAIT_POLICY",
+    "OMP_NUM_THREADS",
+    "GLIBC_TUNABLES",
+    "GOMP_SPINCOUNT",
+    CONTROL,
+    "FIRST_PROCESS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -65,15 +73,20 @@ def test_a_program_restarts_as_itself(run_program, tmp_path):
     assert found["argv"] == [str(tmp_path / "program.py"), "a b", "--key=$x", ""]
     assert (found["stdin"], found["folder"], found["flags"]) == ("three\nlines\nof text", str(tmp_path), [0, True])
     assert found["SIGHUP ignored"]  # as under nohup
-    settings = {name: found["environment"].get(name) for name in OWN[:3]}
+    settings = {name: found["environment"].get(name) for name in OWN[:4]}
     threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    assert settings == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": threads, "GLIBC_TUNABLES": ALLOCATOR}
+    assert settings == {
+        "OMP_WAIT_POLICY": "passive",
+        "OMP_NUM_THREADS": threads,
+        "GLIBC_TUNABLES": ALLOCATOR,
+        "GOMP_SPINCOUNT": SPINS,
+    }
 
 
 def test_what_the_user_has_set_stays(run_program):
     found, starts = run_program(OMP_WAIT_POLICY="active", OMP_NUM_THREADS="3")
     assert starts == 2
-    assert [found["environment"][name] for name in OWN[:3]] == ["active", "3", ALLOCATOR]
+    assert [found["environment"].get(name) for name in OWN[:4]] == ["active", "3", ALLOCATOR, None]
 
 
 @pytest.mark.parametrize(

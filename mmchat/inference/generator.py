@@ -12,6 +12,7 @@ from mmchat.inference.answer import Answer
 from mmchat.inference.answer_options import AnswerOptions
 from mmchat.inference.engine import Engine, EngineSettings, Prompt
 from mmchat.inference.json_schema import JsonSchemas
+from mmchat.inference.one_thread import one_thread
 from mmchat.inference.placement import Quantize, loading_options
 from mmchat.inference.prompts import ImageInput, Message, append_question, conversation_prompt, text_prompt
 from mmchat.inference.repetition import RepetitionGuard
@@ -61,7 +62,8 @@ class Generator:
         quantize: Quantize | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
-        self.model, self.processor = load_assistant(model_dir, dtype, **loading_options(device, quantize))
+        with one_thread():
+            self.model, self.processor = load_assistant(model_dir, dtype, **loading_options(device, quantize))
         self.tokenizer = self.processor.tokenizer
         self._settings = settings
         self._engine: Engine | None = None

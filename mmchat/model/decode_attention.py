@@ -1,18 +1,22 @@
 """Attention of one new token per row over a cache in bf16, on a CPU: two batched products instead of torch's kernel.
 
-torch's flash kernel works in blocks of queries, and reads bf16 keys slowly where a row has one query. In fp32 neither
-is always faster. The lab log has the times (2026-11-30).
+torch's flash kernel works in blocks of queries, and without AMX it reads bf16 keys slowly where a row has one query. In
+fp32 neither is always faster. The lab log has the times (2026-11-30 and 2026-12-01).
 """
 
 import torch
 
 
+def is_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `decode_attention` takes less time than torch's kernel for one query per row."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
+
+
 def applies(query: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> bool:
-    """Whether `decode_attention` takes this: one bf16 query per row, an additive mask, a CPU, no gradient."""
+    """Whether `decode_attention` takes this: one query per row where it is faster, an additive mask, no gradient."""
     return (
         query.shape[2] == 1
-        and query.dtype == torch.bfloat16
-        and query.device.type == "cpu"
+        and is_faster(query.dtype, query.device)
         and mask is not None
         and mask.is_floating_point()
         and not dropout

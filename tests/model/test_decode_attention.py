@@ -39,10 +39,13 @@ def test_it_is_softmax_attention(heads, groups, dtype, tolerance):
     assert (found.double() - expected(*inputs, 0.4)).abs().max() < tolerance
 
 
-@pytest.mark.parametrize(("dtype", "calls"), [(torch.bfloat16, 1), (torch.float32, 0)])
-def test_the_attention_function_takes_it_in_bf16(monkeypatch, dtype, calls):
-    """In fp32 torch's is as fast; either way the result is the same."""
+@pytest.mark.parametrize(
+    ("dtype", "amx", "calls"), [(torch.bfloat16, False, 1), (torch.bfloat16, True, 0), (torch.float32, False, 0)]
+)
+def test_the_attention_function_takes_it_in_bf16_without_amx(monkeypatch, dtype, amx, calls):
+    """Elsewhere torch's is as fast; either way the result is the same."""
     seen = []
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(
         attention_module, "decode_attention", lambda *inputs: seen.append(1) or decode_attention(*inputs)
     )

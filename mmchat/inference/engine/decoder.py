@@ -10,6 +10,7 @@ from mmchat.errors import UserError
 from mmchat.inference.engine.cache import LayerShape, SlotCache, View
 from mmchat.inference.engine.cache_size import CacheSize
 from mmchat.model.attention import NAME, PACKABLE, packed_inputs, use_fast_attention
+from mmchat.model.decode_attention import is_faster
 
 PROBE_TOLERANCE = 1e-2
 """Largest difference of logits in the probe of an untested kind of model, as a share of their largest magnitude."""
@@ -123,11 +124,11 @@ class Decoder:
     def _dense(self, width: int) -> int:
         """Positions to read, so that those up to `width` are seen.
 
-        A product in bf16 on a CPU copies keys and values that are a part of their slots, and prepares itself again for
-        each width. To read whole slots takes less time, unless most of them is masked.
+        The products of `decode_attention` copy keys and values that are a part of their slots, and prepare themselves
+        again for each width. To read whole slots takes less time, unless most of them is masked.
         """
         length = self.cache.size.length
-        products = self.dtype == torch.bfloat16 and self.device.type == "cpu"
+        products = is_faster(self.dtype, self.device)
         return length if products and length <= 2 * width else width
 
     def _masks(self, positions: torch.Tensor, width: int) -> Any:

@@ -24,6 +24,7 @@ from mmchat.inference.engine.sampling import Sampler, choose_tokens, token_logpr
 from mmchat.inference.engine.scheduler import Chunk, Running, Scheduler
 from mmchat.inference.engine.settings import EngineSettings
 from mmchat.inference.engine.status import Counters, Status
+from mmchat.inference.one_thread import compute_alone, one_thread, use_threads
 from mmchat.model.context import context_length
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.prepacked_linear import PrepackedLinears
@@ -74,9 +75,11 @@ class Engine:
         settings = settings or EngineSettings()
         language_model = model.language_model if isinstance(model, MMChatForConditionalGeneration) else model
         context = context_length(language_model.config)
-        self._prepacked = PrepackedLinears(model)
-        layers = layer_shapes(language_model)
-        refuse_untrue(language_model, layers)
+        threads = torch.get_num_threads()
+        with one_thread():
+            self._prepacked = PrepackedLinears(model)
+            layers = layer_shapes(language_model)
+            refuse_untrue(language_model, layers)
         budget = default_budget(model.device) if settings.cache_bytes is None else settings.cache_bytes
         length = min(settings.max_length or context or UNBOUNDED_LENGTH, context or sys.maxsize)
         token_bytes = sum(layer.size for layer in layers) * language_model.dtype.itemsize
@@ -97,9 +100,8 @@ class Engine:
         self._numbers = count()
         self._closed = False
         self._crash: BaseException | None = None
-        self._pool = ThreadPoolExecutor(settings.workers, "mmchat-prepare")
-        # A new thread has its own number of threads for operators.
-        self._thread = Thread(target=self._work, args=(torch.get_num_threads(),), name="mmchat-engine", daemon=True)
+        self._pool = ThreadPoolExecutor(settings.workers, "mmchat-prepare", initializer=compute_alone)
+        self._thread = Thread(target=self._work, args=(threads,), name="mmchat-engine", daemon=True)
         self._thread.start()
 
     @property
@@ -205,7 +207,7 @@ class Engine:
     # The thread that steps the model
 
     def _work(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
         try:
             with torch.inference_mode():
                 while self._receive():
