@@ -65,7 +65,7 @@ def missing_settings(processes: int = 1, environment: Mapping[str, str] = os.env
     if environment.get(CONTROL) == OFF or has_gpu(environment):
         return {}
     settings = {"OMP_WAIT_POLICY": "passive", "GLIBC_TUNABLES": ALLOCATOR}
-    if "OMP_WAIT_POLICY" not in environment:  # whoever has chosen one has chosen how long threads spin
+    if "OMP_WAIT_POLICY" not in environment:  # it says how long threads spin, too
         settings["GOMP_SPINCOUNT"] = SPINS
     if processes > 1:
         settings["OMP_NUM_THREADS"] = str(threads_of_each(processes))
