@@ -26,7 +26,8 @@ def measure(variant: str, directory: Path, files: list[Path], lengths: list[int]
         slots: Of the engine.
 
     Returns:
-        `ids`, `seconds` and `cpu_seconds`; for the engine the mean batch.
+        `ids`, `seconds` and `cpu_seconds`; for transformers the margins between the two best tokens, for the engine the
+        mean batch.
     """
     stops = GenerationConfig.from_pretrained(directory).eos_token_id
     if variant == "engine":
@@ -51,11 +52,13 @@ class ForcedLengths:
 
     Attributes:
         ids: Generated ids by image.
+        margins: Between the logits of the two best tokens, for each of the ids.
     """
 
     def __init__(self, lengths: list[int], stops: list[int]) -> None:
         self.lengths, self.stops = lengths, stops
         self.ids: list[list[int]] = []
+        self.margins: list[list[float]] = []
         self._batch_start = 0
 
     def __call__(self, _model: torch.nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -63,12 +66,17 @@ class ForcedLengths:
         if kwargs["input_ids"].shape[1] > 1:
             self._batch_start = len(self.ids)
             self.ids += [[] for _ in logits]
+            self.margins += [[] for _ in logits]
         logits[:, self.stops] = -torch.inf
-        chosen = logits.argmax(dim=-1).tolist()
-        for row, (ids, token) in enumerate(zip(self.ids[self._batch_start :], chosen, strict=True)):
-            left = self.lengths[self._batch_start + row] - len(ids)
+        best = logits.topk(2)
+        margins = (best.values[:, 0] - best.values[:, 1]).tolist()
+        for row, token in enumerate(best.indices[:, 0].tolist()):
+            image = self._batch_start + row
+            ids = self.ids[image]
+            left = self.lengths[image] - len(ids)
             if left > 0:
                 ids.append(token if left > 1 else self.stops[0])
+                self.margins[image].append(margins[row])
             if left <= 1:
                 logits[row, self.stops[0]] = torch.inf
 
@@ -133,6 +141,6 @@ def _transformers(directory: Path, files: list[Path], lengths: list[int], stops:
     def work() -> dict[str, Any]:
         for start in range(0, len(pixels), batch):
             caption(pixels[start : start + batch], max(lengths))
-        return {"ids": forced.ids}
+        return {"ids": forced.ids, "margins": forced.margins}
 
     return work

@@ -30,6 +30,15 @@ def test_captions_have_the_forced_lengths():
     assert [forward(2, 4), forward(2, 1), forward(2, 1)] == [[2, 5], [2, 6], [2, 2]]
     assert [forward(1, 4), forward(1, 1)] == [[5], [2]]
     assert forced.ids == [[2], [5, 6, 2], [5, 2]]
+    assert forced.margins == [[1], [1, 1, 1], [1, 1]]
+
+
+def test_other_ids_end_the_program_unless_two_tokens_tie():
+    alone = {"ids": [[5, 6, 7, 2], [5, 2]], "margins": [[1, 1e-5, 1, 1], [1, 1]]}
+    assert generation.refuse_different({"alone": alone, "engine": {"ids": [[5, 6, 7, 9], [5, 9]]}}) == 0
+    assert generation.refuse_different({"alone": alone, "engine": {"ids": [[5, 8, 8, 2], [5, 2]]}}) == 1
+    with pytest.raises(SystemExit, match=r"engine generated another token 0 of caption 1 .* the two best are 1\.0e"):
+        generation.refuse_different({"alone": alone, "engine": {"ids": [[5, 6, 7, 2], [6, 2]]}})
 
 
 def test_lengths_are_those_that_the_readme_states():
