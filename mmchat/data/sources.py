@@ -3,7 +3,7 @@
 .json .jsonl   a JSON array, or one object per line          .tar       WebDataset shards (shards.py)
 .csv .tsv      a header line; an image and a caption column  .parquet   images and text in columns
 a folder       all such files in it, sorted by name; or what `datasets.save_to_disk` wrote; or one folder of images per
-               class (class_folders.py)
+               class (class_folders.py); or numbered folders of images with their texts (loose_samples.py)
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +15,12 @@ import numpy as np
 from mmchat.data import storage
 from mmchat.data.arrow_tables import ArrowTable
 from mmchat.data.class_folders import ClassFolders, holds_class_folders
+from mmchat.data.delimited_table import CsvTable
+from mmchat.data.loose_samples import LooseSamples, holds_loose_samples
 from mmchat.data.parquet_table import ParquetTable
 from mmchat.data.records import Record, Rejected, read_record
 from mmchat.data.shards import TarTable
-from mmchat.data.text_files import CsvTable, JsonTable
+from mmchat.data.text_files import JsonTable
 from mmchat.errors import UserError
 
 TABLES: dict[str, "Callable[[str], Table]"] = {
@@ -99,6 +101,8 @@ def open_source(path: str | Path, image_root: str | Path | None = None, allow_ht
     root = str(image_root) if image_root else path if is_folder else _parent(path)
     if is_folder and any(PurePosixPath(file).name in ("dataset_info.json", "dataset_dict.json") for file in files):
         return Source(path, ArrowTable.from_disk(path), root, allow_http)
+    if is_folder and holds_loose_samples(path) and _are_companions(files):
+        return Source(path, LooseSamples(path), root, allow_http)
     known = _without_companions([file for file in files if _suffix(file) in TABLES])
     kinds = sorted({_suffix(file) for file in known})
     if not known and holds_class_folders(path):
@@ -133,21 +137,18 @@ def find_files(path: str) -> tuple[list[str], bool]:
 
 
 def _without_companions(files: list[str]) -> list[str]:
-    """The files without what img2dataset writes beside a shard: its statistics, and beside a tar its table.
-
-    Raises:
-        UserError: The images of a table are in a folder beside it (img2dataset's output format `files`).
-    """
+    """The files without what img2dataset writes beside a shard: its statistics, and beside a tar its table."""
     tars = {file.rpartition(".")[0] for file in files if _suffix(file) == ".tar"}
     tables = {file.rpartition(".")[0] for file in files if _suffix(file) == ".parquet"} - tars
-    for stem in sorted(tables):
-        if f"{stem}_stats.json" in files and Path(stem).is_dir():
-            raise UserError(
-                f"{stem}.parquet is a table of img2dataset whose images are loose files in {stem}/; download with "
-                "--output_format webdataset or parquet"
-            )
     companions = {f"{stem}_stats.json" for stem in tars | tables} | {f"{stem}.parquet" for stem in tars}
     return [file for file in files if file not in companions]
+
+
+def _are_companions(files: list[str]) -> bool:
+    """Whether all data files are what img2dataset writes beside folders of loose files: statistics and tables."""
+    names = [file for file in files if _suffix(file) in TABLES]
+    stems = {file.removesuffix("_stats.json") for file in names if file.endswith("_stats.json")}
+    return all(file.endswith("_stats.json") or file.removesuffix(".parquet") in stems for file in names)
 
 
 def _suffix(file: str) -> str:

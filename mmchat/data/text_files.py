@@ -1,4 +1,4 @@
-"""JSON, JSONL and CSV with random access: one pass finds the position of every record; records are parsed on access."""
+"""JSON and JSONL with random access: one pass finds the position of every record; records are parsed on access."""
 
 import codecs
 import json
@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmchat.data import storage
-from mmchat.data.delimited_rows import RowSyntax
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
 
@@ -62,49 +61,6 @@ class JsonTable:
         except RecursionError:
             kind, problem = "invalid_json", "invalid JSON: nested too deeply"
         return where, Rejected(where, "", problem, kind, data.decode("utf-8", "replace"))
-
-
-class CsvTable:
-    """Rows below a header line, comma-separated, or tab-separated in a `.tsv` (delimited_rows.py)."""
-
-    def __init__(self, path: str) -> None:
-        self.files = [path]
-        self._path = storage.local_copy(path)
-        self._syntax = RowSyntax("\t" if path.lower().endswith(".tsv") else ",")
-        with storage.open_binary(self._path) as file:
-            if file.read(len(_UTF8_BOM)) != _UTF8_BOM:
-                file.seek(0)
-            offsets, self._ambiguous = self._syntax.starts(file)
-        self._offsets = np.array(offsets, np.int64)
-        self._header = self._cells(0) if len(offsets) > 1 else []
-        if len(self._header) < 2 or len(set(self._header)) < len(self._header):
-            raise UserError(
-                f"{path}: the first line must name two columns or more, each once, found {self._header!r:.80}"
-            )
-
-    def __len__(self) -> int:
-        return max(len(self._offsets) - 2, 0)  # without the header and the end of the last row
-
-    def row(self, index: int) -> tuple[str, Any]:
-        where = f"{self.files[0]}:row {index + 1}"
-        try:
-            values = self._cells(index + 1)
-        except UnicodeDecodeError as error:
-            problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
-            return where, Rejected(where, "", problem, "not_utf8", error.object.decode("utf-8", "replace"))
-        if index + 1 in self._ambiguous:
-            problem = (
-                "opens a quote that closes in a row below: either one cell with line breaks and tabs, or several rows; "
-                "remove the quote, or write the cell without line breaks"
-            )
-            return where, Rejected(where, "", problem, "ambiguous_quote", self._syntax.delimiter.join(values))
-        if len(values) != len(self._header):
-            return where, Rejected(where, "", f"has {len(values)} columns, but the header has {len(self._header)}")
-        return where, {key: value for key, value in zip(self._header, values, strict=True) if value}
-
-    def _cells(self, number: int) -> list[str]:
-        data = storage.read_bytes(self._path, *map(int, self._offsets[number : number + 2]))
-        return self._syntax.cells(data.decode("utf-8"))
 
 
 def _is_array(file: BinaryIO, path: str) -> bool:

@@ -1,10 +1,16 @@
 """Rows of CSV and TSV: a quote that does not close properly is text, and takes in no other row."""
 
-import pytest
+import base64
+import io
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmchat.data.delimited_table import CsvTable
 from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import open_source
-from mmchat.data.text_files import CsvTable
+from mmchat.errors import UserError
 from tests.data.doctoring import command, scene
 
 
@@ -67,6 +73,69 @@ def test_a_cell_with_line_break_and_tab_is_ambiguous(rows):
 def test_cells_of_any_length(rows):
     long = "x" * 300_000  # the csv module refuses more than 131,072 characters
     assert rows(f'a.png\t"{long}"\nb.png\t{long}\n') == [("a.png", long), ("b.png", long)]
+
+
+def cell_of(side: int) -> str:
+    """A PNG of noise as bare base64, which is not compressed: side x side x 4 characters."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("header", ["index\timage\tquestion\tanswer", "question\tanswer\timage\tindex"])
+def test_the_image_of_another_row(tmp_path, header):
+    cells = [cell_of(230), cell_of(40)]
+    assert len(cells[0]) > 200_000
+    shown = [(7, cells[0]), (8, cells[1]), (9, "7"), (10, "8"), (11, "9"), (12, "99"), (13, "[]")]
+    names = header.split("\t")
+    rows = [{"index": n, "image": image, "question": f"Q{n}", "answer": f"A{n}"} for n, image in shown]
+    text = "\n".join("\t".join(str(row[name]) for name in names) for row in rows)
+    (tmp_path / "a.tsv").write_text(f"{header}\n{text}\n")
+    records = list(open_source(tmp_path / "a.tsv"))
+    assert [record.images[0].open().size for record in records[:4]] == [(230, 230), (40, 40), (230, 230), (40, 40)]
+    assert [record.answers for record in records[:4]] == [["A7"], ["A8"], ["A9"], ["A10"]]
+    assert "index 9, which holds '7'" in records[4].reason
+    assert records[5].kind == "missing_image"  # 99 is no row, so it is a file
+    assert records[6].images == ()
+
+
+def test_a_number_is_a_file_where_no_row_has_it(tmp_path):
+    scene(1).save(tmp_path / "3", "PNG")
+    (tmp_path / "a.tsv").write_text("index\timage\tquestion\tanswer\n1\t3\tQ\tA\n")
+    (record,) = open_source(tmp_path / "a.tsv")
+    assert record.images[0].open().size == scene(1).size
+
+
+PUBLISHED = {
+    "CC3M": 'a dog said\thttp://e.org/a.jpg\nfour "quoted" words\thttp://e.org/b?x=1\n',
+    "CC12M": 'https://e.org/a.jpg\ta dog said\nhttp://e.org/b?x=1\tfour "quoted" words\n',
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_lists_without_a_header(tmp_path, name):
+    path = tmp_path / "Train.tsv"
+    path.write_text(PUBLISHED[name])
+    records = list(open_source(path, allow_http=True))
+    assert [record.answers[0] for record in records] == ["a dog said", 'four "quoted" words']
+    assert [record.images[0].url[-5:] for record in records] == ["a.jpg", "b?x=1"]
+    refused = list(open_source(path))
+    assert [record.kind for record in refused] == ["not_fetched"] * 2
+    assert all("set allow_http to fetch it, or download it" in record.reason for record in refused)
+
+
+def test_paths_without_a_header(tmp_path):
+    scene(1).save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("a.png,one\na.png,two\n")
+    assert [record.answers[0] for record in open_source(tmp_path / "a.csv")] == ["one", "two"]
+
+
+@pytest.mark.parametrize("line", ["a.png\tone\t0.3", "a.png\tb.png", "1\thttp://e.org/a\tone"])
+def test_a_first_line_that_is_a_row_is_named(tmp_path, line):
+    (tmp_path / "a.tsv").write_text(f"{line}\n" * 3)
+    with pytest.raises(UserError, match=r"has no header: its first line holds .* write the names of the columns"):
+        open_source(tmp_path / "a.tsv")
 
 
 def test_the_doctor_names_an_ambiguous_quote(tmp_path, capsys):

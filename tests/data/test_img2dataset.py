@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Record, Rejected
 from mmchat.data.sources import open_source
-from mmchat.errors import UserError
 from tests.clip_kinds import write_clip
 from tests.launching import launch, metrics, write_config
 from tests.training_fixtures import run_values
@@ -49,14 +49,46 @@ def test_what_was_not_downloaded_is_left_out_and_counted(downloaded, tmp_path, r
     assert ("Left out: 2 records" in out) == bool(missing)
 
 
-def test_loose_files_are_refused_by_name(downloaded, tmp_path):
-    if downloaded.name == "webdataset":
-        folder = tmp_path / "files"
-        (folder / "00000").mkdir(parents=True)
-        for name in ("00000.parquet", "00000_stats.json"):
-            shutil.copy(downloaded / name, folder)
-        with pytest.raises(UserError, match="--output_format webdataset or parquet"):
-            open_source(folder)
+@pytest.fixture
+def loose(data_dir, tmp_path) -> Path:
+    """The shard's members as files, which img2dataset's output format `files` is."""
+    folder = tmp_path / "files"
+    shutil.copytree(data_dir / "img2dataset" / "webdataset", folder)
+    with tarfile.open(folder / "00000.tar") as shard:
+        shard.extractall(folder / "00000", filter="data")
+    (folder / "00000.tar").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_loose_files_with_and_without_their_tables(loose, tables):
+    for file in [] if tables else [p for p in loose.iterdir() if p.is_file()]:
+        file.unlink()
+    records = list(open_source(loose))
+    assert sorted(record.answers[0] for record in records) == sorted(CAPTIONS)  # none is called "00000"
+    assert {record.images[0].open().size for record in records} == {(32, 32)}
+    assert "url" in records[0].extra and records[0].id == "0000000"
+
+
+def test_loose_files_that_lack_something(loose):
+    folder = loose / "00000"
+    (folder / "0000000.json").unlink()  # the caption is in .txt
+    (folder / "0000001.txt").unlink()  # the caption is in .json
+    (folder / "0000002.txt").write_bytes(b"\xff")
+    (folder / "0000003.json").write_text("{")
+    (folder / "0000004.jpg").unlink()
+    found = {record.id: record for record in open_source(loose)}
+    assert found["0000000"].answers[0] in CAPTIONS and found["0000001"].answers[0] in CAPTIONS
+    kinds = {name: record.kind for name, record in found.items() if isinstance(record, Rejected)}
+    assert kinds == {"0000002": "not_utf8", "0000003": "invalid_json", "0000004": "not_fetched"}
+
+
+def test_folders_of_classes_may_have_numbers(loose):
+    for file in (loose / "00000").glob("*.[jt]*[nt]"):
+        file.unlink()
+    for file in loose.glob("0*.*"):
+        file.unlink()
+    assert {record.answers[0] for record in open_source(loose)} == {"00000"}
 
 
 @pytest.mark.slow

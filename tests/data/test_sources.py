@@ -206,7 +206,7 @@ CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 @settings(deadline=None, max_examples=100)
 @given(rows=st.lists(st.tuples(CELL, CELL), max_size=8), suffix=st.sampled_from(["csv", "tsv"]))
 def test_rows_are_cut_where_csv_cuts_them(tmp_path_factory, rows, suffix):
-    from mmchat.data.text_files import CsvTable
+    from mmchat.data.delimited_table import CsvTable
 
     path = tmp_path_factory.mktemp("csv") / f"a.{suffix}"
     storing.write_csv(path, [["filepath", "title"], *map(list, rows)])
