@@ -62,6 +62,7 @@ class ImageLimits:
                 f"image {name} has {width}x{height} pixels, more than the limit of {self.pixels:,}; make it smaller"
             )
             raise ImageLimitError(problem, "too_many_pixels")
+        _check_cost(data, self.pixels, name)
         total = width * height + sum(width * height for width, height in before)
         if total > self.total_pixels:
             raise ImageLimitError(
@@ -70,3 +71,11 @@ class ImageLimits:
                 "too_many_pixels",
             )
         return width, height
+
+
+def _check_cost(data: bytes, pixels: int, name: str) -> None:
+    """Raises ImageLimitError for an image that takes more memory to decode than one of `pixels` in most formats."""
+    try:
+        image_size(data, pixels, name)
+    except UserError as error:
+        raise ImageLimitError(str(error), "too_many_pixels") from None

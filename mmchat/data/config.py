@@ -34,7 +34,9 @@ class SourceConfig:
         "faster, but not bit-identical",
     )
     max_pixels: int | None = Field(
-        None, gt=0, description="refuse images of more pixels, undecoded; null: 178,956,970, which take 716 MB"
+        None,
+        gt=0,
+        description="refuse images that take more memory than this many pixels of 4 bytes, undecoded; null: 178,956,970",
     )
     allow_http: bool = Field(False, description="fetch images, or the file itself, over http(s)")
 

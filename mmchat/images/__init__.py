@@ -3,7 +3,10 @@
 formats   the one list of formats
 finding   image files in folders, paths below a root
 reading   open a file or bytes, which are untrusted
-rgb       a decoded image becomes RGB, for every entrance
+rgb       an image becomes RGB, for every entrance
+store     memory in which a large image is decoded and converted
+webp      WebP by libwebp itself
+cost      bytes per pixel that decoding takes, by format
 """
 
 from mmchat.images.finding import FolderImages, find_images, is_junk, resolve_inside, walk_images

@@ -16,11 +16,14 @@ from PIL import Image, UnidentifiedImageError
 
 from mmchat.errors import UserError
 from mmchat.files import refuse_special
+from mmchat.images.cost import bytes_per_pixel, largest
 from mmchat.images.formats import is_unread_heif, readable_formats
 from mmchat.images.rgb import check_mode, orientation, to_rgb
+from mmchat.images.store import RGB_BYTES
 
 MAX_PIXELS = 178_956_970
-"""Largest width x height accepted: the size at which Pillow itself refuses (2 x `Image.MAX_IMAGE_PIXELS`)."""
+"""Largest width x height accepted: the size at which Pillow itself refuses (2 x `Image.MAX_IMAGE_PIXELS`). If a decoder
+takes more than 4 bytes per pixel, the limit of its format is lower, and the memory the same (cost.py)."""
 
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
@@ -37,7 +40,7 @@ def load_image(
 
     Args:
         source: A file path, the encoded bytes, or a file of them.
-        max_pixels: Refuse larger images before decoding (decompression bombs).
+        max_pixels: Refuse larger images before decoding (decompression bombs), as in `MAX_PIXELS`.
         name: Name of the image in error messages, if `source` is bytes.
         draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size (libjpeg then drops high frequencies), as long as both
             sides keep at least this many pixels.
@@ -77,13 +80,7 @@ def _opened(
         with open_header(source) as image:
             if number:
                 image.seek(number)
-            width, height = image.size
-            if width * height > max_pixels:
-                problem = (
-                    f"{name} claims {width}x{height} pixels, more than the limit of {max_pixels:,}; "
-                    "make it smaller, or raise the limit if you trust it"
-                )
-                raise UserError(problem, "decompression_bomb")
+            _check_pixels(image, max_pixels, name)
             check_mode(image, name)
             yield image
     except UserError:
@@ -107,6 +104,20 @@ def _opened(
         # Decoders of damaged files raise whatever their code runs into: RuntimeError (AVIF), TypeError (TIFF), ...
         problem = f"{name} is broken or cut off: {str(error) or type(error).__name__}"
         raise UserError(problem, "truncated_image") from None
+
+
+def _check_pixels(image: Image.Image, max_pixels: int, name: str) -> None:
+    width, height = image.size
+    limit, of_format = max_pixels, ""
+    if width * height <= max_pixels and (cost := bytes_per_pixel(image)) > RGB_BYTES:
+        limit = largest(max_pixels, cost)
+        of_format = f" for {image.format} of this kind, which takes {cost:.3g} bytes per pixel to decode"
+    if width * height > limit:
+        problem = (
+            f"{name} claims {width}x{height} pixels, more than the limit of {limit:,}{of_format}; "
+            "make it smaller, or raise the limit if you trust it"
+        )
+        raise UserError(problem, "decompression_bomb")
 
 
 def _beginning(source: str | Path | bytes | IO[bytes]) -> bytes:

@@ -6,13 +6,11 @@
 - What Pillow's decoders leave to the caller is done: 12-bit TIFF, 16-bit TIFF in which 0 is white, and the transparent
   shade of PNG with fewer or more than 8 bits.
 
-A large image is converted in bands, so that it is not held several times.
+A large image is converted in bands, in the memory of the result, so that it is not held several times.
 """
 
-import mmap
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -21,6 +19,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 from PIL.ExifTags import Base as Exif
 
 from mmchat.errors import UserError
+from mmchat.images.store import BYTES, RGB_BYTES, PixelStore, decode
 
 BAND_PIXELS = 1 << 20
 """Pixels that are converted at a time."""
@@ -59,22 +58,27 @@ def to_rgb(image: Image.Image, consume: bool = False) -> Image.Image:
 
     Args:
         image: Any PIL image.
-        consume: The caller gives the image up: its memory may be reused or freed.
+        consume: The caller gives the image up, which is not decoded yet if it is a file.
     """
     pixels = _Pixels.of(image)
-    if "transparency" in image.info and isinstance(image, ImageFile.ImageFile) and image.tile:
-        image.info["transparency"] = _decoded_shade(image.info["transparency"], raw_mode=image.tile[0][3])
-    image.load()
+    if isinstance(image, ImageFile.ImageFile):
+        if "transparency" in image.info and image.tile:
+            image.info["transparency"] = _decoded_shade(image.info["transparency"], raw_mode=image.tile[0][3])
+        rows = max(1, BAND_PIXELS // image.width)
+        if consume and image.height > rows:
+            return _in_store(image, rows, pixels)
+    _load(image)
     if orientation(image) != 1:
-        image, consume = ImageOps.exif_transpose(image), True
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     rows = max(1, BAND_PIXELS // image.width)
     if image.height <= rows:
         return pixels.to_rgb(image)
-    if consume and image.mode in ("RGBA", "RGBX"):
-        return _in_place(image, rows, pixels)
-    return _in_bands(image, rows, pixels, consume)
+    result = Image.new("RGB", image.size, None)
+    for box in _bands(image.size, rows):
+        result.paste(pixels.to_rgb(image.crop(box)), box)
+    return result
 
 
 def check_mode(image: Image.Image, name: str = "the image") -> None:
@@ -144,50 +148,67 @@ def _decoded_shade(transparent: Any, raw_mode: Any) -> Any:
     return tuple(value >> 8 for value in transparent) if raw_mode == "RGB;16B" else transparent
 
 
-def _in_bands(image: Image.Image, rows: int, pixels: _Pixels, consume: bool) -> Image.Image:
-    """Convert band by band."""
-    size = image.size
-    boxes = [(0, top, size[0], min(top + rows, size[1])) for top in range(0, size[1], rows)]
-    smaller = image.mode in ("1", "L", "P", "I;16", "I;16B", "I;16L")  # fewer bytes per pixel than RGB
-    bands = _release(image, boxes) if consume and smaller else (image.crop(box) for box in boxes)
-    result = Image.new("RGB", size, None)
-    for box, band in zip(boxes, bands, strict=True):
-        result.paste(pixels.to_rgb(band), box)
+def _in_store(image: ImageFile.ImageFile, rows: int, pixels: _Pixels) -> Image.Image:
+    """Decode a large image and convert it, band by band, in the memory of the result."""
+    turn = _orientation_left_to_us(image)
+    decoders_of_pillow = image.format not in ("WEBP", "AVIF")
+    if turn == 1 and image.mode == "RGB" and not image.has_transparency_data and decoders_of_pillow:
+        image.load()
+        return image
+    if turn == 1:
+        decoded, store = decode(image, RGB_BYTES)
+        result = store.image("RGB")
+        for box in _bands(decoded.size, rows):
+            result.paste(pixels.to_rgb(decoded.crop(box)), box)
+        return result
+    decoded, store = decode(image, BYTES.get(image.mode, 1))
+    method, is_sideways, from_end = _TURNS[turn]
+    width, height = decoded.size
+    result = PixelStore((height, width) if is_sideways else (width, height)).image("RGB")
+    for _, top, _, bottom in _bands(decoded.size, rows):
+        band = pixels.to_rgb(decoded.crop((0, top, width, bottom))).transpose(method)
+        start = height - bottom if from_end else top
+        result.paste(band, (start, 0) if is_sideways else (0, start))
+        store.give_back(bottom)
     return result
 
 
-def _release(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> Iterator[Image.Image]:
-    """The bands of an image that is given up: its memory is freed before the first, that of a band after it."""
-    empty = image.crop(boxes[0])  # with the palette
-    stores = []
-    for box in boxes:
-        data = image.crop(box).tobytes()
-        stores.append(mmap.mmap(-1, len(data)))  # closing it returns the memory to the system; free may keep it
-        stores[-1].write(data)
-    image.close()
-    return (
-        _take(empty.crop((0, 0, right, bottom - top)), store)
-        for (_, top, right, bottom), store in zip(boxes, stores, strict=True)
-    )
+def _load(image: Image.Image) -> None:
+    """Decode an image. A TIFF that lies on its side is not mapped from its file: Pillow takes width for height then."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.load()
+        return
+    name, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
-def _take(band: Image.Image, store: mmap.mmap) -> Image.Image:
-    band.frombytes(store[:])
-    store.close()
-    return band
+_TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, False, False),
+    3: (Image.Transpose.ROTATE_180, False, True),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, False, True),
+    5: (Image.Transpose.TRANSPOSE, True, False),
+    6: (Image.Transpose.ROTATE_270, True, True),
+    7: (Image.Transpose.TRANSVERSE, True, True),
+    8: (Image.Transpose.ROTATE_90, True, False),
+}
+"""Orientation -> how the image is turned, as in `ImageOps.exif_transpose`; whether its rows become columns; whether its
+first row becomes the last row or column."""
 
 
-def _in_place(image: Image.Image, rows: int, pixels: _Pixels) -> Image.Image:
-    """Composite an image of four bytes per pixel over white in its own memory: RGB has four bytes per pixel, too."""
-    width, height = image.size
-    for top in range(0, height, rows):
-        box = (0, top, width, min(top + rows, height))
-        image.paste(pixels.to_rgb(image.crop(box)).convert(image.mode), box)
-    # Pillow's own `putalpha` changes the mode of an image in the same way.
-    image.im.setmode("RGB")
-    image._mode = "RGB"
-    image.info.pop("transparency", None)
-    return image
+def _orientation_left_to_us(image: ImageFile.ImageFile) -> int:
+    """EXIF orientation. Pillow would turn a TIFF when it decodes it, in a copy."""
+    found = orientation(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and found != 1:
+        image.getexif()[Exif.Orientation] = 1
+        image._size = image._tile_size
+    return found if found in _TURNS else 1
+
+
+def _bands(size: tuple[int, int], rows: int) -> list[tuple[int, int, int, int]]:
+    return [(0, top, size[0], min(top + rows, size[1])) for top in range(0, size[1], rows)]
 
 
 def _png_has_text_after_pixels(file: IO[bytes]) -> bool:

@@ -1,84 +1,55 @@
 """What a data worker's memory grows by while it reads odd images and makes a tower's square of them."""
 
-import os
 from pathlib import Path
 
-import numpy as np
 import pytest
+from image_memory import FITS, growth, limit, line
+from odd_images import LARGE, LIMIT, OddImage, odd_images
 from PIL import Image
 
 from mmchat.data.image_refs import ImageFile
 from mmchat.errors import UserError
-from mmchat.vision.spec import Preprocessing, TowerSpec
-from mmchat.vision.transforms.preprocess import preprocess
 
-MIB = 1 << 20
-
-
-def odd_image(path: Path, mode: str, size: tuple[int, int]) -> Path:
-    width, height = size
-    shades = np.add.outer(np.arange(height, dtype=np.uint16), np.arange(width, dtype=np.uint16))
-    if mode == "I;16":
-        image = Image.fromarray(shades)
-    else:
-        gray = Image.fromarray((shades // 4).astype(np.uint8))
-        image = gray.convert(mode)
-        if mode == "RGBA":
-            image.putalpha(gray)
-    image.save(path, **({"compress_level": 1} if path.suffix == ".png" else {}))
-    return path
-
-
-def growth(path: Path, fit: str) -> float:
-    """Growth of the peak of resident memory in MiB, in a process that reads this image first."""
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-            before = _peak()
-            spec = TowerSpec(336, 14, 576, 8, Preprocessing(fit=fit))
-            preprocess(ImageFile(str(path.parent), path.name).open(), spec)
-            os.write(write, str(_peak() - before).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
-    with os.fdopen(read) as answer:
-        return float(answer.read()) / 1024
-
-
-def _peak() -> int:
-    return int(next(line for line in Path("/proc/self/status").read_text().split("\n") if "VmHWM" in line).split()[1])
-
-
-def limit(size: tuple[int, int]) -> float:
-    pixels = size[0] * size[1]
-    if max(size) > 10 * min(size):
-        return 300
-    return 200 if pixels <= 40_000_000 else 1.2 * pixels * 3 / MIB + 100
-
-
+FAST = {"compress_level": 1}
 CASES = [
-    *[(mode, (7300, 5400), "png") for mode in ("RGB", "RGBA", "L", "P", "1", "I;16")],
-    *[("L", (5400, 7300), "jpg"), ("RGB", (7300, 5400), "jpg"), ("CMYK", (5000, 4000), "tif")],
-    *[("LA", (5000, 4000), "png"), ("RGB", (100, 20_000), "png"), ("RGB", (20_000, 1), "png")],
-    *[("RGBA", (12_000, 12_000), "png"), ("L", (12_000, 12_000), "png"), ("RGB", (60, 900_000), "png")],
+    *[OddImage("png", mode, LARGE, FAST) for mode in ("RGB", "RGBA", "P+alpha", "LA", "I;16")],
+    *[OddImage("jpg", mode, LARGE) for mode in ("L", "RGB", "CMYK")],
+    *[OddImage("tif", mode, LARGE) for mode in ("PA", "CMYK")],
+    *[OddImage("jpg", "RGB", LARGE, orientation=6), OddImage("webp", "RGB", LARGE, {"method": 0})],
+    *[OddImage("png", "RGB", size, FAST) for size in ((100, 20_000), (20_000, 1), (60, 900_000))],
+    *[OddImage("png", mode, LIMIT, FAST) for mode in ("L", "RGBA")],
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured by Linux's /proc")
-@pytest.mark.parametrize(("mode", "size", "suffix"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize("image", CASES, ids=lambda image: image.name)
 @pytest.mark.timeout(600)
-def test_growth(tmp_path, mode, size, suffix):
-    path = odd_image(tmp_path / f"a.{suffix}", mode, size)
-    for fit in ("shortest-edge-crop", "pad"):
-        assert growth(path, fit) <= limit(size)
+def test_growth(tmp_path, image):
+    path = image.write(tmp_path)
+    for fit in FITS:
+        found = growth(path, image.size, fit)
+        assert found.is_within and not found.refused, line(found)
+
+
+def test_the_limits():
+    assert [limit(size) for size in ((7300, 5400), (20_000, 100), (10_000, 10_000))] == [200, 300, 460]
+
+
+def test_there_are_odd_images_enough():
+    names = [image.name for image in odd_images()]
+    assert len(names) >= 200 and len(set(names)) == len(names)
+
+
+def test_an_image_that_is_refused_has_grown_nothing(tmp_path):
+    path = OddImage("tif", "F", (40, 30)).write(tmp_path)
+    found = growth(path, (40, 30), "pad")
+    assert found.refused.startswith("has 32-bit pixels") and found.is_within and not found.died
 
 
 def test_a_source_lowers_the_limit_of_pixels(tmp_path):
-    path = odd_image(tmp_path / "a.png", "L", (30, 20))
-    image = ImageFile(str(tmp_path), path.name)
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    image = ImageFile(str(tmp_path), "a.png")
     assert image.open(max_pixels=600).size == (30, 20)
     with pytest.raises(UserError, match="claims 30x20 pixels, more than the limit of 599") as caught:
         image.open(max_pixels=599)
