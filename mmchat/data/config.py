@@ -36,7 +36,7 @@ class SourceConfig:
     max_pixels: int | None = Field(
         None,
         gt=0,
-        description="refuse images that take more memory than this many pixels of 4 bytes, undecoded; null: 178,956,970",
+        description="refuse images that take more memory than so many pixels of 4 bytes, undecoded; null: 178,956,970",
     )
     allow_http: bool = Field(False, description="fetch images, or the file itself, over http(s)")
 

@@ -165,7 +165,7 @@ def _in_store(image: ImageFile.ImageFile, rows: int, pixels: _Pixels) -> Image.I
     method, is_sideways, from_end = _TURNS[turn]
     width, height = decoded.size
     result = PixelStore((height, width) if is_sideways else (width, height)).image("RGB")
-    for _, top, _, bottom in _bands(decoded.size, rows):
+    for _, top, _, bottom in _bands(decoded.size, max(1, rows // 8)):  # rows that become columns touch every page
         band = pixels.to_rgb(decoded.crop((0, top, width, bottom))).transpose(method)
         start = height - bottom if from_end else top
         result.paste(band, (start, 0) if is_sideways else (0, start))

@@ -136,7 +136,7 @@ def _columns_of_padded(
     """The horizontal pass over a tall image that is padded left and right, some rows at a time."""
     made = Image.new("RGB", (len(place), image.height))
     is_strip = image.height > STRIP_ASPECT * image.width
-    step = max(1, LARGEST_PIXELS // 4 // (image.width if is_strip else along.length))
+    step = max(1, LARGEST_PIXELS // 16 // (image.width if is_strip else along.length))
     for top in range(0, image.height, step):
         rows = image.crop((0, top, image.width, min(top + step, image.height)))
         if is_strip:
