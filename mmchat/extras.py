@@ -25,6 +25,7 @@ EXTRA_OF = {
     "prometheus_client": "serve",
     "uvicorn": "serve",
     "bitsandbytes": "quantize",
+    "liger_kernel": "liger",
 }
 """Top-level module -> the extra of pyproject.toml that installs it."""
 

@@ -24,7 +24,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 def test_an_installed_package_is_not_imported():
     before = set(sys.modules)
-    require(*EXTRA_OF)
+    require(*(set(EXTRA_OF) - {"liger_kernel"}))  # not among the tests' packages: it needs Triton
     assert set(sys.modules) - before <= {"importlib.util"}
 
 

@@ -21,7 +21,12 @@ from mmchat.pretrained import resolve
 from mmchat.training.build_model import build_model
 from mmchat.training.config import RunConfig
 from mmchat.training.objectives.base import Objective
-from mmchat.training.optim.frozen_weights import keeps_rounded, restorable, rounded_anyway
+from mmchat.training.optim.frozen_weights import (
+    keep_trained_in_bf16,
+    keeps_rounded,
+    restorable,
+    rounded_anyway,
+)
 from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 
 
@@ -50,6 +55,8 @@ def open_fake_model(config: RunConfig) -> FakeModel:
     if keeps_rounded(config.precision, config.distributed.zero_stage):
         for parameter in _kept_rounded(objective.model, resolve(config.model, weights=False)).values():
             parameter.data = parameter.data.to(torch.bfloat16)
+    if config.trained_weights == "bf16":
+        keep_trained_in_bf16(objective.model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for model in (objective.model, objective.teacher):
         if model is not None:

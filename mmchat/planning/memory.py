@@ -9,9 +9,12 @@ trained and F frozen elements on R ranks, in bytes:
     2      4T + 4F *       4T/R        12T/R                       the same
     3      4(T + F)/R      4T/R        12T/R                       a bucket of each type; 4 x what may be gathered
 
-* Two bytes less per frozen element that is kept in bf16 (`training.optim.frozen_weights`). ZeRO's own fp32 copy exists
-although the weights are fp32 already. Types of gradients are bf16 (linear layers and convolutions under autocast) and
-fp32. A teacher (distillation) is kept in fp32, whole on every rank. The total assumes that all parts peak together.
+* Two bytes less per frozen element that is kept in bf16 (`training.optim.frozen_weights`), and the packed weight and
+scales of a 4-bit layer (`training.optim.nf4`) instead of four bytes. ZeRO's own fp32 copy exists although the weights
+are fp32 already. Moments in 8 bits take 2 + 8/256 bytes instead of 8; paged ones are counted as if all were on the GPU.
+With `trained_weights: bf16` the four bytes of a weight that autocast rounds, its gradient and each moment are two.
+Types of gradients are bf16 (linear layers and convolutions under autocast) and fp32. A teacher (distillation) is kept
+in fp32, whole on every rank. The total assumes that all parts peak together.
 """
 
 from dataclasses import dataclass
@@ -19,15 +22,20 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmchat.planning.activations import Activations
-from mmchat.training.config import OptimizerConfig, RunConfig
+from mmchat.training.config import EIGHT_BIT_OPTIMIZERS, OptimizerConfig, RunConfig
 from mmchat.training.deepspeed_internals import LOWER_PRECISION_SAFE_MODULES, DeepSpeedZeroConfig
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.objectives.base import Objective
-from mmchat.training.optim.optimizer import hidden_matrices
+from mmchat.training.optim.nf4 import scale_bytes
+from mmchat.training.optim.optimizer import hidden_matrices, small_moments
 from mmchat.training.optim.param_groups import ModuleGroup
 
 CUDA_CONTEXT = 1 << 30
 """What a CUDA process needs before its first tensor (context, cuBLAS, NCCL): 0.5 to 1 GiB, by experience."""
+
+SMALLEST_IN_8_BITS, BLOCK_OF_MOMENTS = 4096, 256
+"""bitsandbytes keeps the moments of smaller parameters in fp32, and one fp32 scale per moment for so many elements
+(optim/optimizer.py, Optimizer2State)."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,12 @@ def plan_memory(
     zero = zero_settings(config, stage, ranks)
     trained = [parameter for group in groups for parameter in group.trained.values()]
     frozen = [parameter for group in groups for parameter in group.frozen.values()]
-    weights, held = sum(map(bytes_of, trained)), sum(map(bytes_of, [*trained, *frozen]))
+    weights, held = sum(map(bytes_of, trained)), sum(map(bytes_of, [*trained, *frozen])) + scale_bytes(model)
 
     def shard(total: int) -> int:
         return -(-total // ranks)
 
-    moments = _moments(config.optimizer, model, trained)
+    moments = moments_bytes(config.optimizer, model, trained)
     parts = {
         "parameters": shard(held) if stage == 3 else held,
         "gradients": shard(weights) if stage >= 2 else weights,
@@ -108,10 +116,18 @@ def zero_settings(config: RunConfig, stage: int, ranks: int) -> DeepSpeedZeroCon
     return DeepSpeedZeroConfig(**{**settings, "stage": stage})
 
 
-def _moments(optimizer: OptimizerConfig, model: nn.Module, trained: list[nn.Parameter]) -> int:
-    """Bytes of moments: two per element for AdamW, one for Muon."""
+def moments_bytes(optimizer: OptimizerConfig, model: nn.Module, trained: list[nn.Parameter]) -> int:
+    """Bytes of moments: two per element for AdamW, one for Muon, as wide as the weight; in 8 bits two, and scales."""
     with_muon = hidden_matrices(model) if optimizer.name == "muon" else set()
-    return sum(4 * parameter.numel() * (1 if id(parameter) in with_muon else 2) for parameter in trained)
+    in_8_bits = small_moments(model, optimizer, trained) if optimizer.name in EIGHT_BIT_OPTIMIZERS else set()
+
+    def of(parameter: nn.Parameter) -> int:
+        count = parameter.numel()
+        if id(parameter) in in_8_bits and count >= SMALLEST_IN_8_BITS:
+            return 2 * count + 2 * 4 * -(-count // BLOCK_OF_MOMENTS)
+        return parameter.element_size() * count * (1 if id(parameter) in with_muon else 2)
+
+    return sum(map(of, trained))
 
 
 def _buckets(

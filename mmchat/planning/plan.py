@@ -246,9 +246,10 @@ def _by_stage(plan: Plan, config: RunConfig, step: FakeStep) -> list[Memory]:
 
 def _possible_stages(config: RunConfig) -> tuple[tuple[ZeroStage, ...], ...]:
     """ZeRO stages that the config allows, those with the same activations together."""
-    if config.optimizer.name == "muon":
+    if config.optimizer.name != "adamw":
         return ((0,),)
-    return ((0, 1, 2),) if config.objective.distillation else ((0, 1, 2), (3,))
+    below_3 = config.objective.distillation or config.quantize or any(rule.dora for rule in config.trainable.values())
+    return ((0, 1, 2),) if below_3 else ((0, 1, 2), (3,))
 
 
 def _activations(plan: Plan, fake: FakeModel, step: FakeStep, stage: int) -> Activations:

@@ -10,16 +10,22 @@ from transformers.integrations import HfDeepSpeedConfig
 from mmchat.errors import UserError
 from mmchat.model.attention import use_fast_attention
 from mmchat.model.lora_adapter import modules_to_save
+from mmchat.training.compilation import compile_parts
 from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.distributed import process_group
 from mmchat.training.distributed.activation_checkpointing import CHECKPOINTING
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
+from mmchat.training.fused_kernels import use_liger
 from mmchat.training.objectives.base import Objective
 from mmchat.training.objectives.registry import objective_class
 from mmchat.training.optim.lora import add_adapters
+from mmchat.training.optim.nf4 import quantize_frozen
 from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 from mmchat.vision import VisionTower
 from mmchat.vision.block_tower import BlockTower
+
+FORWARD_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""`precision` -> the type in which linear layers compute."""
 
 
 @dataclass
@@ -57,6 +63,8 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
         objective = kind(config, weights)
         if not torch.cuda.is_available():
             _copy_out_of_files(objective.model)
+    if config.quantize is not None:
+        quantize_frozen(objective.model, config.trainable, FORWARD_DTYPE[config.precision])
     torch.manual_seed(config.seed)  # adapters start with the same values on every rank
     adapter = add_adapters(objective.model, config.trainable)
     torch.manual_seed(config.seed + process_group.rank())
@@ -65,6 +73,10 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
         if tower.takes_attention:
             use_fast_attention(tower.backbone)
     _enable_checkpointing(objective.model, config.distributed.activation_checkpointing)
+    if weights:  # what is planned has shapes only
+        if config.fused_kernels == "liger":
+            use_liger(objective.model)
+        compile_parts(objective.model, config.compile)
     if config.objective.patch_dropout:
         for tower in towers:
             _drop_patches(tower, config.objective.patch_dropout)

@@ -21,7 +21,7 @@ from mmchat.training.distributed import process_group
 from mmchat.training.distributed.deepspeed_config import deepspeed_config
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.nan_guard import NanGuard
-from mmchat.training.optim.frozen_weights import keeps_rounded, round_frozen
+from mmchat.training.optim.frozen_weights import keep_trained_in_bf16, keeps_rounded, round_frozen
 from mmchat.training.optim.lr_schedule import build_lr_schedule
 from mmchat.training.optim.optimizer import build_optimizer
 from mmchat.training.optim.param_groups import ModuleGroup
@@ -50,7 +50,9 @@ def build_engine(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if keeps_rounded(config.precision, config.distributed.zero_stage):
         round_frozen(model, resolve(config.model))
-    optimizer = build_optimizer(model, groups, config.optimizer)
+    if config.trained_weights == "bf16":
+        keep_trained_in_bf16(model)
+    optimizer = build_optimizer(model, groups, config.optimizer, config.seed)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

@@ -10,6 +10,7 @@ from mmchat.data.mixture import open_mixture
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Rejected
 from mmchat.errors import UserError
+from mmchat.training.build_model import FORWARD_DTYPE
 from mmchat.training.checkpoints.storage import (
     find_damage,
     list_checkpoints,
@@ -23,6 +24,7 @@ from mmchat.training.deepspeed_internals import get_fp32_state_dict_from_zero_ch
 from mmchat.training.objectives.base import Objective
 from mmchat.training.objectives.registry import objective_class
 from mmchat.training.optim.lora import add_adapters
+from mmchat.training.optim.nf4 import quantize_frozen
 
 
 @dataclass
@@ -86,6 +88,8 @@ def replay(run_dir: Path, step: int) -> Replay:
     if not 1 <= step <= total:
         raise UserError(f"{run_dir} has the steps 1 to {total}, found {step}")
     objective = objective_class(config.objective.kind)(config)
+    if config.quantize is not None:
+        quantize_frozen(objective.model, config.trainable, FORWARD_DTYPE[config.precision])
     add_adapters(objective.model, config.trainable)  # updates are zero until a checkpoint is loaded
     objective.model.eval()
     weights = _load_nearest(objective.model, run_dir / "checkpoints", step, config.model)

@@ -23,6 +23,7 @@ from mmchat.training.distributed.siblings import resume_command
 from mmchat.training.distributed.signals import StopSignals
 from mmchat.training.feature_extraction.fill_cache import fill_feature_cache, move_unused_towers
 from mmchat.training.feature_extraction.passes import DistributedPass
+from mmchat.training.hardware import check_hardware
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.gradient_watch import WATCHED_STEPS, GradientWatch, report_missing_gradients
@@ -58,6 +59,8 @@ def run(config: RunConfig, signals: StopSignals) -> int:
     check_installed(config.monitoring.trackers)
     config = replace(config, model=pin(config.model))
     console = PlainConsole(stderr=True, quiet=process_group.rank() > 0, highlight=False, soft_wrap=True)
+    for note in check_hardware(config):
+        console.print(note)
     with locked(config.run_dir, console.print):
         return _run_alone(config, console, signals)
 

@@ -8,7 +8,7 @@ import pytest
 from mmchat.cli.main import main
 from mmchat.data.lengths import LengthIndex
 from mmchat.files import read_json, write_json
-from mmchat.planning.activations import measure_activations
+from mmchat.planning.activations import Activations, measure_activations
 from mmchat.planning.fake_model import open_fake_model
 from mmchat.planning.memory import plan_memory
 from mmchat.planning.plan import fake_batch
@@ -16,6 +16,7 @@ from mmchat.planning.steps import PlannedMicroBatch
 from mmchat.settings import load_settings
 from mmchat.training.config import DistributedConfig, RunConfig
 from mmchat.training.monitoring.flops import model_flops
+from mmchat.training.optim.trainable import Rule
 from tests.conftest import DATA
 from tests.launching import ROOT
 
@@ -118,3 +119,64 @@ def test_operations_of_a_step(config):
     assert counted == by_hand
     assert f"{counted:.3e}".replace("e+", "e") in DOCS
     assert f"{counted * 5198 / (8 * 989e12 * 0.4) / 3600:.2f} hours" in DOCS
+
+
+QLORA = (ROOT / "docs" / "guides" / "one_gpu.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def qlora(config):
+    """LoRA of rank 128 on every linear layer of a language model in 4 bits, one rank, 4 samples per forward."""
+    lora = {"language_model": Rule(mode="lora", rank=128, dropout=0.0), "projectors": Rule()}
+    distributed = DistributedConfig(activation_checkpointing={"language_model": "all"})
+    return replace(
+        config, quantize="nf4", trainable={**config.trainable, **lora}, distributed=distributed, micro_batch_size=4
+    )
+
+
+def qlora_by_hand():
+    blocks = 32 * (4 * H * H + 3 * H * F) // 64
+    scales = blocks + BLOCKS * (4 * 4 * H * H // 64 // 256 + 3 * 4 * H * F // 64 // 256)
+    constants = BLOCKS * 7 * (256 * 4 + 4)
+    return {
+        "packed": MATRICES // 2,
+        "scales": scales + constants,
+        "head": 2 * WORDS * H,
+        "words": 4 * WORDS * H,
+        "norms": 4 * (2 * BLOCKS + 1) * H,
+        "tower": 4 * FROZEN - 2 * ROUNDED,
+        "trained": 4 * ADAPTED,
+    }
+
+
+RANK = 128
+ADAPTED = BLOCKS * RANK * (4 * 2 * H + 3 * (H + F)) + PROJECTOR
+
+
+def test_qlora_by_hand(qlora):
+    """Model states with each optimizer; activations: a state per block is kept."""
+    shapes = open_fake_model(qlora)
+    parts = qlora_by_hand()
+    for name, moments in (
+        ("adamw", 8 * ADAPTED),
+        ("adamw_8bit", 2 * ADAPTED + 8 * ADAPTED // 256),
+        ("paged_adamw", 8 * ADAPTED),
+    ):
+        config = replace(qlora, optimizer=replace(qlora.optimizer, name=name))
+        planned = plan_memory(config, shapes.objective, shapes.groups, 0, 1, Activations(0, 0, 0, 0))
+        assert planned.parameters == sum(parts.values())
+        assert (planned.gradients, planned.optimizer) == (4 * ADAPTED, moments)
+        for figure in (*parts.values(), sum(parts.values()), 4 * ADAPTED, moments):
+            assert f"{figure:,}" in QLORA, figure
+    lengths = LengthIndex(*(np.full(4, value) for value in (LENGTH, SUPERVISED, 1, 1, 576, 576)))
+    micro = PlannedMicroBatch(1, 0, [0, 1, 2, 3], [LENGTH] * 4, 4 * LENGTH, 4, 4, 4 * 576, 4 * SUPERVISED)
+    with shapes.running():
+        batch = fake_batch(micro, lengths, shapes.objective.collator)
+        activations = measure_activations(shapes.objective, batch, 1, 1, bf16=True, zero_stage=0)
+    assert activations.kept == pytest.approx(34 * 4 * H * 4 * LENGTH, rel=0.02)
+    assert activations.weight_copies == 2 * ADAPTED
+    assert activations.working > 2 * H * F  # the largest dequantized matrix
+    total = sum(parts.values()) + 12 * ADAPTED + activations.total
+    for figure in (activations.kept, activations.total, total):
+        assert f"{figure / 1e9:.1f}e9" in QLORA
+    assert total < 24 * 2**30

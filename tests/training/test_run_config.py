@@ -26,8 +26,8 @@ from tests.launching import ROOT, write_config
 from tests.training_fixtures import run_values
 
 MUST_NOT_CHANGE_ON_RESUME = {
-    "model", "data", "trainable", "optimizer", "steps", "epochs", "batch_size", "precision", "ema", "seed",
-    "overfit_one_batch", "distributed.zero_stage",
+    "model", "data", "trainable", "optimizer", "steps", "epochs", "batch_size", "precision", "trained_weights",
+    "quantize", "ema", "seed", "overfit_one_batch", "distributed.zero_stage",
     *(f"objective.{key}" for key in (
         "kind", "fit", "augment_towers", "loss", "random_crop", "patch_dropout", "temperature", "pool", "head_layers",
         "head_dim", "augmentation", "label_smoothing", "distillation",

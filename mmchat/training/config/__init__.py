@@ -14,6 +14,9 @@ from mmchat.training.config.objectives import (
 )
 from mmchat.training.config.resume import MAY_CHANGE_ON_RESUME, changed_keys, may_change
 from mmchat.training.config.run import (
+    BITSANDBYTES_OPTIMIZERS,
+    EIGHT_BIT_OPTIMIZERS,
+    PAGED_OPTIMIZERS,
     WEIGHTS,
     CheckpointConfig,
     DistributedConfig,
@@ -28,9 +31,12 @@ from mmchat.training.config.run import (
 )
 
 __all__ = [
+    "BITSANDBYTES_OPTIMIZERS",
     "DEEPSPEED_JSON",
+    "EIGHT_BIT_OPTIMIZERS",
     "MAY_CHANGE_ON_RESUME",
     "MOVED",
+    "PAGED_OPTIMIZERS",
     "WEIGHTS",
     "AssistantConfig",
     "CheckpointConfig",

@@ -13,6 +13,8 @@ _LORA = "here it belongs to a module: trainable.language_model: {mode: lora, ran
 _TARGETS = "here it is trainable.language_model: {mode: lora, targets: [q_proj, v_proj]}; without it all but the head"
 _VARIANT = "here it belongs to a module: trainable.language_model: {{mode: lora, {key}}}"
 _TRAINED = "here `trainable` says what is trained: {towers: frozen, projectors: full, language_model: lora}"
+_LIGER = "here it is fused_kernels: liger"
+_QUANTIZE = "here it is quantize: nf4, beside trainable.language_model: lora"
 _INIT = "here it is a property of the model: `mmchat init {option}`"
 _CHECKPOINTING = "here it names parts: distributed.activation_checkpointing: [language_model]"
 _TRACKERS = "here it is a list: monitoring.trackers: [tensorboard, wandb]"
@@ -31,7 +33,11 @@ FOREIGN_KEYS: dict[str, str] = {
     "lr_scheduler": "here it is optimizer.schedule: cosine, linear or constant",
     "warmup_ratio": "here it is optimizer.warmup, a share of the steps if it is below 1",
     "warmup_steps": "here it is optimizer.warmup, a number of steps if it is 1 or more",
-    "optim": "here it is optimizer.name: adamw or muon",
+    "optim": "here it is optimizer.name: adamw, muon, adamw_8bit, paged_adamw or paged_adamw_8bit",
+    "quantization_bit": _QUANTIZE,
+    "quant_bits": _QUANTIZE,
+    "load_in_4bit": _QUANTIZE,
+    "bits": _QUANTIZE,
     "mm_projector_lr": "here it is trainable.projectors: {lr: RATE}",
     "vit_lr": "here it is trainable.towers: {lr: RATE}",
     "aligner_lr": "here it is trainable.projectors: {lr: RATE}",
@@ -56,6 +62,9 @@ FOREIGN_KEYS: dict[str, str] = {
     "ddp_find_unused_parameters": "leave it out: parameters without a gradient are handled",
     "flash_attn": "leave it out: the fastest attention that fits is chosen",
     "attn_impl": "leave it out: the fastest attention that fits is chosen",
+    "use_liger_kernel": _LIGER,
+    "enable_liger_kernel": _LIGER,
+    "torch_compile": "here it names parts: compile: [towers, language_model]",
     "padding_free": "here it is objective.packing: {tokens: 4096}",
     "group_by_length": "here it is objective.packing: {tokens: 4096, padded: true}",
     "group_by_modality_length": "here it is objective.packing: {tokens: 4096, padded: true}",

@@ -18,6 +18,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "objective.packing",
         "objective.feature_cache",
         "distributed.offload",
+        "fused_kernels",
+        "compile",
         "distributed.activation_checkpointing",
         # What is measured and saved, which the weights do not depend on.
         "validation",

@@ -19,6 +19,12 @@ Recomputed = Literal["all", "selective"]
 ZeroStage = Literal[0, 1, 2, 3]
 
 
+OptimizerName = Literal["adamw", "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+PAGED_OPTIMIZERS = ("paged_adamw", "paged_adamw_8bit")
+BITSANDBYTES_OPTIMIZERS = ("adamw_8bit", *PAGED_OPTIMIZERS)
+EIGHT_BIT_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
+
+
 @settings
 class ValidationConfig(DataConfig):
     max_length: int | None = Field(None, gt=0, description="as for data; null: data's")  # type: ignore[assignment]  # None
@@ -35,8 +41,11 @@ class ValidationConfig(DataConfig):
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101), alone or together with Muon, with linear warmup."""
 
-    name: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: Muon for matrices inside the networks, AdamW for the rest; ZeRO 0 only"
+    name: OptimizerName = Field(
+        "adamw",
+        description="muon: Muon for matrices inside the networks, AdamW for the rest. adamw_8bit: moments in 8 bits; "
+        "paged_adamw, paged_adamw_8bit: moments move to CPU memory when the GPU is full (extra `quantize`). All but "
+        "adamw: ZeRO 0 only",
     )
     lr: float = Field(description="peak learning rate of modules without their own")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the moments' averages")
@@ -128,6 +137,22 @@ class RunConfig:
     batch_size: int = Field(gt=0, description="samples per optimizer step, over all ranks and accumulation")
     micro_batch_size: int | None = Field(None, gt=0, description="samples per rank and forward; null: all at once")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast; trained weights stay fp32")
+    trained_weights: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16: trained weights of linear layers and convolutions, their gradients and moments are kept in "
+        "bf16; updates are rounded stochastically. precision bf16, optimizer adamw and ZeRO 0 only",
+    )
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: frozen linear layers of the language model are kept in 4 bits (QLoRA; extra `quantize`); "
+        "adapter/ and model/ have the original weights. ZeRO 0 to 2",
+    )
+    fused_kernels: Literal["none", "liger"] = Field(
+        "none", description="liger: Liger's kernels for norms and MLPs of the language model; CUDA only (extra `liger`)"
+    )
+    compile: list[Part] = Field(
+        default_factory=list, description="parts whose blocks torch.compile compiles: [towers, language_model]"
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the trained weights, written to model-ema/, too"
     )
@@ -152,11 +177,17 @@ class RunConfig:
             raise ValueError("give exactly one of steps and epochs")
         if self.optimizer.name == "muon" and distributed.zero_stage:
             raise ValueError("optimizer muon needs whole matrices, which ZeRO shards; set distributed.zero_stage to 0")
-        if unknown := [part for part in distributed.activation_checkpointing if part not in objective.parts]:
-            raise ValueError(
-                f"distributed.activation_checkpointing: objective {objective.kind} has no {unknown[0]}; "
-                f"its parts are: {', '.join(objective.parts)}"
-            )
+        named = {"distributed.activation_checkpointing": distributed.activation_checkpointing, "compile": self.compile}
+        for key, parts in named.items():
+            if unknown := [part for part in parts if part not in objective.parts]:
+                raise ValueError(
+                    f"{key}: objective {objective.kind} has no {unknown[0]}; its parts are: "
+                    f"{', '.join(objective.parts)}"
+                )
+        if self.compile and distributed.zero_stage == 3:
+            raise ValueError("compile: ZeRO 3 gathers weights inside blocks: set distributed.zero_stage to 2 or less")
+        if self.fused_kernels != "none" and objective.kind != "assistant":
+            raise ValueError(f"fused_kernels is for the language model of objective assistant, found {objective.kind}")
         if objective.distillation is not None and distributed.zero_stage == 3:
             raise ValueError(
                 "distillation keeps a whole teacher on every rank: set distributed.zero_stage to 2 or less"
@@ -168,6 +199,17 @@ class RunConfig:
                 "trainable: dora computes norms of whole weights, which ZeRO 3 shards: set distributed.zero_stage to 2 "
                 "or less"
             )
+        if self.trained_weights == "bf16":
+            self._bf16_weights_agree()
+        if self.quantize is not None and objective.kind != "assistant":
+            raise ValueError(f"quantize is for the language model of objective assistant, found {objective.kind}")
+        if self.quantize is not None and distributed.zero_stage == 3:
+            raise ValueError("quantize: 4-bit weights are not sharded: set distributed.zero_stage to 2 or less")
+        if self.optimizer.name in BITSANDBYTES_OPTIMIZERS and distributed.zero_stage:
+            raise ValueError(
+                f"optimizer {self.optimizer.name} is for whole parameters, which ZeRO shards: set "
+                "distributed.zero_stage to 0"
+            )
         if objective.packing is not None and self.micro_batch_size is not None:
             raise ValueError("objective.packing.tokens already limits a forward; leave out micro_batch_size")
         if objective.feature_cache is not None and self._limits_images():
@@ -175,6 +217,18 @@ class RunConfig:
                 "objective.feature_cache holds features of whole images, decoded once: leave draft out, and max_pixels"
             )
         return self
+
+    def _bf16_weights_agree(self) -> None:
+        wrong = {
+            "precision": (self.precision, "bf16"),
+            "optimizer.name": (self.optimizer.name, "adamw"),
+            "distributed.zero_stage": (self.distributed.zero_stage, 0),
+            "ema": (self.ema, None),
+        }
+        for key, (found, needed) in wrong.items():
+            if found != needed:
+                expected = "null" if needed is None else needed
+                raise ValueError(f"trained_weights: bf16 needs {key}: {expected}, found {found}")
 
     def _limits_images(self) -> bool:
         groups = [group for group in (self.data, self.validation) if group is not None]

@@ -71,8 +71,14 @@ def restore_frozen(model: nn.Module, directory: Path) -> None:
         )
 
 
-def rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Frozen parameters, by name, that are used only by layers whose weights autocast rounds."""
+def keep_trained_in_bf16(model: nn.Module) -> None:
+    """Convert to bf16 the trained weights that autocast rounds in each forward (`trained_weights: bf16`)."""
+    for parameter in rounded_anyway(model, trained=True).values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def rounded_anyway(model: nn.Module, trained: bool = False) -> dict[str, nn.Parameter]:
+    """Frozen (or trained) parameters, by name, that are used only by layers whose weights autocast rounds."""
     found, exact = {}, set()
     adapted = [m for m in model.modules() if isinstance(m, LoraLayer) and m.lora_magnitude_vector]
     with_norms = {id(layer.get_base_layer()) for layer in adapted}
@@ -80,7 +86,7 @@ def rounded_anyway(model: nn.Module) -> dict[str, nn.Parameter]:
         # Exactly these classes: a subclass may compute differently.
         rounds = type(module) in ROUNDED_BY_AUTOCAST and id(module) not in with_norms
         for name, parameter in module.named_parameters(recurse=False):
-            if rounds and not parameter.requires_grad:
+            if rounds and parameter.requires_grad == trained:
                 found[f"{path}.{name}"] = parameter
             else:
                 exact.add(id(parameter))  # a head may be tied to an embedding

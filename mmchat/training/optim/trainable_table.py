@@ -3,7 +3,7 @@
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mmchat.training.deepspeed_internals import full_shape
+from mmchat.training.optim.nf4 import elements_of
 from mmchat.training.optim.param_groups import ModuleGroup
 
 NAME_WIDTH = 20
@@ -25,8 +25,8 @@ def render_table(groups: list[ModuleGroup], lr: float, weight_decay: float, orig
     for column in ("trained", "frozen", "unused", "lr", "decay"):
         table.add_column(column, justify="right", no_wrap=True)
     for group in groups:
-        trained = sum(full_shape(p).numel() for p in group.trained.values())
-        frozen = sum(full_shape(p).numel() for p in group.frozen.values())
+        trained = sum(map(elements_of, group.trained.values()))
+        frozen = sum(map(elements_of, group.frozen.values()))
         rate = lr if group.rule.lr is None else group.rule.lr
         decay = weight_decay if group.rule.weight_decay is None else group.rule.weight_decay
         table.add_row(
