@@ -40,6 +40,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "train": Command("train", "train as a YAML config says, with DeepSpeed", entry="launch_main", computes=False),
         "merge": Command("merge", "merge a LoRA adapter into its base model"),
         "push": Command("push", "upload a model to the Hugging Face hub", computes=False),
+        "rerun": Command("rerun", "repeat the first steps of a run: are its losses the same?", computes=False),
         "replay": Command("replay", "show the samples of one training step with their losses"),
         "recipe list": Command("recipe.list", "list the configs that come with mmchat", computes=False),
         "recipe show": Command("recipe.show", "print one of these configs", computes=False),
@@ -54,7 +55,8 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Evaluate": {
         "eval": Command("eval", "score an assistant on questions with known answers"),
-        "report": Command("report", "write one HTML page about a run: curves, scores, answers", computes=False),
+        "report": Command("report", "write one HTML page about a run, or about several", computes=False),
+        "runs": Command("runs", "list runs: loss, scores, speed, what differs in configs", computes=False),
     },
     "Data": {
         "data check": Command("data.check", "find the errors in a data set, list its sound records", computes=False),

@@ -51,8 +51,12 @@ def read_config(arguments: list[str]) -> "RunConfig":
     return load_run_config(path, overrides)
 
 
-def train_main(arguments: list[str] | None = None) -> None:
-    """One rank of a run; what the launcher starts. Without `arguments` this process is a rank and nothing else."""
+def train_main(arguments: list[str] | None = None, last_step: int | None = None) -> None:
+    """One rank of a run; what the launcher starts. Without `arguments` this process is a rank and nothing else.
+
+    Args:
+        last_step: End after this step, without a checkpoint or a model (`mmchat rerun`).
+    """
     if arguments is None:
         restart_with_settings(ranks_on_this_machine())  # those of `mmchat train` have the settings already
         arguments = sys.argv[1:]
@@ -70,7 +74,7 @@ def train_main(arguments: list[str] | None = None) -> None:
         from mmchat.training.trainer import run
 
         process_group.start()
-        status = run(config, StopSignals(watch.launchers))
+        status = run(config, StopSignals(watch.launchers), last_step)
         collectives.barrier()  # rank 0 may still have been closing its trackers
         watch.leave()
         process_group.stop()

@@ -27,6 +27,7 @@ from mmchat.training.hardware import check_hardware
 from mmchat.training.monitoring.flops import model_flops
 from mmchat.training.monitoring.grad_norms import ModuleGradNorms
 from mmchat.training.monitoring.gradient_watch import WATCHED_STEPS, GradientWatch, report_missing_gradients
+from mmchat.training.monitoring.inputs import record_inputs
 from mmchat.training.monitoring.logger import RunLogger
 from mmchat.training.monitoring.metrics import write_environment
 from mmchat.training.monitoring.nan_guard import NanGuard
@@ -44,11 +45,12 @@ from mmchat.training.validation.zero_shot_accuracy import ZeroShotAccuracy
 Evaluation = Callable[[], None]
 
 
-def run(config: RunConfig, signals: StopSignals) -> int:
+def run(config: RunConfig, signals: StopSignals, last_step: int | None = None) -> int:
     """Train as `config` says; every rank of the launcher calls this.
 
     Args:
         signals: stop the run.
+        last_step: end after this step, without a checkpoint, an evaluation or a model; None: train to the end.
 
     Returns:
         The exit status: 0, or 130 or 143 if a signal stopped the run (`training.distributed.signals`).
@@ -62,20 +64,20 @@ def run(config: RunConfig, signals: StopSignals) -> int:
     for note in check_hardware(config):
         console.print(note)
     with locked(config.run_dir, console.print):
-        return _run_alone(config, console, signals)
+        return _run_alone(config, console, signals, last_step)
 
 
-def _run_alone(config: RunConfig, console: Console, signals: StopSignals) -> int:
+def _run_alone(config: RunConfig, console: Console, signals: StopSignals, last_step: int | None) -> int:
     checkpoint = claim_run_dir(config, console.print)
     if checkpoint == "finished":
         console.print(f"{config.run_dir}/model is complete already; nothing to do")
         return 0
-    trainer = Trainer(config, console, signals)
+    trainer = Trainer(config, console, signals, last_step)
     status = trainer.fill_feature_cache()
     if not status:
         trainer.build(checkpoint)
         status = trainer.loop()
-    if not status:
+    if not status and last_step is None:
         trainer.finish()
     return status
 
@@ -91,11 +93,13 @@ class Progress:
 class Trainer:
     """A run's parts, in the order in which they are made: model, data, evaluations; then engine, logger and guard."""
 
-    def __init__(self, config: RunConfig, console: Console, signals: StopSignals) -> None:
-        self.config, self.console, self.signals = config, console, signals
+    def __init__(self, config: RunConfig, console: Console, signals: StopSignals, last_step: int | None = None) -> None:
+        self.config, self.console, self.signals, self.last_step = config, console, signals, last_step
         self.peak: Peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
         if process_group.rank() == 0:
             write_environment(config.run_dir / "environment.json", self.peak)
+            for line in record_inputs(config):
+                console.print(line, style="yellow")
         if self.peak.hint:
             console.print(self.peak.hint)
         self.built: BuiltModel = build_model(config, sharded=config.distributed.zero_stage == 3)
@@ -202,6 +206,8 @@ class Trainer:
                     self.average.update(step)
                 bar.advance(note=self.logger.log_step(step, result))
                 self._watch_gradients(step)
+                if step == self.last_step:
+                    return 0
                 if result.stop:  # whatever sent the signal may not wait long: evaluations are made on resume
                     owed = any(True for _ in self.evaluations(step))
                     saved = saver.save(step, at_once=True, guard=self.guard.state(), owes_validation=owed)

@@ -92,6 +92,7 @@ def test_every_stage_leaves_a_whole_run_directory(path, stage):
     assert names >= {
         "config.yaml",
         "environment.json",
+        "inputs.json",
         "metrics.jsonl",
         "checkpoints",
         "model",

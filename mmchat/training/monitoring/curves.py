@@ -135,3 +135,43 @@ def _from_zero(axes: Axes, formatter: Formatter | None) -> None:
     axes.set_ylim(0, 1.08 * top or 1)
     if formatter:
         axes.yaxis.set_major_formatter(formatter)
+
+
+RUN_PANELS = {
+    "loss": ("loss", "nats"),
+    "validation loss": ("validation_loss", "nats"),
+    "tokens": ("tokens_per_second", "tokens/s, all ranks"),
+    "memory": ("memory", "GiB, peak of the fullest rank"),
+}
+"""Panels over all runs: title -> (field of metrics.jsonl, unit)."""
+
+
+def draw_runs(runs: dict[str, Rows], path: Path) -> None:
+    """Draw several runs over each other into a PNG, one colour per run; losses as moving means.
+
+    Args:
+        runs: name -> rows of its metrics.jsonl.
+    """
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained")
+        for axes, (title, (field, unit)) in zip(grid.flat, RUN_PANELS.items(), strict=True):
+            axes.set(title=title, ylabel=unit, xlabel="optimizer step")
+            for number, (name, rows) in enumerate(runs.items()):
+                found = [(row["step"], row[field]) for row in rows if row.get(field) is not None]
+                if found:
+                    steps, values = map(list, zip(*found, strict=True))
+                    values = moving_mean(values) if field == "loss" else values
+                    values = [value / 2**30 for value in values] if field == "memory" else values
+                    marker = "o" if len(steps) <= 40 else None
+                    axes.plot(steps, values, color=f"C{number}", label=name, marker=marker)
+            if not axes.lines:
+                axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", alpha=0.5)
+            elif "loss" in title:
+                _logarithmic(axes)
+            else:
+                _from_zero(axes, EngFormatter(sep="") if field == "tokens_per_second" else None)
+        handles, names = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(4, max(1, len(names))))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)

@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from mmchat.extras import installed
 from mmchat.files import as_json_line, split_complete_lines, write_bytes, write_json, writing
 from mmchat.training.distributed import process_group
 from mmchat.training.monitoring.peak_flops import Peak
 
-PACKAGES = ("mmchat", "torch", "transformers", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow")
+PACKAGES = ("mmchat", "torch", "transformers", "peft", "deepspeed", "tokenizers", "safetensors", "numpy", "pillow")
+OPTIONAL_PACKAGES = {"bitsandbytes": "bitsandbytes", "liger_kernel": "liger-kernel"}
+"""Module -> distribution, recorded where it is installed: kernels of these change results, too."""
 
 
 class MetricsLog:
@@ -95,13 +98,23 @@ def peak_memory() -> int:
     return largest if sys.platform == "darwin" else largest * 1024
 
 
+def _processor() -> str:
+    """The CPU's name on Linux; elsewhere what Python knows."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
 def write_environment(path: Path, peak: Peak) -> None:
     """Write `environment.json`: package versions and hardware of this run."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     environment = {
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES}
+        | {name: version(name) for module, name in OPTIONAL_PACKAGES.items() if installed(module)},
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "processor": _processor(),
         "device": cuda or f"cpu, {torch.get_num_threads()} threads",
         "ranks": process_group.world_size(),
         "peak_tflops_all_ranks": round(peak.flops / 1e12, 4),
