@@ -22,6 +22,10 @@ class SourceConfig:
     repeat: float = Field(1.0, gt=0, description="how often one epoch uses each record; 0.5 uses alternating halves")
     weight: float | None = Field(None, gt=0, description="share of an epoch, relative to the other sources' weights")
     max_turns: int | None = Field(None, gt=0, description="keep only the first N exchanges of each record")
+    kinds: list[str] | None = Field(
+        None, min_length=1, description="keep only exchanges of these kinds, which `kinds` of a record names"
+    )
+    without_kinds: list[str] | None = Field(None, min_length=1, description="leave out exchanges of these kinds")
     template: str | None = Field(None, description="conversation template of this source; null: the model's")
     image_place: ImagePlace = Field(
         "as_written",

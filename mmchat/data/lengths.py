@@ -22,6 +22,8 @@ import numpy as np
 from mmchat.constants import IGNORE_INDEX
 from mmchat.conversation import get_template
 from mmchat.data import storage
+from mmchat.data.config import SourceConfig
+from mmchat.data.exchange_kinds import keep_kinds
 from mmchat.data.mixture import MixtureSource
 from mmchat.data.parallel import chunk_ranges, map_chunks
 from mmchat.data.records import ImagePlace, Record, Rejected, prepared
@@ -47,6 +49,7 @@ class LengthMeasure:
         template: The template of the source; None is the model's.
         max_turns: The limit of the source; None is no limit.
         image_place: As in the source.
+        kinds, without_kinds: As in the source.
     """
 
     processor: Any
@@ -54,9 +57,16 @@ class LengthMeasure:
     template: str | None = None
     max_turns: int | None = None
     image_place: ImagePlace = "as_written"
+    kinds: list[str] | None = None
+    without_kinds: list[str] | None = None
 
     def __call__(self, record: Record) -> tuple[int, ...]:
         """The columns of `LengthIndex`; of several captions, the longest. Raises UserError if it is unusable."""
+        if self.kinds or self.without_kinds:
+            kept = keep_kinds(record, self.kinds, self.without_kinds)
+            if kept is None:
+                raise UserError(f"{record.where}: no exchange is of the kinds that the source keeps")
+            record = kept
         return tuple(map(max, zip(*map(self._columns, record.variants), strict=True)))
 
     def _columns(self, record: Record) -> tuple[int, ...]:
@@ -88,9 +98,9 @@ class LengthMeasure:
         tokenizer = (p.tokenizer.backend_tokenizer.to_str(), p.tokenizer.special_tokens_map, p.tokenizer.chat_template)
         model = (p.system, p.slots, p.image_tokens, p.image_processor.towers)
         template = get_template(self.template or p.template)
-        return repr(
-            (tokenizer, model, template, self.template is None, self.max_length, self.max_turns, self.image_place)
-        )
+        of_source = (self.template is None, self.max_length, self.max_turns, self.image_place)
+        kinds = [sorted(kinds or ()) for kinds in (self.kinds, self.without_kinds)]
+        return repr((tokenizer, model, template, *of_source, *(kinds if any(kinds) else ())))
 
 
 @dataclass(frozen=True)
@@ -202,8 +212,19 @@ def measured_lengths(source: MixtureSource, measure: Measure) -> LengthIndex:
 
 def source_measure(source: MixtureSource, processor: Any, max_length: int | None) -> LengthMeasure:
     """The measure for one source of a mixture."""
+    return config_measure(source.config, processor, max_length)
+
+
+def config_measure(config: SourceConfig, processor: Any, max_length: int | None) -> LengthMeasure:
+    """The measure for a source with this config."""
     return LengthMeasure(
-        processor, max_length, source.config.template, source.config.max_turns, source.config.image_place
+        processor,
+        max_length,
+        config.template,
+        config.max_turns,
+        config.image_place,
+        config.kinds,
+        config.without_kinds,
     )
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from mmchat.data.clean_index import load_clean_index
 from mmchat.data.config import DataConfig, SourceConfig
 from mmchat.data.epoch_plan import EpochPlan, epoch_counts
+from mmchat.data.exchange_kinds import KindsOfSource, keep_kinds
 from mmchat.data.quarantine import Quarantine
 from mmchat.data.records import Record, Rejected, prepared
 from mmchat.data.sources import Source, open_source
@@ -44,7 +45,12 @@ class MixtureSource:
             return record
         if self.every_caption and record.captions:
             record = record.with_caption(number - int(np.searchsorted(self.usable, index)))
-        return prepared(record, self.config.max_turns, self.config.image_place)
+        config = self.config
+        if config.kinds or config.without_kinds:
+            kept = keep_kinds(record, config.kinds, config.without_kinds)
+            assert kept is not None  # `_usable` counts no other record
+            record = kept
+        return prepared(record, config.max_turns, config.image_place)
 
 
 class Mixture:
@@ -111,18 +117,25 @@ def _once_per_caption(source: Source, usable: np.ndarray) -> np.ndarray:
 
 
 def _usable(source: Source, settings: SourceConfig, quarantine: Quarantine, show_progress: bool) -> np.ndarray:
-    if settings.index is not None:
-        return load_clean_index(settings.index, source)[: settings.max_samples]
-    usable = []
+    chosen = KindsOfSource(settings)
+    if settings.index is None:
+        numbers = range(len(source))
+    else:
+        clean = load_clean_index(settings.index, source)
+        if not chosen.chooses:
+            return clean[: settings.max_samples]
+        numbers = clean.tolist()
+    usable: list[int] = []
     show_progress = show_progress and len(source) > PROGRESS_BAR_RECORDS
-    with progress_bar(f"reading {source.name}", len(source), enabled=show_progress) as bar:
-        for index in range(len(source)):
+    with progress_bar(f"reading {source.name}", len(numbers), enabled=show_progress) as bar:
+        for index in numbers:
             record = source[index]
             if isinstance(record, Rejected):
                 quarantine.add(record)
-            else:
+            elif chosen.keeps(record):
                 usable.append(index)
             bar.advance()
             if len(usable) == settings.max_samples:
-                break
+                return np.array(usable, np.int64)
+    chosen.check(source.name)
     return np.array(usable, np.int64)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config, model, fit = read_source_arguments(arguments)
-    from mmchat.data.lengths import LengthMeasure, index_path, length_index
+    from mmchat.data.lengths import config_measure, index_path, length_index
     from mmchat.data.sources import open_source
     from mmchat.terminal import PlainConsole
 
@@ -27,9 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, settings in config.by_name().items():
         begun = time.perf_counter()
         source = open_source(settings.path, settings.image_root, settings.allow_http)
-        measure = LengthMeasure(
-            processor, config.max_length, settings.template, settings.max_turns, settings.image_place
-        )
+        measure = config_measure(settings, processor, config.max_length)
         path = index_path(source, measure)
         known = path.exists()
         index = length_index(source, measure, arguments.workers)
