@@ -54,7 +54,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         "serve": Command("serve", "answer requests in OpenAI's dialect over HTTP"),
     },
     "Evaluate": {
-        "eval": Command("eval", "score an assistant on questions with known answers"),
+        "eval": Command("eval", "score an assistant on questions or on a named benchmark"),
+        "eval tasks": Command("eval_tasks", "list the named benchmarks, or print one as a file", computes=False),
+        "eval compare": Command("eval_compare", "compare two models on the same questions", computes=False),
+        "eval score": Command("eval_score", "score answers that were kept, without the model", computes=False),
         "report": Command("report", "write one HTML page about a run, or about several", computes=False),
         "runs": Command("runs", "list runs: loss, scores, speed, what differs in configs", computes=False),
     },

@@ -19,6 +19,7 @@ import yaml
 
 from mmchat.cli.main import build_commands, main, parse
 from mmchat.cli.train import split_arguments
+from mmchat.evaluation.tasks.definition import TaskConfig
 from mmchat.settings import validate
 from mmchat.training.config import RunConfig, load_run_config
 from tests.clip_kinds import write_clip
@@ -233,6 +234,9 @@ RUN = {
 
 def check_config(text: str) -> None:
     values = yaml.safe_load(text)
+    if "layouts" in values:  # a task of `mmchat eval`
+        validate(TaskConfig, values, "block")
+        return
     left_out = {key: value for key, value in RUN.items() if not (key == "steps" and "epochs" in values)}
     validate(RunConfig, {**left_out, **values}, "block")
 

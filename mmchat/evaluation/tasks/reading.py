@@ -7,7 +7,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from mmchat.data.image_refs import ImageRef, is_bare_base64, make_image_ref
+from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.row_layouts.image_column import IMAGES, read_image_column
 from mmchat.errors import UserError
 from mmchat.evaluation.tasks.columns import columns_of, has_placeholders, text_at, texts_at, value_at
@@ -36,50 +36,40 @@ class TaskData:
         self.layout, self._rows, self._root = _choose(task, opened)
         self.left_out = 0
         """Rows without an image, which belong to another task."""
-        self._by_id: dict[str, int] = {}
-        self._reads_references = False
         samples = list(self._read(task))
         if not samples:
             raise UserError(f"{', '.join(map(str, paths))} holds no question of this task")
         self.samples = _all_orders(samples) if task.circular else samples
         _refuse_equal_ids(self.samples)
 
+    def first(self, count: int | None) -> list[Sample]:
+        """The samples of the first questions; all orders of a question's options, and both of a pair, are one."""
+        groups = list(dict.fromkeys(sample.group for sample in self.samples))
+        chosen = set(groups[:count])
+        return [sample for sample in self.samples if sample.group in chosen]
+
     def images(self, sample: Sample) -> list[ImageRef]:
         """The images of a sample. Raises UserError if they cannot be found."""
         return self._refs(self._rows[sample.row])
 
     def _read(self, task: TaskConfig) -> Iterator[Sample]:
-        pending: list[tuple[Sample, str]] = []
         for number in range(len(self._rows)):
             row = self._rows[number]
             if any(text_at(row, column) != value for column, value in self.layout.where.items()):
                 continue
-            entries = self._entries(row)
             name = text_at(row, self.layout.id) if self.layout.id else str(number)
-            self._by_id.setdefault(name or "", number)
-            if not entries and task.only_with_image:
-                self.left_out += 1
-                continue
             try:
+                entries = self._entries(row)
+                if not entries and task.only_with_image:
+                    self.left_out += 1
+                    continue
                 sample = _sample(self.layout, row, number, name)
                 question = sample.question
                 for text in task.remove:
                     question = question.replace(text, "")
-                pending.append((replace(sample, question=question.strip()), _image_key(entries)))
+                yield replace(sample, question=question.strip(), image=_image_key(entries))
             except UserError as error:
                 raise UserError(f"row {number + 1} (id {name}): {error}") from None
-        for sample, key in pending:
-            yield replace(sample, image=self._key_of_reference(key))
-
-    def _key_of_reference(self, key: str) -> str:
-        """The key of the image that another row holds, if the text of a column is that row's index."""
-        if self._is_reference(key):
-            return _image_key(self._entries(self._rows[self._by_id[key]]))
-        return key
-
-    def _is_reference(self, entry: Any) -> bool:
-        """VLMEvalKit writes an image once, and the index of its row where it is needed again (image_base.py)."""
-        return isinstance(entry, str) and entry in self._by_id and not is_bare_base64(entry) and "." not in entry
 
     def _entries(self, row: Mapping[str, Any]) -> list[Any]:
         """What the image column holds: paths, bytes, base64."""
@@ -90,12 +80,7 @@ class TaskData:
         return read_image_column({IMAGES: value})[IMAGES] if value is not None else []
 
     def _refs(self, row: Mapping[str, Any]) -> list[ImageRef]:
-        found = []
-        for entry in self._entries(row):
-            if self._is_reference(entry):
-                found += self._refs(self._rows[self._by_id[entry]])
-            else:
-                found.append(make_image_ref(entry, self._root, False))
+        found = [make_image_ref(entry, self._root, False) for entry in self._entries(row)]
         if not found:
             raise UserError("has no image")
         return found

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from mmchat.errors import UserError
+from mmchat.evaluation.metrics import exact_match
 from mmchat.evaluation.tasks.metrics.captions import bleu_counts, bleu_of_counts, cider
 from mmchat.evaluation.tasks.metrics.short import (
     document_anls,
@@ -244,6 +245,7 @@ SCORERS: Mapping[str, Scorer] = {
     "vqa_accuracy": Mean("accuracy", lambda a, s: vqa_accuracy(a, s.answers), "VQA accuracy of ten people's answers"),
     "text_vqa_accuracy": Mean("accuracy", lambda a, s: text_vqa_accuracy(a, s.answers), "VQA accuracy (TextVQA)"),
     "gqa": Mean("accuracy", lambda a, s: gqa_exact(a, s.answers), "equal to the right answer (GQA)"),
+    "exact": Mean("exact_match", lambda a, s: float(exact_match(a, s.answers[0])), "equal except for white space"),
     "same_text": Mean("accuracy", lambda a, s: same_text(a, s.answers), "equal except for case and white space"),
     "relaxed": Mean("accuracy", lambda a, s: relaxed_correctness(a, s.answers), "right, or a number at most 5 % off"),
     "anls": Mean("anls", lambda a, s: document_anls(a, s.answers), "similarity of short answers (DocVQA)"),

@@ -20,7 +20,7 @@ class Item:
     """One image of a job. Nothing is read before `open`. It travels between processes, so all of it can be pickled."""
 
     key: Line
-    """The fields that identify it in the journal: "path", and "page" for a page."""
+    """The fields that identify it in the journal: "path", and "page" for a page; "id" for a question of a task."""
     open: Callable[[], Image.Image]
     """Reads the image, or raises UserError."""
     fields: Mapping[str, Any] = field(default_factory=dict)

@@ -28,7 +28,7 @@ class Job:
     title: str
     """Title of the progress bar."""
     key: tuple[str, ...]
-    """Fields of a line that identify its image, "path" first."""
+    """Fields of a line that identify its image; the first is a text and begins the line."""
     fields: tuple[str, ...]
     """Fields of an answer."""
     counted: str | None = None

@@ -15,8 +15,6 @@ from mmchat.files import as_json_line, atomic_file, writing
 from mmchat.inference.jobs.digests import DigestSet
 from mmchat.inference.jobs.items import Item, Line, Outcome
 
-_LINE_START = b'{"path": "'
-
 
 class Journal:
     """One line per item: its key with the answer or an `error`.
@@ -27,7 +25,7 @@ class Journal:
 
     Args:
         path: The file; its folder is created if missing.
-        key: Fields of a line that identify its item, "path" first.
+        key: Fields of a line that identify its item; the first is a text.
         fields: Fields of an answer. A line may have others too.
         seen: Called with every line of an earlier process that is kept.
 
@@ -43,6 +41,7 @@ class Journal:
         seen: Callable[[Line], None] = lambda line: None,
     ) -> None:
         self.path, self.key, self.fields, self._seen = path, key, fields, seen
+        self._start = f'{{"{key[0]}": "'.encode()
         self.answered = DigestSet()
         """Names of items with an answer from an earlier process."""
         with writing(path):
@@ -79,7 +78,7 @@ class Journal:
         self._file.seek(0)
         for number, text in enumerate(self._file, 1):
             stop = position + len(text)
-            if not text.endswith(b"\n") and (text.startswith(_LINE_START) or _LINE_START.startswith(text)):
+            if not text.endswith(b"\n") and (text.startswith(self._start) or self._start.startswith(text)):
                 break  # the beginning of a line of ours
             line = self._parse(text, number)
             if "error" in line or not self.answered.add([line[field] for field in self.key]):

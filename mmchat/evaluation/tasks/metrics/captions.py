@@ -1,7 +1,7 @@
 """CIDEr-D and BLEU of captions, as sums over captions, so that any part of a corpus can be scored.
 
 Equal to `cider` and `bleu` of pycocoevalcap (the COCO caption evaluation) on the corpus of
-tests/fixtures/coco_captions.json, to 12 digits. pycocoevalcap has not changed since 2020 and brings 100 MB of Java.
+tests/fixtures/coco_captions.json, to 12 digits. pycocoevalcap needs Java for its tokens.
 """
 
 import math
