@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -61,8 +62,9 @@ def reload(driver: WebDriver) -> None:
 
 
 def until(driver: WebDriver, condition, seconds: float = 30):
-    """The first true value of `condition()`."""
-    return WebDriverWait(driver, seconds, poll_frequency=0.05).until(lambda _: condition())
+    """The first true value of `condition()`. An element that was replaced meanwhile is looked for again."""
+    again = [StaleElementReferenceException]
+    return WebDriverWait(driver, seconds, 0.05, ignored_exceptions=again).until(lambda _: condition())
 
 
 def ask(driver: WebDriver, question: str, *images: Path) -> None:

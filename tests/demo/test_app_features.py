@@ -34,6 +34,7 @@ from test_app import image
 from tiny_site import calls, log, start
 
 from mmchat.data.sources import open_source
+from mmchat.inference.repetition import REPEATS
 from mmchat.training.distributed.launch import free_port
 
 pytestmark = pytest.mark.slow
@@ -89,7 +90,7 @@ def test_settings_reach_the_model_and_do_not_hide_the_answer(page, site):
     answered(page)
     assert re.search(r"3 tokens · .*cut off: at the limit of 3 tokens", status(page), re.DOTALL)
     call = calls(root)[1]
-    assert call["options"] == {"max_new_tokens": 3, "temperature": 0.5, "seed": 7}
+    assert call["options"] == {"max_new_tokens": 3, "temperature": 0.5, "seed": 7, "repeats": REPEATS}
     assert call["messages"][0] == {"role": "system", "content": "Be kind."}
     assert re.search(r"context \d+ of 1,024", status(page))
     fresh(page)
@@ -114,9 +115,7 @@ def test_two_models_answer_side_by_side(page, site):
     assert (good["model"], good["messages"][-1]["content"]) == ("other", other)
     assert (bad["model"], bad["messages"][-1]["content"]) == ("quickstart", reply)
     choose(page, "#against", "no comparison")
-    until(
-        page, lambda: not page.find_elements(By.ID, "chat-b") or not page.find_element(By.ID, "chat-b").is_displayed()
-    )
+    until(page, lambda: not any(chat.is_displayed() for chat in page.find_elements(By.ID, "chat-b")))
 
 
 def test_another_model_continues_the_conversation(page, site):
