@@ -71,20 +71,29 @@ def refuse_special(path: str | Path) -> None:
         raise UserError(f"{path} is {kind}, expected a regular file; write what it gives to a file first")
 
 
+MAX_JSON_BYTES = 256 * 2**20
+"""Largest JSON file that is read whole. The largest tokenizers have 40 MB."""
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is not JSON, or is too large to be read whole.
     """
     try:
         refuse_special(path)
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            limit = format_megabytes(MAX_JSON_BYTES)
+            raise UserError(f"{path} has {format_megabytes(size)}, expected a JSON file of {limit} at most")
         return json.loads(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, expected a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of 4,300 digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -98,6 +107,61 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object: {{...}}")
     return value
+
+
+MAX_YAML_CHARACTERS = 2**19
+"""Longest YAML text. PyYAML reads about this much in two seconds."""
+MAX_YAML_VALUES = 1_000_000
+"""Most values of a YAML text, those of an alias counted again wherever it stands."""
+MAX_YAML_NUMBER = 1000
+"""Longest number in YAML, in characters: `1:1:1...` takes time that grows with the square of its length."""
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML that may be a stranger's: plain values only, in bounded time and memory.
+
+    Raises:
+        UserError: it is not YAML, or is too long, too deep, or too large once its aliases are expanded.
+    """
+    import yaml  # here, because most importers of this module read no YAML
+
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise UserError(f"it has more than {MAX_YAML_CHARACTERS:,} characters")
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _yaml_values(root, {}) > MAX_YAML_VALUES:
+            raise UserError(f"its aliases expand to more than {MAX_YAML_VALUES:,} values; write them out")
+        return loader.construct_document(root)
+    except RecursionError:
+        raise UserError("its values are nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: impossible dates and numbers
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def _yaml_values(node: Any, counted: dict[int, int | None]) -> int:
+    """Number of values of a node, those of an alias counted again wherever it stands.
+
+    Args:
+        node: The node.
+        counted: `id` of a node -> its number; None while it is counted.
+    """
+    if id(node) in counted:
+        if (known := counted[id(node)]) is None:
+            raise UserError("an alias stands inside of what it names")
+        return known
+    counted[id(node)] = None
+    if isinstance(node.value, str):
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_YAML_NUMBER:
+            raise UserError(f"it has a number of {len(node.value):,} characters, expected {MAX_YAML_NUMBER:,} at most")
+        total = 1
+    else:
+        inner = [one for item in node.value for one in (item if isinstance(item, tuple) else (item,))]
+        total = 1 + sum(_yaml_values(one, counted) for one in inner)
+    counted[id(node)] = total
+    return total
 
 
 def read_json_lines(path: Path) -> list[Any]:

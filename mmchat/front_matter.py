@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from mmchat.errors import UserError
+from mmchat.files import parse_yaml
 from mmchat.pretrained import HUB_NAME
 
 CARD = "README.md"
@@ -19,8 +21,8 @@ def read_front_matter(card: Path) -> dict[str, Any]:
     """The values in the head of a model card; empty if there is no card, no head, or one that is not YAML."""
     try:
         found = _HEAD.search(card.read_text(encoding="utf-8"))
-        values = yaml.safe_load(found[1]) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = parse_yaml(found[1]) if found else None
+    except (OSError, UnicodeDecodeError, UserError):
         return {}
     return values if isinstance(values, dict) else {}
 

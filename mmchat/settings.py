@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ErrorDetails
 
 from mmchat.errors import UserError, nearest
+from mmchat.files import MAX_YAML_CHARACTERS, parse_yaml, refuse_special
 from mmchat.settings_schema import (
     Key,
     Place,
@@ -91,13 +91,19 @@ def load_settings(
 def read_yaml(path: Path) -> dict[str, Any]:
     """Raises UserError if the file is missing or not a YAML mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        refuse_special(path)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_YAML_CHARACTERS + 1)
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"config {path} is a folder, expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path} is not valid YAML: {error}") from None
+    try:
+        values = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"config {path} must hold key: value pairs, found {type(values).__name__}")
     return values
@@ -122,9 +128,9 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
         if not equals and remaining and not remaining[0].startswith("--"):
             equals, text = "=", remaining.pop(0)
         try:
-            found[key] = yaml.safe_load(text) if equals else True
-        except yaml.YAMLError:
-            raise UserError(f"--{key}: {text!r} is not a valid YAML value") from None
+            found[key] = parse_yaml(text) if equals else True
+        except UserError:
+            raise UserError(f"--{key}: {text!r:.80} is not a valid YAML value") from None
     return found
 
 
