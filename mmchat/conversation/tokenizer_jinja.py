@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mmchat.constants import IMAGE_BREAK
+from mmchat.conversation.bounded_jinja import check_cost
 from mmchat.conversation.safe_tokenizer import SafeTokenizer, safe_tokenizer_for
 from mmchat.conversation.segments import SlotTokens, Spans
 from mmchat.conversation.special_tokens import MARK_END, MARK_START, mark_tokens
@@ -127,15 +128,16 @@ class JinjaRunner:
         # Imported here because it loads torch. transformers caches the compiled template.
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        variables = {"add_generation_prompt": add_generation_prompt, **self.tokens}
         try:
+            check_cost(self.jinja, self.chat[:count], variables)
             rendered: Any = render_jinja_template(  # annotated as str, returns (texts, spans of each)
                 [self.chat[:count]],
                 chat_template=self.jinja,
                 return_assistant_tokens_mask=track,
-                add_generation_prompt=add_generation_prompt,
-                **self.tokens,
+                **variables,
             )
-        except TemplateError as error:
+        except (TemplateError, UserError) as error:
             where = f"the first {count} of {len(self.chat)} messages" if count < len(self.chat) else "the conversation"
             raise UserError(f"the tokenizer's chat template refuses {where}: {error}; {REMEDY}") from error
         (text,), spans = rendered

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mmchat.auto import MMChatProcessor
 from mmchat.conversation import SlotTokens, to_jinja
+from mmchat.conversation.bounded_jinja import check_cost
 from mmchat.conversation.safe_tokenizer import safe_tokenizer_for
 from mmchat.conversation.templates import TEMPLATES
 from mmchat.conversation.tokenizer_jinja import quote
@@ -97,13 +97,13 @@ def _write(tokenizer: Any, jinja: str, turns: int, line_break: str = "", strings
         {"role": role, "content": text if strings else image * (not number) + [{"type": "text", "text": text}]}
         for number, (role, text) in enumerate(texts)
     ]
-    prompt = messages[-1]["role"] == "user"
+    variables = {"add_generation_prompt": messages[-1]["role"] == "user", **tokenizer.special_tokens_map}
     try:
-        rendered: Any = render_jinja_template(  # annotated as str, returns (texts, spans)
-            [messages], chat_template=jinja, add_generation_prompt=prompt, **tokenizer.special_tokens_map
-        )
-    except (TemplateError, TypeError):  # TypeError: it adds the parts of a message to a string
+        check_cost(jinja, messages, variables)
+    except UserError:  # it raises, for example because it adds the parts of a message to a string
         return None
+    # Annotated as str, returns (texts, spans).
+    rendered: Any = render_jinja_template([messages], chat_template=jinja, **variables)
     return rendered[0][0].removeprefix("".join(safe_tokenizer_for(tokenizer).prefix_tokens))
 
 

@@ -21,6 +21,7 @@ from mmchat.conversation import (
     render,
     to_jinja,
 )
+from mmchat.conversation.bounded_jinja import check_cost
 from mmchat.errors import UserError
 from mmchat.model.image_processor import MMChatImageProcessor, open_images
 from mmchat.vision import ImageLayout, Size, TowerSpec, join_slot_maps
@@ -202,11 +203,19 @@ class MMChatProcessor(ProcessorMixin):
         return BatchFeature({**pixels, **pad_left(rows, self.pad_token_id)})
 
     def apply_chat_template(self, conversation: Any, *args: Any, tokenize: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but text that spells a control token stays text."""
+        """As in transformers, but text that spells a control token stays text.
+
+        Raises:
+            UserError: The template refuses the conversation, or takes too much time or memory (`check_cost`).
+        """
         kwargs.setdefault("sanitize_control_tokens", tokenize)
         if kwargs["sanitize_control_tokens"]:
             batched = bool(conversation) and isinstance(conversation[0], list)
             conversation = list(map(merge_text_parts, conversation)) if batched else merge_text_parts(conversation)
+        template = kwargs.get("chat_template") or self.chat_template
+        variables = {"add_generation_prompt": False, **kwargs, **self.tokenizer.special_tokens_map}
+        for messages in conversation if conversation and isinstance(conversation[0], list) else [conversation]:
+            check_cost(template, messages, variables)
         return super().apply_chat_template(conversation, *args, tokenize=tokenize, **kwargs)
 
 
