@@ -93,6 +93,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, expected a JSON file") from None
+    except OSError as error:  # no permission, or a link to itself
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of 4,300 digits
         raise UserError(f"{path} is not valid JSON: {error}") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.files import read_json_object
+from mmchat.opening import read_model_config
 from mmchat.pretrained import WEIGHTS, resolve
 
 ADAPTER_BASE = "base.json"
@@ -55,7 +55,7 @@ class ModelKind:
             raise UserError(
                 f"{directory} holds a LoRA adapter, not a whole model; `mmchat merge {directory} --out DIR` makes one"
             )
-        config = read_json_object(directory / "config.json")
+        config = read_model_config(directory)
         if (found := config.get("model_type")) != self.model_type:
             raise UserError(
                 f"{source} holds a model of type {found!r}, expected {self.description} ({self.model_type}); "

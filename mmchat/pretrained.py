@@ -3,8 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_object, staged_directory
+from mmchat.opening import CONFIG, opening, read_model_config, rehearse
 
 if TYPE_CHECKING:
     from mmchat.model_kinds import ModelKind
@@ -26,8 +26,6 @@ HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.
 """`user/name`, or `user/name@revision` with a branch, tag or commit."""
 SAFE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 """Patterns of the files that are fetched from the hub besides weights. Code is never fetched."""
-SHOWN_REASON = 300
-"""How many characters of another program's error a message shows."""
 FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth")
 """A source that ends so is a file."""
 
@@ -126,31 +124,6 @@ def resolve(source: str | Path, what: str = "model directory", weights: bool = T
         raise UserError(f"{what} {str(source)!r} is no path here, and the hub did not give it: {reason}") from None
 
 
-@contextmanager
-def refusing_damage(where: str | Path) -> Iterator[None]:
-    """Turn what unexpected values in foreign files raise into a `UserError`.
-
-    Configs of other programs hold values of any type and size, and reach code here and in transformers that trusts
-    them. What is known to go wrong has a message of its own.
-
-    Args:
-        where: The files, for the message.
-
-    Raises:
-        UserError: The block raised an error that a value can cause.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:SHOWN_REASON]
-        raise UserError(
-            f"{where} cannot be opened: a value in its config or its other files is not one that such a model has "
-            f"({type(error).__name__}: {reason}); copy or download it again"
-        ) from error
-
-
 def pin(source: str, what: str = "model directory") -> str:
     """A hub name with the commit that is its revision now, so that a run keeps its weights when a branch moves.
 
@@ -205,9 +178,13 @@ class ModelDirectory(Generic[Model]):
         weights.
 
         Raises:
-            UserError: See `ModelKind.check`.
+            UserError: See `ModelKind.check`; or the files are damaged.
         """
-        return self.model_class(self.model_class.config_class.from_pretrained(self.kind.check(source)))
+        directory = self.kind.check(source)
+        with opening(directory):
+            config = self.model_class.config_class.from_pretrained(directory)
+            rehearse(lambda: self.model_class(config), directory)
+            return self.model_class(config)
 
     def save(
         self, model: Model, others: Sequence[Any], directory: Path, outputs: Callable[[Model], Sequence[Any]]
@@ -235,10 +212,11 @@ def load_strictly(model_class: Any, directory: Path, dtype: str = "auto", **opti
         raise UserError(f"{directory} holds no {WEIGHTS}, so no weights that can be opened safely")
     for index in directory.glob(f"{WEIGHTS}.index.json"):
         files_in_index(index)  # transformers would open files outside the directory
-    try:
-        return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype, **options)
-    except SafetensorError as error:
-        raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
+    with opening(directory, weights=True):
+        try:
+            return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype, **options)
+        except SafetensorError as error:
+            raise UserError(f"the weights in {directory} are damaged or cut off: {error}") from None
 
 
 def load_state_strictly(model_class: Any, config: Any, state: dict[str, Any], where: Path) -> Any:
@@ -256,7 +234,9 @@ def load_state_strictly(model_class: Any, config: Any, state: dict[str, Any], wh
     Raises:
         UserError: Keys are missing, left over or of another shape.
     """
-    return _from_pretrained(model_class, None, where, config=config, state_dict=state, dtype="auto")
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    with opening(where, held=held):
+        return _from_pretrained(model_class, None, where, config=config, state_dict=state, dtype="auto")
 
 
 def _from_pretrained(model_class: Any, source: Path | None, where: Path, **options: Any) -> Any:
@@ -338,7 +318,9 @@ def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = Fal
         raise UserError(f"{what} {source!r} does not exist; give a directory, or `user/name` of the Hugging Face hub")
     for index in found.glob("*.index.json") if weights else ():
         files_in_index(index)  # transformers would open files outside the directory
-    try:
+    if (found / CONFIG).exists():
+        read_model_config(found)
+    with opening(found, weights, what=f"{what} {source!r}"):
         # Without the option, transformers asks on the terminal whether to run code that the files name.
         options = {"trust_remote_code": False}
         return (
@@ -346,13 +328,6 @@ def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = Fal
             if weights
             else auto_class.from_pretrained(found, **options)
         )
-    except UserError:
-        raise
-    except Exception as error:  # many types: what is in the files is read unchecked
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{what} {source!r} is neither a directory with one nor a name that the hub gave: {reason}"
-        ) from error
 
 
 def save_verified(
@@ -374,7 +349,8 @@ def save_verified(
         tolerance: Largest absolute difference between them.
 
     Raises:
-        RuntimeError: The reloaded model computes something else. `directory` is then unchanged.
+        UserError: The model computes NaN or infinity.
+        RuntimeError: The reloaded model computes something else. `directory` is then unchanged, in both cases.
     """
     with staged_directory(directory) as aside:
         # Under this version's module names, not those of older transformers: single towers are found by them.
@@ -385,7 +361,12 @@ def save_verified(
         _match_attention(model, copy)
         was_training = model.training
         model.eval()
-        pairs = zip(outputs(model), outputs(copy.eval()), strict=True)
+        pairs = list(zip(outputs(model), outputs(copy.eval()), strict=True))
+        if any(not original.isfinite().all() for original, _ in pairs):
+            raise UserError(
+                f"the model for {directory} computes NaN or infinity, so it is not written; a value in the config or "
+                "the weights that it is made of is damaged, copy or download them again"
+            )
         differences = [(original - copied).abs().max().item() for original, copied in pairs]
         model.train(was_training)
         # Negated, so that NaN fails too.

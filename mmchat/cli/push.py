@@ -10,6 +10,7 @@ from typing import Any
 from mmchat.errors import UserError
 from mmchat.files import format_megabytes, read_json
 from mmchat.front_matter import CARD, read_front_matter
+from mmchat.opening import CONFIG, read_model_config
 from mmchat.pretrained import HUB_NAME, SAFE_FILES, WEIGHTS, part_of_run
 
 EXAMPLE = "mmchat push runs/quickstart/model someone/quickstart"
@@ -74,8 +75,7 @@ def kind_of(directory: Path) -> tuple[str, str]:
         raise UserError(f"model directory {directory} does not exist")
     if all((directory / file).is_file() for file in ("base.json", "adapter_config.json")):
         return ADAPTER
-    config = directory / "config.json"
-    kind = read_json(config).get("model_type") if config.is_file() else None
+    kind = read_model_config(directory).get("model_type") if (directory / CONFIG).is_file() else None
     if kind in KINDS:
         return KINDS[kind]
     if is_exported(directory):

@@ -7,10 +7,17 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmchat.contrastive.captions import encode_caption, open_tokenizer, refuse_other_tokenizer
-from mmchat.contrastive.dual_encoder import DualEncoder, DualEncoderConfig, text_config_from_dict, without_pooler
+from mmchat.contrastive.dual_encoder import (
+    DualEncoder,
+    DualEncoderConfig,
+    random_text_encoder,
+    text_config_from_dict,
+    without_pooler,
+)
 from mmchat.contrastive.text_formats import open_dual_encoder
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 from mmchat.model_kinds import DUAL_ENCODER
+from mmchat.opening import check_sizes, opening, rehearse, weight_bytes
 from mmchat.pretrained import ModelDirectory, fill_module, open_pretrained
 from mmchat.vision import VisionTower
 from mmchat.vision.loading import open_weight_files
@@ -40,9 +47,12 @@ def load_clip(source: str | Path, dtype: str = "auto", trust_torchscript: bool =
     files = open_weight_files(str(source), trust_torchscript=trust_torchscript, what="dual encoder")
     if files.config.get("model_type") == DualEncoderConfig.model_type:
         return load_clip_directory(files.path, dtype)
-    config, state = open_dual_encoder(files)
-    model = DualEncoder(config)
-    fill_module(model, state, files.path)
+    held = weight_bytes(files.path)
+    with opening(files.path, held=held):
+        config, state = open_dual_encoder(files)
+        rehearse(lambda: DualEncoder(config), files.path, held)
+        model = DualEncoder(config)
+        fill_module(model, state, files.path)
     return (model if dtype == "auto" else model.to(getattr(torch, dtype))).eval()
 
 
@@ -100,6 +110,7 @@ def init_clip(
         pad = opened.eos_token_id if opened.pad_token_id is None else opened.pad_token_id
         special = {"bos_token_id": opened.bos_token_id, "eos_token_id": opened.eos_token_id, "pad_token_id": pad}
         config = text_config_from_dict({**text, **special, "vocab_size": len(opened)})
+        rehearse(lambda: random_text_encoder(config), out)
     else:
         config = text.config
         refuse_other_tokenizer(opened, config, tokenizer)
@@ -124,7 +135,8 @@ def open_text_encoder(source: str) -> dict[str, Any] | PreTrainedModel:
         UserError: It is none of these.
     """
     if source.endswith(".json"):
-        return read_json(Path(source))
+        check_sizes(values := read_json_object(Path(source)), Path(source))
+        return values
     config = open_pretrained(AutoConfig, source, "text encoder")
     if config.model_type in ("clip", "siglip"):
         return load_clip(source).text_encoder

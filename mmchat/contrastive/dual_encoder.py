@@ -111,7 +111,7 @@ class DualEncoder(TowerModel):
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)
-        self.text_encoder = without_pooler(_random_text_encoder(config.text_config))
+        self.text_encoder = without_pooler(random_text_encoder(config.text_config))
         (tower,) = self.towers
         refuse_several_views(tower.spec, "a dual encoder")
         image_dim = tower.pooled_dim if config.pool == "pooled" else tower.spec.dim
@@ -192,7 +192,7 @@ class DualEncoder(TowerModel):
         return images, texts, self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
 
 
-def _random_text_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+def random_text_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """AutoModel does not know SigLIP's text encoder alone."""
     return SiglipTextModel(config) if isinstance(config, SiglipTextConfig) else AutoModel.from_config(config)
 

@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, SiglipConfig
 from mmchat.contrastive.captions import open_tokenizer
 from mmchat.contrastive.dual_encoder import DualEncoderConfig
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 from mmchat.vision.checkpoint_formats import hugging_face, open_clip, openai
 from mmchat.vision.checkpoint_formats.base import TowerCheckpoint, count_blocks, require_keys
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
@@ -81,7 +81,7 @@ def _open_openai(files: WeightFiles, tower: TowerCheckpoint) -> DualEncoderCheck
 
 def _open_open_clip(files: WeightFiles, tower: TowerCheckpoint) -> DualEncoderCheckpoint:
     path = open_clip.config_path(files)
-    model = read_json(path)["model_cfg"] if path.exists() else {}
+    model = read_json_object(path)["model_cfg"] if path.exists() else {}
     text = model.get("text_cfg", {})
     if open_clip.holds_siglip(files.shapes):
         _refuse_unsupported(text, SIGLIP_DEFAULTS, files)

@@ -113,7 +113,7 @@ def _charging(template: nodes.Template) -> nodes.Template:
     kinds = (nodes.For, nodes.Output, nodes.Concat, nodes.Compare, nodes.Getitem, nodes.Pair)
     for node in list(template.find_all(kinds)):
         if isinstance(node, nodes.For):
-            node.iter = _wrap(node.iter, _LOOPED)  # type: ignore[arg-type, assignment]
+            node.iter = _wrap(node.iter, _LOOPED)  # type: ignore[arg-type]
         elif isinstance(node, nodes.Output | nodes.Concat):
             node.nodes = [one if isinstance(one, nodes.TemplateData) else _wrap(one) for one in node.nodes]
         elif isinstance(node, nodes.Compare):

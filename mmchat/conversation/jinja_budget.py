@@ -52,7 +52,7 @@ def measure(value: Any) -> None:
     elif isinstance(value, int):
         charge(value.bit_length() // 8)
     elif isinstance(value, dict | Namespace | list | tuple | set):
-        inner = value._Namespace__attrs if isinstance(value, Namespace) else value  # type: ignore[attr-defined]
+        inner = value._Namespace__attrs if isinstance(value, Namespace) else value
         charge(ITEM * (len(inner) + 1))
         for item in inner:
             measure(item)

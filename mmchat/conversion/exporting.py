@@ -15,8 +15,9 @@ from mmchat.conversion.formats.base import OwnInputs, OwnSamples, option_names, 
 from mmchat.conversion.vllm.check import compare_with_vllm, vllm_refusals
 from mmchat.conversion.vllm.vllm_process import require_python
 from mmchat.errors import UserError
-from mmchat.files import read_json_object, staged_directory
+from mmchat.files import staged_directory
 from mmchat.model.directory import load_assistant
+from mmchat.opening import CONFIG, read_model_config
 from mmchat.pretrained import hub_repos, resolve
 
 HF = "hf"
@@ -94,8 +95,8 @@ def find_vllm(check: str, candidates: Sequence[ExportFormat]) -> str:
 
 def is_dual_encoder(directory: Path) -> bool:
     """Whether a directory holds a dual encoder that mmchat wrote."""
-    config = directory / "config.json"
-    return config.is_file() and read_json_object(config).get("model_type") == DualEncoderConfig.model_type
+    is_model = (directory / CONFIG).is_file()
+    return is_model and read_model_config(directory).get("model_type") == DualEncoderConfig.model_type
 
 
 def find_targets(to: str, options: dict[str, Any]) -> list[ExportFormat]:

@@ -13,7 +13,8 @@ from mmchat.conversion.formats.base import Format, ImportedAssistant, option_nam
 from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
-from mmchat.pretrained import load_state_strictly, refuse_misfit, refusing_damage, resolve
+from mmchat.opening import opening
+from mmchat.pretrained import load_state_strictly, refuse_misfit, resolve
 from mmchat.vision.checkpoint_formats.weight_files import READ_BY_TRANSFORMERS, WeightFiles
 
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -53,7 +54,7 @@ def import_model(
             f"{path} is not a directory; download the model and give its folder, with config.json and weights"
         )
     files = WeightFiles(path)
-    with refusing_damage(path):
+    with opening(path):
         return _open(files, tokenizer, template, options)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.files import read_json_object
+from mmchat.opening import CONFIG, read_model_config
 from mmchat.pretrained import resolve
 
 REMEDY = (
@@ -96,6 +96,6 @@ def refuse_unsupported_source(source: str) -> None:
     Raises:
         UserError: It cannot be opened, or is a hub name that cannot be fetched.
     """
-    config = resolve(source, weights=False) / "config.json"
-    if config.exists():
-        refuse_unsupported(read_json_object(config), source)
+    directory = resolve(source, weights=False)
+    if (directory / CONFIG).exists():
+        refuse_unsupported(read_model_config(directory), source)

@@ -13,7 +13,8 @@ from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatImag
 from mmchat.conversation import DEFAULT_SLOTS, SlotTokens, get_template, stop_tokens
 from mmchat.conversation.template_choice import check_template, choose_template
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
+from mmchat.opening import check_sizes, opening, rehearse
 from mmchat.pretrained import open_pretrained
 from mmchat.vision import Split, TowerConfig, VisionTower
 
@@ -85,7 +86,10 @@ def assemble(
         # A published model may have more embeddings than its tokenizer has tokens. It keeps them.
         rows = 0 if language.endswith(".json") else model_config["vocab_size"]
         model_config["vocab_size"] = max(len(opened_tokenizer), rows)
-        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config))
+        with opening(Path(language)):
+            language_config = AutoConfig.for_model(**model_config)
+            rehearse(lambda: AutoModelForCausalLM.from_config(language_config), Path(language))
+            language_model = AutoModelForCausalLM.from_config(language_config)
     if max_positions is not None:
         extend_positions(language_model, max_positions)
     config = build_config(
@@ -128,7 +132,7 @@ def _model_type(language: str | Language) -> str:
     if isinstance(language, Language):
         return language.model.config.model_type
     if language.endswith(".json"):
-        return read_json(Path(language)).get("model_type", "")
+        return read_language_config(Path(language)).get("model_type", "")
     return open_pretrained(AutoConfig, language, "language model").model_type
 
 
@@ -222,7 +226,17 @@ def _open_language(language: str | Language, tokenizer: str | None, weights: boo
         return opened, None if weights else open_pretrained(AutoConfig, language, "language model").to_dict()
     if tokenizer is None:
         raise UserError(f"--language {language} is a config without a tokenizer; name one with --tokenizer")
-    return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), read_json(Path(language))
+    return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), read_language_config(Path(language))
+
+
+def read_language_config(path: Path) -> dict[str, Any]:
+    """The values of a language model's config.
+
+    Raises:
+        UserError: The file is missing or damaged, or has an impossible size.
+    """
+    check_sizes(values := read_json_object(path), path)
+    return values
 
 
 def _start_embeddings(language_model: Any, real: set[int], new: set[int]) -> None:

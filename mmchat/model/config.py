@@ -11,6 +11,28 @@ from mmchat.errors import UserError
 FUSIONS = ("channels", "sequence")
 
 
+TYPES: dict[str, tuple[type, ...]] = {
+    "towers": (list,),
+    "projectors": (list,),
+    "slots": (dict,),
+    "base_models": (list,),
+    "template": (str,),
+    "system": (str,),
+    "fusion": (str,),
+    "image_token_id": (int,),
+}
+"""Key -> type of its value, which may also be None."""
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """Raise UserError for values of other types, as damaged files have them."""
+    for key, value in values.items():
+        inner = value if isinstance(value, list) else ()
+        kind = dict if key == "towers" else str
+        if not isinstance(value, (*TYPES[key], type(None))) or not all(isinstance(one, kind) for one in inner):
+            raise UserError(f"config.json has {key} {value!r:.80}, which is of another type; copy the directory again")
+
+
 class MMChatConfig(PreTrainedConfig):
     """A language model, vision towers with a projector each, and how their features are fused.
 
@@ -46,6 +68,10 @@ class MMChatConfig(PreTrainedConfig):
         base_models: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        _check_types(
+            {"towers": towers, "projectors": projectors, "slots": slots, "base_models": base_models}
+            | {"template": template, "system": system, "fusion": fusion, "image_token_id": image_token_id}
+        )
         if isinstance(text_config, dict):
             values = dict(text_config)
             text_config = AutoConfig.for_model(values.pop("model_type"), **values)

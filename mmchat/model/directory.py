@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
+from mmchat.errors import UserError
 from mmchat.model.card import ModelCard
 from mmchat.model.projectors import slots_per_image
 from mmchat.model_kinds import ASSISTANT
+from mmchat.opening import opening
 from mmchat.pretrained import ModelDirectory, resolve, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
@@ -53,6 +55,12 @@ def _with_processor(
     model: MMChatForConditionalGeneration, source: str | Path, fit: Fit | None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     processor = load_processor(source)
+    found, stated = (processor.image_processor.specs, processor.image_tokens), (model.specs, model.image_tokens)
+    if found != stated:
+        raise UserError(
+            f"the processor in {source} does not fit its model: processor_config.json has {found}, and config.json "
+            f"makes it {stated}; copy or write the directory again"
+        )
     if fit is not None:
         model.set_fit(fit)
         processor.set_towers(model.specs, model.image_tokens)
@@ -62,12 +70,14 @@ def _with_processor(
 def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcessor:
     """Open the processor of an assistant without reading weights. Arguments and errors as in `load_assistant`."""
     directory = ASSISTANT.check(source, *ASSISTANT.files)
-    processor = MMChatProcessor.from_pretrained(directory)
-    if fit is not None:
-        config = MMChatConfig.from_pretrained(directory)
-        specs = [tower_spec(with_fit(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
-        refuse_unequal_views(specs)
-        processor.set_towers(specs, slots_per_image(specs, config.projectors, config.fusion))
+    with opening(directory):
+        # Without the option, transformers asks on the terminal whether to run code that the files name.
+        processor = MMChatProcessor.from_pretrained(directory, trust_remote_code=False)
+        if fit is not None:
+            config = MMChatConfig.from_pretrained(directory)
+            specs = [tower_spec(with_fit(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
+            refuse_unequal_views(specs)
+            processor.set_towers(specs, slots_per_image(specs, config.projectors, config.fusion))
     return processor
 
 

@@ -9,6 +9,7 @@ and transformers open the whole adapter without mmchat's help.
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
-from mmchat.files import read_json, write_json, write_text
+from mmchat.files import read_json, read_json_object, write_json, write_text
 from mmchat.model.card import adapter_card
 from mmchat.model.directory import LOGITS_TOLERANCE, comparison_logits, load_assistant
 from mmchat.model_kinds import ADAPTER_BASE
+from mmchat.opening import opening, weight_bytes
 from mmchat.pretrained import hub_name, resolve, save_verified
 from mmchat.vision import Fit
 
@@ -32,6 +34,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """PEFT's name of the adapted model, before every key of its weights."""
 OLD_FULL = "full.safetensors"
+MODULE_NAME = re.compile(r"[\w.]+")
+REGULAR_EXPRESSIONS = ("layers_pattern", "target_parameters")
+"""Keys of PEFT's config that hold patterns and that adapters of mmchat leave empty."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ def load_adapter(
         )
     if missing := [name for name in (ADAPTER_BASE, CONFIG, WEIGHTS) if not (directory / name).is_file()]:
         raise UserError(f"{directory} is not a complete adapter directory: it has no {', '.join(missing)}")
-    description = read_json(directory / ADAPTER_BASE)
+    description = _read_description(directory)
     base = _find_base(directory, description["model"]) if base is None else resolve(base)
     if not base.is_dir():
         raise UserError(f"--base {base} does not exist; expected the model directory that {directory} was trained on")
@@ -214,17 +219,45 @@ def load_adapter(
         )
     model, processor = load_assistant(base, dtype, fit=description["fit"])
     found = _names(directory / WEIGHTS)
-    try:
-        adapter = PeftModel.from_pretrained(model, directory)
-        wrong = found ^ set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
-    except KeyError as error:  # a weight of a module trained in full
-        wrong = {str(error.args[0])}
-    except RuntimeError as error:
-        raise UserError(f"the weights in {directory} do not fit {base}: {error}") from None
+    with opening(directory, held=weight_bytes(directory) + weight_bytes(base)):
+        try:
+            adapter = PeftModel.from_pretrained(model, directory)
+            wrong = found ^ set(get_peft_model_state_dict(adapter, save_embedding_layers=False))
+        except KeyError as error:  # a weight of a module trained in full
+            wrong = {str(error.args[0])}
+        except RuntimeError as error:
+            raise UserError(f"the weights in {directory} do not fit {base}: {error}") from None
     if wrong:
         names = ", ".join(sorted(wrong))
         raise UserError(f"the weights in {directory} do not fit {base}: missing or unexpected are {names}")
     return adapter.eval(), processor
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    """The values of `base.json`, with those of `adapter_config.json` checked that could be programs.
+
+    Raises:
+        UserError: A file is damaged, or the adapter's config has patterns or other values that `save_adapter` does not
+            write.
+    """
+    description = read_json_object(directory / ADAPTER_BASE)
+    hashes = description.get("sha256")
+    if not (isinstance(description.get("model"), str) and isinstance(hashes, dict) and "fit" in description):
+        raise UserError(f"{directory / ADAPTER_BASE} lacks the model, its sha256 or the fit; copy the adapter again")
+    config = read_json_object(directory / CONFIG)
+    names = [config.get("target_modules"), config.get("modules_to_save") or [], config.get("exclude_modules") or []]
+    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not all(isinstance(one, list) for one in names) or not all(isinstance(one, dict) for one in patterns):
+        raise UserError(f"{directory / CONFIG} has no list of target_modules, or one of another kind; copy it again")
+    # PEFT takes these for regular expressions, which may take for ever.
+    unusual = [name for one in (*names, *patterns) for name in one if not MODULE_NAME.fullmatch(str(name))]
+    others = [key for key in REGULAR_EXPRESSIONS if config.get(key)]
+    if unusual or others:
+        raise UserError(
+            f"{directory / CONFIG} names modules by patterns ({', '.join(map(str, [*unusual, *others]))[:80]}), which "
+            "mmchat does not write; list their names"
+        )
+    return description
 
 
 def _find_base(directory: Path, named: str) -> Path:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
-from mmchat.pretrained import fill_module, part_of_run, refusing_damage, resolve
+from mmchat.files import read_json_object
+from mmchat.opening import check_sizes, opening, rehearse, weight_bytes
+from mmchat.pretrained import fill_module, part_of_run, resolve
 from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
 from mmchat.vision.checkpoint_formats.base import CheckpointFormat
 from mmchat.vision.checkpoint_formats.hugging_face import MODEL_TYPES
@@ -80,11 +81,18 @@ def load_tower(
 
     source = str(source)
     if source.endswith(".json"):
-        tower = build(TowerConfig.from_dict(read_json(Path(source))))
+        path = Path(source)
+        check_sizes(values := read_json_object(path), path)
+        with opening(path):
+            config = TowerConfig.from_dict(values)
+            rehearse(lambda: build(config), path)
+            tower = build(config)
     else:
         files = open_weight_files(source, weights, trust_torchscript)
-        with refusing_damage(files.path):
+        held = weight_bytes(files.path) if weights else None
+        with opening(files.path, held=held):
             checkpoint = recognise_format(files).open(files, weights)
+            rehearse(lambda: build(checkpoint.config), files.path, held)
             tower = build(checkpoint.config)
             if checkpoint.state is not None:
                 fill_module(tower, checkpoint.state, files.path)

@@ -11,7 +11,7 @@ from mmchat.vision.layout import ImageLayout, views_only
 from mmchat.vision.transforms.anyres import AnyRes
 from mmchat.vision.transforms.native_aspect import native_size
 from mmchat.vision.transforms.split import Split
-from mmchat.vision.transforms.tiling import Size, Tiling
+from mmchat.vision.transforms.tiling import Size, Tiling, check_range
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,6 +23,10 @@ HALF = (0.5, 0.5, 0.5)
 """As mean and standard deviation: bytes become -1 to 1 (SigLIP; big_vision, pp/ops_image.py `value_range`)."""
 
 Fit = Literal["squash", "pad", "shortest-edge-crop", "longest-edge-pad", "tiles", "anyres", "split", "native"]
+LEAST_CROP = 1 / 16
+"""Smallest part of a resized image's short side that a crop keeps. The image is resized to that much more."""
+MOST_PATCHES = 2**16
+"""Most patches of an image of native aspect ratio."""
 FITS: tuple[str, ...] = get_args(Fit)
 RESAMPLINGS = ("bilinear", "bicubic", "lanczos")
 TILINGS: dict[str, type] = {"tiles": Tiling, "anyres": AnyRes, "split": Split}
@@ -78,13 +82,13 @@ class Preprocessing:
         if self.resample not in RESAMPLINGS:
             known = ", ".join(RESAMPLINGS)
             raise UserError(f"preprocessing resample {self.resample!r} is unknown; expected one of {known}")
-        if not 0 < self.crop_fraction <= 1:
-            raise UserError(f"preprocessing crop_fraction is {self.crop_fraction}; expected more than 0 and at most 1")
+        if not (isinstance(self.crop_fraction, int | float) and LEAST_CROP <= self.crop_fraction <= 1):
+            raise UserError(f"preprocessing crop_fraction is {self.crop_fraction!r:.80}; expected {LEAST_CROP} to 1")
         self._complete_tiling()
         if self.fit != "native" and self.max_patches is not None:
             raise UserError(f"preprocessing has max_patches, but its fit is {self.fit!r}; only fit 'native' takes it")
-        if self.max_patches is not None and self.max_patches < 1:
-            raise UserError(f"preprocessing max_patches is {self.max_patches}; expected 1 or more")
+        if self.max_patches is not None:
+            check_range("preprocessing: max_patches", self.max_patches, MOST_PATCHES)
 
     def _complete_tiling(self) -> None:
         kind = TILINGS.get(self.fit)
@@ -208,8 +212,16 @@ class TowerConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, int):
+        if isinstance(self.layer, list):
             object.__setattr__(self, "layer", tuple(self.layer))
+        layers = self.layer if isinstance(self.layer, tuple) else (self.layer,)
+        if not layers or not all(type(layer) is int for layer in layers):
+            raise UserError(f"tower config: layer is {self.layer!r:.80}; expected a number, or a list of numbers")
+        for name in ("class_token", "final_norm", "antialias"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UserError(f"tower config: {name} is {value!r:.80}; expected true or false")
+        if not (isinstance(self.family, str) and isinstance(self.backbone, dict)):
+            raise UserError(f"tower config: expected the name of a family and keys of its backbone, found {self!r:.80}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

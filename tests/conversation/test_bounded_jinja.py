@@ -96,5 +96,5 @@ def test_objects_are_out_of_reach(tmp_path, make_image):
 def test_rendering_with_the_tokenizers_own_template_is_bounded(llama):
     llama = copy.copy(llama)
     llama.chat_template = LOOP * 2 + END * 2
-    with pytest.raises(UserError, match="the tokenizer's chat template refuses .* spent its budget"):
+    with pytest.raises(UserError, match=r"the tokenizer's chat template refuses .* spent its budget"):
         render(MESSAGES, "auto", llama)

@@ -141,7 +141,7 @@ def test_several_images_are_padded_squares_for_onevision(make_image):
 def test_settings_that_cannot_be(make_tower):
     with pytest.raises(UserError, match="expected grids of at least 1 row and 1 column, found"):
         AnyRes(((1, 0),))
-    with pytest.raises(UserError, match="max_tiles is 0; expected 1 or more"):
+    with pytest.raises(UserError, match="max_tiles is 0; expected a whole number from 1"):
         AnyRes(max_tiles=0)
     with pytest.raises(UserError, match=r"fit 'anyres' takes a AnyRes, found Tiling"):
         Preprocessing(fit="anyres", tiling=Preprocessing(fit="tiles").tiling)

@@ -209,7 +209,7 @@ def test_specs():
         assert tower.spec.grid((width, height)) == (rows, columns)
         assert tower.spec.views((width, height)) == rows * columns
     assert build_tower(TowerConfig("siglip2", BACKBONE)).spec.grid((60, 28)) is None
-    with pytest.raises(UserError, match="max_patches is 0; expected 1 or more"):
+    with pytest.raises(UserError, match="max_patches is 0; expected a whole number from 1"):
         Preprocessing(fit="native", max_patches=0)
     with pytest.raises(UserError, match="a tower of fit native must be the only one, found native, native"):
         refuse_unequal_views([tower.spec, tower.spec])

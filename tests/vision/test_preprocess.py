@@ -172,5 +172,5 @@ def test_unknown_settings_are_refused():
         Preprocessing(fit="crop")
     with pytest.raises(UserError, match="resample 'nearest' is unknown; expected one of bilinear, bicubic"):
         Preprocessing(resample="nearest")
-    with pytest.raises(UserError, match=r"crop_fraction is 1\.5; expected more than 0 and at most 1"):
+    with pytest.raises(UserError, match=r"crop_fraction is 1\.5; expected 0.0625 to 1"):
         Preprocessing(crop_fraction=1.5)

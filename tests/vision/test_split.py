@@ -168,7 +168,7 @@ def test_marker_tokens():
 
 def test_settings_that_cannot_be():
     for values, message in (
-        ({"longest_edge": 0}, "longest_edge is 0; expected 1 or more"),
+        ({"longest_edge": 0}, "longest_edge is 0; expected a whole number from 1"),
         ({"rule": "other"}, "rule is 'other'; expected one of idefics3, nanovlm"),
         ({"global_view": "middle"}, "global_view is 'middle'; expected one of first, last, none"),
         ({"rule": "nanovlm", "cut": False}, "cut false belongs to rule 'idefics3'"),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mmchat.errors import UserError
-from mmchat.files import read_json
+from mmchat.files import read_json_object
 from mmchat.vision.checkpoint_formats import openai
 from mmchat.vision.checkpoint_formats.base import (
     TowerCheckpoint,
@@ -66,7 +66,7 @@ class OpenCLIP:
 
     def open(self, files: WeightFiles, weights: bool) -> TowerCheckpoint:
         path = config_path(files)
-        stated = read_json(path) if path.exists() else {}
+        stated = read_json_object(path) if path.exists() else {}
         model = stated.get("model_cfg", {})
         shapes = openai.tower_part(files.shapes, OTHERS)
         if holds_siglip(files.shapes):

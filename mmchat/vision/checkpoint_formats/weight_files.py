@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mmchat.errors import UserError
-from mmchat.files import read_json_object
+from mmchat.opening import CONFIG, read_model_config
 from mmchat.pretrained import files_in_index
 from mmchat.vision.checkpoint_formats.known_hashes import TORCHSCRIPT_SHA256
 from mmchat.vision.checkpoint_formats.megatron_ranks import numbers_in, rank_files
@@ -44,8 +44,7 @@ class WeightFiles:
     @cached_property
     def config(self) -> dict[str, Any]:
         """`config.json` of a directory, or empty."""
-        path = self.path / "config.json"
-        return read_json_object(path) if path.exists() else {}
+        return read_model_config(self.path) if (self.path / CONFIG).exists() else {}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmchat.errors import UserError
 from mmchat.vision.layout import NEWLINE, ImageLayout, SlotMap, weighted
-from mmchat.vision.transforms.tiling import Size
+from mmchat.vision.transforms.tiling import MOST_TILES, Size, check_range
 
 GridShape = tuple[int, int]
 """Rows and columns."""
@@ -51,8 +51,11 @@ class AnyRes:
         object.__setattr__(self, "grids", tuple((rows, columns) for rows, columns in self.grids))
         if not self.grids or any(min(grid) < 1 for grid in self.grids):
             raise UserError(f"anyres: expected grids of at least 1 row and 1 column, found {list(self.grids)}")
-        if self.max_tiles is not None and self.max_tiles < 1:
-            raise UserError(f"anyres: max_tiles is {self.max_tiles}; expected 1 or more")
+        check_range("anyres: the number of grids", len(self.grids), MOST_TILES)
+        for rows, columns in self.grids:
+            check_range("anyres: rows x columns", rows * columns, MOST_TILES)
+        if self.max_tiles is not None:
+            check_range("anyres: max_tiles", self.max_tiles, MOST_TILES)
 
     def grid(self, size: Size, image_size: int) -> GridShape:
         """The grid on which most of the image's pixels remain; of those, the smallest.

@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal
 
 from mmchat.errors import UserError
 from mmchat.vision.layout import ImageLayout
-from mmchat.vision.transforms.tiling import Size
+from mmchat.vision.transforms.tiling import Size, check_range
 
 LONGEST_SIDE = 4096
 """Idefics3 resizes no image to more pixels on a side."""
+MOST_PIXELS = 16_384
+"""Largest `longest_edge`."""
 DEFAULT_TILES = 4
 _TOKEN = re.compile(r"<[^<>\s]+>")
 
@@ -80,8 +82,8 @@ class Split:
     def __post_init__(self) -> None:
         if isinstance(self.markers, dict):
             object.__setattr__(self, "markers", Markers(**self.markers))
-        if self.longest_edge is not None and self.longest_edge < 1:
-            raise UserError(f"split: longest_edge is {self.longest_edge}; expected 1 or more")
+        if self.longest_edge is not None:
+            check_range("split: longest_edge", self.longest_edge, MOST_PIXELS)
         _check_choice("rule", self.rule, ("idefics3", "nanovlm"))
         _check_choice("global_view", self.global_view, ("first", "last", "none"))
         if self.rule == "idefics3" and not self.enlarge:

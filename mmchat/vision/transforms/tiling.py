@@ -13,6 +13,14 @@ from mmchat.vision.layout import ImageLayout, views_only
 
 Size = tuple[int, int]
 """Width and height of an image, in pixels."""
+MOST_TILES = 1024
+"""Most tiles of an image in any tiling. Published models have up to 40."""
+
+
+def check_range(name: str, value: int, most: int) -> None:
+    """Raise UserError unless a value, which may come from a foreign file, is a whole number from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(f"{name} is {value!r:.80}; expected a whole number from 1 to {most:,}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Tiling:
     """Whether the images of a conversation with several have one view each."""
 
     def __post_init__(self) -> None:
+        check_range("tiling: max_tiles", self.max_tiles, MOST_TILES)
+        check_range("tiling: min_tiles", self.min_tiles, MOST_TILES)
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise UserError(
                 f"tiling: expected 1 <= min_tiles <= max_tiles, found min_tiles {self.min_tiles} and max_tiles "
