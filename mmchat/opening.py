@@ -6,21 +6,26 @@ Configs of other programs hold values of any type and size, and reach code here 
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from mmchat.errors import UserError
-from mmchat.files import CANNOT_WRITE, read_json, read_json_object
+from mmchat.files import CANNOT_WRITE, read_json, read_json_object, refuse_special
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER, GENERATION_CONFIG = "config.json", "tokenizer.json", "generation_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 SHOWN_REASON = 300
 """How many characters of another program's error a message shows."""
 MAX_SIZE = 2**31 - 1
 MAX_COUNT = 10_000
+MAX_TOKENS = 10_000_000
+"""Bound of token ids. tokenizers takes four bytes for every id up to the largest."""
+MAX_GROWTH = 10**6
+"""Most characters by which a tokenizer's normalizers replace one. Each is counted by the length of its texts."""
 MAX_IMAGE_SIZE = 8192
 """Largest side of the squares that a tower sees, in pixels."""
 SIZES = {
@@ -50,8 +55,8 @@ SMALL_MODEL = 2**26
 """Parameters that are always allowed: what they take is bearable."""
 MAX_PARTS = 200_000
 """Most modules and parameters of a model, counted as often as they are built. Building these takes seconds."""
-SMALL_PARTS, BYTES_PER_PART = 5_000, 4
-"""Parts that are always allowed, and bytes of weights for each one above. The name of one tensor takes more."""
+SMALL_PARTS, BYTES_PER_PART = 5_000, 1_000
+"""Parts that are always allowed, and bytes of weights for each one above."""
 
 
 def read_model_config(directory: Path) -> dict[str, Any]:
@@ -101,6 +106,70 @@ def _is_size(value: Any, most: int) -> bool:
     return value is None or (type(value) is int and 1 <= value <= most)
 
 
+def check_tokenizer(directory: Path) -> None:
+    """Refuse a tokenizer.json by which tokenizers, a library, takes memory without bounds.
+
+    Args:
+        directory: The directory, which may have no such file.
+
+    Raises:
+        UserError: An id of a token is too large, or texts are padded or replaced by too long ones.
+    """
+    path = directory / TOKENIZER
+    if not os.path.lexists(path):
+        return
+    values = read_json_object(path)
+    model = values.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    added = values.get("added_tokens")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in (added if isinstance(added, list) else ()) if isinstance(token, dict)]
+    if wrong := [one for one in ids if not (type(one) is int and 0 <= one < MAX_TOKENS)]:
+        raise UserError(f"{path} has the token id {wrong[0]!r:.80}, expected 0 to {MAX_TOKENS - 1:,}; copy it again")
+    padding, normalizer = values.get("padding"), values.get("normalizer")
+    if max(_integers(padding), default=0) > MAX_TOKENS:
+        raise UserError(f"{path} pads every text to {max(_integers(padding)):.3g} tokens; copy it again")
+    if _growth(normalizer) > MAX_GROWTH:
+        raise UserError(f"{path} replaces text by more than {MAX_GROWTH:,} times as much; copy it again")
+
+
+def check_generation_config(directory: Path) -> None:
+    """Refuse a damaged generation_config.json, for which transformers would take its defaults without a word.
+
+    Args:
+        directory: The directory, which may have no such file.
+
+    Raises:
+        UserError: The file is damaged, or an id of a token in it is impossible.
+    """
+    path = directory / GENERATION_CONFIG
+    if not os.path.lexists(path):
+        return
+    values = read_json_object(path)
+    for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        ids = value if isinstance(value := values.get(key), list) else [] if value is None else [value]
+        if not all(type(one) is int and 0 <= one < MAX_TOKENS for one in ids):
+            raise UserError(f"{path} has {key} {value!r:.80}, expected the id of a token, or a list; copy it again")
+
+
+def _integers(values: Any) -> Iterator[int]:
+    if isinstance(values, int):
+        yield values
+    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from _integers(inner)
+
+
+def _growth(normalizer: Any) -> float:
+    """By how much a normalizer of tokenizers lengthens text, at most."""
+    if isinstance(normalizer, list):
+        return prod(map(_growth, normalizer))
+    if not isinstance(normalizer, dict):
+        return 1
+    own = max((len(text) for text in normalizer.values() if isinstance(text, str)), default=1)
+    is_replacing = normalizer.get("type") in ("Replace", "Prepend")
+    return max(1, own if is_replacing else 1) * _growth(normalizer.get("normalizers"))
+
+
 @contextmanager
 def opening(where: Path, weights: bool = False, held: int | None = None, what: str = "") -> Iterator[None]:
     """Inside the `with`, a model directory is opened: what damaged or hostile files raise becomes a `UserError`.
@@ -115,8 +184,12 @@ def opening(where: Path, weights: bool = False, held: int | None = None, what: s
         what: What messages call it; "": its path.
 
     Raises:
-        UserError: The block raised, or built a model that is too large. The message names the file and the cause.
+        UserError: The block raised, or built a model that is too large, or a file is a pipe or device. The message
+            names the file and the cause.
     """
+    for path in where.iterdir() if where.is_dir() else ():
+        with suppress(OSError):  # links to nowhere may never be read
+            refuse_special(path)
     if held is None and weights:
         held = weight_bytes(where)
     try:

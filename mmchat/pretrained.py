@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_object, staged_directory
-from mmchat.opening import CONFIG, opening, read_model_config, rehearse
+from mmchat.opening import CONFIG, check_generation_config, check_tokenizer, opening, read_model_config, rehearse
 
 if TYPE_CHECKING:
     from mmchat.model_kinds import ModelKind
@@ -213,6 +213,7 @@ def load_strictly(model_class: Any, directory: Path, dtype: str = "auto", **opti
     for index in directory.glob(f"{WEIGHTS}.index.json"):
         files_in_index(index)  # transformers would open files outside the directory
     with opening(directory, weights=True):
+        check_generation_config(directory)
         try:
             return _from_pretrained(model_class, directory, directory, use_safetensors=True, dtype=dtype, **options)
         except SafetensorError as error:
@@ -321,13 +322,17 @@ def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = Fal
     if (found / CONFIG).exists():
         read_model_config(found)
     with opening(found, weights, what=f"{what} {source!r}"):
+        is_tokenizer = auto_class.__name__ == "AutoTokenizer"
+        if is_tokenizer:
+            check_tokenizer(found)
         # Without the option, transformers asks on the terminal whether to run code that the files name.
         options = {"trust_remote_code": False}
-        return (
-            _from_pretrained(auto_class, found, found, **options)
-            if weights
-            else auto_class.from_pretrained(found, **options)
-        )
+        if weights:
+            return _from_pretrained(auto_class, found, found, **options)
+        opened = auto_class.from_pretrained(found, **options)
+        if is_tokenizer and not opened.get_vocab().keys() - set(opened.all_special_tokens):
+            raise UserError(f"{what} {source!r} has no tokens: tokenizer.json or another file of it is missing")
+        return opened
 
 
 def save_verified(

@@ -1,17 +1,20 @@
 """Damaged and hostile model directories: one message that names the file, in bounded time and memory."""
 
 import json
+import os
 import shutil
 import time
+from contextlib import suppress
 
 import pytest
-import torch
 from torch import nn
+from transformers import AutoTokenizer
 
 from mmchat.cli.main import main
 from mmchat.errors import UserError
 from mmchat.model.directory import load_assistant, load_processor
 from mmchat.opening import check_sizes, opening, read_model_config, rehearse
+from mmchat.pretrained import open_pretrained
 from mmchat.vision import load_tower
 
 
@@ -55,7 +58,6 @@ HUGE = {
     "many layers": (("text_config", "num_hidden_layers"), 9999, "describes a model of at least [0-9,]+ modules"),
     "width": (("text_config", "intermediate_size"), 10**8, "describes a model of at least [0-9,]+ parameters"),
     "vocabulary": (("text_config", "vocab_size"), 2 * 10**9, "describes a model of at least [0-9,]+ parameters"),
-    "positions": (("towers", 0, "backbone", "image_size"), 7_000, "describes a model of at least [0-9,]+ parameters"),
     "labels": (("text_config", "num_labels"), 10**9, "expected a whole number from 1 to 1,000,000"),
 }
 
@@ -103,6 +105,41 @@ def test_a_link_to_itself(copied):
         load_assistant(copied)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(name, copied):
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    with pytest.raises(UserError, match=rf"{name} is a pipe, expected a regular file"):
+        load_assistant(copied)
+
+
+def test_a_tokenizer_that_takes_all_memory_is_not_opened(copied):
+    change(copied / "tokenizer.json", ("added_tokens", 0, "id"), 10**9)
+    with pytest.raises(UserError, match=r"tokenizer\.json has the token id 1000000000, expected 0 to 9,999,999"):
+        load_processor(copied)
+    change(copied / "tokenizer.json", ("added_tokens", 0, "id"), 0)
+    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    change(copied / "tokenizer.json", ("normalizer",), {"type": "Sequence", "normalizers": [replace] * 3})
+    with pytest.raises(UserError, match=r"tokenizer\.json replaces text by more than 1,000,000 times as much"):
+        load_processor(copied)
+    change(copied / "tokenizer.json", ("normalizer",), None)
+    change(copied / "tokenizer.json", ("padding",), {"strategy": {"Fixed": 10**9}})
+    with pytest.raises(UserError, match=r"tokenizer\.json pads every text to 1e\+09 tokens"):
+        load_processor(copied)
+
+
+def test_a_tokenizer_without_tokens_is_refused(copied):
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokens: tokenizer\.json or another file of it is missing"):
+        open_pretrained(AutoTokenizer, str(copied), "tokenizer")
+
+
+def test_ids_of_a_generation_config(copied):
+    change(copied / "generation_config.json", ("eos_token_id",), "2")
+    with pytest.raises(UserError, match=r"generation_config\.json has eos_token_id '2', expected the id of a token"):
+        load_assistant(copied)
+
+
 def test_a_processor_of_another_model_is_refused(copied):
     change(copied / "processor_config.json", ("image_tokens",), 4)
     with pytest.raises(UserError, match=r"the processor in .* does not fit its model"):
@@ -113,10 +150,8 @@ def test_code_beside_the_tokenizer_is_neither_run_nor_asked_about(copied, tmp_pa
     (copied / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     change(copied / "tokenizer_config.json", ("auto_map",), {"AutoTokenizer": ["own.Own", "own.Own"]})
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    try:
+    with suppress(UserError):
         load_processor(copied)
-    except UserError:
-        pass
     assert not (tmp_path / "ran").exists()
 
 
@@ -125,7 +160,8 @@ def test_other_errors_inside_become_one_message(tmp_path):
         pass
 
     for error in (KeyError("x"), MemoryError(), RecursionError(), PanicException("called `unwrap()`")):
-        with pytest.raises(UserError, match=f"{tmp_path} cannot be opened: .*{type(error).__name__}"), opening(tmp_path):
+        message = f"{tmp_path} cannot be opened: .*{type(error).__name__}"
+        with pytest.raises(UserError, match=message), opening(tmp_path):
             raise error
     for error in (KeyboardInterrupt(), SystemExit(0), UserError("as it is")):
         with pytest.raises(type(error)) as raised, opening(tmp_path):
@@ -143,5 +179,5 @@ def test_building_elsewhere_is_not_counted(tmp_path):
 
 def test_a_rehearsal_takes_no_memory(tmp_path):
     with pytest.raises(UserError, match="parameters, too many for its weights, which have 1,000 bytes"):
-        rehearse(lambda: nn.Parameter(torch.empty(1)) and nn.Linear(10**6, 10**6), tmp_path, held=1000)
+        rehearse(lambda: nn.Linear(10**6, 10**6), tmp_path, held=1000)
     rehearse(lambda: nn.Linear(100, 100), tmp_path, held=1000)

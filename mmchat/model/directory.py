@@ -12,7 +12,7 @@ from mmchat.errors import UserError
 from mmchat.model.card import ModelCard
 from mmchat.model.projectors import slots_per_image
 from mmchat.model_kinds import ASSISTANT
-from mmchat.opening import opening
+from mmchat.opening import check_tokenizer, opening
 from mmchat.pretrained import ModelDirectory, resolve, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
@@ -71,6 +71,7 @@ def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcesso
     """Open the processor of an assistant without reading weights. Arguments and errors as in `load_assistant`."""
     directory = ASSISTANT.check(source, *ASSISTANT.files)
     with opening(directory):
+        check_tokenizer(directory)
         # Without the option, transformers asks on the terminal whether to run code that the files name.
         processor = MMChatProcessor.from_pretrained(directory, trust_remote_code=False)
         if fit is not None:
@@ -78,6 +79,7 @@ def load_processor(source: str | Path, fit: Fit | None = None) -> MMChatProcesso
             specs = [tower_spec(with_fit(TowerConfig.from_dict(tower), fit)) for tower in config.towers]
             refuse_unequal_views(specs)
             processor.set_towers(specs, slots_per_image(specs, config.projectors, config.fusion))
+        assert processor.image_processor.specs and processor.slot_tokens  # made of values that were only stored so far
     return processor
 
 

@@ -49,8 +49,6 @@ def main() -> int:
         print(report.line())
         for text, count in report.said.most_common() if shows else ():
             print(f"  {count:5} {text}")
-        for number, text in report.failures:
-            print(f"  FAILED {number}: {text}")
     print(f"{time.monotonic() - started:.0f} s")
     return int(any(report.failures for report in reports))
 

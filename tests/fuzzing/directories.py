@@ -1,6 +1,7 @@
 """Damaged and hostile model directories, opened by every command that takes one."""
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
 from mmchat.cli.main import main
+from mmchat.cli.plan import EXIT_CANNOT_RUN
 from mmchat.contrastive.directory import init_clip, load_clip
 from mmchat.model.assembly import assemble
 from mmchat.model.directory import load_assistant, save_assistant
@@ -124,9 +126,11 @@ def damage_directory(place: Path, draw: random.Random, executed: Path) -> str:
 
 def _replaced_file(path: Path, draw: random.Random) -> str:
     path.unlink()
-    how = draw.choice(("missing", "folder", "link to itself", "link to nowhere", "empty"))
+    how = draw.choice(("missing", "folder", "link to itself", "link to nowhere", "empty", "pipe"))
     if how == "folder":
         path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
     elif how.startswith("link"):
         path.symlink_to(path if how == "link to itself" else path.with_name("nowhere"))
     elif how == "empty":
@@ -194,6 +198,14 @@ def _damaged_safetensors(data: bytes, draw: random.Random) -> bytes:
     if how < 0.6:
         return struct.pack("<Q", draw.choice((0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1))) + data[8:]
     return damaged_bytes(data, draw)
+
+
+def _plan(config: Path, place: Path) -> None:
+    try:
+        main(["plan", str(config), "--model", str(place)])
+    except SystemExit as stopped:
+        if stopped.code != EXIT_CANNOT_RUN:
+            raise
 
 
 class SoundDirectories:
@@ -278,7 +290,7 @@ class SoundDirectories:
                 line("export", "DIR", "--to", "hf", "--out", "OUT"),
                 line("export", "DIR", "--to", "gguf", "--out", "OUT"),
                 line("resize", "DIR", "--image-size", 56, "--out", "OUT"),
-                line("plan", config, "--model", "DIR"),
+                Command("plan", lambda place, out: _plan(config, place)),
                 Command("train", build),
                 as_language,
                 inspect,

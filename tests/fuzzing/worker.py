@@ -111,6 +111,7 @@ def _note(report: Report, number: int, found: dict) -> None:
         failed = f"{found['bytes'] / 1e6:,.0f} MB"
     if failed is not None:
         report.failures.append((number, failed))
+        print(f"FAILED {report.kind} {number}: {failed}", flush=True)
     elif "refused" in found:
         report.refused += 1
         report.said[re.sub(r"\d+|/\S+", "#", found["refused"])[:SHOWN]] += 1

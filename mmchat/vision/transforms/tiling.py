@@ -42,12 +42,11 @@ class Tiling:
     """Whether the images of a conversation with several have one view each."""
 
     def __post_init__(self) -> None:
-        check_range("tiling: max_tiles", self.max_tiles, MOST_TILES)
-        check_range("tiling: min_tiles", self.min_tiles, MOST_TILES)
-        if not 1 <= self.min_tiles <= self.max_tiles:
+        is_whole = type(self.min_tiles) is type(self.max_tiles) is int
+        if not (is_whole and 1 <= self.min_tiles <= self.max_tiles <= MOST_TILES):
             raise UserError(
-                f"tiling: expected 1 <= min_tiles <= max_tiles, found min_tiles {self.min_tiles} and max_tiles "
-                f"{self.max_tiles}"
+                f"tiling: expected 1 <= min_tiles <= max_tiles <= {MOST_TILES}, found min_tiles "
+                f"{self.min_tiles!r:.80} and max_tiles {self.max_tiles!r:.80}"
             )
 
     def grid(self, size: Size, image_size: int) -> tuple[int, int]:
