@@ -66,12 +66,14 @@ def _runs_table(names: list[str], figures: dict[str, list[str | None]], scores: 
 def _differences_table(names: list[str], differing: dict[str, list[Any]]) -> Any:
     from rich.table import Table
 
+    from mmchat.training.monitoring.compare_runs import shown
+
     table = Table(title="what differs in their configs", title_justify="left")
     table.add_column("key", overflow="fold")
     for name in names:
         table.add_column(name, overflow="fold")
     for key, values in list(differing.items())[:MOST_KEYS]:
-        table.add_row(key, *("-" if value is None else str(value) for value in values))
+        table.add_row(key, *map(shown, values))
     if not differing:
         table.add_row("(nothing)", *[""] * len(names))
     return table

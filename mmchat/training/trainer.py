@@ -98,8 +98,6 @@ class Trainer:
         self.peak: Peak = find_peak_flops(config.precision, config.monitoring.peak_tflops)
         if process_group.rank() == 0:
             write_environment(config.run_dir / "environment.json", self.peak)
-            for line in record_inputs(config):
-                console.print(line, style="yellow")
         if self.peak.hint:
             console.print(self.peak.hint)
         self.built: BuiltModel = build_model(config, sharded=config.distributed.zero_stage == 3)
@@ -109,6 +107,9 @@ class Trainer:
         path = config.run_dir / "quarantine.jsonl"
         self.quarantine = Quarantine(path, config.on_bad_sample, process_group.rank() == 0)
         self.dataloader = TrainingDataLoader(config, self.objective, self.quarantine)
+        if process_group.rank() == 0:
+            for line in record_inputs(config, self.dataloader.mixture):
+                console.print(line, style="yellow")
         zero_shot = config.objective.zero_shot
         self.zero_shot = ZeroShotAccuracy(zero_shot, self.objective) if zero_shot else None
 

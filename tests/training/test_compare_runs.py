@@ -23,6 +23,7 @@ def runs(tmp_path):
         run.mkdir(parents=True)
         config = {"run_dir": str(run), "seed": 0, "optimizer": {"lr": 1e-3 * (1 + number)}}
         config["trainable"] = {"language_model": {"mode": name, "rank": 8} if number else {"mode": "full"}}
+        config |= {"ema": None, "validation": {"draft": False, "sources": {}}} if number else {"validation": None}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         rows = [
             {"step": step, "loss": 2.0 / step + number, "seconds": 0.5, "terms": 10, "tokens": 40, "images": 0,

@@ -62,11 +62,25 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(directories: list[Path]) -> dict[str, list[Any]]:
-    """Dotted key -> its value in each run, for the keys that differ; None where a run has no such key."""
+    """Dotted key -> its value in each run, for the keys that differ.
+
+    None where a run has no such key, or where it is null, false or empty: one may spell out what another leaves out.
+    """
     configs = [config_of(directory) for directory in directories]
     keys = dict.fromkeys(key for config in configs for key in config)
-    rows = {key: [config.get(key) for config in configs] for key in keys}
+    rows = {key: [_value(config.get(key)) for config in configs] for key in keys}
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def _value(value: Any) -> Any:
+    return None if value is False or value in ([], {}) else value
+
+
+def shown(value: Any) -> str:
+    """A value of a config as text: a list without brackets, "-" for none."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def scores_of(directory: Path) -> dict[str, Any]:

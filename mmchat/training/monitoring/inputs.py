@@ -10,7 +10,8 @@ from typing import Any
 
 from mmchat.data import storage
 from mmchat.data.config import DataConfig
-from mmchat.data.sources import open_source
+from mmchat.data.mixture import Mixture
+from mmchat.data.sources import Source, open_source
 from mmchat.files import read_json, write_json
 from mmchat.pretrained import resolve
 from mmchat.training.config import RunConfig
@@ -21,15 +22,19 @@ MOST_FILES = 100
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
-def hash_inputs(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Name of an input, as `model`, `data.sources.NAME` or `validation` -> its path and hashes."""
+def hash_inputs(config: RunConfig, opened: Mixture | None = None) -> dict[str, dict[str, Any]]:
+    """Name of an input, as `model`, `data.sources.NAME` or `validation` -> its path and hashes.
+
+    Args:
+        opened: the training data, if it is open already: opening a large file takes as long as hashing it.
+    """
     found = {"model": {"path": config.model, "files": _weights(config.model)}}
     if config.objective.distillation is not None:
         teacher = config.objective.distillation.teacher
         found["objective.distillation.teacher"] = {"path": str(teacher), "files": _weights(teacher)}
-    for group, data in (("data", config.data), ("validation", config.validation)):
-        found |= dict(_sources(group, data)) if data is not None else {}
-    return found
+    sources = {} if opened is None else {source.name: source.source for source in opened.sources}
+    found |= dict(_sources("data", config.data, sources))
+    return found | (dict(_sources("validation", config.validation, {})) if config.validation is not None else {})
 
 
 def _weights(model: str | Path) -> dict[str, str]:
@@ -38,33 +43,36 @@ def _weights(model: str | Path) -> dict[str, str]:
     return {path.name: storage.content_digest([str(path)]) for path in files}
 
 
-def _sources(group: str, data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def _sources(group: str, data: DataConfig, opened: dict[str, Source]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, source in data.by_name().items():
-        opened = open_source(source.path, source.image_root, source.allow_http)
-        files = opened.table.files
+        known = opened.get(name) or open_source(source.path, source.image_root, source.allow_http)
+        files = known.table.files
         if len(files) > MOST_FILES:  # folders of images
-            hashes = {f"{len(files)} files": opened.digest()}
+            hashes = {f"{len(files)} files": known.digest()}
         else:
             hashes = {PurePosixPath(file).name: storage.content_digest([file]) for file in files}
         yield group if data.path is not None else f"{group}.sources.{name}", {"path": source.path, "files": hashes}
 
 
-def record_inputs(config: RunConfig) -> list[str]:
+def record_inputs(config: RunConfig, opened: Mixture | None = None) -> list[str]:
     """Write `inputs.json` into the run directory, or compare with it if the run is resumed. Only rank 0 calls this.
+
+    Args:
+        opened: as for `hash_inputs`.
 
     Returns:
         A line for each input that has changed since the run began.
     """
     path = config.run_dir / FILE
     if path.exists():
-        return changed_inputs(config, config.run_dir)
-    write_json(path, hash_inputs(config))
+        return changed_inputs(config, config.run_dir, opened)
+    write_json(path, hash_inputs(config, opened))
     return []
 
 
-def changed_inputs(config: RunConfig, run_dir: Path) -> list[str]:
+def changed_inputs(config: RunConfig, run_dir: Path, opened: Mixture | None = None) -> list[str]:
     """A line for each input that is not as `inputs.json` of a run directory says."""
-    before, now = read_json(run_dir / FILE), hash_inputs(config)
+    before, now = read_json(run_dir / FILE), hash_inputs(config, opened)
     changed = [name for name in before if name in now and before[name]["files"] != now[name]["files"]]
     return [f"{name} has changed since the run began: {_what(before[name], now[name])}" for name in changed]
 

@@ -6,7 +6,7 @@ from typing import Any
 from mmchat.files import read_json_lines, write_text
 from mmchat.html import render
 from mmchat.images import data_uri, load_image
-from mmchat.training.monitoring.compare_runs import check_runs, differences, figures_of, names_of, score_rows
+from mmchat.training.monitoring.compare_runs import check_runs, differences, figures_of, names_of, score_rows, shown
 from mmchat.training.monitoring.curves import draw_runs
 
 IMAGE_SIDE = 256
@@ -33,6 +33,7 @@ def write_runs_report(directories: list[Path], out: Path, images: int = 24) -> P
         names=names,
         figures=figures_of(directories),
         differences=differences(directories),
+        shown=shown,
         curves=data_uri(load_image(curves)),
         scores=score_rows(directories),
         answers=_answers(directories, images),
