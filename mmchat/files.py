@@ -112,7 +112,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 MAX_YAML_CHARACTERS = 2**19
-"""Longest YAML text. PyYAML reads about this much in two seconds."""
+"""Longest YAML text. PyYAML takes a few seconds for it."""
 MAX_YAML_VALUES = 1_000_000
 """Most values of a YAML text, those of an alias counted again wherever it stands."""
 MAX_YAML_NUMBER = 1000

@@ -35,7 +35,11 @@ class CsvTable:
                 file.seek(0)
             offsets, self._ambiguous = self._syntax.starts(file)
         self._offsets = np.array(offsets, np.int64)
-        first = self._cells(0) if len(offsets) > 1 else []
+        try:
+            first = self._cells(0) if len(offsets) > 1 else []
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 text: {error.reason} at byte {error.start + 1}"
+            raise UserError(f"{path}: the first line {problem}") from None
         columns = _columns_without_header(first, path)
         self._header, self._first = (columns, 0) if columns else (first, 1)
         if len(self._header) < 2 or len(set(self._header)) < len(self._header):
@@ -76,7 +80,11 @@ class CsvTable:
         number = self._numbers.get(index)
         if number is None:  # the name of a file
             return row
-        image = dict(zip(self._header, self._cells(number), strict=False)).get(_IMAGE, "")
+        try:
+            image = dict(zip(self._header, self._cells(number), strict=False)).get(_IMAGE, "")
+        except UnicodeDecodeError as error:
+            problem = f"has the image of the row with index {index}, which is not UTF-8 text: {error.reason}"
+            return Rejected(where, row[_INDEX], problem, "not_utf8")
         if len(image) <= SHORTEST_BASE64:
             problem = f"has the image of the row with index {index}, which holds {image!r:.80} and no image itself"
             return Rejected(where, row[_INDEX], problem)
@@ -89,7 +97,7 @@ class CsvTable:
         numbers = {}
         for number in range(self._first, len(self._offsets) - 1):
             spelled = self._index_cell(number, column).strip()
-            if spelled.isdecimal():
+            if spelled.isdecimal() and len(spelled) <= SHORTEST_BASE64:
                 numbers[int(spelled)] = number
         return numbers
 

@@ -108,11 +108,24 @@ class _ParquetRows:
         if group != self._group or index < self._start:
             begin = int(self._ends[group - 1]) if group else 0
             batches = file.iter_batches(BATCH, row_groups=[group], use_threads=False)
-            self._group, self._batches, self._batch, self._start = group, batches, next(batches), begin
+            self._group, self._batches, self._start = group, batches, begin
+            self._batch = self._next_batch()
         while index >= self._start + self._batch.num_rows:
             self._start += self._batch.num_rows
-            self._batch = next(self._batches)
+            self._batch = self._next_batch()
         return self._batch.slice(index - self._start, 1).to_pylist()[0]
+
+    def _next_batch(self) -> Any:
+        """The next rows of the group. After an error the group is read from its beginning, never from another place.
+
+        Raises:
+            UserError: There are none, although the metadata counts more rows.
+        """
+        group, self._group = self._group, -1
+        if (batch := next(self._batches, None)) is None:
+            raise UserError(f"row group {group} holds fewer rows than the metadata say; copy the file again")
+        self._group = group
+        return batch
 
     def _open(self) -> Any:
         if self._process != os.getpid():  # a forked data worker has no threads of pyarrow's

@@ -78,6 +78,16 @@ def test_a_text_that_claims_to_be_huge_is_refused(tmp_path):
         ParquetTable(path)
 
 
+def test_a_group_with_fewer_rows_than_its_metadata_says(tmp_path, cache):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"caption": [f"c{number}" for number in range(3)]}), path)
+    rows = parquet_table._ParquetRows(str(path))
+    rows._ends = np.array([9])
+    with pytest.raises(UserError, match="row group 0 holds fewer rows than the metadata say"):
+        rows.row(5)
+    assert rows.row(1) == {"caption": "c1"}  # after the error, from the beginning
+
+
 def test_a_full_disk_names_the_key_that_moves_the_cache(tmp_path, rows, cache, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")

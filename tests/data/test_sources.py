@@ -329,6 +329,18 @@ def test_a_bad_line_of_jsonl_is_rejected_alone(tmp_path):
     assert [item.id for item in found if isinstance(item, Record)] == ["1", "2", "3", "5", "6", "8"]
 
 
+def test_a_table_whose_first_line_or_index_is_damaged(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"image,cap\xfftion\na.png,a\n")
+    with pytest.raises(UserError, match=r"data\.csv: the first line is not UTF-8 text: invalid start byte at byte 10"):
+        open_source(path)
+    path = tmp_path / "data.tsv"
+    path.write_bytes(b"index\timage\tcaption\n1\t2\ta\n2\t\xff\tb\n" + b"9" * 5000 + b"\tx.png\tc\n")
+    first, second, third = open_source(path)
+    assert isinstance(first, Rejected) and "the image of the row with index 2, which is not UTF-8" in first.reason
+    assert isinstance(second, Rejected) and "does not exist" in third.reason
+
+
 def test_paths_that_are_no_data_set(tmp_path, items):
     for name, content, message in (
         ("object.json", b"{}", "must hold a JSON array of records or one record per line, found an object"),
