@@ -12,6 +12,7 @@ from mmchat.command_line.quiet import quiet_libraries
 from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
 from mmchat.extras import require
+from mmchat.model_kinds import ASSISTANT
 
 if __name__ == "__main__":
     restart_with_settings()
@@ -36,16 +37,19 @@ def serve(arguments: argparse.Namespace) -> None:
     from web_chat.process import end_on_signals
 
     models = Models(arguments.model or [QUICKSTART], _open_model, arguments.keep_open)
+    for directory in models.directories.values():
+        ASSISTANT.check_complete(directory)
     users = read_users(arguments.auth)
+    examples = examples_of(arguments)
     limits = Limits(file_mb=arguments.max_file_mb, new_tokens=arguments.max_new_tokens)
     listening = listen(arguments.host, arguments.port)  # before opening the model, which may take a while
     with tempfile.TemporaryDirectory(prefix="mmchat-demo-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
         end_on_signals(Path(folder))
-        _serve(arguments, models, limits, listening, Path(folder), users)
+        _serve(arguments, models, limits, listening, Path(folder), users, examples)
 
 
-def _serve(arguments: argparse.Namespace, models, limits, listening, folder: Path, users) -> None:
+def _serve(arguments: argparse.Namespace, models, limits, listening, folder: Path, users, examples) -> None:
     from web_chat.desk import Desk
     from web_chat.examples import read_examples
     from web_chat.feedback import Feedback
@@ -57,7 +61,7 @@ def _serve(arguments: argparse.Namespace, models, limits, listening, folder: Pat
     feedback = None if arguments.feedback is None else Feedback(arguments.feedback)
     with models.use(models.names[0]) as generator:
         facts = facts_html(generator)
-    page = build(Desk(models, limits, folder, read_examples(examples_of(arguments)), feedback), facts)
+    page = build(Desk(models, limits, folder, read_examples(examples), feedback), facts)
     serve_page(page, listening, folder, limits, users, lambda: _say_where(arguments, listening.getsockname()[1]))
 
 

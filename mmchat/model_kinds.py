@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
+from mmchat.files import read_json_object
 from mmchat.opening import read_model_config
-from mmchat.pretrained import WEIGHTS, resolve
+from mmchat.pretrained import WEIGHTS, hub_name, resolve
 
 ADAPTER_BASE = "base.json"
 """Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.lora_adapter`)."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's files in an adapter directory."""
+OLD_ADAPTER = "full.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,3 +103,69 @@ ASSISTANT = ModelKind(
 DUAL_ENCODER = ModelKind("mmchat_clip", "a dual encoder", "`mmchat clip convert` makes one of what others publish")
 CLASSIFIER = ModelKind("mmchat_classifier", "a classifier", "make one around any tower with `mmchat vision init`")
 TOWER = ModelKind("mmchat_tower", "a vision tower", "write one with `mmchat.vision.directory.save_tower`")
+KINDS = (ASSISTANT, DUAL_ENCODER, CLASSIFIER, TOWER)
+
+
+def kind_of(source: str | Path) -> ModelKind | None:
+    """The kind of a directory that mmchat wrote; None for anything else."""
+    config = resolve(source, weights=False) / "config.json"
+    found = read_json_object(config).get("model_type") if config.is_file() else None
+    return next((kind for kind in KINDS if kind.model_type == found), None)
+
+
+def check_adapter(source: str | Path) -> Path:
+    """Check what the directory of a LoRA adapter holds, without reading weights.
+
+    Args:
+        source: The directory, that of its run, or a hub name (`resolve`).
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: It does not exist or lacks a file.
+    """
+    directory = resolve(source, "adapter", part="adapter")
+    if not directory.is_dir():
+        raise UserError(
+            f"adapter {directory} does not exist; a run with lora writes it into its run directory as adapter/, and a "
+            "name on the hub is user/name or user/name@revision"
+        )
+    if (directory / OLD_ADAPTER).exists():
+        raise UserError(
+            f"{directory} holds {OLD_ADAPTER}, which an older mmchat wrote outside PEFT's format; use model/ of the "
+            "same run, which is the merged model"
+        )
+    needed = (ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    if missing := [name for name in needed if not (directory / name).is_file()]:
+        raise UserError(f"{directory} is not a complete adapter directory: it has no {', '.join(missing)}")
+    return directory
+
+
+def base_of_adapter(adapter: Path, base: str | Path | None = None) -> Path:
+    """The directory of the model that an adapter was trained on.
+
+    Args:
+        adapter: What `check_adapter` returned.
+        base: Directory or hub name of the model; None: as the adapter's `base.json` says.
+
+    Raises:
+        UserError: There is no such directory.
+    """
+    if base is not None:
+        found = resolve(base)
+        if not found.is_dir():
+            raise UserError(
+                f"--base {found} does not exist; expected the model directory that {adapter} was trained on"
+            )
+        return found
+    named = read_json_object(adapter / ADAPTER_BASE).get("model")
+    if not isinstance(named, str):
+        raise UserError(f"{adapter / ADAPTER_BASE} names no model; set it with --base")
+    local = (adapter / named).resolve()
+    found = local if local.is_dir() or hub_name(named) is None else resolve(named)
+    if not found.is_dir():
+        raise UserError(
+            f"{adapter / ADAPTER_BASE} names the model directory {found}, which does not exist; set it with --base"
+        )
+    return found

@@ -302,6 +302,22 @@ def refuse_misfit(
         raise UserError(f"the weights in {where} do not fit its config: {found}")
 
 
+def check_exists(source: str | Path, what: str) -> None:
+    """Check that a path exists, before anything heavy is imported. A hub name is looked up when it is opened.
+
+    Args:
+        source: Path or hub name.
+        what: What messages call it.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if hub_name(source) is None and not Path(source).expanduser().exists():
+        raise UserError(
+            f"{what} {str(source)!r} does not exist; give a directory, or `user/name` of the Hugging Face hub"
+        )
+
+
 def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = False) -> Any:
     """`auto_class.from_pretrained(source)` with one-line errors. No code in the files is run.
 
@@ -315,8 +331,7 @@ def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = Fal
         UserError: It cannot be opened, or keys of its weights are missing, left over or of another shape.
     """
     found = resolve(source, what, weights)
-    if not found.exists():  # else transformers would take it for a hub name
-        raise UserError(f"{what} {source!r} does not exist; give a directory, or `user/name` of the Hugging Face hub")
+    check_exists(source, what)  # or transformers would take it for a hub name
     for index in found.glob("*.index.json") if weights else ():
         files_in_index(index)  # transformers would open files outside the directory
     if (found / CONFIG).exists():

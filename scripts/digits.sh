@@ -28,7 +28,7 @@ if [ ! -e "$SIMCLR/model" ]; then
   say "SimCLR, a tower trained without text, runs in the background: progress is in $RUN/simclr.log"
   mmchat train "$CONFIGS/digits_simclr.yaml" --ranks 1 --resume >"$RUN/simclr.log" 2>&1 &
   simclr=$!
-  trap 'kill "$simclr" 2>/dev/null || true' EXIT
+  trap 'say_how_to_resume $?; kill "$simclr" 2>/dev/null || true' EXIT
 fi
 step "2/7 train the tokenizer" "$RUN/tokenizer" \
   python data_tools/train_tokenizer.py "$DATA/captions.json" --out "$RUN/tokenizer"

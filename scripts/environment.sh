@@ -1,6 +1,7 @@
-# Sourced by the scripts in this folder. Gives them `begin`, `step` and `prepare_environment EXTRA [latest]`, which
-# activates a virtual environment with mmchat[EXTRA] in it: .venv with the pinned versions of constraints.txt, or
-# .venv-latest with the newest versions that pyproject.toml admits. Needs only Python >= 3.11. A second call activates.
+# Sourced by the scripts in this folder. Gives them `begin`, `resume_with`, `step` and `prepare_environment EXTRA
+# [latest]`, which activates a virtual environment with mmchat[EXTRA] in it: .venv with the pinned versions of
+# constraints.txt, or .venv-latest with the newest versions that pyproject.toml admits. Needs only Python >= 3.11. A
+# second call activates.
 
 # Scripts set ROOT, the folder of the repository. A shell that sources this file may leave it to us.
 ROOT=${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
@@ -8,10 +9,22 @@ ROOT=${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
+# resume_with COMMAND: a script that Ctrl-C or a signal has stopped says that COMMAND resumes.
+resume_with() {
+  RESUME=$*
+  trap 'say_how_to_resume $?' EXIT
+}
+
+# say_how_to_resume STATUS: for a trap on EXIT, which a script may set again.
+say_how_to_resume() {
+  case $1 in 130 | 143) say "stopped; what is done is kept, resume with: $RESUME" >&2 ;; esac
+}
+
 # begin ARGUMENT FOLDER...: for a script with one option. --fresh deletes the folders, --help prints the script's head.
 begin() {
   local argument=$1
   shift
+  resume_with bash "$0"
   case "$argument" in
     "") ;;
     --fresh) rm -rf "$@" ;;

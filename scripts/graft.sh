@@ -47,7 +47,7 @@ assistant() {
 say "2/3 six assistants; those with CLIP's tower alone run in the background: progress is in $RUN/alone.log"
 (for seed in 0 1 2; do assistant alone "$seed" --vision "$RUN/clip/model"; done) >"$RUN/alone.log" 2>&1 &
 alone=$!
-trap 'kill "$alone" 2>/dev/null || true' EXIT
+trap 'say_how_to_resume $?; kill "$alone" 2>/dev/null || true' EXIT
 for seed in 0 1 2; do
   assistant both "$seed" --vision "$RUN/clip/model" --vision "$READING/128/model" --fusion channels
 done

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Trains an assistant from random weights on a CPU. It answers questions about images that are not in its training data.
 #
-#   bash scripts/quickstart.sh           skips finished steps and resumes an interrupted one
-#   bash scripts/quickstart.sh --fresh   deletes data/quickstart and the run first
-#   bash scripts/quickstart.sh --compare also measures the benefit of stage 1: trains an assistant whose tower has not
-#                                        seen captions, longer by the time of stage 1, and reports both scores
-#   bash scripts/quickstart.sh --seed 3  another seed for all random weights and orders, in runs/quickstart-3
+#   bash scripts/quickstart.sh             skips finished steps and resumes an interrupted one
+#   bash scripts/quickstart.sh --fresh     deletes data/quickstart and the run first
+#   bash scripts/quickstart.sh --compare   also measures the benefit of stage 1: trains an assistant whose tower has not
+#                                          seen captions, longer by the time of stage 1, and reports both scores
+#   bash scripts/quickstart.sh --seed 3    another seed for all random weights and orders, in runs/quickstart-3
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
@@ -27,7 +27,9 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ "$SEED" != 0 ]; then RUN=$RUN-$SEED; fi
+AGAIN="bash scripts/quickstart.sh"
+if [ "$SEED" != 0 ]; then RUN=$RUN-$SEED AGAIN="$AGAIN --seed $SEED"; fi
+resume_with "$AGAIN${COMPARE:+ --compare}"
 if [ -n "$FRESH" ]; then rm -rf "$DATA" "$RUN"; fi
 
 prepare_environment all
@@ -73,8 +75,8 @@ step "8/10 stage 4: train the assistant on conversations" "$RUN/model" \
   train 2 "$CONFIGS/sft.yaml" --model "$RUN/lookups/model" --run_dir "$RUN"
 step "9/10 evaluate on questions about held-out handwriting" "$RUN/scores.json" \
   mmchat eval "$RUN/model" "$DATA/heldout.json" --out "$RUN"
-step "10/10 caption held-out images" "$RUN/captions.jsonl" \
-  mmchat caption "$RUN/model" "$DATA/heldout" --out "$RUN/captions.jsonl" --batch-size 32
+say "10/10 caption held-out images"  # an interrupted one continues, a finished one is skipped
+mmchat caption "$RUN/model" "$DATA/heldout" --out "$RUN/captions.jsonl" --batch-size 32
 head -n 5 "$RUN/captions.jsonl"
 
 beside=()
@@ -106,10 +108,10 @@ cat <<EOF
   scores    $RUN/scores.json
   model     $RUN/model
 
-  bash scripts/quickstart.sh --compare   adds the benefit of stage 1 to the report (takes about as long again)
+  $AGAIN --compare   adds the benefit of stage 1 to the report (takes about as long again)
 
 Try next (. .venv/bin/activate first):
   mmchat chat $RUN/model --image $DATA/heldout/000000.png "How many digits are there?"
-  python demo/app.py                                  chat about images in the browser
+  mmchat demo --model $RUN/model   chat about images in the browser
   mmchat train configs/quickstart/sft.yaml --help     all config keys
 EOF

@@ -30,6 +30,36 @@ def test_commands_continue_only_at_a_backslash(path):
     assert [line for before, line in pairs if arguments.match(line) and not before.endswith("\\")] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ([], "bash scripts/quickstart.sh"),
+        (["--fresh", "--seed", "3", "--compare"], "bash scripts/quickstart.sh --seed 3 --compare"),
+    ],
+)
+def test_a_stopped_quickstart_says_how_to_resume(tmp_path, arguments, command):
+    """Its first step is the environment; Ctrl-C there ends it with status 130."""
+    (tmp_path / "scripts").mkdir()
+    text = (ROOT / "scripts" / "quickstart.sh").read_text()
+    (tmp_path / "scripts" / "quickstart.sh").write_text(text)
+    environment = (ROOT / "scripts" / "environment.sh").read_text()
+    (tmp_path / "scripts" / "environment.sh").write_text(f"{environment}\nprepare_environment() {{ return 130; }}\n")
+    done = subprocess.run(
+        ["bash", "scripts/quickstart.sh", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].endswith(f"resume with: {command}\x1b[0m")
+
+
+def test_a_stopped_script_says_how_to_resume_and_a_failed_one_does_not(tmp_path):
+    script = tmp_path / "one.sh"
+    for status, lines in ((143, 1), (1, 0)):
+        script.write_text(f"ROOT={ROOT}\n. {ROOT}/scripts/environment.sh\nbegin ''\nexit {status}\n")
+        done = subprocess.run(["bash", "-eu", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert done.stderr.count(f"resume with: bash {script}") == lines
+
+
 def test_a_shell_may_source_the_environment_alone(tmp_path):
     """Its virtual environment is then in the repository, not at the root of the file system."""
     environment = ROOT / "scripts" / "environment.sh"

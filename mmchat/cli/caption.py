@@ -54,9 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.inference.jobs.prompts import PromptTemplate, with_prompts
     from mmchat.inference.jobs.sources import Options, Sources
 
+    journal = journal_of(arguments.out, (".parquet",))
     sources = Sources(arguments.paths, Options(fetch=fetcher(arguments), image_root=arguments.image_root))
     items = with_prompts(sources, PromptTemplate(arguments.prompt), tuple(arguments.keep))
-    journal = journal_of(arguments.out, (".parquet",))
     origin = claim_output(arguments, journal, {"prompt": arguments.prompt, "max_new_tokens": arguments.max_new_tokens})
     sidecars = Sidecars(arguments.sidecar_dir, "caption")
     on_line = None

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mmchat.command_line.arguments import number_from
 from mmchat.command_line.options import add_max_new_tokens, add_model_directory
 from mmchat.command_line.quick_imports import quick_imports
 from mmchat.constants import IMAGE_PLACEHOLDER
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", nargs="?", help="without it, a conversation starts")
     parser.add_argument("--image", action="append", type=Path, default=[], metavar="FILE", help="repeat for several")
     add_max_new_tokens(parser, 128, "answer")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding; above 0: sampling")
+    parser.add_argument(
+        "--temperature", type=number_from(0), default=0.0, metavar="T", help="0: greedy decoding; above 0: sampling"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

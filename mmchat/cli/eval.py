@@ -1,6 +1,7 @@
 """`mmchat eval`: score an assistant on questions with known answers, or on a named benchmark."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from mmchat.cli.job_options import add_overwrite
@@ -15,7 +16,7 @@ from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
 from mmchat.files import write_json, write_json_lines
 from mmchat.model_kinds import ASSISTANT
-from mmchat.pretrained import part_of_run
+from mmchat.pretrained import RUN_CONFIG, part_of_run
 
 EXAMPLE = "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart"
 DETAILS = """Without --task the score is exact match per kind of question. Next to it is the blind score: the same
@@ -137,3 +138,5 @@ def run_closed(arguments: argparse.Namespace) -> None:
         ]
         write_json_lines(arguments.out / "predictions.jsonl", lines)
         print(f"{arguments.out / 'scores.json'}\n{arguments.out / 'predictions.jsonl'}")
+        if (arguments.out / RUN_CONFIG).exists():
+            print(f"next: mmchat report {shlex.quote(str(arguments.out))}")

@@ -4,9 +4,16 @@ import argparse
 from pathlib import Path
 
 from mmchat.command_line.options import add_model_directory, add_new_directory, require_empty
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.errors import UserError
+from mmchat.model_kinds import ASSISTANT, DUAL_ENCODER, kind_of
 
 EXAMPLE = "mmchat export runs/sft/model --to hf --out exported"
 
+FORMATS = ("hf", "llava-hf", "llava-next", "llava-onevision", "internvl", "idefics3", "llava", "gguf")
+"""`hf` and the names of `mmchat.conversion.formats.TARGETS`, which takes seconds to import."""
+GGUF_DTYPES = ("f32", "f16", "bf16", "q8_0")
+"""Those of `mmchat.conversion.formats.gguf`, likewise."""
 OPTIONS = ("dtype", "known_reader_bug")
 """Options of single formats. Another format refuses them."""
 
@@ -20,15 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
+        choices=FORMATS,
         metavar="NAME",
-        help="hf, or a format: llava-hf, llava-next, llava-onevision, internvl, idefics3, llava, gguf",
+        help=f"hf, or a format: {', '.join(FORMATS[1:])}",
     )
     parser.add_argument(
         "--check",
         choices=["vllm"],
         help="compare with vLLM, too: the one that is installed here, or that of MMCHAT_VLLM_PYTHON",
     )
-    parser.add_argument("--dtype", metavar="NAME", help="gguf: f32, f16, bf16 or q8_0; default: as in MODEL")
+    parser.add_argument("--dtype", choices=GGUF_DTYPES, help="gguf: of the weights; default: as in MODEL")
     parser.add_argument(
         "--known-reader-bug",
         action="store_true",
@@ -40,9 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.conversion import export_model
-
     options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
+    if options and arguments.to != "gguf":
+        raise UserError(f"export to {arguments.to} has no option {next(iter(options))!r}")
+    kind = DUAL_ENCODER if kind_of(arguments.checkpoint) is DUAL_ENCODER else ASSISTANT
+    kind.check_complete(arguments.checkpoint)
+    with quick_imports():  # mistakes have been found
+        from mmchat.conversion import export_model
+
     lines = export_model(arguments.checkpoint, arguments.to, arguments.out, arguments.check, **options)
     print_summary(arguments.out, lines)
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from mmchat.command_line.options import require_empty
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.pretrained import check_exists, hub_repos
 
 EXAMPLE = "mmchat import llava-hf/llava-1.5-7b-hf runs/llava-1.5"
 
@@ -28,10 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.conversion import import_model
-    from mmchat.model.directory import save_assistant
-    from mmchat.pretrained import hub_repos
-
+    for source, what in (
+        (arguments.source, "model"),
+        (arguments.tokenizer, "tokenizer"),
+        (arguments.base, "base model"),
+    ):
+        if source is not None:
+            check_exists(source, what)
+    with quick_imports():  # mistakes have been found
+        from mmchat.conversion import import_model
+        from mmchat.model.directory import save_assistant
     options = {name: getattr(arguments, name) for name in ("template", "base", "vision")}
     given = {name: value for name, value in options.items() if value is not None}
     model, processor = import_model(arguments.source, arguments.tokenizer, **given)

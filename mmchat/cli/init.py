@@ -15,7 +15,9 @@ from mmchat.command_line.options import (
     per_tower,
     require_empty,
 )
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
+from mmchat.pretrained import check_exists
 from mmchat.vision.spec import FITS
 
 EXAMPLE = "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-base-patch16 --layer -2 --out runs/init"
@@ -129,16 +131,19 @@ def run(arguments: argparse.Namespace) -> None:
     files = arguments.projector_weights or []
     if files and (len(files) != len(arguments.vision) or arguments.without_weights):
         raise UserError("--projector-weights is given once for each --vision, and not with --without-weights")
+    check_sources(arguments)
     from contextlib import nullcontext
 
-    import torch
-
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
-    from mmchat.conversion.unsupported import refuse_unsupported_source
-    from mmchat.model.assembly import assemble
-    from mmchat.model.directory import save_assistant, save_without_weights
-    from mmchat.model.projector_weights import load_projector
     from mmchat.pretrained import hub_repos
+
+    with quick_imports():  # mistakes have been found
+        import torch
+
+        from mmchat.conversion.unsupported import refuse_unsupported_source
+        from mmchat.model.assembly import assemble
+        from mmchat.model.directory import save_assistant, save_without_weights
+        from mmchat.model.projector_weights import load_projector
 
     if not arguments.language.endswith(".json"):
         refuse_unsupported_source(arguments.language)
@@ -188,6 +193,29 @@ def next_commands(out: Path, is_aligned: bool, weights: bool) -> str:
         f"next: mmchat recipe write own/{recipe} --out {recipe}.yaml\n"
         f"      mmchat {command} {recipe}.yaml --model {shlex.quote(str(out))} --data.path DATA"
     )
+
+
+def check_sources(arguments: argparse.Namespace) -> None:
+    """Check what can be checked without torch: paths, the template's name, options for several towers.
+
+    Raises:
+        UserError: One of them is wrong.
+    """
+    from mmchat.conversation import get_template
+
+    for source in arguments.vision:
+        check_exists(source, "vision tower")
+    check_exists(arguments.language, "language model")
+    if arguments.tokenizer:
+        check_exists(arguments.tokenizer, "tokenizer")
+    for file in arguments.projector_weights or ():
+        check_exists(file, "projector weights")
+    if arguments.template is not None:
+        get_template(arguments.template)
+    for option, values in (("layer", arguments.layer), ("image-size", arguments.image_size)):
+        per_tower(f"--{option}", values, len(arguments.vision))
+    per_tower("--projector", arguments.projector, len(arguments.vision))
+    chosen_tiling(arguments)
 
 
 def open_language(arguments: argparse.Namespace) -> Any:

@@ -3,6 +3,8 @@
 import argparse
 
 from mmchat.command_line.options import add_new_directory, require_empty
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.model_kinds import base_of_adapter, check_adapter
 
 EXAMPLE = "mmchat merge runs/lora/adapter --out runs/lora-merged"
 
@@ -15,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.model.directory import save_assistant
-    from mmchat.model.lora_adapter import load_adapter, merge
+    base_of_adapter(check_adapter(arguments.adapter), arguments.base)
+    with quick_imports():  # mistakes have been found
+        from mmchat.model.directory import save_assistant
+        from mmchat.model.lora_adapter import load_adapter, merge
 
     adapter, processor = load_adapter(arguments.adapter, arguments.base)
     model, difference = merge(adapter, processor)

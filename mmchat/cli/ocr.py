@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.inference.ocr import DOCUMENT_FORMATS, READING, OcrTask, lines_in_order, write_document
     from mmchat.inference.pages import SUFFIXES, count_pages, pages_of
 
-    sources = Sources(arguments.paths, Options(SUFFIXES, fetcher(arguments), arguments.image_root))
     journal = journal_of(arguments.out, (*DOCUMENT_FORMATS, ".parquet"))
+    sources = Sources(arguments.paths, Options(SUFFIXES, fetcher(arguments), arguments.image_root))
     task = OcrTask(arguments.prompt, arguments.max_new_tokens, arguments.max_repeats, arguments.tile)
     origin = claim_output(arguments, journal, {**asdict(task), "dpi": arguments.dpi})
     with (

@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+from mmchat.command_line.arguments import positive
+from mmchat.command_line.quick_imports import quick_imports
+
 EXAMPLE = "mmchat replay runs/quickstart --step 1"
 
 
@@ -11,15 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Prints id, tokens, supervised tokens, images and loss of each sample. Use it to explain a spike."
     )
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
-    parser.add_argument("--step", type=int, required=True, metavar="N", help="number of the step, from 1")
+    parser.add_argument("--step", type=positive, required=True, metavar="N", help="number of the step, from 1")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from rich.table import Table
+    from mmchat.training.config import read_replayable
+    from mmchat.training.preflight import check_model, check_source
 
-    from mmchat.terminal import PlainConsole
-    from mmchat.training.replay import replay
+    config = read_replayable(arguments.run_dir)
+    check_model(config)
+    for source in config.data.by_name().values():
+        check_source(source)
+    with quick_imports():  # mistakes have been found
+        from rich.table import Table
 
+        from mmchat.terminal import PlainConsole
+        from mmchat.training.replay import replay
     found = replay(arguments.run_dir, arguments.step)
     console = PlainConsole(highlight=False, soft_wrap=True)
     table = Table(title=f"step {arguments.step}", title_justify="left")

@@ -9,6 +9,9 @@ from mmchat.command_line.options import (
     per_tower,
     require_empty,
 )
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.files import read_json_object
+from mmchat.model_kinds import ASSISTANT
 
 EXAMPLE = "mmchat resize runs/sft/model --image-size 448 --out runs/large-init"
 
@@ -28,9 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.model.directory import load_assistant, save_assistant
+    directory = ASSISTANT.check_complete(arguments.checkpoint)
+    towers = read_json_object(directory / "config.json").get("towers", [])
+    per_tower("--image-size", arguments.image_size, len(towers))
+    with quick_imports():  # mistakes have been found
+        from mmchat.model.directory import load_assistant, save_assistant
 
-    model, processor = load_assistant(arguments.checkpoint)
+    model, processor = load_assistant(directory)
     sizes = per_tower("--image-size", arguments.image_size, len(model.towers))
     model.resize_towers(sizes, arguments.keep_positions)
     processor.set_towers(model.specs, model.image_tokens)

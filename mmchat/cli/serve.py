@@ -1,11 +1,9 @@
 """`mmchat serve`: OpenAI's dialect over HTTP."""
 
 import argparse
-import math
-from collections.abc import Callable
 from pathlib import Path
 
-from mmchat.command_line.arguments import OneLineParser, positive
+from mmchat.command_line.arguments import OneLineParser, number_from, positive
 from mmchat.command_line.options import add_model_directory, add_placement, placement
 from mmchat.command_line.quick_imports import quick_imports
 from mmchat.model_kinds import ASSISTANT
@@ -13,21 +11,6 @@ from mmchat.serving.keys import KEYS_VARIABLE, check_reach, read_keys
 from mmchat.serving.settings import MIB, Limits, ServeSettings
 
 EXAMPLE = "mmchat serve runs/quickstart/model --port 8000"
-
-
-def number_above(least: float) -> Callable[[str], float]:
-    """Type of an option: a finite number of at least `least`."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= least):
-            raise argparse.ArgumentTypeError(f"expected a number from {least:g} on, found {text!r}")
-        return value
-
-    return read
 
 
 def add_arguments(parser: OneLineParser) -> None:
@@ -46,7 +29,7 @@ def add_arguments(parser: OneLineParser) -> None:
         "--allow-image-urls", action="store_true", help="fetch images from public http(s) addresses, not only data URIs"
     )
     parser.add_argument(
-        "--temperature", type=number_above(0), default=0.0, metavar="T", help="of requests that name none; 0: greedy"
+        "--temperature", type=number_from(0), default=0.0, metavar="T", help="of requests that name none; 0: greedy"
     )
     add_placement(parser)
     _add_limits(parser)
@@ -68,11 +51,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(option, type=positive, default=default, metavar="N", help=meaning)
     group.add_argument(
-        "--rate", type=number_above(0.001), metavar="N", help="requests a minute for each key; default: no limit"
+        "--rate", type=number_from(0.001), metavar="N", help="requests a minute for each key; default: no limit"
     )
     group.add_argument(
         "--drain-seconds",
-        type=number_above(0),
+        type=number_from(0),
         default=limits.drain_seconds,
         metavar="S",
         help="after SIGTERM: longest time for running requests",

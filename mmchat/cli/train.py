@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mmchat.cli.train_help import help_text, short_help_text
 from mmchat.command_line.arguments import OneLineParser, positive
 from mmchat.command_line.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, reporting
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.command_line.quiet import quiet_libraries
 from mmchat.cpu_settings import restart_with_settings
 from mmchat.errors import UserError
@@ -70,8 +71,9 @@ def train_main(arguments: list[str] | None = None, last_step: int | None = None)
         config = read_config(arguments)
         watch.run_dir = config.run_dir
         quiet_libraries()
-        from mmchat.training.distributed import collectives, process_group
-        from mmchat.training.trainer import run
+        with quick_imports():
+            from mmchat.training.distributed import collectives, process_group
+            from mmchat.training.trainer import run
 
         process_group.start()
         status = run(config, StopSignals(watch.launchers), last_step)

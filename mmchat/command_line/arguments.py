@@ -1,8 +1,11 @@
 """Argument parsing of every program: argparse, with one line instead of a usage dump when an argument is wrong."""
 
 import argparse
+import math
+import re
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import NoReturn
 
 from mmchat.command_line.errors import EXIT_USER_ERROR
@@ -41,3 +44,25 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
     return int(text)
+
+
+def number_from(least: float) -> Callable[[str], float]:
+    """Type of an option: a finite number of at least `least`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise argparse.ArgumentTypeError(f"expected a number from {least:g} on, found {text!r}")
+        return value
+
+    return read
+
+
+def device_name(text: str) -> str:
+    """Type of `--device`: cpu, cuda, cuda:N or auto. Whether there is such a device, torch tells."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|auto", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:N or auto, found {text!r}")
+    return text

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmchat.command_line.arguments import positive
+from mmchat.command_line.arguments import device_name, positive
 from mmchat.errors import UserError
 
 LABELLED_IMAGES = "a folder with one subfolder per class, or a table with an image and a label column"
@@ -46,6 +46,7 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--device",
+        type=device_name,
         metavar="NAME",
         help="cpu, cuda, cuda:N, or auto for all CUDA devices; default: cuda if there is one",
     )

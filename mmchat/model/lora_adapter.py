@@ -10,13 +10,12 @@ and transformers open the whole adapter without mmchat's help.
 import hashlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -25,15 +24,16 @@ from mmchat.errors import UserError
 from mmchat.files import read_json, read_json_object, write_json, write_text
 from mmchat.model.card import adapter_card
 from mmchat.model.directory import LOGITS_TOLERANCE, comparison_logits, load_assistant
-from mmchat.model_kinds import ADAPTER_BASE
+from mmchat.model_kinds import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, check_adapter
 from mmchat.opening import opening, weight_bytes
 from mmchat.pretrained import hub_name, resolve, save_verified
 from mmchat.vision import Fit
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 PREFIX = "base_model.model."
 """PEFT's name of the adapted model, before every key of its weights."""
-OLD_FULL = "full.safetensors"
 MODULE_NAME = re.compile(r"[\w.]+")
 REGULAR_EXPRESSIONS = ("layers_pattern", "target_parameters")
 """Keys of PEFT's config that hold patterns and that adapters of mmchat leave empty."""
@@ -53,7 +53,7 @@ def add_adapter(
     dropout: float,
     dora: bool = False,
     rslora: bool = False,
-) -> PeftModel:
+) -> "PeftModel":
     """Add LoRA to linear layers, with an update of zero, and freeze everything else.
 
     Args:
@@ -66,6 +66,8 @@ def add_adapter(
     Returns:
         PEFT's wrapper of `model`, which saves and merges.
     """
+    from peft import LoraConfig, get_peft_model
+
     common = next(iter(layers.values()))
     others = {name: shape for name, shape in layers.items() if shape != common}
     config = LoraConfig(
@@ -85,8 +87,17 @@ def add_adapter(
     return adapter
 
 
-def _lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+def lora_layer_types() -> tuple[type[Any], ...]:
+    """PEFT's class of layers with LoRA, for `isinstance`; none if nothing has imported PEFT, for then none has LoRA.
+
+    PEFT is imported where an adapter is made or opened. That takes about a second.
+    """
+    lora = sys.modules.get("peft.tuners.lora")
+    return () if lora is None else (lora.LoraLayer,)
+
+
+def _lora_layers(model: torch.nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, lora_layer_types())}
 
 
 def adapter_parameters(model: torch.nn.Module) -> set[int]:
@@ -137,16 +148,16 @@ class _AdapterFiles:
     def save_pretrained(self, directory: Path) -> None:
         """Add them to PEFT's files in a directory."""
         full = {f"{PREFIX}{name}.{key}": value for name, state in self.modules.items() for key, value in state.items()}
-        save_file(load_file(directory / WEIGHTS) | full, directory / WEIGHTS, metadata={"format": "pt"})
+        save_file(load_file(directory / ADAPTER_WEIGHTS) | full, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         # PEFT writes where the base lay on this machine.
         changed = {"modules_to_save": list(self.modules) or None, "base_model_name_or_path": None}
-        write_json(directory / CONFIG, read_json(directory / CONFIG) | changed)
+        write_json(directory / ADAPTER_CONFIG, read_json(directory / ADAPTER_CONFIG) | changed)
         write_json(directory / ADAPTER_BASE, self.base)
         write_text(directory / "README.md", adapter_card(self.base, list(self.modules)))
 
 
 def save_adapter(
-    adapter: PeftModel, processor: MMChatProcessor, directory: Path, base: str | Path, fit: Fit | None = None
+    adapter: "PeftModel", processor: MMChatProcessor, directory: Path, base: str | Path, fit: Fit | None = None
 ) -> None:
     """Write an adapter directory, then load it onto `base` again and compare logits.
 
@@ -182,7 +193,7 @@ def save_adapter(
 
 def load_adapter(
     source: str | Path, base: str | Path | None = None, dtype: str = "auto"
-) -> tuple[PeftModel, MMChatProcessor]:
+) -> tuple["PeftModel", MMChatProcessor]:
     """Load an adapter onto its base model.
 
     Args:
@@ -196,29 +207,17 @@ def load_adapter(
     Raises:
         UserError: A file is missing or damaged, the base is missing or is another model, or weights do not fit.
     """
-    directory = resolve(source, "adapter", part="adapter")
-    if not directory.is_dir():
-        raise UserError(
-            f"adapter {directory} does not exist; a run with lora writes it into its run directory as adapter/, and a "
-            "name on the hub is user/name or user/name@revision"
-        )
-    if (directory / OLD_FULL).exists():
-        raise UserError(
-            f"{directory} holds {OLD_FULL}, which an older mmchat wrote outside PEFT's format; use model/ of the same "
-            "run, which is the merged model"
-        )
-    if missing := [name for name in (ADAPTER_BASE, CONFIG, WEIGHTS) if not (directory / name).is_file()]:
-        raise UserError(f"{directory} is not a complete adapter directory: it has no {', '.join(missing)}")
+    from peft import PeftModel, get_peft_model_state_dict
+
+    directory = check_adapter(source)
     description = _read_description(directory)
-    base = _find_base(directory, description["model"]) if base is None else resolve(base)
-    if not base.is_dir():
-        raise UserError(f"--base {base} does not exist; expected the model directory that {directory} was trained on")
+    base = base_of_adapter(directory, base)
     if _weight_hashes(base) != description["sha256"]:
         raise UserError(
             f"the weights in {base} are not those that {directory} was trained on; give that model with --base"
         )
     model, processor = load_assistant(base, dtype, fit=description["fit"])
-    found = _names(directory / WEIGHTS)
+    found = _names(directory / ADAPTER_WEIGHTS)
     with opening(directory, held=weight_bytes(directory) + weight_bytes(base)):
         try:
             adapter = PeftModel.from_pretrained(model, directory)
@@ -244,34 +243,24 @@ def _read_description(directory: Path) -> dict[str, Any]:
     hashes = description.get("sha256")
     if not (isinstance(description.get("model"), str) and isinstance(hashes, dict) and "fit" in description):
         raise UserError(f"{directory / ADAPTER_BASE} lacks the model, its sha256 or the fit; copy the adapter again")
-    config = read_json_object(directory / CONFIG)
+    config = read_json_object(directory / ADAPTER_CONFIG)
     names = [config.get("target_modules"), config.get("modules_to_save") or [], config.get("exclude_modules") or []]
     patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     if not all(isinstance(one, list) for one in names) or not all(isinstance(one, dict) for one in patterns):
-        raise UserError(f"{directory / CONFIG} has no list of target_modules, or one of another kind; copy it again")
+        where = directory / ADAPTER_CONFIG
+        raise UserError(f"{where} has no list of target_modules, or one of another kind; copy it again")
     # PEFT takes these for regular expressions, which may take for ever.
     unusual = [name for one in (*names, *patterns) for name in one if not MODULE_NAME.fullmatch(str(name))]
     others = [key for key in REGULAR_EXPRESSIONS if config.get(key)]
     if unusual or others:
         raise UserError(
-            f"{directory / CONFIG} names modules by patterns ({', '.join(map(str, [*unusual, *others]))[:80]}), which "
-            "mmchat does not write; list their names"
+            f"{directory / ADAPTER_CONFIG} names modules by patterns "
+            f"({', '.join(map(str, [*unusual, *others]))[:80]}), which mmchat does not write; list their names"
         )
     return description
 
 
-def _find_base(directory: Path, named: str) -> Path:
-    """The directory of the base that the `base.json` of an adapter names."""
-    local = (directory / named).resolve()
-    found = local if local.is_dir() or hub_name(named) is None else resolve(named)
-    if not found.is_dir():
-        raise UserError(
-            f"{directory / ADAPTER_BASE} names the model directory {found}, which does not exist; set it with --base"
-        )
-    return found
-
-
-def merge(adapter: PeftModel, processor: MMChatProcessor) -> tuple[MMChatForConditionalGeneration, float]:
+def merge(adapter: "PeftModel", processor: MMChatProcessor) -> tuple[MMChatForConditionalGeneration, float]:
     """Merge LoRA into the weights.
 
     Args:

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from mmchat.data.mixture import Mixture
 from mmchat.data.records import Rejected
-from mmchat.errors import UserError
 from mmchat.planning.steps import PlannedMicroBatch
 from mmchat.training.monitoring.flops import ModelFlops, tower_flops
-from mmchat.training.monitoring.peak_flops import GPUS, Gpu
+from mmchat.training.monitoring.gpus import Gpu
 from mmchat.vision import VisionTower
 
 MOST_RECORDS = 100_000
@@ -44,23 +43,6 @@ class CachePlan:
     fill_seconds: float | None
     saved_seconds_per_epoch: float | None
     epochs: float
-
-
-def find_gpu(name: str) -> Gpu:
-    """A GPU by its short name or by the name that torch reports.
-
-    Raises:
-        UserError: the GPU is not in the table.
-    """
-    known = {gpu.short.lower(): gpu for gpu in GPUS.values()} | {full.lower(): gpu for full, gpu in GPUS.items()}
-    key = name.lower().replace(" ", "-") if name.lower() not in known else name.lower()
-    if key not in known:
-        names = ", ".join(gpu.short for gpu in GPUS.values())
-        raise UserError(
-            f"--gpu {name}: not in the table; there are {names}. For another give --gpu-memory GIB, and "
-            "--monitoring.peak_tflops for its time"
-        )
-    return known[key]
 
 
 def achieved_flops(peak_tflops: float | None, precision: str, gpu: Gpu | None, ranks: int, mfu: float) -> float | None:

@@ -29,14 +29,14 @@ from mmchat.planning.steps import (
     steps_to_plan,
     summarise_steps,
 )
-from mmchat.pretrained import resolve
 from mmchat.training.config import Part, Recomputed, RunConfig, ZeroStage
 from mmchat.training.dataloader import batch_order, total_steps
 from mmchat.training.micro_batches import step_splitter
 from mmchat.training.monitoring.flops import model_flops
-from mmchat.training.monitoring.peak_flops import Gpu
+from mmchat.training.monitoring.gpus import Gpu
 from mmchat.training.objectives.base import Objective
 from mmchat.training.optim.param_groups import ModuleGroup
+from mmchat.training.preflight import check_planned_model
 from mmchat.vision import AnyRes, SlotMap, TowerSpec
 
 
@@ -130,7 +130,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     Raises:
         UserError: a mistake in the config or data that leaves nothing to plan.
     """
-    _check_models(config)
+    check_planned_model(config)
     fake = open_fake_model(config)
     objective = fake.objective
     processor = objective.processor
@@ -177,15 +177,6 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
         towers = objective.towers_to_cache()
         plan.cache = plan_feature_cache(towers, config.precision, mixture, images, views, flops_per_second)
     return plan
-
-
-def _check_models(config: RunConfig) -> None:
-    if not config.objective.takes_any_tower and not resolve(config.model, weights=False).is_dir():
-        remedy = "; `mmchat init --without-weights` makes it in seconds" if config.objective.is_assistant else ""
-        raise UserError(
-            f"model directory {config.model} does not exist. If an earlier stage will write it, name one of the same "
-            f"architecture with --model{remedy}"
-        )
 
 
 def _packing_variants(config: RunConfig, objective: Objective) -> list[RunConfig]:

@@ -1,9 +1,9 @@
 """The model that a run trains: read from its directory, with adapters if the trainability table asks for them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -24,6 +24,9 @@ from mmchat.training.optim.param_groups import ModuleGroup, apply_rules
 from mmchat.vision import VisionTower
 from mmchat.vision.block_tower import BlockTower
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 FORWARD_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """`precision` -> the type in which linear layers compute."""
 
@@ -38,7 +41,7 @@ class BuiltModel:
     """
 
     objective: Objective
-    adapter: PeftModel | None
+    adapter: "PeftModel | None"
     groups: list[ModuleGroup]
 
 

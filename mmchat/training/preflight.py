@@ -32,17 +32,36 @@ def check_run(config: RunConfig, ranks: int) -> None:
     """
     check_installed(config.monitoring.trackers)
     check_run_dir(config)
+    check_inputs(config, ranks)
+
+
+def check_inputs(config: RunConfig, ranks: int, weights: bool = True) -> None:
+    """Check what a run reads, and its split over ranks.
+
+    Args:
+        config: The resolved config.
+        ranks: Their number.
+        weights: Whether the model's weights will be read; a plan does without.
+
+    Raises:
+        UserError: A path does not exist, or the batch cannot be split.
+    """
     if config.objective.packing is None:
         split_batch(config.batch_size, config.micro_batch_size, ranks)
-    _check_model(config)
+    (check_model if weights else check_planned_model)(config)
     for group in filter(None, (config.data, config.validation)):
         for source in group.by_name().values():
-            _check_source(source)
+            check_source(source)
     if config.distributed.deepspeed is not None:
         read_json(config.distributed.deepspeed)
 
 
-def _check_model(config: RunConfig) -> None:
+def check_model(config: RunConfig) -> None:
+    """Check the model that a run starts from, and its teacher, without reading weights.
+
+    Raises:
+        UserError: One does not exist, is of another kind, or lacks a file.
+    """
     if config.objective.kind in KINDS:
         KINDS[config.objective.kind].check_complete(config.model)
     elif not resolve(config.model).exists():
@@ -51,8 +70,26 @@ def _check_model(config: RunConfig) -> None:
         CLASSIFIER.check_complete(config.objective.distillation.teacher)
 
 
-def _check_source(source: SourceConfig) -> None:
-    """What is at an address is asked by the ranks, once."""
+def check_planned_model(config: RunConfig) -> None:
+    """Check that there is a model whose shapes can be planned.
+
+    Raises:
+        UserError: Its directory does not exist.
+    """
+    if not config.objective.takes_any_tower and not resolve(config.model, weights=False).is_dir():
+        remedy = "; `mmchat init --without-weights` makes it in seconds" if config.objective.is_assistant else ""
+        raise UserError(
+            f"model directory {config.model} does not exist. If an earlier stage will write it, name one of the same "
+            f"architecture with --model{remedy}"
+        )
+
+
+def check_source(source: SourceConfig) -> None:
+    """Check the paths of a source. What is at an address is asked by the ranks, once.
+
+    Raises:
+        UserError: One does not exist.
+    """
     if not storage.is_remote(source.path):
         find_files(source.path)
     root = source.image_root

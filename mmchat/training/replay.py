@@ -18,7 +18,7 @@ from mmchat.training.checkpoints.storage import (
     step_of,
     weights_only_loading,
 )
-from mmchat.training.config import load_written_config
+from mmchat.training.config import read_replayable
 from mmchat.training.dataloader import batch_order, total_steps
 from mmchat.training.deepspeed_internals import get_fp32_state_dict_from_zero_checkpoint
 from mmchat.training.objectives.base import Objective
@@ -77,11 +77,7 @@ def replay(run_dir: Path, step: int) -> Replay:
     Raises:
         UserError: there is no such run or step, or its model or data have moved.
     """
-    config = load_written_config(run_dir / "config.yaml")
-    if not config.objective.replayable:
-        raise UserError(
-            f"replay shows losses per sample; objective {config.objective.kind} only has losses of whole batches"
-        )
+    config = read_replayable(run_dir)
     mixture = open_mixture(config.data, Quarantine(run_dir / "quarantine.jsonl", config.on_bad_sample, writes=False))
     order = batch_order(config, mixture)
     total = total_steps(config, order)

@@ -225,8 +225,11 @@ class Trainer:
             evaluate()
 
     def _watch_gradients(self, step: int) -> None:
-        """After the first steps of a run, name trained tensors without a gradient."""
-        if self.watch and step == min(WATCHED_STEPS, self.dataloader.total):
+        """After the first steps of a run, name trained tensors without a gradient.
+
+        A shorter run names none: half of a new LoRA has no gradient in the first step, because the other half is zero.
+        """
+        if self.watch and step == WATCHED_STEPS:
             report_missing_gradients(self.watch.finish(), self.console)
             self.watch = None
 

@@ -58,10 +58,13 @@ def test_eval_with_other_scores(run, assistant_dir, scans, tmp_path):
     (scans / "questions.json").write_text(json.dumps(records))
     model = shutil.copytree(assistant_dir, tmp_path / "model")
     arguments = ["eval", model, scans / "questions.json", "--out", tmp_path / "run", "--max-new-tokens", 4, "--card"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
     status, printed, _ = run(*arguments, "--metric", "ned", "--metric", "f1")
     assert status == 0
     assert "| `overall` | 2 | 0.0% | 0.0% |" in (model / "README.md").read_text()
     assert "exact match, %" in printed and "other scores, %" in printed
+    assert printed.endswith(f"next: mmchat report {tmp_path}/run\n")
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     answers = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().split("\n")[:-1]]
     for name, formula in (("ned", edit_distance), ("f1", word_f1)):

@@ -47,10 +47,10 @@ def folder(tmp_path_factory, make_image):
 
 
 def page_commands() -> list[str]:
-    """The commands of the page, up to `mmchat eval`."""
+    """The commands of the page, up to `mmchat report`."""
     blocks = fences_of(PAGE.read_text(encoding="utf-8"), PAGE.name)
     lines = [line for block in blocks if block.language == "bash" for line in commands_of(block.code)]
-    last = next(number for number, line in enumerate(lines) if line.startswith("mmchat eval "))
+    last = next(number for number, line in enumerate(lines) if line.startswith("mmchat report "))
     return lines[: last + 1]
 
 
@@ -79,10 +79,13 @@ def test_the_page_leads_to_a_chat(folder):
     assert "mmchat recipe write own/pretrain" in printed("mmchat init")
     assert "it can run" in printed("mmchat plan")
     assert "next: mmchat chat runs/sft/model --image IMAGE" in printed("mmchat train sft")
+    assert "no gradient" not in printed("mmchat train lora")  # a single step, after which half of a LoRA has none
     for run in ("pretrain", "sft", "lora"):
         assert all(row["loss"] > 0 for row in metrics(folder / "runs" / run) if "loss" in row)
         assert (folder / "runs" / run / "model" / "config.json").exists()
     assert (folder / "runs" / "lora" / "adapter").is_dir()
+    assert "next: mmchat report runs/sft" in printed("mmchat eval")
+    assert "Exact match in percent" in (folder / "runs" / "sft" / "report.html").read_text()
     assert "overall" in json.loads((folder / "runs" / "sft" / "scores.json").read_text())
 
 

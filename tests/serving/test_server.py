@@ -15,7 +15,8 @@ from threading import Event
 import httpx
 import pytest
 
-from mmchat.cli.serve import model_name, number_above
+from mmchat.cli.serve import model_name
+from mmchat.command_line.arguments import number_from
 from mmchat.command_line.listening import listen
 from mmchat.errors import UserError
 from mmchat.serving.server import serve
@@ -156,7 +157,7 @@ def test_a_model_is_called_after_its_folder(path, name):
 
 
 def test_numbers_of_options():
-    assert number_above(0)("2.5") == 2.5
+    assert number_from(0)("2.5") == 2.5
     for text in ("-1", "nan", "inf", "x"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a number"):
-            number_above(0)(text)
+            number_from(0)(text)

@@ -10,8 +10,9 @@ import torch
 from mmchat.errors import UserError
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.training.monitoring import metrics, peak_flops
+from mmchat.training.monitoring.gpus import GPUS
 from mmchat.training.monitoring.metrics import Meter, peak_memory, write_environment
-from mmchat.training.monitoring.peak_flops import GPUS, Peak, find_peak_flops, matmul_rate
+from mmchat.training.monitoring.peak_flops import Peak, find_peak_flops, matmul_rate
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.cli.clip.label_options import add_label_options, read_labels, read_prompts
+from mmchat.cli.clip.sources import check_dual_encoder
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_batch_size, add_clip_directory
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
 from mmchat.files import shown
 from mmchat.images import find_images, load_image
@@ -37,9 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
     if names is None:
         raise UserError("which labels? name them with --labels a,b,c or --labels-file FILE")
     prompts = read_prompts(arguments)
-    from mmchat.contrastive.embedding import Embedder
-    from mmchat.evaluation.zero_shot import batched, class_embeddings, probabilities
-
+    check_dual_encoder(arguments.checkpoint)
+    with quick_imports():  # mistakes have been found
+        from mmchat.contrastive.embedding import Embedder
+        from mmchat.evaluation.zero_shot import batched, class_embeddings, probabilities
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
     classes = class_embeddings(embedder, names.names, prompts)
     unreadable = 0

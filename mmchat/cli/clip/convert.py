@@ -3,6 +3,8 @@
 import argparse
 
 from mmchat.command_line.options import add_new_directory, add_trust_torchscript, require_empty
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.pretrained import check_exists
 
 EXAMPLE = "mmchat clip convert ViT-B-32.pt --tokenizer bpe_simple_vocab_16e6.txt.gz --out runs/clip"
 
@@ -24,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.contrastive.directory import load_clip, load_tokenizer, save_clip
-
+    check_exists(arguments.source, "dual encoder")
+    if arguments.tokenizer:
+        check_exists(arguments.tokenizer, "tokenizer")
+    with quick_imports():  # mistakes have been found
+        from mmchat.contrastive.directory import load_clip, load_tokenizer, save_clip
     model = load_clip(arguments.source, trust_torchscript=arguments.trust_torchscript)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.source, model)
     save_clip(model, tokenizer, arguments.out)

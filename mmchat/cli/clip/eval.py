@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.cli.clip.label_options import add_label_options, read_labels, read_prompts
+from mmchat.cli.clip.sources import check_dual_encoder
 from mmchat.command_line.options import LABELLED_IMAGES, add_batch_size, add_clip_directory
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
 from mmchat.files import shown, write_json, write_json_lines
 
@@ -45,17 +47,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def run_retrieval(arguments: argparse.Namespace) -> None:
-    from mmchat.contrastive.embedding import Embedder
     from mmchat.data.sources import open_source
-    from mmchat.evaluation.metrics import flatten_intervals
-    from mmchat.evaluation.retrieval import retrieve
-    from mmchat.terminal import PlainConsole
 
     label_options = ("labels", "labels_file", "prompts", "ensemble")
     for option, value in vars(arguments).items():
         if option in label_options and value:
             raise UserError(f"--{option.replace('_', '-')} is for classes; --retrieval compares captions as they are")
+    check_dual_encoder(arguments.checkpoint)
     source = open_source(arguments.data, arguments.image_root)
+    with quick_imports():  # mistakes have been found
+        from mmchat.contrastive.embedding import Embedder
+        from mmchat.evaluation.metrics import flatten_intervals
+        from mmchat.evaluation.retrieval import retrieve
+        from mmchat.terminal import PlainConsole
     figures = retrieve(Embedder.open(arguments.checkpoint, arguments.truncate), source, arguments.batch_size)
     PlainConsole().print(figures_table("retrieval", figures))
     if arguments.out:
@@ -67,11 +71,12 @@ def run_zero_shot(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments)
     from mmchat.data.labelled_images import read_labelled
 
+    check_dual_encoder(arguments.checkpoint)
     data = read_labelled(arguments.data, arguments.image_root, read_labels(arguments))
-    from mmchat.contrastive.embedding import Embedder
-    from mmchat.evaluation.zero_shot import classify_labelled
-    from mmchat.terminal import PlainConsole
-
+    with quick_imports():  # mistakes have been found
+        from mmchat.contrastive.embedding import Embedder
+        from mmchat.evaluation.zero_shot import classify_labelled
+        from mmchat.terminal import PlainConsole
     embedder = Embedder.open(arguments.checkpoint, arguments.truncate)
     result = classify_labelled(embedder, data, prompts, arguments.batch_size)
     title = f"zero-shot, {len(data.images):,} images, {len(data.classes):,} classes"

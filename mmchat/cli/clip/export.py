@@ -2,8 +2,10 @@
 
 import argparse
 
+from mmchat.cli.clip.sources import check_dual_encoder
 from mmchat.cli.export import print_summary
 from mmchat.command_line.options import add_new_directory, require_empty
+from mmchat.command_line.quick_imports import quick_imports
 
 EXAMPLE = "mmchat clip export runs/digits/clip/model --out runs/digits/clip-transformers"
 
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    from mmchat.contrastive.export import export_dual_encoder
-
+    check_dual_encoder(arguments.source)
+    with quick_imports():  # mistakes have been found
+        from mmchat.contrastive.export import export_dual_encoder
     print_summary(arguments.out, export_dual_encoder(arguments.source, arguments.out))

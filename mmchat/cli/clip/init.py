@@ -4,6 +4,8 @@ import argparse
 
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_new_directory, add_seed, require_empty
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.pretrained import check_exists
 from mmchat.vision.spec import FITS
 
 EXAMPLE = (
@@ -59,11 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    import torch
+    check_exists(arguments.vision, "vision tower")
+    check_exists(arguments.text, "text encoder")
+    check_exists(arguments.tokenizer, "tokenizer")
+    with quick_imports():  # mistakes have been found
+        import torch
 
-    from mmchat.contrastive.directory import init_clip, open_text_encoder
-    from mmchat.vision import load_tower
-
+        from mmchat.contrastive.directory import init_clip, open_text_encoder
+        from mmchat.vision import load_tower
     torch.manual_seed(arguments.seed)
     model = init_clip(
         load_tower(arguments.vision, fit=arguments.fit),

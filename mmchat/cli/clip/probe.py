@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.command_line.options import LABELLED_IMAGES, add_image_size, add_pool, add_seed
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.errors import UserError
+from mmchat.pretrained import check_exists
 
 if TYPE_CHECKING:
     from mmchat.evaluation.probe import ProbeResult
@@ -34,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    results = probe_towers(arguments)
     from mmchat.evaluation.probe import probe_table
     from mmchat.files import write_json
     from mmchat.terminal import PlainConsole
 
-    results = probe_towers(arguments)
     PlainConsole().print(probe_table(results))
     if arguments.json:
         figures = [
@@ -58,19 +61,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 def probe_towers(arguments: argparse.Namespace) -> list["ProbeResult"]:
     """Every tower with its two baselines, random weights and raw pixels; a baseline that towers share comes once."""
-    import numpy as np
-    import torch
-
     from mmchat.data.labelled_images import read_labelled
-    from mmchat.errors import UserError
-    from mmchat.evaluation.probe import probe, raw_pixels, tower_features, tower_pixels
-    from mmchat.vision import build_tower, load_tower
 
-    towers = [load_tower(source, image_size=arguments.image_size) for source in arguments.towers]
+    for source in arguments.towers:
+        check_exists(source, "vision tower")
     sets = [read_labelled(path) for path in (arguments.train, arguments.test)]
     if sets[0].classes != sets[1].classes:
         odd = sorted(set(sets[0].classes) ^ set(sets[1].classes))
         raise UserError(f"{arguments.train} and {arguments.test} have not the same classes: {', '.join(odd[:8])}")
+    with quick_imports():  # mistakes have been found
+        import numpy as np
+        import torch
+
+        from mmchat.evaluation.probe import probe, raw_pixels, tower_features, tower_pixels
+        from mmchat.vision import build_tower, load_tower
+    towers = [load_tower(source, image_size=arguments.image_size) for source in arguments.towers]
     images = [[image.open() for image in labelled.images] for labelled in sets]
     targets = [np.array(labelled.targets) for labelled in sets]
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,8 +3,11 @@
 import argparse
 from pathlib import Path
 
+from mmchat.cli.clip.sources import check_dual_encoder
 from mmchat.command_line.options import add_batch_size
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.files import shown
+from mmchat.images import find_images
 
 EXAMPLE = "mmchat clip search index data/quickstart/named --ckpt runs/quickstart/tower/model --out runs/named.index"
 
@@ -18,8 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mmchat.contrastive.embedding import Embedder
-    from mmchat.contrastive.search import index_folder
+    find_images([arguments.folder])  # or there is nothing to index
+    check_dual_encoder(arguments.ckpt)
+    with quick_imports():  # mistakes have been found
+        from mmchat.contrastive.embedding import Embedder
+        from mmchat.contrastive.search import index_folder
 
     embedder = Embedder.open(arguments.ckpt)
     model = str(arguments.ckpt.resolve())

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from mmchat.cli.clip.label_options import add_truncate
+from mmchat.cli.clip.sources import check_dual_encoder
 from mmchat.command_line.arguments import positive
+from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
 from mmchat.files import shown
 from mmchat.images import load_image
@@ -26,13 +28,18 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.text is None) == (arguments.image is None):
         raise UserError("what to look for? give a text, or --image IMAGE; one of them")
     image = load_image(arguments.image) if arguments.image else None  # fails before the weights are read
-    from rich.table import Table
-    from rich.text import Text
+    if not arguments.index.is_file():
+        make = f"mmchat clip search index FOLDER --ckpt MODEL --out {arguments.index}"
+        raise UserError(f"{arguments.index} does not exist; make it with `{make}`")
+    if arguments.ckpt:
+        check_dual_encoder(arguments.ckpt)
+    with quick_imports():  # mistakes have been found
+        from rich.table import Table
+        from rich.text import Text
 
-    from mmchat.contrastive.embedding import Embedder
-    from mmchat.contrastive.search import Index, write_sheet
-    from mmchat.terminal import PlainConsole
-
+        from mmchat.contrastive.embedding import Embedder
+        from mmchat.contrastive.search import Index, write_sheet
+        from mmchat.terminal import PlainConsole
     index = Index(arguments.index)
     embedder = Embedder.open(arguments.ckpt or index.checkpoint, arguments.truncate)
     index.check(embedder)

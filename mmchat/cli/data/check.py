@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     following = missing_images_hint(result, arguments.source, is_run)
     if command := next_command(result, arguments.source, is_run, model):
         following.append(f"next: {command}")
+        if not is_run:
+            following.append("      CONFIG is yours, or a recipe: `mmchat recipe write own/pretrain` copies one")
     print_result(PlainConsole(), result, [str(file) for file in files], following)
     if not result.sound:
         raise SystemExit(EXIT_FOUND_ERRORS)

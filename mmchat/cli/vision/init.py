@@ -11,6 +11,8 @@ from mmchat.command_line.options import (
     add_seed,
     require_empty,
 )
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.pretrained import check_exists
 
 EXAMPLE = "mmchat vision init configs/vision/tower.json --classes data/images --out runs/classify-init"
 
@@ -29,13 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_empty(arguments.out)
-    import torch
-
+    check_exists(arguments.source, "vision tower")
     from mmchat.data.labelled_images import read_labelled
-    from mmchat.vision import load_tower
-    from mmchat.vision.classifier import init_classifier
 
     classes = read_labelled(arguments.classes).classes
+    with quick_imports():  # mistakes have been found
+        import torch
+
+        from mmchat.vision import load_tower
+        from mmchat.vision.classifier import init_classifier
     torch.manual_seed(arguments.seed)
     tower = load_tower(arguments.source, image_size=arguments.image_size)
     model = init_classifier(tower, classes, arguments.pool, arguments.out)

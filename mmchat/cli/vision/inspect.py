@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.command_line.options import add_image_size, add_trust_torchscript, layer_indices
+from mmchat.command_line.quick_imports import quick_imports
+from mmchat.pretrained import check_exists
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,13 +42,15 @@ def run(arguments: argparse.Namespace) -> None:
     from mmchat.errors import UserError
     from mmchat.files import write_json
     from mmchat.images import load_image
-    from mmchat.terminal import PlainConsole
-    from mmchat.vision import load_tower
-    from mmchat.vision.inspect import inspect_tower, write_images
 
     if arguments.out is not None and arguments.image is None:
         raise UserError("--out is where images are written; name one with --image")
-    image = load_image(arguments.image) if arguments.image else None  # fails before the weights are read
+    image = load_image(arguments.image) if arguments.image else None
+    check_exists(arguments.source, "vision tower")
+    with quick_imports():  # mistakes have been found
+        from mmchat.terminal import PlainConsole
+        from mmchat.vision import load_tower
+        from mmchat.vision.inspect import inspect_tower, write_images
     trusted = arguments.trust_torchscript
     settings = {"layer": arguments.layer} if arguments.layer is not None else {}
     tower = load_tower(arguments.source, image_size=arguments.image_size, trust_torchscript=trusted, **settings)

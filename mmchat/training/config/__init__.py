@@ -1,6 +1,6 @@
 """The run config: its schema, where old keys are now, and what may change on resume. Importable without torch."""
 
-from mmchat.training.config.existing_run import DEEPSPEED_JSON, check_run_dir
+from mmchat.training.config.existing_run import DEEPSPEED_JSON, check_run_dir, read_replayable
 from mmchat.training.config.moved import MOVED, load_run_config, load_written_config
 from mmchat.training.config.objectives import (
     AssistantConfig,
@@ -61,4 +61,5 @@ __all__ = [
     "load_run_config",
     "load_written_config",
     "may_change",
+    "read_replayable",
 ]

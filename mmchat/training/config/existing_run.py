@@ -31,6 +31,20 @@ def check_run_dir(config: RunConfig) -> None:
         )
 
 
+def read_replayable(directory: Path) -> RunConfig:
+    """The config of a run whose samples have losses of their own.
+
+    Raises:
+        UserError: there is no such run, or its objective has losses of whole batches only.
+    """
+    config = load_written_config(directory / "config.yaml")
+    if not config.objective.replayable:
+        raise UserError(
+            f"replay shows losses per sample; objective {config.objective.kind} only has losses of whole batches"
+        )
+    return config
+
+
 def _new_run(directory: Path) -> str:
     """What to do instead of resuming with other settings."""
     command = f"start a new run from its model: --model {directory / 'model'} --run_dir NEW, without --resume"

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -30,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from mmchat.contrastive.dual_encoder import DualEncoder
 from mmchat.contrastive.simclr_model import SimCLR
 from mmchat.data.collate import Batch
+from mmchat.model.lora_adapter import lora_layer_types
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.projectors import slots_per_tower
 from mmchat.model.projectors.resampler import Resampler
@@ -40,7 +40,7 @@ from mmchat.vision.classifier import ImageClassifier
 LANGUAGE_MODELS = {"gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
 """transformers' model types whose count is tested against torch's. Mixtures of experts would be counted wrong."""
 
-LAYERS = (nn.Linear, Conv1D, LoraLayer)
+LAYERS = (nn.Linear, Conv1D)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _stem(leaves: Iterable[nn.Module], side: int, patches: int) -> int:
             side = (side + 2 * padding - leaf.kernel_size[0]) // leaf.stride[0] + 1
             weights = leaf.in_channels * leaf.out_channels * leaf.kernel_size[0] ** 2
             total += 2 * weights * side**2 * _passes(leaf, below)
-        elif isinstance(leaf, LAYERS):
+        elif _is_layer(leaf):
             total += patches * _layer(leaf, below)
         below |= _trained(leaf)
     return total
@@ -192,7 +192,7 @@ def _leaves(module: nn.Module, but: list[nn.Module]) -> Iterator[nn.Module]:
     """Leaf modules in order; a LoRA layer counts as a leaf."""
     for child in module.children():
         if not any(child is other for other in but):
-            if isinstance(child, LAYERS) or not any(child.children()):
+            if _is_layer(child) or not any(child.children()):
                 yield child
             else:
                 yield from _leaves(child, but)
@@ -225,12 +225,12 @@ def _resampler(resampler: Resampler, patches: int, slots: int, below: bool) -> t
 
 def _passed(module: nn.Module, below: bool) -> tuple[int, bool]:
     """Operations of the layers in `module` for one position; and whether it, or anything below it, is trained."""
-    if isinstance(module, LAYERS):
+    if _is_layer(module):
         return _layer(module, below), below or _trained(module)
-    parts = [part for part in module.children() if any(isinstance(inner, LAYERS) for inner in part.modules())]
+    parts = [part for part in module.children() if any(_is_layer(inner) for inner in part.modules())]
     others = [part for part in module.children() if part not in parts]
     below |= any(p.requires_grad for p in module.parameters(recurse=False)) or any(map(_trained, others))
-    layers = [part for part in parts if isinstance(part, LAYERS)]
+    layers = [part for part in parts if _is_layer(part)]
     beside = [] if isinstance(module, nn.Sequential) else layers[:-1]
     total, trained = 0, below
     for part in parts:
@@ -240,9 +240,13 @@ def _passed(module: nn.Module, below: bool) -> tuple[int, bool]:
     return total, trained
 
 
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (*LAYERS, *lora_layer_types()))
+
+
 def _layer(layer: nn.Module, below: bool) -> int:
     """Operations of a linear layer for one position."""
-    if isinstance(layer, LoraLayer):
+    if isinstance(layer, lora_layer_types()):
         base, down, up = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
         # DoRA scales the base's output; with dropout it needs that of the dropped input as well.
         products = 2 if layer.lora_magnitude_vector and isinstance(layer.lora_dropout["default"], nn.Dropout) else 1

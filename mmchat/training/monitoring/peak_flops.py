@@ -6,38 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from mmchat.training.distributed import collectives, process_group
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One model of GPU.
-
-    Attributes:
-        short: its name in `mmchat plan --gpu`.
-        flops: dense bf16 FLOP/s.
-        memory: bytes, as its driver reports.
-    """
-
-    short: str
-    flops: float
-    memory: int
-
-
-GPUS = {
-    "NVIDIA A100-PCIE-40GB": Gpu("A100-PCIE-40GB", 312e12, 40_960 << 20),
-    "NVIDIA A100 80GB PCIe": Gpu("A100-PCIE-80GB", 312e12, 81_920 << 20),
-    "NVIDIA A100-SXM4-40GB": Gpu("A100-40GB", 312e12, 40_960 << 20),
-    "NVIDIA A100-SXM4-80GB": Gpu("A100-80GB", 312e12, 81_920 << 20),
-    "NVIDIA H100 PCIe": Gpu("H100-PCIE", 756e12, 81_559 << 20),
-    "NVIDIA H100 NVL": Gpu("H100-NVL", 835e12, 95_830 << 20),
-    "NVIDIA H100 80GB HBM3": Gpu("H100-80GB", 989e12, 81_559 << 20),
-    "NVIDIA H200": Gpu("H200", 989e12, 143_771 << 20),
-    "NVIDIA B200": Gpu("B200", 2250e12, 183_359 << 20),
-    "NVIDIA L40S": Gpu("L40S", 362e12, 46_068 << 20),
-    "NVIDIA GeForce RTX 4090": Gpu("RTX-4090", 165e12, 24_564 << 20),
-}
-"""By the exact name that torch reports; a MIG partition has another name and less of both. FLOP/s: bf16 matrix products
-without sparsity, from NVIDIA's data sheets (RTX 4090: the Ada white paper). Memory: as listed by `nvidia-smi`."""
+from mmchat.training.monitoring.gpus import GPUS
 
 MEASURED_SECONDS = 0.2
 SLOW = 2.0

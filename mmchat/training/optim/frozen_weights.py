@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmchat.errors import UserError
+from mmchat.model.lora_adapter import lora_layer_types
 
 ROUNDED_BY_AUTOCAST = (nn.Linear, nn.Conv2d, Conv1D)
 """Not norms, which compute in fp32, nor embeddings, whose output is not rounded. Conv1D is GPT-2's linear layer.
@@ -80,7 +80,7 @@ def keep_trained_in_bf16(model: nn.Module) -> None:
 def rounded_anyway(model: nn.Module, trained: bool = False) -> dict[str, nn.Parameter]:
     """Frozen (or trained) parameters, by name, that are used only by layers whose weights autocast rounds."""
     found, exact = {}, set()
-    adapted = [m for m in model.modules() if isinstance(m, LoraLayer) and m.lora_magnitude_vector]
+    adapted = [m for m in model.modules() if isinstance(m, lora_layer_types()) and m.lora_magnitude_vector]
     with_norms = {id(layer.get_base_layer()) for layer in adapted}
     for path, module in model.named_modules():
         # Exactly these classes: a subclass may compute differently.

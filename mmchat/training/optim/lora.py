@@ -1,8 +1,7 @@
 """Selects the layers of the trainability table's lora rules and adds an adapter to them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -12,10 +11,13 @@ from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.training.optim.param_groups import below_last, check_names, idle_parameters, rule_for
 from mmchat.training.optim.trainable import LORA_DROPOUT, Rule
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 LINEAR = (nn.Linear, Conv1D)
 
 
-def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) -> PeftModel | None:
+def add_adapters(model: MMChatForConditionalGeneration, rules: dict[str, Rule]) -> "PeftModel | None":
     """Add an adapter to `model`, in place, as the lora rules say.
 
     Returns:
