@@ -50,7 +50,9 @@ def test_exit_statuses(run, records, tmp_path):
     good = write_jsonl(tmp_path / "good.jsonl", [record("a", "a.png"), record("b", "b.png"), record("text")])
     status, printed, _ = run(good, "--out", tmp_path / "good")
     assert status == 0 and "No errors in 3 records: training can start." in printed
-    following = f"next: mmchat train CONFIG --data.path {good}\n      CONFIG is yours, or a recipe: `mmchat recipe write "
+    following = (
+        f"next: mmchat train CONFIG --data.path {good}\n      CONFIG is yours, or a recipe: `mmchat recipe write "
+    )
     assert following in printed
     assert "not checked: Lengths" in printed
     for words, message in [
