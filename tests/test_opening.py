@@ -16,6 +16,7 @@ from mmchat.model.directory import load_assistant, load_processor
 from mmchat.opening import check_sizes, opening, read_model_config, rehearse
 from mmchat.pretrained import open_pretrained
 from mmchat.vision import load_tower
+from tests.launching import ROOT
 
 
 @pytest.fixture
@@ -51,6 +52,16 @@ def test_impossible_sizes_are_named(place, size, copied, capsys):
             main(command)
         assert stopped.value.code == 2
         assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_a_tower_of_convolutions_alone_is_opened():
+    """The quickstart's: a stem and no block above it."""
+    values = json.loads((ROOT / "configs" / "quickstart" / "tower.json").read_text())
+    assert values["backbone"]["num_hidden_layers"] == 0
+    check_sizes({"towers": [values]}, ROOT / "config.json")
+    del values["backbone"]["stem_depth"]
+    with pytest.raises(UserError, match=r"towers\.0\.backbone\.num_hidden_layers 0, expected a whole number from 1"):
+        check_sizes({"towers": [values]}, ROOT / "config.json")
 
 
 HUGE = {
