@@ -193,6 +193,24 @@ class ModelDirectory(Generic[Model]):
         save_verified(model, others, directory, self.load, outputs, self.tolerance)
 
 
+def refuse_quantized(config: dict[str, Any], where: str | Path) -> None:
+    """Raise UserError if a `config.json` says that its weights are quantized, at the top or in the config of a part.
+
+    Args:
+        config: The values of `config.json`.
+        where: Its directory or name, for the message.
+    """
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if found := [part["quantization_config"] for part in parts if part.get("quantization_config")]:
+        method = found[0].get("quant_method") if isinstance(found[0], dict) else found[0]
+        if method is None and any(key in found[0] for key in ("load_in_4bit", "load_in_8bit")):
+            method = "bitsandbytes"  # as transformers wrote it before it named the method
+        raise UserError(
+            f"the weights in {where} are quantized (quantization_config in config.json: {method!r}), and mmchat "
+            "reads fp32, bf16 and fp16; open the release that was quantized"
+        )
+
+
 def load_strictly(model_class: Any, directory: Path, dtype: str = "auto", **options: Any) -> Any:
     """`model_class.from_pretrained` that accepts neither missing nor unexpected weights.
 

@@ -14,7 +14,7 @@ from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
 from mmchat.model.assembly import build_processor
 from mmchat.opening import opening
-from mmchat.pretrained import load_state_strictly, refuse_misfit, resolve
+from mmchat.pretrained import load_state_strictly, refuse_misfit, refuse_quantized, resolve
 from mmchat.vision.checkpoint_formats.weight_files import READ_BY_TRANSFORMERS, WeightFiles
 
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -61,7 +61,7 @@ def import_model(
 def _open(
     files: WeightFiles, tokenizer: str | None, template: str | None, options: dict[str, Any]
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
-    refuse_quantized(files)
+    refuse_quantized(files.config, files.path)
     found = find_format(files)
     if unknown := options.keys() - option_names(found):
         raise UserError(f"{files.path} is {found.description}, which has no option {', '.join(sorted(unknown))}")
@@ -102,17 +102,6 @@ def find_format(source: WeightFiles) -> Format:
         f"{source.config.get('model_type')!r}, its weights are {len(names)} tensors ({', '.join(names[:SHOWN_KEYS])}"
         f"{', ...' if len(names) > SHOWN_KEYS else ''}); known formats: {'; '.join(one.description for one in FORMATS)}"
     )
-
-
-def refuse_quantized(source: WeightFiles) -> None:
-    """Raise UserError if a config says that its weights are quantized, at the top or in the config of a part."""
-    parts = [source.config, *(part for part in source.config.values() if isinstance(part, dict))]
-    if found := [part["quantization_config"] for part in parts if part.get("quantization_config")]:
-        method = found[0].get("quant_method") if isinstance(found[0], dict) else found[0]
-        raise UserError(
-            f"the weights in {source.path} are quantized (quantization_config in config.json: {method!r}), and mmchat "
-            "reads fp32, bf16 and fp16; open the release that was quantized"
-        )
 
 
 def refuse_other_shapes(imported: ImportedAssistant, source: WeightFiles) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.opening import CONFIG, read_model_config
-from mmchat.pretrained import resolve
+from mmchat.pretrained import refuse_quantized, resolve
 
 REMEDY = (
     "use it with transformers, or join the text-only release of its language model and a vision tower with "
@@ -94,8 +94,10 @@ def refuse_unsupported_source(source: str) -> None:
     """As `refuse_unsupported`, for a directory or hub name. Nothing is said if there is no config.
 
     Raises:
-        UserError: It cannot be opened, or is a hub name that cannot be fetched.
+        UserError: It cannot be opened, its weights are quantized, or it is a hub name that cannot be fetched.
     """
     directory = resolve(source, weights=False)
     if (directory / CONFIG).exists():
-        refuse_unsupported(read_model_config(directory), source)
+        config = read_model_config(directory)
+        refuse_unsupported(config, source)
+        refuse_quantized(config, source)

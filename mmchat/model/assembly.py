@@ -15,7 +15,7 @@ from mmchat.conversation.template_choice import check_template, choose_template
 from mmchat.errors import UserError
 from mmchat.files import read_json_object
 from mmchat.opening import check_sizes, opening, rehearse
-from mmchat.pretrained import open_pretrained
+from mmchat.pretrained import open_pretrained, refuse_quantized
 from mmchat.vision import Split, TowerConfig, VisionTower
 
 
@@ -223,10 +223,14 @@ def _open_language(language: str | Language, tokenizer: str | None, weights: boo
         return opened, None
     if not language.endswith(".json"):
         opened = open_pretrained(AutoTokenizer, tokenizer or language, "tokenizer")
-        return opened, None if weights else open_pretrained(AutoConfig, language, "language model").to_dict()
+        config = open_pretrained(AutoConfig, language, "language model").to_dict()
+        refuse_quantized(config, language)
+        return opened, None if weights else config
     if tokenizer is None:
         raise UserError(f"--language {language} is a config without a tokenizer; name one with --tokenizer")
-    return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), read_language_config(Path(language))
+    config = read_language_config(Path(language))
+    refuse_quantized(config, language)
+    return open_pretrained(AutoTokenizer, tokenizer, "tokenizer"), config
 
 
 def read_language_config(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ from mmchat.cli.main import main
 from mmchat.conversion import import_model, unsupported
 from mmchat.conversion.unsupported import UNSUPPORTED
 from mmchat.errors import UserError
+from mmchat.model.assembly import assemble
 from mmchat.training.objectives.assistant import AssistantObjective
+from mmchat.vision.directory import save_tower
 
 EVIDENCE = {
     unsupported._MROPE: r"def get_rope_index|def get_vision_position_ids|mrope_section",
@@ -81,3 +84,29 @@ def test_as_a_language_model(qwen2_vl, tmp_path, capsys):
 def test_as_the_model_of_a_run(qwen2_vl, weights):
     with pytest.raises(UserError, match=EXPECTED):
         AssistantObjective(SimpleNamespace(model=str(qwen2_vl)), weights)
+
+
+QUANTIZED = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "desc_act": False, "sym": True},
+    "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+}
+"""`quantization_config` as released checkpoints have it; older ones of bitsandbytes name no method."""
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_a_quantized_language_model(method, language_json, data_dir, make_tower, tmp_path, capsys):
+    folder = shutil.copytree(data_dir / "tokenizers" / "llama_like_legacy_false", tmp_path / "quantized")
+    shutil.copy(language_json("llama", quantization_config=QUANTIZED[method]), folder / "config.json")
+    save_tower(make_tower(layer=-2), tmp_path / "tower")
+    for language in ([str(folder)], [str(folder / "config.json"), "--tokenizer", str(folder)]):
+        for options in ([], ["--without-weights"]):
+            out = str(tmp_path / "out")
+            with pytest.raises(SystemExit, match="2"):
+                main(["init", "--language", *language, "--vision", str(tmp_path / "tower"), "--out", out, *options])
+            error = capsys.readouterr().err
+            assert f"are quantized (quantization_config in config.json: '{method}')" in error
+            assert error.count("\n") == 1 and "open the release that was quantized" in error
+    with pytest.raises(UserError, match="quantized"):
+        assemble(str(folder), [], [])
