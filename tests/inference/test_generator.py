@@ -9,6 +9,7 @@ from transformers import pipeline
 
 from mmchat.errors import UserError
 from mmchat.inference import Generator
+from mmchat.model.directory import save_assistant
 from mmchat.model.processor import pad_left
 
 
@@ -200,3 +201,20 @@ def test_options_out_of_range_are_refused(generator, options):
 def test_an_unknown_option_is_a_type_error(generator):
     with pytest.raises(TypeError, match="num_beams"):
         generator.submit([], num_beams=3)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])
+def test_positions_without_a_limit(make_assistant, make_image, tmp_path, kind):
+    """ALiBi: no `max_position_embeddings`, and BLOOM computes positions from the mask."""
+    save_assistant(*make_assistant(kind, words="llama"), tmp_path)
+    generator = Generator(tmp_path, device="cpu")
+    cases = [
+        ("What is this?", [make_image(0)]),
+        ("Two and two?", []),
+        ("Compare these two images, one after the other.", [make_image(1), make_image(2)]),
+    ]
+    conversations = [asked(generator, question, images) for question, images in cases]
+    together = generator.generate(conversations, [images for _, images in cases], max_new_tokens=12)
+    alone = [generator.chat(question, images, max_new_tokens=12) for question, images in cases]
+    assert together == alone == [reference(generator, *case) for case in zip(conversations, cases, strict=True)]
+    assert "".join(generator.stream(*cases[0], max_new_tokens=12)).strip() == alone[0]

@@ -15,6 +15,9 @@ from mmchat.model.decode_attention import is_faster
 PROBE_TOLERANCE = 1e-2
 """Largest difference of logits in the probe of an untested kind of model, as a share of their largest magnitude."""
 
+FLAT_MASKS = frozenset({"bloom"})
+"""Models that compute positions (ALiBi) from a mask of [B, keys], and take no other."""
+
 
 class Decoder:
     """A language model and its cache. Each slot holds one request from position 0 on.
@@ -132,8 +135,11 @@ class Decoder:
         return length if products and length <= 2 * width else width
 
     def _masks(self, positions: torch.Tensor, width: int) -> Any:
-        """Additive masks float[B, 1, 1, width] by type of layer, or one where all layers have the same."""
+        """Additive masks float[B, 1, 1, width] by type of layer, or one where all layers have the same; long[B, width]
+        for `FLAT_MASKS`."""
         keys = torch.arange(width, device=self.device)
+        if self.model.config.model_type in FLAT_MASKS:
+            return (keys <= positions[:, None]).long()
         masks = {}
         for kind, window in self._windows.items():
             hidden = keys > positions[:, None]
