@@ -73,18 +73,6 @@ LANGUAGE = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
-    "qwen2_moe": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "moe_intermediate_size": 32,
-        "shared_expert_intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-    },
 }
 
 TOKENIZER_OF = {"llama": "llama_like_legacy_false", "opt": "opt_like", "qwen2": "qwen_like"}

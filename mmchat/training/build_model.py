@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.integrations import HfDeepSpeedConfig
 
 from mmchat.errors import UserError
+from mmchat.files import read_json_object
 from mmchat.model.attention import use_fast_attention
 from mmchat.model.lora_adapter import modules_to_save
+from mmchat.pretrained import resolve
 from mmchat.training.compilation import compile_parts
 from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.distributed import process_group
@@ -58,6 +61,7 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
     """
     kind = objective_class(config.objective.kind)
     if sharded:
+        _import_language_model(config.model)
         # While this object is alive, transformers builds and fills models under DeepSpeed's zero.Init.
         zero_init = HfDeepSpeedConfig(deepspeed_config(config, process_group.world_size()))
         objective = kind(config)
@@ -87,6 +91,21 @@ def build_model(config: RunConfig, sharded: bool = False, weights: bool = True) 
     if adapter is not None:
         modules_to_save(objective.model)  # refuses, before any training, what an adapter cannot hold
     return BuiltModel(objective, adapter, groups)
+
+
+def _import_language_model(source: str) -> None:
+    """Import the class of a run's language model.
+
+    DeepSpeed's zero.Init, under which the model is built, wraps the `__init__` of every class and puts back the one
+    that it had when the class was made. Experts get theirs from a decorator of transformers
+    (`use_experts_implementation`), which is lost if their module is imported there: the next model of the process, to
+    verify what was saved, would not run.
+    """
+    path = resolve(source, weights=False) / "config.json"
+    text_config = read_json_object(path).get("text_config") if path.is_file() else None
+    model_type = text_config.get("model_type") if isinstance(text_config, dict) else None
+    if model_type in CONFIG_MAPPING and (config_class := CONFIG_MAPPING[model_type]) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        MODEL_FOR_CAUSAL_LM_MAPPING[config_class]  # importing is all that is wanted
 
 
 def _enable_checkpointing(model: nn.Module, parts: dict[str, Recomputed]) -> None:

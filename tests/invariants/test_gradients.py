@@ -68,6 +68,11 @@ TILED = {
     2: [case(2, 1), case(3, 2, again="all"), packed(1, 400, 9), packed(3, 400)],
 }
 """Images of one, three or four views: their slots would not fit into the budgets above."""
+EXPERTS = {
+    1: [case(0, 2), case(3, 1)],
+    2: [case(3, 2), case(3, 1, again="all"), grouped(3, SMALL)],
+}
+"""Ranks route to different experts, and an expert may have no token on one of them."""
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +140,7 @@ def gradients(out: Path, config: Path, ranks: int, cases: list[dict]) -> dict[st
         pytest.param("tiles", TILED, marks=pytest.mark.slow, id="tiles"),
         pytest.param("opt", COVERING, marks=pytest.mark.slow, id="opt-covering"),
         pytest.param("qwen2", COVERING, marks=pytest.mark.slow, id="qwen2-covering"),
+        pytest.param("mixtral", EXPERTS, marks=pytest.mark.slow, id="mixtral-experts"),
     ],
     indirect=["setup"],
 )
