@@ -3,6 +3,7 @@
 Configs of other programs hold values of any type and size, and reach code here and in transformers that trusts them.
 """
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from mmchat.errors import UserError
 from mmchat.files import CANNOT_WRITE, read_json, read_json_object, refuse_special
 
-CONFIG, TOKENIZER, GENERATION_CONFIG = "config.json", "tokenizer.json", "generation_config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 SHOWN_REASON = 300
 """How many characters of another program's error a message shows."""
@@ -115,8 +117,15 @@ def check_tokenizer(directory: Path) -> None:
         directory: The directory, which may have no such file.
 
     Raises:
-        UserError: An id of a token is too large, or texts are padded or replaced by too long ones.
+        UserError: An id of a token is too large, or texts are padded or replaced by too long ones; or
+            tokenizer_config.json holds text that no file can have.
     """
+    stated = directory / TOKENIZER_CONFIG
+    if os.path.lexists(stated):
+        try:
+            json.dumps(read_json_object(stated), ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{stated} holds half a character ({error.reason}); copy it again") from None
     path = directory / TOKENIZER
     if not os.path.lexists(path):
         return

@@ -139,6 +139,12 @@ def test_a_tokenizer_that_takes_all_memory_is_not_opened(copied):
         load_processor(copied)
 
 
+def test_half_a_character_in_a_tokenizers_config(copied):
+    change(copied / "tokenizer_config.json", ("chat_template",), "\ud800")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json holds half a character"):
+        load_processor(copied)
+
+
 def test_a_tokenizer_without_tokens_is_refused(copied):
     (copied / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokens: tokenizer\.json or another file of it is missing"):

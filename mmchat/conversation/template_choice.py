@@ -106,6 +106,8 @@ def _like_chat_template(fitting: list[str], tokenizer) -> TemplateChoice:
             return TemplateChoice(name, f"the tokenizer has its tokens, {', '.join(TEMPLATES[name].control)}")
     if _shows_answers(tokenizer):
         return TemplateChoice("auto", "the tokenizer's own chat template, which no named template equals")
+    if not fitting:
+        check_template(COMMON, tokenizer)  # says what the tokenizer lacks
     for name in ("chatml", COMMON):
         if name in fitting:
             reason = (

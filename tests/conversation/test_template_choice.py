@@ -94,3 +94,6 @@ def test_a_template_that_does_not_fit_is_refused(tokenizer_with):
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="template vicuna_v1 needs eos_token, which the tokenizer does not have"):
         choose_template(tokenizer, "llama")
+    tokenizer.chat_template = "{{ messages[0].content }}"  # says nothing about answers, and no template fits
+    with pytest.raises(UserError, match="template vicuna_v1 needs eos_token, which the tokenizer does not have"):
+        choose_template(tokenizer, "llama")
