@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.conversation import get_template
+from mmchat.opening import opening
 from mmchat.pretrained import load_strictly
 
 TOLERANCE = 1e-4
@@ -160,9 +161,10 @@ def compare_processor(
             reason = "transformers makes it only where torchvision is installed; `--check vllm` runs it beside vLLM"
         return f"its processor was NOT compared: {reason}"
     for sample in samples:
-        found = theirs.apply_chat_template(
-            _with_images(sample), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        with opening(directory, what="the chat template of the model"):  # a stranger's, which is copied as it is
+            found = theirs.apply_chat_template(
+                _with_images(sample), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
         refuse_other_inputs(sample, found, foreign_inputs(sample), directory)
     return f"{type(theirs).__name__} opened it: {SAME_INPUTS}"
 

@@ -74,7 +74,7 @@ def test_import_says_why(qwen2_vl):
 
 
 def test_as_a_language_model(qwen2_vl, tmp_path, capsys):
-    arguments = ["init", "--language", str(qwen2_vl), "--vision", "tower", "--out", str(tmp_path / "out")]
+    arguments = ["init", "--language", str(qwen2_vl), "--vision", str(tmp_path), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert re.search(EXPECTED, capsys.readouterr().err)
