@@ -26,6 +26,8 @@ HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w.
 """`user/name`, or `user/name@revision` with a branch, tag or commit."""
 SAFE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 """Patterns of the files that are fetched from the hub besides weights. Code is never fetched."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+"""Patterns of the files of a tokenizer, of which there is at least one."""
 FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth")
 """A source that ends so is a file."""
 
@@ -352,10 +354,16 @@ def open_pretrained(auto_class: Any, source: str, what: str, weights: bool = Fal
     check_exists(source, what)  # or transformers would take it for a hub name
     for index in found.glob("*.index.json") if weights else ():
         files_in_index(index)  # transformers would open files outside the directory
+    is_tokenizer = auto_class.__name__ == "AutoTokenizer"
+    names = TOKENIZER_FILES if is_tokenizer else (CONFIG,)
+    if not any(file for name in names for file in found.glob(name)):
+        raise UserError(
+            f"{what} {source!r} is neither a directory with one nor a name that the hub gave: it holds no "
+            f"{' or '.join(names)}"
+        )
     if (found / CONFIG).exists():
         read_model_config(found)
     with opening(found, weights, what=f"{what} {source!r}"):
-        is_tokenizer = auto_class.__name__ == "AutoTokenizer"
         if is_tokenizer:
             check_tokenizer(found)
         # Without the option, transformers asks on the terminal whether to run code that the files name.

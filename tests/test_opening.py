@@ -159,7 +159,7 @@ def test_ids_of_a_generation_config(copied):
 
 def test_a_processor_of_another_model_is_refused(copied):
     change(copied / "processor_config.json", ("image_tokens",), 4)
-    with pytest.raises(UserError, match=r"the processor in .* does not fit its model"):
+    with pytest.raises(UserError, match=r"the processor gives a view of an image|describes other towers"):
         load_assistant(copied)
 
 

@@ -209,7 +209,8 @@ def check_sources(arguments: argparse.Namespace) -> None:
     if arguments.tokenizer:
         check_exists(arguments.tokenizer, "tokenizer")
     for file in arguments.projector_weights or ():
-        check_exists(file, "projector weights")
+        if not Path(file).is_file():
+            raise UserError(f"projector weights {file} do not exist; expected a file with a projector alone")
     if arguments.template is not None:
         get_template(arguments.template)
     for option, values in (("layer", arguments.layer), ("image-size", arguments.image_size)):

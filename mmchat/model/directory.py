@@ -55,11 +55,16 @@ def _with_processor(
     model: MMChatForConditionalGeneration, source: str | Path, fit: Fit | None
 ) -> tuple[MMChatForConditionalGeneration, MMChatProcessor]:
     processor = load_processor(source)
-    found, stated = (processor.image_processor.specs, processor.image_tokens), (model.specs, model.image_tokens)
-    if found != stated:
+    if processor.image_tokens != model.image_tokens:
         raise UserError(
-            f"the processor in {source} does not fit its model: processor_config.json has {found}, and config.json "
-            f"makes it {stated}; copy or write the directory again"
+            f"{source}: the processor gives a view of an image {processor.image_tokens} slots, but towers and "
+            f"projectors give it {model.image_tokens} features; config.json and processor_config.json belong to "
+            "different models: copy or write the directory again"
+        )
+    if processor.image_processor.specs != model.specs:
+        raise UserError(
+            f"{source}: processor_config.json describes other towers than config.json; they belong to different "
+            "models: copy or write the directory again"
         )
     if fit is not None:
         model.set_fit(fit)

@@ -18,7 +18,7 @@ from mmchat.planning.cost import CachePlan, Cost, achieved_flops, plan_cost, pla
 from mmchat.planning.data_plan import SourcePlan, plan_sources
 from mmchat.planning.fake_model import FakeModel, open_fake_model
 from mmchat.planning.memory import Memory, plan_memory
-from mmchat.planning.problems import Problem, does_not_fit, nothing_to_learn, slots_cannot_match, unusable
+from mmchat.planning.problems import Problem, does_not_fit, image_exceeds, nothing_to_learn, unusable
 from mmchat.planning.steps import (
     PlannedMicroBatch,
     StepRow,
@@ -134,7 +134,7 @@ def make_plan(config: RunConfig, hardware: Hardware) -> Plan:
     fake = open_fake_model(config)
     objective = fake.objective
     processor = objective.processor
-    problems = slots_cannot_match(objective.model, processor, config.data.max_length) if processor else []
+    problems = image_exceeds(processor, config.data.max_length) if processor else []
     mixture = open_mixture(config.data, Quarantine(config.run_dir / "quarantine.jsonl", "skip", writes=False))
     sources, lengths = plan_sources(mixture, objective)
     for source in sources:

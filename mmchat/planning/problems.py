@@ -18,29 +18,24 @@ class Problem:
     message: str
 
 
-def slots_cannot_match(model: Any, processor: Any, max_length: int) -> list[Problem]:
-    """Whether processor and model disagree about image slots, or an image alone exceeds `max_length`.
+def image_exceeds(processor: Any, max_length: int) -> list[Problem]:
+    """Whether an image alone exceeds `max_length` tokens.
 
     Args:
-        model, processor: of an assistant.
+        processor: Of an assistant.
+        max_length: Of the data.
     """
-    messages = []
-    if processor.image_tokens != model.image_tokens:
-        messages.append(
-            f"the processor gives a view of an image {processor.image_tokens} slots, but towers and projectors give "
-            f"it {model.image_tokens} features: config.json and processor_config.json belong to different models; "
-            "write the directory again"
-        )
     slots = processor.slot_tokens
     group = processor.image_tokens * processor.image_processor.fewest_views + sum(
         token is not None for token in (slots.start, slots.end)
     )
-    if group >= max_length:
-        messages.append(
-            f"an image takes {group} tokens or more, which data.max_length {max_length} would cut: no sample with a "
-            "image could be used; raise it"
-        )
-    return [Problem("slots", message) for message in messages]
+    if group < max_length:
+        return []
+    message = (
+        f"an image takes {group} tokens or more, which data.max_length {max_length} would cut: no sample with an image "
+        "could be used; raise it"
+    )
+    return [Problem("slots", message)]
 
 
 def unusable(source: SourcePlan, on_bad_sample: str) -> list[Problem]:

@@ -41,7 +41,7 @@ def check_inputs(config: RunConfig, ranks: int, weights: bool = True) -> None:
     Args:
         config: The resolved config.
         ranks: Their number.
-        weights: Whether the model's weights will be read; a plan does without.
+        weights: Whether weights and validation data will be read; a plan does without.
 
     Raises:
         UserError: A path does not exist, or the batch cannot be split.
@@ -49,7 +49,7 @@ def check_inputs(config: RunConfig, ranks: int, weights: bool = True) -> None:
     if config.objective.packing is None:
         split_batch(config.batch_size, config.micro_batch_size, ranks)
     (check_model if weights else check_planned_model)(config)
-    for group in filter(None, (config.data, config.validation)):
+    for group in filter(None, (config.data, config.validation if weights else None)):
         for source in group.by_name().values():
             check_source(source)
     if config.distributed.deepspeed is not None:

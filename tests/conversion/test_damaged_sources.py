@@ -84,7 +84,10 @@ REFUSED = {
     "link to nowhere": (linked_to_nowhere, r"model\.safetensors cannot be read"),
     "index is a list": (with_index("[]"), "holds a JSON list"),
     "index of numbers": (with_index('{"weight_map": {"a": 1}}'), "has no weight_map"),
-    "tokenizer config": (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "^tokenizer "),
+    "tokenizer config": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        "tokenizer_config.json holds",
+    ),
     "tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "^tokenizer "),
     "quantized": (
         lambda folder: change_config(folder, quantization_config={"quant_method": "awq"}),

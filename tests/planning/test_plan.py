@@ -180,8 +180,8 @@ def test_slots_that_do_not_match(config, model, tmp_path):
     broken = shutil.copytree(model, tmp_path / "broken")
     values = read_json(broken / "processor_config.json")
     write_json(broken / "processor_config.json", {**values, "image_tokens": 9})
-    found = problems(make_plan(config(model=str(broken)), Hardware()))
-    assert "gives a view of an image 9 slots, but towers and projectors give it 16 features" in found["slots"]
+    with pytest.raises(UserError, match="a view of an image 9 slots, but towers and projectors give it 16 features"):
+        make_plan(config(model=str(broken)), Hardware())
 
 
 def test_images_larger_than_a_sample_may_be(config):
