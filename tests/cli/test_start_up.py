@@ -90,7 +90,7 @@ def test_mistakes_are_reported_before_anything_heavy_is_imported(tmp_path, make_
         "init --language other --vision tower.json --template nosuch --out x": "unknown conversation template 'nosuch'",
         "init --language other --vision tower.json --max-tiles 3 --out x": "--max-tiles belongs to --fit tiles or any",
         "init --language other --vision tower.json --projector a --projector b --out x": "--projector is given 2 times",
-        "init --language other --vision tower.json --projector-weights a.bin --out x": "projector weights 'a.bin' does",
+        "init --language other --vision tower.json --projector-weights a.bin --out x": "projector weights a.bin do",
         "resize nowhere --image-size 448 --out x": "model directory nowhere does not exist",
         f"resize {assistant_dir} --image-size 28 --image-size 28 --out x": "--image-size is given 2 times for 1 vision",
         "import nowhere x": "model 'nowhere' does not exist",
