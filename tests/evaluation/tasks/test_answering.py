@@ -103,7 +103,7 @@ def test_blind_images_are_others(run, pope):
 def test_other_blind_images(run, pope, tmp_path, blind, count):
     generator, printed = run(pope(20), "--blind", blind)
     assert len(lines(tmp_path / "out" / "pope.answers.jsonl")) == count
-    assert [red for _, red in generator.asked[20:]] == [255] * (count - 20)
+    assert sum(red == 255 for _, red in generator.asked) == count - 20  # workers ask in any order
     assert ("blind (" in printed) == (blind == "blank")
 
 
