@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from mmchat.training.distributed.data_workers import describe_dead_worker
 from mmchat.training.distributed.siblings import ranks_on_this_machine, resume_command
@@ -211,3 +212,18 @@ def test_torch_reports_dead_workers_in_words_that_we_know():
     assert describe_dead_worker(RuntimeError("other")) is None and describe_dead_worker(ValueError()) is None
     report = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"
     assert describe_dead_worker(RuntimeError(report)) == "data worker 7 died or was killed (Bus error)"
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_described(monkeypatch):
+    """The rank sees the broken connection before the worker counts as dead."""
+    report = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    looks = iter([None, None, report])
+
+    def look():
+        if (found := next(looks)) is not None:
+            raise found
+
+    monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", look)
+    assert describe_dead_worker(ConnectionResetError(104, "reset")) == "data worker 7 died or was killed (Killed)"
+    monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", lambda: None)
+    assert describe_dead_worker(EOFError()) is None

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from multiprocessing import parent_process
 from types import TracebackType
 
@@ -12,6 +13,8 @@ from mmchat.training.distributed.signals import SIGNALS
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that this process gets when its parent dies. Linux only."""
+LOOKS, BETWEEN_LOOKS = 20, 0.05
+"""How often, and after how many seconds, torch is asked for a dead worker once a connection broke."""
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 """What torch's DataLoader raises in the rank."""
 
@@ -47,8 +50,25 @@ def end_with_parent() -> None:
 
 
 def describe_dead_worker(error: BaseException) -> str | None:
-    """`"data worker 12 died or was killed (Killed)"` if `error` is torch's report of a dead worker, else None."""
-    found = _DEAD_WORKER.match(str(error)) if isinstance(error, RuntimeError) else None
+    """`"data worker 12 died or was killed (Killed)"` if `error` comes of a dead worker, else None.
+
+    That is torch's report, or a connection that broke while the worker handed over a batch.
+    """
+    report = _report_of_torch() if isinstance(error, ConnectionError | EOFError) else error
+    found = _DEAD_WORKER.match(str(report)) if isinstance(report, RuntimeError) else None
     if found is None:
         return None
     return f"data worker {found[1]} died or was killed" + (f" ({found[2]})" if found[2] else "")
+
+
+def _report_of_torch() -> BaseException | None:
+    """What torch says about dead workers. A process closes its connections shortly before it counts as dead."""
+    import torch
+
+    for _ in range(LOOKS):
+        try:
+            torch._C._error_if_any_worker_fails()
+        except RuntimeError as report:
+            return report
+        time.sleep(BETWEEN_LOOKS)
+    return None
