@@ -221,8 +221,13 @@ def opening(where: Path, weights: bool = False, held: int | None = None, what: s
 
 def weight_bytes(where: Path) -> int:
     """Size of the weight files of a directory, or of one file."""
-    files = where.iterdir() if where.is_dir() else [where]
-    return sum(file.stat().st_size for file in files if file.suffix in WEIGHT_SUFFIXES and file.is_file())
+    return sum(file.stat().st_size for file in weight_files(where))
+
+
+def weight_files(where: Path) -> list[Path]:
+    """The files of a directory that may hold weights, sorted; or the one file, if it may."""
+    files = sorted(where.iterdir()) if where.is_dir() else [where]
+    return [file for file in files if file.suffix in WEIGHT_SUFFIXES and file.is_file()]
 
 
 def _cause(where: Path, error: BaseException) -> str:

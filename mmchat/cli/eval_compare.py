@@ -41,14 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     found, image_of = [], _images(arguments)
     for first, second in _pairs(arguments.first, arguments.second):
         name, task = _task(first, arguments.task)
-        answers = (_read(first), _read(second))
-        comparison = compare(task, *answers)
-        found.append((name, comparison, answers))
+        comparison = compare(task, _read(first), _read(second))
+        found.append((name, comparison))
         PlainConsole().print(comparison_table(f"{name}: {task.title}", names, comparison))
         print("\n".join(comparison_notes(names, comparison)))
     if arguments.out is not None:
         title = f"{names[0]} and {names[1]}"
-        write_json(arguments.out / "compare.json", {name: one.flat() for name, one, _ in found})
+        write_json(arguments.out / "compare.json", {name: one.flat() for name, one in found})
         write_text(arguments.out / "compare.html", comparison_page(title, names, found, image_of))
         print(f"{arguments.out / 'compare.json'}\n{arguments.out / 'compare.html'}")
 
@@ -112,7 +111,7 @@ def _images(arguments: argparse.Namespace) -> Callable[[Any], Any]:
         name = arguments.task or first.name.removesuffix(ENDING)
         data = TaskData(open_task(name)[1], arguments.data, arguments.image_root)
         by_id = {sample.id: sample for sample in data.samples}
-        return lambda sample: data.images(by_id[sample.id])[0].open() if sample.id in by_id else None
+        return lambda sample: data.open_image(by_id[sample.id]) if sample.id in by_id else None
     return lambda sample: load_image(sample.image) if _is_file(sample.image) else None
 
 

@@ -40,6 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
     samples, image_of = None, lambda sample: None
     if arguments.data:
         data = TaskData(task, arguments.data, arguments.image_root)
-        samples, image_of = data.first(arguments.limit), lambda sample: data.images(sample)[0].open()
+        samples, image_of = data.first(arguments.limit), data.open_image
     answers = read_answers(arguments.answers, samples, arguments.allow_missing, arguments.limit is not None)
     print_score(name, task, answers, arguments.out, image_of)

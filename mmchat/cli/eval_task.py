@@ -49,8 +49,7 @@ def run_task(arguments: argparse.Namespace) -> None:
         print("the data hold no right answers, as those of a test split, so there is no score")
         return
     answers = read_answers(journal, samples, data_is_larger=True)
-    by_id = {sample.id: sample for sample in samples}
-    print_score(name, task, answers, arguments.out, lambda sample: data.images(by_id[sample.id])[0].open())
+    print_score(name, task, answers, arguments.out, data.open_image)
 
 
 def print_score(

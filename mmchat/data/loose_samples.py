@@ -54,7 +54,7 @@ class LooseSamples:
 
 
 def holds_loose_samples(path: str) -> bool:
-    """Whether numbered folders hold texts beside their images.."""
+    """Whether numbered folders hold texts beside their images."""
     folder = next(iter(_numbered_folders(path)), None)
     if folder is None:
         return False

@@ -113,7 +113,12 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], total: int, dra
     """
     rng = np.random.default_rng(0)
     values = [statistic(rng.integers(total, size=total)) for _ in range(draws)]
-    low, high = np.percentile(values, (2.5, 97.5))
+    return middle_95(values)
+
+
+def middle_95(values: Sequence[float] | np.ndarray) -> Interval:
+    """The interval that holds the middle 95 % of values."""
+    low, high = np.percentile(np.asarray(values), (2.5, 97.5))
     return float(low), float(high)
 
 

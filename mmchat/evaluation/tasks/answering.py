@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
@@ -111,7 +112,7 @@ class Asking:
         self, sample: Sample, prompt: TaskPrompt, image: str, openers: tuple[ImageOpener, ...], kept: Line
     ) -> Question:
         text = prompt.fill(sample.question, sample.options, sample.fields)
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(sample.options)]
+        letters = ascii_uppercase[: len(sample.options)]
         return Question(
             {"id": sample.id, "image": image}, openers[0], prompt=text, kept=kept, images=openers, letters=letters
         )
@@ -166,7 +167,7 @@ def as_sample(line: Line) -> Sample:
 
 
 def content_of(samples: Sequence[Sample]) -> str:
-    """A digest of what is asked, for the file beside the answers: other data are refused."""
+    """Hash of the questions. `made_by.json` records it, so that answers to other data are not resumed."""
     digest = hashlib.blake2b(digest_size=12)
     for sample in samples:
         digest.update(json.dumps([sample.id, sample.question, sample.options, sample.image]).encode())

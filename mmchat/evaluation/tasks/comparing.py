@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from mmchat.errors import UserError
-from mmchat.evaluation.metrics import Interval
-from mmchat.evaluation.tasks.answer_files import Answers
+from mmchat.evaluation.metrics import Interval, middle_95
+from mmchat.evaluation.tasks.answer_files import Answered, Answers
 from mmchat.evaluation.tasks.definition import TaskConfig
-from mmchat.evaluation.tasks.resampling import by_image, interval, resampled
+from mmchat.evaluation.tasks.resampling import by_image, resampled
 from mmchat.evaluation.tasks.samples import Sample
 from mmchat.evaluation.tasks.scorers import SCORERS, Scorer
 from mmchat.evaluation.tasks.scoring import places_by, read_all
@@ -43,6 +43,7 @@ class Comparison:
     Attributes:
         figures, parts: As in `TaskScore`.
         samples: The questions.
+        answers: Those of the first and of the second, in this order.
         reads: What was read from the answers of the first and of the second.
         rights: float[2, N], how right each answer is.
     """
@@ -51,6 +52,7 @@ class Comparison:
     figures: Mapping[str, Difference]
     parts: Mapping[str, Mapping[str, Difference]]
     samples: Sequence[Sample]
+    answers: tuple[Sequence[Answered], Sequence[Answered]]
     reads: tuple[Sequence[str], Sequence[str]]
     rights: np.ndarray
 
@@ -86,7 +88,7 @@ def compare(task: TaskConfig, first: Answers, second: Answers) -> Comparison:
     samples = first.samples
     _refuse_other_questions(samples, second.samples)
     order = {sample.id: row for row, sample in enumerate(second.samples)}
-    own = [first.own, [second.own[order[sample.id]] for sample in samples]]
+    own = (first.own, [second.own[order[sample.id]] for sample in samples])
     scorer = SCORERS[task.score]
     one, other = (read_all(task, samples, answers) for answers in own)
     sums = (scorer.sums(samples, one), scorer.sums(samples, other))
@@ -97,7 +99,7 @@ def compare(task: TaskConfig, first: Answers, second: Answers) -> Comparison:
             found = _differences(scorer, chosen, (sums[0][places], sums[1][places]))[scorer.of_part]
             parts.setdefault(field, {})[value] = found
     rights = np.stack([scorer.right(each) for each in sums])
-    return Comparison(scorer, _differences(scorer, samples, sums), parts, samples, (one, other), rights)
+    return Comparison(scorer, _differences(scorer, samples, sums), parts, samples, own, (one, other), rights)
 
 
 def _differences(
@@ -111,7 +113,7 @@ def _differences(
     for name, value in totals[0].items():
         gaps = [after[name] - before[name] for before, after in zip(*drawn, strict=True)]
         change = totals[1][name] - value
-        found[name] = Difference(value, totals[1][name], change, interval(gaps), len(samples))
+        found[name] = Difference(value, totals[1][name], change, middle_95(gaps), len(samples))
     return found
 
 

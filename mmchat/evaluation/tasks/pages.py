@@ -6,6 +6,7 @@ from typing import Any
 from mmchat.errors import UserError
 from mmchat.evaluation.tasks.answer_files import Answered, Answers
 from mmchat.evaluation.tasks.comparing import Comparison
+from mmchat.evaluation.tasks.prompts import lettered
 from mmchat.evaluation.tasks.samples import Sample
 from mmchat.evaluation.tasks.scoring import TaskScore
 from mmchat.evaluation.tasks.tables import cells, columns, difference_cells, notes
@@ -21,7 +22,7 @@ SHOWN = 48
 RIGHT = 0.5
 """From here on an answer counts as right in the list of failures."""
 HIGHER_IS_BETTER = ("bleu", "meteor", "precision", "recall", "f1")
-"""Figures beside the edit distance, which is best at 0."""
+"""Figures of page reading for which more is better. For the edit distance less is."""
 NEUTRAL = ("yes_share",)
 """Figures that are neither better nor worse."""
 ImageOf = Callable[[Sample], Any]
@@ -55,7 +56,7 @@ def task_page(name: str, title: str, score: TaskScore, answers: Answers, image_o
 def comparison_page(
     title: str,
     names: tuple[str, str],
-    comparisons: Sequence[tuple[str, Comparison, tuple[Answers, Answers]]],
+    comparisons: Sequence[tuple[str, Comparison]],
     image_of: ImageOf,
 ) -> str:
     """A page with the differences of two models and, side by side, the answers that one gives better."""
@@ -76,12 +77,12 @@ def comparison_page(
                     {
                         "count": len(better),
                         "name": names[side],
-                        "cells": [_both(one, answers, row, names, image_of) for row in better[:SHOWN]],
+                        "cells": [_both(one, row, names, image_of) for row in better[:SHOWN]],
                     }
                     for side, better in enumerate(one.better)
                 ],
             }
-            for name, one, answers in comparisons
+            for name, one in comparisons
         ],
     )
 
@@ -100,16 +101,12 @@ def _differences(one: Comparison, figures: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _both(
-    one: Comparison, answers: tuple[Answers, Answers], row: int, names: tuple[str, str], image_of: ImageOf
-) -> dict[str, Any]:
-    sample = one.samples[row]
-    said = []
-    for side, name in enumerate(names):
-        place = next(number for number, other in enumerate(answers[side].samples) if other.id == sample.id)
-        own = answers[side].own[place]
-        said.append(_said(name, own, one.reads[side][row], float(one.rights[side][row])))
-    return _cell(sample, image_of) | {"answers": said}
+def _both(one: Comparison, row: int, names: tuple[str, str], image_of: ImageOf) -> dict[str, Any]:
+    said = [
+        _said(name, one.answers[side][row], one.reads[side][row], float(one.rights[side][row]))
+        for side, name in enumerate(names)
+    ]
+    return _cell(one.samples[row], image_of) | {"answers": said}
 
 
 def _cell(sample: Sample, image_of: ImageOf) -> dict[str, Any]:
@@ -117,15 +114,12 @@ def _cell(sample: Sample, image_of: ImageOf) -> dict[str, Any]:
         image = image_of(sample)
     except UserError:  # its answer says what is wrong with it
         image = None
-    options = [
-        f"{letter}. {text}" for letter, text in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", sample.options, strict=False) if text
-    ]
     right = list(dict.fromkeys(sample.answers))
     return {
         "id": sample.id,
         "uri": None if image is None else data_uri(image, IMAGE_SIDE),
         "question": _cut(sample.question),
-        "options": options,
+        "options": lettered(sample.options),
         "truth": _cut(", ".join(right[:5]) + (" ..." if len(right) > 5 else "")),
     }
 

@@ -30,7 +30,12 @@ class TaskPrompt:
 
 
 def options_text(options: Sequence[str]) -> str:
-    """One line per option, as "A. cat"; "" if the question's own text lists them."""
+    """One line per option; "" if the question's own text lists them."""
+    return "\n".join(lettered(options))
+
+
+def lettered(options: Sequence[str]) -> list[str]:
+    """As "A. cat" for each option; none if the question's own text lists them."""
     if not any(options):
-        return ""
-    return "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+        return []
+    return [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]

@@ -7,6 +7,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from PIL import Image
+
 from mmchat.data.image_refs import ImageRef, make_image_ref
 from mmchat.data.row_layouts.image_column import IMAGES, read_image_column
 from mmchat.errors import UserError
@@ -51,6 +53,10 @@ class TaskData:
     def images(self, sample: Sample) -> list[ImageRef]:
         """The images of a sample. Raises UserError if they cannot be found."""
         return self._refs(self._rows[sample.row])
+
+    def open_image(self, sample: Sample) -> Image.Image:
+        """The first image of a sample. Raises UserError if it cannot be found or opened."""
+        return self.images(sample)[0].open()
 
     def _read(self, task: TaskConfig) -> Iterator[Sample]:
         for number in range(len(self._rows)):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mmchat.evaluation.metrics import Interval
+from mmchat.evaluation.metrics import Interval, middle_95
 
 DRAWS = 1000
 AT_ONCE = 1 << 22
@@ -49,13 +49,7 @@ def resampled(units: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Totals:
     return totals
 
 
-def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """The middle 95 % of values."""
-    low, high = np.percentile(np.asarray(values), (2.5, 97.5))
-    return float(low), float(high)
-
-
 def intervals(units: np.ndarray, figures: Callable[[np.ndarray], dict[str, float]]) -> dict[str, Interval]:
     """The interval of each figure."""
     drawn = [figures(total) for total in resampled(units)]
-    return {name: interval([one[name] for one in drawn]) for name in drawn[0]}
+    return {name: middle_95([one[name] for one in drawn]) for name in drawn[0]}

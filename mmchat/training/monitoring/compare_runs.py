@@ -1,15 +1,13 @@
 """Several runs side by side: in what their configs differ, their figures, their scores."""
 
 from collections.abc import Iterable, Mapping
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmchat.errors import UserError
+from mmchat.evaluation.metrics import Interval, share_interval
 from mmchat.evaluation.summary import summarise
-from mmchat.files import read_json
+from mmchat.files import parse_yaml, read_json
 
 PLACES = ("run_dir", "resume")
 """Keys that say where a run is, not what it is."""
@@ -50,7 +48,7 @@ def check_runs(directories: Iterable[Path]) -> None:
 
 def config_of(directory: Path) -> dict[str, Any]:
     """The resolved config: dotted key -> value."""
-    values = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    values = parse_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
     return {key: value for key, value in _leaves(values).items() if key not in PLACES}
 
 
@@ -89,13 +87,9 @@ def scores_of(directory: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def interval(score: float, questions: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927): also near 0 and 1 within both."""
-    z = 1.959964
-    middle = score + z * z / (2 * questions)
-    spread = z * sqrt(score * (1 - score) / questions + z * z / (4 * questions**2))
-    scale = 1 + z * z / questions
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+def interval(score: float, questions: int) -> Interval:
+    """Wilson's 95 % interval of the share of right answers, which scores.json has without the number of hits."""
+    return share_interval(round(score * questions), questions)
 
 
 def score_rows(directories: list[Path]) -> dict[str, list[tuple[float, float, float] | None]]:

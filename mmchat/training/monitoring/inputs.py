@@ -13,13 +13,13 @@ from mmchat.data.config import DataConfig
 from mmchat.data.mixture import Mixture
 from mmchat.data.sources import Source, open_source
 from mmchat.files import read_json, write_json
+from mmchat.opening import weight_files
 from mmchat.pretrained import resolve
 from mmchat.training.config import RunConfig
 
 FILE = "inputs.json"
 MOST_FILES = 100
 """Of a source with more files one hash of all is recorded."""
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def hash_inputs(config: RunConfig, opened: Mixture | None = None) -> dict[str, dict[str, Any]]:
@@ -39,7 +39,7 @@ def hash_inputs(config: RunConfig, opened: Mixture | None = None) -> dict[str, d
 
 def _weights(model: str | Path) -> dict[str, str]:
     source = resolve(model)
-    files = [source] if source.is_file() else sorted({path for kind in WEIGHTS for path in source.glob(kind)})
+    files = [source] if source.is_file() else weight_files(source)
     return {path.name: storage.content_digest([str(path)]) for path in files}
 
 

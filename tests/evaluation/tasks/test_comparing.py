@@ -7,11 +7,12 @@ import pytest
 
 from mmchat.cli.main import main
 from mmchat.errors import UserError
+from mmchat.evaluation.metrics import middle_95
 from mmchat.evaluation.tasks.answer_files import Answered, Answers
 from mmchat.evaluation.tasks.comparing import compare
 from mmchat.evaluation.tasks.definition import LayoutConfig, TaskConfig, open_task
 from mmchat.evaluation.tasks.pages import task_page
-from mmchat.evaluation.tasks.resampling import by_image, interval, intervals, resampled
+from mmchat.evaluation.tasks.resampling import by_image, intervals, resampled
 from mmchat.evaluation.tasks.samples import Sample
 from mmchat.evaluation.tasks.scorers import SCORERS
 from mmchat.evaluation.tasks.scoring import score_task
@@ -45,7 +46,7 @@ def test_resampling_is_a_bootstrap():
     assert np.array_equal(totals, resampled(units))
     assert not np.array_equal(totals, resampled(units, seed=1))
     assert resampled(units[:, :1])[:, 0] == pytest.approx(totals[:, 0])  # the same units are drawn
-    assert interval(range(1001)) == (25, 975)
+    assert middle_95(range(1001)) == (25, 975)
 
 
 def test_questions_about_one_image_are_drawn_together():
