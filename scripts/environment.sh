@@ -45,6 +45,33 @@ step() {
   fi
 }
 
+# choose_precision: sets `precision`, options of `mmchat train`. Without instructions for bf16 a CPU emulates them and is 20
+# times slower (docs/lab_log.md).
+choose_precision() {
+  precision=()
+  if [ -r /proc/cpuinfo ] && ! grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then
+    say "this processor has no instructions for bf16: training in fp32"
+    # shellcheck disable=SC2034
+    precision=(--precision fp32)
+  fi
+}
+
+# foreign_environment ARGUMENT FOLDER: for a script of foreign/, whose argument is a directory, by default FOLDER of this
+# checkout. Makes a virtual environment there if needed; sets `venv` and `python`, its interpreter.
+foreign_environment() {
+  local base
+  case "$1" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -*) die "unknown argument '$1'; expected a directory or nothing" ;;
+  esac
+  venv=${1:-$ROOT/$2}
+  python=$venv/bin/python
+  if [ ! -x "$python" ]; then
+    base=$(find_python) || exit 2
+    "$base" -m venv "$venv"
+  fi
+}
+
 find_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then

@@ -33,12 +33,7 @@ done
 
 prepare_environment all
 
-# Without instructions for bf16 a CPU emulates them and is 20 times slower (docs/lab_log.md).
-precision=()
-if [ -r /proc/cpuinfo ] && ! grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then
-  say "this processor has no instructions for bf16: training in fp32"
-  precision=(--precision fp32)
-fi
+choose_precision
 
 # train NAME MODEL: the config NAME from MODEL, into $RUN/NAME.
 train() {

