@@ -1,15 +1,14 @@
 """Other spellings of every layout that is read or refused by name: what the kinds promise, not their examples."""
 
 import base64
-import io
 import unicodedata
 
 import pytest
-from PIL import Image
 
-from mmchat.data.records import Record, Rejected, images_to_front, parse_record, read_record
+from mmchat.data.records import Rejected, images_to_front, parse_record, read_record
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
+from tests.data.dialogue import dialogue
 
 TURNS = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
 CHAT = [{"role": "user", "content": "<image>Q"}, {"role": "assistant", "content": "A"}]
@@ -20,23 +19,12 @@ CAPTION = [("user", "<>"), ("assistant", "A")]
 
 
 @pytest.fixture(scope="module")
-def png() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), "teal").save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory, png):
     folder = tmp_path_factory.mktemp("variants")
     for name in ("a.png", "sub/b.png", unicodedata.normalize("NFD", "é.png")):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(png)
     return folder
-
-
-def dialogue(record: Record) -> list[tuple[str, str]]:
-    return [(turn.role, "".join("<>" if part is None else part for part in turn.parts)) for turn in record.turns]
 
 
 def parts(*content):

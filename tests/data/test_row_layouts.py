@@ -1,7 +1,6 @@
 """Rows of other projects become the record that they mean; what is near to one and means something else is refused."""
 
 import base64
-import io
 import json
 import tarfile
 import unicodedata
@@ -15,6 +14,7 @@ from mmchat.data.shards import Member, index_shard, split_dotted
 from mmchat.data.sources import open_source
 from mmchat.errors import UserError
 from tests.data import storing
+from tests.data.dialogue import dialogue
 
 QUESTION = {"from": "human", "value": "<image>\nWhat?"}
 ANSWER = {"from": "gpt", "value": "A cat."}
@@ -23,13 +23,6 @@ CHAT = [
     {"role": "assistant", "content": "A cat."},
 ]
 STORED = {"bytes": b"abc", "path": "x.png"}
-
-
-@pytest.fixture(scope="module")
-def png() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), "teal").save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +36,6 @@ def root(tmp_path_factory, png):
 
 def read(row, root, **options) -> Record:
     return parse_record(row, "there:1", root, **options)
-
-
-def dialogue(record):
-    """Role and text of every turn, with <> for an image."""
-    return [(turn.role, "".join("<>" if part is None else part for part in turn.parts)) for turn in record.turns]
 
 
 CAPTION = [("user", "<>"), ("assistant", "A cat.")]
