@@ -9,7 +9,7 @@ import yaml
 
 from mmchat.errors import UserError
 from mmchat.files import parse_yaml
-from mmchat.pretrained import HUB_NAME
+from mmchat.hub import HUB_NAME
 
 CARD = "README.md"
 LICENCE_KEYS = ("license", "license_name", "license_link")

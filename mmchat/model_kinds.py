@@ -8,8 +8,8 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_object
+from mmchat.hub import WEIGHTS, hub_name, resolve
 from mmchat.opening import read_model_config
-from mmchat.pretrained import WEIGHTS, hub_name, resolve
 
 ADAPTER_BASE = "base.json"
 """Names the base model of a LoRA adapter. Only adapter directories have this file (`mmchat.model.lora_adapter`)."""

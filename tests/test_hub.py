@@ -21,9 +21,10 @@ from mmchat.conversion import export_model
 from mmchat.errors import UserError
 from mmchat.files import write_json
 from mmchat.front_matter import read_front_matter
+from mmchat.hub import hub_name, pin, resolve
 from mmchat.model.directory import load_assistant
 from mmchat.model.lora_adapter import LoraShape, add_adapter, load_adapter, save_adapter
-from mmchat.pretrained import hub_name, open_pretrained, pin, resolve
+from mmchat.pretrained import open_pretrained
 from mmchat.vision.directory import save_tower
 
 FILES = {
@@ -38,7 +39,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 RESOLVE = """
 import sys
 from mmchat.errors import UserError
-from mmchat.pretrained import pin, resolve
+from mmchat.hub import pin, resolve
 from mmchat.vision.directory import save_tower
 try:
     found = resolve(sys.argv[1])

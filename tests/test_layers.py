@@ -11,7 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 L0 = [
-    *("constants", "errors", "images", "files", "html", "extras", "bundled", "pretrained", "progress", "settings"),
+    *(
+        "constants",
+        "errors",
+        "images",
+        "files",
+        "html",
+        "extras",
+        "bundled",
+        "hub",
+        "pretrained",
+        "progress",
+        "settings",
+    ),
     "settings_schema",
     "terminal",
     "command_line",

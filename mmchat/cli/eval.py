@@ -15,8 +15,8 @@ from mmchat.command_line.options import (
 from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
 from mmchat.files import write_json, write_json_lines
+from mmchat.hub import RUN_CONFIG, part_of_run
 from mmchat.model_kinds import ASSISTANT
-from mmchat.pretrained import RUN_CONFIG, part_of_run
 
 EXAMPLE = "mmchat eval runs/quickstart/model data/quickstart/heldout.json --out runs/quickstart"
 DETAILS = """Without --task the score is exact match per kind of question. Next to it is the blind score: the same

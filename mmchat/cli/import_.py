@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmchat.command_line.options import require_empty
 from mmchat.command_line.quick_imports import quick_imports
-from mmchat.pretrained import check_exists, hub_repos
+from mmchat.hub import check_exists, hub_repos
 
 EXAMPLE = "mmchat import llava-hf/llava-1.5-7b-hf runs/llava-1.5"
 

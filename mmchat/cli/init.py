@@ -17,7 +17,7 @@ from mmchat.command_line.options import (
 )
 from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
-from mmchat.pretrained import check_exists
+from mmchat.hub import check_exists
 from mmchat.vision.spec import FITS
 
 EXAMPLE = "mmchat init --language Qwen/Qwen2.5-0.5B --vision openai/clip-vit-base-patch16 --layer -2 --out runs/init"
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
     from contextlib import nullcontext
 
     from mmchat.conversation import DEFAULT_SLOTS, SlotTokens
-    from mmchat.pretrained import hub_repos
+    from mmchat.hub import hub_repos
 
     with quick_imports():  # mistakes have been found
         import torch

@@ -10,8 +10,8 @@ from typing import Any
 from mmchat.errors import UserError
 from mmchat.files import format_megabytes, read_json
 from mmchat.front_matter import CARD, read_front_matter
+from mmchat.hub import HUB_NAME, SAFE_FILES, WEIGHTS, part_of_run
 from mmchat.opening import CONFIG, read_model_config
-from mmchat.pretrained import HUB_NAME, SAFE_FILES, WEIGHTS, part_of_run
 
 EXAMPLE = "mmchat push runs/quickstart/model someone/quickstart"
 KINDS = {

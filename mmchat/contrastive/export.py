@@ -29,7 +29,7 @@ from mmchat.contrastive.text_formats import LEGACY_EOS
 from mmchat.errors import UserError
 from mmchat.files import staged_directory, write_text
 from mmchat.front_matter import CARD
-from mmchat.pretrained import hub_repos, resolve
+from mmchat.hub import hub_repos, resolve
 from mmchat.vision import TowerSpec
 
 TOLERANCE = 1e-4

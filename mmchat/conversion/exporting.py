@@ -16,9 +16,9 @@ from mmchat.conversion.vllm.check import compare_with_vllm, vllm_refusals
 from mmchat.conversion.vllm.vllm_process import require_python
 from mmchat.errors import UserError
 from mmchat.files import staged_directory
+from mmchat.hub import hub_repos, resolve
 from mmchat.model.directory import load_assistant
 from mmchat.opening import CONFIG, read_model_config
-from mmchat.pretrained import hub_repos, resolve
 
 HF = "hf"
 """The target that stands for the one class of transformers that an assistant's shape is."""

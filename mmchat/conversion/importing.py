@@ -12,9 +12,10 @@ from mmchat.conversion.formats import FORMATS
 from mmchat.conversion.formats.base import Format, ImportedAssistant, option_names, refuse_untied, with_options
 from mmchat.conversion.unsupported import refuse_unsupported
 from mmchat.errors import UserError
+from mmchat.hub import resolve
 from mmchat.model.assembly import build_processor
 from mmchat.opening import opening
-from mmchat.pretrained import load_state_strictly, refuse_misfit, refuse_quantized, resolve
+from mmchat.pretrained import load_state_strictly, refuse_misfit, refuse_quantized
 from mmchat.vision.checkpoint_formats.weight_files import READ_BY_TRANSFORMERS, WeightFiles
 
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

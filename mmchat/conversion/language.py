@@ -6,9 +6,9 @@ from mmchat.auto import MMChatConfig
 from mmchat.conversion.formats import FORMATS
 from mmchat.conversion.formats.base import option_names
 from mmchat.conversion.importing import import_model
+from mmchat.hub import resolve
 from mmchat.model.assembly import Language
 from mmchat.model.directory import load_assistant
-from mmchat.pretrained import resolve
 from mmchat.vision.checkpoint_formats.weight_files import WeightFiles
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import UserError
+from mmchat.hub import resolve
 from mmchat.opening import CONFIG, read_model_config
-from mmchat.pretrained import refuse_quantized, resolve
+from mmchat.pretrained import refuse_quantized
 
 REMEDY = (
     "use it with transformers, or join the text-only release of its language model and a vision tower with "

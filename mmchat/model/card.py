@@ -11,7 +11,7 @@ from mmchat.conversation import SlotTokens
 from mmchat.errors import UserError
 from mmchat.files import write_text
 from mmchat.front_matter import CARD, front_matter, with_licences
-from mmchat.pretrained import hub_name
+from mmchat.hub import hub_name
 
 _MODEL = """\
 {head}

@@ -9,11 +9,12 @@ from torch import nn
 
 from mmchat.auto import MMChatConfig, MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
+from mmchat.hub import resolve
 from mmchat.model.card import ModelCard
 from mmchat.model.projectors import slots_per_image
 from mmchat.model_kinds import ASSISTANT
 from mmchat.opening import check_tokenizer, opening
-from mmchat.pretrained import ModelDirectory, resolve, save_verified
+from mmchat.pretrained import ModelDirectory, save_verified
 from mmchat.vision import Fit, TowerConfig, refuse_unequal_views, tower_spec, with_fit
 
 LOGITS_TOLERANCE = 1e-4
@@ -27,7 +28,7 @@ def load_assistant(
     """Open an assistant that mmchat wrote.
 
     Args:
-        source: The directory, or a hub name (`mmchat.pretrained.resolve`).
+        source: The directory, or a hub name (`mmchat.hub.resolve`).
         dtype: Of the weights in memory, as torch names it; "auto" is the dtype on disk.
         fit: How images are fitted to the towers' input, for model and processor; None: as in training.
         **options: Of `from_pretrained`, for example `device_map`.

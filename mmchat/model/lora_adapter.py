@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from mmchat.auto import MMChatForConditionalGeneration, MMChatProcessor
 from mmchat.errors import UserError
 from mmchat.files import read_json, read_json_object, write_json, write_text
+from mmchat.hub import hub_name, resolve
 from mmchat.model.card import adapter_card
 from mmchat.model.directory import LOGITS_TOLERANCE, comparison_logits, load_assistant
 from mmchat.model_kinds import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, check_adapter
 from mmchat.opening import opening, weight_bytes
-from mmchat.pretrained import hub_name, resolve, save_verified
+from mmchat.pretrained import save_verified
 from mmchat.vision import Fit
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def load_adapter(
     """Load an adapter onto its base model.
 
     Args:
-        source: The adapter directory, or a hub name (`mmchat.pretrained.resolve`).
+        source: The adapter directory, or a hub name (`mmchat.hub.resolve`).
         base: The model that the adapter was trained on: its directory or hub name. None: as `base.json` says.
         dtype: Data type of the base weights, as torch names it. "auto" keeps that of the files.
 

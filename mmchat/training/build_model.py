@@ -10,9 +10,9 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_object
+from mmchat.hub import resolve
 from mmchat.model.attention import use_fast_attention
 from mmchat.model.lora_adapter import modules_to_save
-from mmchat.pretrained import resolve
 from mmchat.training.compilation import compile_parts
 from mmchat.training.config import Recomputed, RunConfig
 from mmchat.training.distributed import process_group

@@ -9,7 +9,7 @@ import deepspeed
 import torch
 from torch import nn
 
-from mmchat.pretrained import resolve
+from mmchat.hub import resolve
 from mmchat.training.config import RunConfig
 from mmchat.training.deepspeed_internals import (
     disable_backward_reduction,

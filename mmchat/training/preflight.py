@@ -11,8 +11,8 @@ from mmchat.data.order import split_batch
 from mmchat.data.sources import find_files
 from mmchat.errors import UserError
 from mmchat.files import read_json
+from mmchat.hub import resolve
 from mmchat.model_kinds import ASSISTANT, CLASSIFIER, DUAL_ENCODER
-from mmchat.pretrained import resolve
 from mmchat.training.config import RunConfig, check_run_dir
 from mmchat.training.monitoring.trackers import check_installed
 

@@ -10,9 +10,9 @@ from mmchat.data.quarantine import Quarantine
 from mmchat.evaluation.report import write_report
 from mmchat.evaluation.summary import summarise, summary_table
 from mmchat.files import read_json_lines
+from mmchat.hub import resolve
 from mmchat.model.directory import comparison_logits
 from mmchat.model.lora_adapter import merge, save_adapter
-from mmchat.pretrained import resolve
 from mmchat.training.build_model import BuiltModel, build_model
 from mmchat.training.compilation import run_as_written
 from mmchat.training.config import RunConfig

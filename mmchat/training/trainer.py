@@ -8,7 +8,7 @@ import deepspeed
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
-from mmchat.pretrained import pin
+from mmchat.hub import pin
 from mmchat.progress import progress_bar
 from mmchat.terminal import PlainConsole
 from mmchat.training.build_model import BuiltModel, build_model

@@ -6,8 +6,9 @@ from typing import Any
 
 from mmchat.errors import UserError
 from mmchat.files import read_json_object
+from mmchat.hub import part_of_run, resolve
 from mmchat.opening import check_sizes, opening, rehearse, weight_bytes
-from mmchat.pretrained import fill_module, part_of_run, resolve
+from mmchat.pretrained import fill_module
 from mmchat.vision.checkpoint_formats import CHECKPOINT_FORMATS
 from mmchat.vision.checkpoint_formats.base import CheckpointFormat
 from mmchat.vision.checkpoint_formats.hugging_face import MODEL_TYPES

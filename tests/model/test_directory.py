@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from mmchat.errors import UserError
 from mmchat.files import write_json
+from mmchat.hub import resolve
 from mmchat.inference import Generator
 from mmchat.model.directory import load_assistant, load_processor, save_assistant
-from mmchat.pretrained import resolve
 from mmchat.vision import load_tower, preprocess
 from mmchat.vision.spec import Preprocessing
 

@@ -4,7 +4,7 @@ import argparse
 
 from mmchat.command_line.options import add_new_directory, add_trust_torchscript, require_empty
 from mmchat.command_line.quick_imports import quick_imports
-from mmchat.pretrained import check_exists
+from mmchat.hub import check_exists
 
 EXAMPLE = "mmchat clip convert ViT-B-32.pt --tokenizer bpe_simple_vocab_16e6.txt.gz --out runs/clip"
 

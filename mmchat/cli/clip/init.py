@@ -5,7 +5,7 @@ import argparse
 from mmchat.command_line.arguments import positive
 from mmchat.command_line.options import add_new_directory, add_seed, require_empty
 from mmchat.command_line.quick_imports import quick_imports
-from mmchat.pretrained import check_exists
+from mmchat.hub import check_exists
 from mmchat.vision.spec import FITS
 
 EXAMPLE = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mmchat.command_line.options import LABELLED_IMAGES, add_image_size, add_pool, add_seed
 from mmchat.command_line.quick_imports import quick_imports
 from mmchat.errors import UserError
-from mmchat.pretrained import check_exists
+from mmchat.hub import check_exists
 
 if TYPE_CHECKING:
     from mmchat.evaluation.probe import ProbeResult

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from mmchat.hub import check_exists
 from mmchat.model_kinds import DUAL_ENCODER, kind_of
-from mmchat.pretrained import check_exists
 
 
 def check_dual_encoder(source: str | Path) -> None:

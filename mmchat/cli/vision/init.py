@@ -12,7 +12,7 @@ from mmchat.command_line.options import (
     require_empty,
 )
 from mmchat.command_line.quick_imports import quick_imports
-from mmchat.pretrained import check_exists
+from mmchat.hub import check_exists
 
 EXAMPLE = "mmchat vision init configs/vision/tower.json --classes data/images --out runs/classify-init"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.command_line.options import add_image_size, add_trust_torchscript, layer_indices
 from mmchat.command_line.quick_imports import quick_imports
-from mmchat.pretrained import check_exists
+from mmchat.hub import check_exists
 
 if TYPE_CHECKING:
     from rich.table import Table

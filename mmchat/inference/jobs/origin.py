@@ -12,7 +12,7 @@ from typing import Any
 from mmchat.data.storage import content_digest
 from mmchat.errors import UserError
 from mmchat.files import read_json_object, write_json
-from mmchat.pretrained import WEIGHTS, resolve
+from mmchat.hub import WEIGHTS, resolve
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from mmchat.data.config import DataConfig
 from mmchat.data.mixture import Mixture
 from mmchat.data.sources import Source, open_source
 from mmchat.files import read_json, write_json
+from mmchat.hub import resolve
 from mmchat.opening import weight_files
-from mmchat.pretrained import resolve
 from mmchat.training.config import RunConfig
 
 FILE = "inputs.json"

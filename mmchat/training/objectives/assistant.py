@@ -17,12 +17,12 @@ from mmchat.data.mixture import MixtureSource
 from mmchat.data.records import Record
 from mmchat.data.samples import EncodedSample
 from mmchat.errors import UserError
+from mmchat.hub import hub_repos
 from mmchat.model.attention import PACKABLE, enable_packing, packed_inputs
 from mmchat.model.card import source_names
 from mmchat.model.directory import assistant_from_config, load_assistant, save_assistant
 from mmchat.model.modeling import MMChatForConditionalGeneration
 from mmchat.model.processor import MMChatProcessor
-from mmchat.pretrained import hub_repos
 from mmchat.training.config import WEIGHTS, RunConfig
 from mmchat.training.objectives.base import Counts, Objective, TrainingAugment, blank_image
 from mmchat.training.objectives.cross_entropy_loss import cross_entropy_sum
