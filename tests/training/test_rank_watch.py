@@ -2,9 +2,11 @@
 without torch, except in the tests of real runs."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from threading import Timer
 
 import psutil
 import pytest
@@ -227,3 +229,15 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_described(monkeypatch
     assert describe_dead_worker(ConnectionResetError(104, "reset")) == "data worker 7 died or was killed (Killed)"
     monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", lambda: None)
     assert describe_dead_worker(EOFError()) is None
+
+
+def test_a_worker_that_dies_while_torch_is_asked_is_described():
+    """Then torch's handler of SIGCHLD raises its report in the main thread, wherever that is."""
+    from torch.utils.data import DataLoader
+
+    batches = iter(DataLoader(range(100), num_workers=1, prefetch_factor=2))
+    next(batches)
+    (worker,) = batches._workers
+    killer = Timer(0.3, lambda: os.kill(worker.pid, signal.SIGKILL))
+    killer.start()
+    assert describe_dead_worker(EOFError()) == f"data worker {worker.pid} died or was killed (Killed)"

@@ -65,10 +65,10 @@ def _report_of_torch() -> BaseException | None:
     """What torch says about dead workers. A process closes its connections shortly before it counts as dead."""
     import torch
 
-    for _ in range(LOOKS):
-        try:
+    try:
+        for _ in range(LOOKS):
             torch._C._error_if_any_worker_fails()
-        except RuntimeError as report:
-            return report
-        time.sleep(BETWEEN_LOOKS)
+            time.sleep(BETWEEN_LOOKS)  # torch's handler of SIGCHLD may raise the same report here
+    except RuntimeError as report:
+        return report
     return None
