@@ -1,9 +1,9 @@
 """Attention for short samples in bf16 on a CPU. Scores are materialised, and recomputed in the backward.
 
 torch's flash attention for the CPU takes two to three times as long in bf16 for samples of a few hundred tokens
-(bench/attention.py), because it does not use the fast bf16 matrix products. This does, for as many heads at a time as
-keep the scores in the cache. Scores are rounded to bf16 before the softmax, as in transformers' `eager` attention; the
-error is about that of rounding queries and keys to bf16.
+(bench/attention.py), because it does not use the fast bf16 matrix products; with AMX its forward does, but not its
+backward. This does, for as many heads at a time as keep the scores in the cache. Scores are rounded to bf16 before the
+softmax, as in transformers' `eager` attention; the error is about that of rounding queries and keys to bf16.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,8 @@ _allowed = ContextVar("short attention", default=True)
 def is_faster(query: torch.Tensor, longest: int, dropout: float) -> bool:
     """Whether to use `short_attention` for samples of up to `longest` tokens."""
     supported = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if torch.is_inference_mode_enabled() and torch.cpu._is_amx_tile_supported():  # torch's forward alone is faster
+        return False
     return supported and longest <= MAX_LENGTH and not dropout and _allowed.get()
 
 

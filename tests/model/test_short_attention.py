@@ -147,6 +147,17 @@ def test_where_it_is_used(monkeypatch):
         assert error(mine, true) < 2 * error(other, true)
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_inference_with_amx_takes_torchs_kernel(monkeypatch, amx):
+    """Its forward is faster there. With a gradient, ours is."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    query = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert is_faster(query, 9, 0.0) is not amx
+    with torch.no_grad():  # a first pass of gradient checkpointing is to round as the second does
+        assert is_faster(query, 9, 0.0)
+
+
 def test_rotary_positions_do_not_keep_a_packed_row_from_it(monkeypatch):
     """Under autocast they leave queries and keys in fp32 beside values in bf16."""
     used = []
