@@ -67,6 +67,12 @@ def _with_processor(
             f"{source}: processor_config.json describes other towers than config.json; they belong to different "
             "models: copy or write the directory again"
         )
+    slot, expected = processor.slot_tokens.pad, model.config.image_token_id
+    if (found := processor.tokenizer.convert_tokens_to_ids(slot)) != expected:
+        raise UserError(
+            f"{source}: {slot} has the id {found} in tokenizer.json, but {expected} in config.json; they belong to "
+            "different models, or one is damaged: copy or write the directory again"
+        )
     if fit is not None:
         model.set_fit(fit)
         processor.set_towers(model.specs, model.image_tokens)

@@ -48,6 +48,15 @@ def test_missing_left_over_and_misshapen_weights_are_named(copy):
         load_assistant(copy)
 
 
+def test_a_tokenizer_whose_slot_has_another_id_is_refused(copy):
+    """A piece of the vocabulary is lost, and the ids of all added tokens are one smaller."""
+    values = json.loads((copy / "tokenizer.json").read_text())
+    values["model"]["vocab"].pop(next(reversed(values["model"]["vocab"])))
+    (copy / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"copy: <imgpad> has the id \d+ in tokenizer.json, but \d+ in config.json"):
+        load_assistant(copy)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "processor_config.json", "tokenizer.json", "config.json"])
 def test_an_incomplete_directory_says_what_it_lacks(copy, name):
     (copy / name).unlink()
