@@ -26,6 +26,8 @@ MAX_SIZE = 2**31 - 1
 MAX_COUNT = 10_000
 MAX_TOKENS = 10_000_000
 """Bound of token ids. tokenizers takes four bytes for every id up to the largest."""
+UNUSED_TOKENS = 65_536
+"""Ids without a token that a vocabulary may have beside as many as it has tokens. Embeddings have a row for each."""
 MAX_GROWTH = 10**6
 """Most characters by which a tokenizer's normalizers replace one. Each is counted by the length of its texts."""
 MAX_IMAGE_SIZE = 8192
@@ -137,6 +139,9 @@ def check_tokenizer(directory: Path) -> None:
     ids += [token.get("id") for token in (added if isinstance(added, list) else ()) if isinstance(token, dict)]
     if wrong := [one for one in ids if not (type(one) is int and 0 <= one < MAX_TOKENS)]:
         raise UserError(f"{path} has the token id {wrong[0]!r:.80}, expected 0 to {MAX_TOKENS - 1:,}; copy it again")
+    count = max(len(ids), len(vocabulary) if isinstance(vocabulary, list) else 0)
+    if max(ids, default=0) > 2 * count + UNUSED_TOKENS:
+        raise UserError(f"{path} has {count:,} tokens, but the id {max(ids):,}; copy it again")
     padding, normalizer = values.get("padding"), values.get("normalizer")
     if max(_integers(padding), default=0) > MAX_TOKENS:
         raise UserError(f"{path} pads every text to {max(_integers(padding)):.3g} tokens; copy it again")

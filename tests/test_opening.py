@@ -128,6 +128,9 @@ def test_a_tokenizer_that_takes_all_memory_is_not_opened(copied):
     change(copied / "tokenizer.json", ("added_tokens", 0, "id"), 10**9)
     with pytest.raises(UserError, match=r"tokenizer\.json has the token id 1000000000, expected 0 to 9,999,999"):
         load_processor(copied)
+    change(copied / "tokenizer.json", ("added_tokens", 0, "id"), 600_000)
+    with pytest.raises(UserError, match=r"tokenizer\.json has [\d,]+ tokens, but the id 600,000"):
+        load_processor(copied)
     change(copied / "tokenizer.json", ("added_tokens", 0, "id"), 0)
     replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
     change(copied / "tokenizer.json", ("normalizer",), {"type": "Sequence", "normalizers": [replace] * 3})
@@ -137,6 +140,14 @@ def test_a_tokenizer_that_takes_all_memory_is_not_opened(copied):
     change(copied / "tokenizer.json", ("padding",), {"strategy": {"Fixed": 10**9}})
     with pytest.raises(UserError, match=r"tokenizer\.json pads every text to 1e\+09 tokens"):
         load_processor(copied)
+
+
+def test_a_tokenizer_with_two_tokens_of_one_id(copied):
+    path = copied / "tokenizer.json"
+    merged = next("".join(one) for one in json.loads(path.read_text())["model"]["merges"])
+    change(path, ("model", "vocab", merged), 1)
+    with pytest.raises(UserError, match=r"the tokenizer contradicts itself \(Token .* out of vocabulary"):
+        load_processor(copied).render([{"role": "user", "content": "Why?"}], [])
 
 
 def test_half_a_character_in_a_tokenizers_config(copied):
