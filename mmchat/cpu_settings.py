@@ -5,7 +5,7 @@ OMP_WAIT_POLICY   idle threads of GNU OpenMP spin by default. Beside another bus
 GOMP_SPINCOUNT    but not at once: to wake a thread takes as long as a small operator.
 OMP_NUM_THREADS   several ranks on one machine divide its cores.
 GLIBC_TUNABLES    glibc returns large tensors to the kernel and faults them in again, page by page, at the next step.
-                  They are kept, in huge pages.
+                  They are kept.
 
 What the user has set is never changed. Nothing is set where there is a GPU, and with `MMCHAT_CPU_SETTINGS=off`.
 docs/guides/cpu.md has figures.
@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
-"""Bytes: no tensor below 16 GiB is mapped by itself, and the heap shrinks when 32 GiB of it are free."""
+ALLOCATOR = "glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=34359738368"
+"""Bytes: no tensor below 16 GiB is mapped by itself, and the heap shrinks when 32 GiB of it are free. Huge pages
+(`glibc.malloc.hugetlb`) made training and the engine 7 to 9 % slower (lab log)."""
 SPINS = "20000"
 """Rounds of GNU OpenMP's waiting loop, .2 ms on a Xeon. From 10,000 on a decode step was no faster (lab log)."""
 CONTROL = "MMCHAT_CPU_SETTINGS"

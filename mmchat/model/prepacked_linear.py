@@ -17,6 +17,9 @@ SHARE_OF_FREE_MEMORY = 0.25
 """Most memory for the second copy of the weights."""
 _ROWS = 16
 """Rows that the layout is asked for. It is good for other numbers, too."""
+_NARROW, _PIECE = 1024, 384
+"""oneDNN gives a product of some 500 to 1,000 rows with so few outputs to one of two threads, but a product of so many
+rows to both (lab log, 2026-12-01)."""
 
 
 class PrepackedLinears:
@@ -61,4 +64,12 @@ def _layers(model: nn.Module) -> Iterator[nn.Linear]:
 def _forward(layer: nn.Linear, packed: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     if torch.is_grad_enabled():
         return linear(states, layer.weight, layer.bias)
+    rows = states.numel() // states.shape[-1]
+    if rows > _PIECE and layer.out_features <= _NARROW and torch.get_num_threads() == 2:
+        pieces = states.reshape(rows, -1).tensor_split(-(-rows // _PIECE))
+        return torch.cat([_product(layer, packed, piece) for piece in pieces]).view(*states.shape[:-1], -1)
+    return _product(layer, packed, states)
+
+
+def _product(layer: nn.Linear, packed: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(states, packed, layer.bias, "none", [], "")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmchat.model import prepacked_linear
 from mmchat.model.prepacked_linear import PrepackedLinears
 
 pytestmark = pytest.mark.skipif(
@@ -30,6 +31,22 @@ def test_results_are_equal(model, shape):
     packed.undo()
     assert not any("forward" in vars(module) for module in model)
     assert torch.equal(model(states), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 800, 96), (3, 257, 96), (385, 96)])
+def test_many_rows_are_given_to_two_threads_in_pieces(model, shape, monkeypatch):
+    """oneDNN itself would give the whole product to one of them."""
+    seen, product = [], prepacked_linear._product
+    monkeypatch.setattr(prepacked_linear, "_product", lambda *given: seen.append(len(given[2])) or product(*given))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    states = torch.randn(shape, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = model(states)
+        PrepackedLinears(model)
+        found = model(states)
+    rows = states.numel() // 96
+    assert found.shape == expected.shape and torch.equal(found, expected)
+    assert max(seen) <= 384 and sum(seen) == 2 * rows and max(seen) - min(seen) <= 1
 
 
 def test_gradients_are_those_of_the_weights(model):

@@ -2,6 +2,7 @@
 without torch, except in the tests of real runs."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,12 +13,11 @@ import psutil
 import pytest
 import torch
 
+from mmchat.training.distributed import signals
 from mmchat.training.distributed.data_workers import describe_dead_worker
 from mmchat.training.distributed.siblings import ranks_on_this_machine, resume_command
-from mmchat.training.distributed.signals import LAUNCHED_BY
-from tests.launching import (
-    launch_environment,
-)
+from mmchat.training.distributed.signals import LAUNCH, LAUNCHED_BY
+from tests.launching import launch_environment, processes_of
 
 LAUNCHER = """
 import os, subprocess, sys
@@ -107,6 +107,46 @@ def test_a_launcher_that_was_gone_before_the_rank_looked_ends_it():
     """As agreed on through the environment: `mmchat train` with that number no longer runs."""
     run = Launch("wait_in_c()", ranks=1, **{LAUNCHED_BY: "999999"})
     assert "the launcher died or was killed" in run.end()[1]
+
+
+adopted = pytest.mark.skipif(
+    not signals._is_reaper(1), reason="process 1 is a Python program here, which could be a launcher as well"
+)
+
+
+def without_parent(tmp_path, *words, ranks):
+    """What ranks print that a process starts whose own parent is gone."""
+    started, log = tmp_path / "started", tmp_path / "log"
+    python = f"exec {shlex.join(map(str, (sys.executable, '-u', '-c', *words)))}"
+    with log.open("w") as output:
+        environment = launch_environment(MASTER_PORT="1", WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks))
+        shell = f"( sleep 0.3; echo $$ > {started}; {python} ) &"
+        subprocess.run(["sh", "-c", shell], env=environment, stdout=output, stderr=output, check=True)
+    deadline = time.monotonic() + 12
+    while not started.exists() or processes_of(tmp_path):
+        assert time.monotonic() < deadline, processes_of(tmp_path)
+        time.sleep(0.05)
+    return log.read_text()
+
+
+@adopted
+def test_ranks_whose_deepspeed_command_was_gone_before_they_looked_end(tmp_path):
+    """Its `launch` is still there, as a child of init."""
+    said = without_parent(tmp_path, LAUNCHER, 1, f"{RANK}    wait_in_c()  # {tmp_path}\n", LAUNCH, ranks=1)
+    assert said.count("error: ") == 1 and "the launcher died or was killed" in said
+
+
+@adopted
+def test_a_rank_that_starts_as_the_launcher_is_killed_leaves_the_sentence_to_the_other(tmp_path):
+    """The first has not seen it, and finds it below the process that adopts both."""
+    launcher = """
+import os, subprocess, sys, time
+for rank in range(2):
+    time.sleep(rank)
+    subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env=os.environ | {"RANK": str(rank)})
+os.kill(os.getpid(), 9)"""
+    said = without_parent(tmp_path, launcher, RANK + "    wait_in_c()\n", tmp_path, ranks=2)
+    assert said.count("error: ") == 1 and "the launcher died or was killed" in said
 
 
 def test_sigterm_ends_ranks_that_wait_in_a_collective_before_the_first_step():

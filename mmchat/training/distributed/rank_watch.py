@@ -58,7 +58,7 @@ class RankWatch:
         self.launchers = launcher_links()
         self.run_dir: Path | None = None
         self._rank = int(os.environ.get("RANK", "0"))
-        self._siblings = Siblings(self.launchers[0][1]) if self.launchers else None
+        self._siblings = Siblings() if self.launchers else None
         self._leaving = self._terminated = False
         self._received, self._wakeup = socket.socketpair()
         for end in (self._received, self._wakeup):

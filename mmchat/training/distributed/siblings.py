@@ -1,4 +1,4 @@
-"""The other ranks of this node, found below the launcher that all of them have as their parent.
+"""The other ranks of this node, found below the parent of all: their launcher, or what adopts them if it is gone.
 
 A launcher announces in the environment how many there are, not their process ids.
 """
@@ -17,14 +17,10 @@ SEARCH = 60.0
 
 
 class Siblings:
-    """The processes of the other ranks of this node; empty without a launcher.
+    """The processes of the other ranks of this node."""
 
-    Args:
-        launcher: process id of the parent of all ranks.
-    """
-
-    def __init__(self, launcher: int, environment: Mapping[str, str] = os.environ) -> None:
-        self._launcher, self._environment = launcher, environment
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._environment = environment
         self._rank = int(environment["RANK"])
         self._processes: dict[int, psutil.Process] = {}
         self._search_until = time.monotonic() + SEARCH
@@ -37,7 +33,7 @@ class Siblings:
         ):
             return
         with suppress(psutil.Error):
-            for process in psutil.Process(self._launcher).children():
+            for process in psutil.Process(os.getppid()).children():
                 rank = self._rank_of(process)
                 if rank is not None:
                     self._processes.setdefault(rank, process)

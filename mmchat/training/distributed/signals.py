@@ -87,7 +87,8 @@ def launcher_links() -> list[tuple[int, int]]:
         links.append((parent.pid, above.pid))
         parent = above
     started_by = int(os.environ.get(LAUNCHED_BY, "0"))
-    if _is_reaper(links[-1][1]) or (started_by and started_by not in dict(links).values()):
+    without_runner = parent is not None and LAUNCH in parent.cmdline() and _is_reaper(parent.ppid())
+    if without_runner or _is_reaper(links[-1][1]) or (started_by and started_by not in dict(links).values()):
         links.append((rank.pid, started_by))
     return links
 
@@ -101,6 +102,8 @@ def _is_launched_by(process: psutil.Process, above: psutil.Process) -> bool:
 
 def _is_reaper(pid: int) -> bool:
     """Whether a process took the place of a launcher that is gone. All launchers are Python or srun."""
+    if not pid:  # the parent of process 1
+        return False
     reaper = psutil.Process(pid)
     is_reaper = pid == 1 or reaper.name() == "systemd"
     return is_reaper and not any("python" in word or "deepspeed" in word for word in reaper.cmdline())
