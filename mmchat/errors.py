@@ -27,3 +27,8 @@ class SharedError(UserError):
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that a mistyped one is most like; None if none is near, so that no message names a random one."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+
+
+def counted(count: int, noun: str) -> str:
+    """`"1 rank"`, `"2 ranks"`, for nouns with a regular plural."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

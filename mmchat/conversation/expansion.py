@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mmchat.conversation.safe_tokenizer import SafeTokenizer
 from mmchat.conversation.segments import Expansion
-from mmchat.errors import UserError
+from mmchat.errors import UserError, counted
 
 
 def expansions(image_tokens: int | Sequence[Expansion], images: int) -> list[Expansion]:
@@ -21,7 +21,8 @@ def expansions(image_tokens: int | Sequence[Expansion], images: int) -> list[Exp
     found = [one if isinstance(one, Sequence) else int(one) for one in given]
     if len(found) != images:
         raise UserError(
-            f"the messages hold {images} image(s), image_tokens is given for {len(found)}: give one number per image"
+            f"the messages hold {counted(images, 'image')}, image_tokens is given for {len(found)}: "
+            "give one number per image"
         )
     if any(_fewest(one) < 1 for one in found):
         raise UserError(f"image_tokens must be at least 1 for every image, found {found}")

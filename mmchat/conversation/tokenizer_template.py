@@ -14,7 +14,7 @@ from mmchat.conversation.safe_tokenizer import SafeTokenizer, safe_tokenizer_for
 from mmchat.conversation.segments import WHITE_SPACE, Image, Segment, SlotTokens, Spans
 from mmchat.conversation.special_tokens import drop_marks, mark_tokens
 from mmchat.conversation.tokenizer_jinja import REMEDY, JinjaRunner
-from mmchat.errors import UserError
+from mmchat.errors import UserError, counted
 
 
 def write_with_tokenizer_template(
@@ -75,7 +75,7 @@ def _check_complete(runner: JinjaRunner, turns: list[Turn], text: str, segments:
     expected = sum(turn.parts.count(None) for turn in turns)
     if written != expected:
         raise UserError(
-            f"the messages hold {expected} image(s), the tokenizer's chat template writes {written} of them"
+            f"the messages hold {counted(expected, 'image')}, the tokenizer's chat template writes {written} of them"
         )
     for number, turn in enumerate(turns):
         if turn.role == "user" and runner.chat[number]["content"].strip() not in text:

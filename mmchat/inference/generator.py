@@ -13,7 +13,7 @@ from mmchat.inference.answer_options import AnswerOptions
 from mmchat.inference.engine import Engine, EngineSettings, Prompt
 from mmchat.inference.json_schema import JsonSchemas
 from mmchat.inference.one_thread import one_thread
-from mmchat.inference.placement import Quantize, loading_options
+from mmchat.inference.placement import Quantize, loading_options, refuse_incomplete_blocks
 from mmchat.inference.prompts import ImageInput, Message, append_question, conversation_prompt, text_prompt
 from mmchat.inference.repetition import RepetitionGuard
 from mmchat.inference.reply import Reason
@@ -64,6 +64,7 @@ class Generator:
     ) -> None:
         with one_thread():
             self.model, self.processor = load_assistant(model_dir, dtype, **loading_options(device, quantize))
+        refuse_incomplete_blocks(self.model)
         self.tokenizer = self.processor.tokenizer
         self._settings = settings
         self._engine: Engine | None = None

@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from mmchat.errors import UserError
 from mmchat.extras import require
@@ -10,6 +11,8 @@ from mmchat.extras import require
 Quantize = Literal["4bit", "8bit"]
 """NF4 with double quantization (QLoRA, arXiv:2305.14314), or LLM.int8() (arXiv:2208.07339)."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BLOCK = 64
+"""Weights that share a scale in bitsandbytes' NF4."""
 AUTO = "auto"
 """Layers are spread over all CUDA devices."""
 
@@ -44,6 +47,20 @@ def loading_options(device: str | None, quantize: Quantize | None) -> dict[str, 
             llm_int8_skip_modules=skipped,
         )
     return options | {"quantization_config": config}
+
+
+def refuse_incomplete_blocks(model: nn.Module) -> None:
+    """Refuse layers whose rows bitsandbytes cannot cut into blocks. On a CPU it fails in the first forward.
+
+    Raises:
+        UserError: A layer in 4 bits on a CPU has a number of inputs that is no multiple of `BLOCK`.
+    """
+    for name, layer in model.named_modules():
+        if type(layer).__name__ == "Linear4bit" and layer.weight.device.type == "cpu" and layer.in_features % BLOCK:
+            raise UserError(
+                f"4bit on a CPU needs layers whose inputs are a multiple of {BLOCK}; {name} has {layer.in_features}. "
+                "Use 8bit, or a CUDA device"
+            )
 
 
 def _device_map(device: str | None) -> Any:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mmchat.data.preview.preview import choose_records, preview_record
 from mmchat.data.preview.terminal import print_samples
+from mmchat.errors import counted
 from mmchat.planning.memory import CUDA_CONTEXT, Memory
 from mmchat.planning.plan import LargestMicroBatch, Plan
 from mmchat.planning.problems import fits
@@ -107,8 +108,8 @@ def _sources(plan: Plan) -> Table:
 
 def _steps(plan: Plan) -> Table:
     planned = "" if len(plan.rows) >= plan.total else f"; {len(plan.rows):,} of them planned"
-    samples = f"{plan.config.batch_size} samples on {plan.hardware.ranks} rank(s){planned}"
-    title = f"{plan.total:,} steps of {samples}; median, maximum"
+    samples = f"{plan.config.batch_size} samples on {counted(plan.hardware.ranks, 'rank')}{planned}"
+    title = f"{counted(plan.total, 'step')} of {samples}; median, maximum"
     table = _table(title, "per rank and step", *map(_way, plan.steps))
     table.add_row("split", *(steps.split for steps in plan.steps))
     if plan.reads_text:

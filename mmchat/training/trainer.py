@@ -8,6 +8,7 @@ import deepspeed
 from rich.console import Console
 
 from mmchat.data.quarantine import Quarantine
+from mmchat.errors import counted
 from mmchat.hub import pin
 from mmchat.progress import progress_bar
 from mmchat.terminal import PlainConsole
@@ -164,9 +165,10 @@ class Trainer:
         config, data = self.config, self.dataloader
         if len(data.mixture.sources) > 1:
             self.console.print(data.mixture.table())
+        ranks = counted(process_group.world_size(), "rank")
         self.console.print(
-            f"{data.order.plan.samples:,} samples, {data.total:,} steps of {config.batch_size} "
-            f"({data.order.epoch(data.total):.2f} epochs), {process_group.world_size()} rank(s) x {data.splitter}, "
+            f"{data.order.plan.samples:,} samples, {counted(data.total, 'step')} of {config.batch_size} "
+            f"({data.order.epoch(data.total):.2f} epochs), {ranks} x {data.splitter}, "
             f"{config.precision}, ZeRO {config.distributed.zero_stage}"
         )
 

@@ -41,6 +41,13 @@ def test_without_bitsandbytes_its_extra_is_named(assistant_dir, monkeypatch):
         Generator(assistant_dir, quantize="4bit")
 
 
+def test_layers_that_4_bits_do_not_fit_are_refused(assistant_dir):
+    pytest.importorskip("bitsandbytes")
+    expected = r"4bit on a CPU needs layers whose inputs are a multiple of 64; .*q_proj has 32. Use 8bit"
+    with pytest.raises(UserError, match=expected):
+        Generator(assistant_dir, device="cpu", quantize="4bit")
+
+
 @pytest.mark.parametrize(("quantize", "kind"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
 def test_the_language_model_alone_is_quantized(make_assistant, make_image, tmp_path, quantize, kind):
     pytest.importorskip("bitsandbytes")

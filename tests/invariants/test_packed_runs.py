@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmchat.errors import counted
 from tests.launching import launch, metrics, steps, write_config
 from tests.training_fixtures import run_values, write_mixture, write_records
 
@@ -35,7 +36,7 @@ def test_losses_and_norms_are_those_of_padding(setup, ranks, zero_stage, forward
     options += ["--objective.packing.padded"] if forwards == GROUPS else []
     result = launch(config, *options, ranks=ranks)
     assert result.returncode == 0, result.stdout
-    assert f"{ranks} rank(s) x {forwards}" in result.stdout
+    assert f"{counted(ranks, 'rank')} x {forwards}" in result.stdout
     for row, padded in zip(metrics(run), metrics(folder / "padded"), strict=True):
         assert row.get("validation_loss") == pytest.approx(padded.get("validation_loss"), abs=1e-5)
     for row, padded in zip(steps(run), steps(folder / "padded"), strict=True):

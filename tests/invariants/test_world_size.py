@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from safetensors.torch import load_file
 
+from mmchat.errors import counted
 from tests.launching import kill_group, launch, metrics, random_choice, start, steps, wait_for_step, write_config
 from tests.training_fixtures import run_values, write_mixture
 
@@ -81,7 +82,7 @@ def test_a_run_killed_and_resumed_on_other_ranks_equals_the_uninterrupted_one(
 
     logs = [(folder / f"{run.name}-{count}.log").read_text() for count in ranks[1:-1]] + [result.stdout]
     for log, (before, now) in zip(logs, pairwise(ranks), strict=True):
-        assert f"resuming on {now} rank(s) instead of {before}" in log and "resumed after step" in log, when
+        assert f"resuming on {counted(now, 'rank')} instead of {before}" in log and "resumed after step" in log, when
     rows, expected = steps(run), steps(folder / "whole")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), when
     assert consumed(run) == consumed(folder / "whole"), when

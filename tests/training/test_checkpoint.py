@@ -232,7 +232,7 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path):
     (folder / MANIFEST).write_text(json.dumps({"ranks": 2, "zero_stage": 2, "files": {"states.pt": [1_000_000, 0]}}))
     with pytest.raises(SharedError) as told:
         load_resharded(_EngineWithGroups(), folder)
-    assert "written by 2 rank(s) and could not be converted for 1: the converter ended with" in str(told.value)
+    assert "written by 2 ranks and could not be converted for 1: the converter ended with" in str(told.value)
     assert "weights_only" in str(told.value) and "about 2.0 MB" in str(told.value), told.value
     assert names(folder.parent) == ["step-00000003"] and not (tmp_path / "sprung").exists()
 

@@ -71,7 +71,7 @@ def test_memory_is_this_process_at_its_largest():
 
 
 def test_peak_stated_known_or_measured(monkeypatch):
-    assert find_peak_flops("bf16", 3.5) == Peak(3.5e12, "peak_tflops: 3.5 x 1 rank(s)")
+    assert find_peak_flops("bf16", 3.5) == Peak(3.5e12, "peak_tflops: 3.5 x 1 rank")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     known = find_peak_flops("bf16", None)

@@ -7,7 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from mmchat.errors import SharedError
+from mmchat.errors import SharedError, counted
 from mmchat.training.checkpoints.reshard import load_resharded, needs_resharding
 from mmchat.training.checkpoints.rng_state import restore_rng_state, seed_all
 from mmchat.training.checkpoints.storage import ChecksummedFiles, read_manifest
@@ -50,7 +50,7 @@ def load_checkpoint(
     else:
         seed_all(seed, state["step"], process_group.rank())
         report(
-            f"resuming on {process_group.world_size()} rank(s) instead of {manifest.ranks}: the result is the same up "
-            "to rounding, except that dropout, if any, draws other random numbers"
+            f"resuming on {counted(process_group.world_size(), 'rank')} instead of {manifest.ranks}: the result is the "
+            "same up to rounding, except that dropout, if any, draws other random numbers"
         )
     return state

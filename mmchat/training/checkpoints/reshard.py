@@ -19,7 +19,7 @@ from typing import IO, Any
 import deepspeed
 import torch
 
-from mmchat.errors import SharedError
+from mmchat.errors import SharedError, counted
 from mmchat.files import format_megabytes, free_bytes
 from mmchat.training.checkpoints.storage import read_manifest, remove_leftovers, weights_only_loading
 from mmchat.training.deepspeed_internals import convert_to_universal, wrapped_optimizer
@@ -93,11 +93,11 @@ def _convert(checkpoint: Path, out: Path) -> None:
         written = read_manifest(checkpoint)
         size = sum(count for count, _ in written.files.values())
         raise SharedError(
-            f"{checkpoint} was written by {written.ranks} rank(s) and could not be converted for "
+            f"{checkpoint} was written by {counted(written.ranks, 'rank')} and could not be converted for "
             f"{process_group.world_size()}: the converter ended with exit status {status}, {' '.join(last_line)!r}. It "
             f"needs about {format_megabytes(2 * size)} in {checkpoint.parent} for a while, and "
             f"{format_megabytes(free_bytes(checkpoint))} are free. The checkpoint is intact: make room, or resume with "
-            f"{written.ranks} rank(s)"
+            f"{counted(written.ranks, 'rank')}"
         )
 
 

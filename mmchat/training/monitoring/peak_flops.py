@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmchat.errors import counted
 from mmchat.training.distributed import collectives, process_group
 from mmchat.training.monitoring.gpus import GPUS
 
@@ -39,11 +40,11 @@ def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
     """
     ranks = process_group.world_size()
     if stated_tflops is not None:
-        return Peak(stated_tflops * 1e12 * ranks, f"peak_tflops: {stated_tflops:g} x {ranks} rank(s)")
+        return Peak(stated_tflops * 1e12 * ranks, f"peak_tflops: {stated_tflops:g} x {counted(ranks, 'rank')}")
     if torch.cuda.is_available() and precision == "bf16":
         name = torch.cuda.get_device_name()
         if name in GPUS:
-            return Peak(GPUS[name].flops * ranks, f"data sheet of {name}, dense bf16, x {ranks} rank(s)")
+            return Peak(GPUS[name].flops * ranks, f"data sheet of {name}, dense bf16, x {counted(ranks, 'rank')}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # A CPU without instructions for bf16 is many times as fast in fp32, which bounds what a run there can reach.
     dtypes = {"bf16", "fp32"} if device == "cpu" and precision == "bf16" else {precision}
@@ -53,7 +54,7 @@ def find_peak_flops(precision: str, stated_tflops: float | None) -> Peak:
         rate = matmul_rate(torch.device(device), torch.bfloat16 if dtype == "bf16" else torch.float32)
         rates[dtype] = collectives.all_reduce(torch.tensor(rate, dtype=torch.float64)).item()
     fastest, side = max(rates, key=rates.__getitem__), SIDE[device]
-    source = f"{side} x {side} matrix products in {fastest}, measured at the start on {ranks} rank(s)"
+    source = f"{side} x {side} matrix products in {fastest}, measured at the start on {counted(ranks, 'rank')}"
     ratio = rates[fastest] / rates[precision]
     hint = f"this CPU multiplies {ratio:.0f} times as fast in fp32: set precision: fp32" if ratio > SLOW else None
     return Peak(rates[fastest], source, hint)
