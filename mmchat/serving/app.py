@@ -192,7 +192,10 @@ def _add_answers(app: Any, service: Service) -> None:
     from fastapi.responses import JSONResponse, StreamingResponse
 
     def described(kind: type[Response]) -> dict[str, Any]:
-        events = {"text/event-stream": {"schema": {"type": "string", "description": f"{kind.event} events"}}}
+        data = {"type": "string", "description": f"A {kind.event} as JSON; [DONE] at the end"}
+        # Before 3.2, OpenAPI describes one event of a stream here.
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        events = {"text/event-stream": {"schema": event}}
         ok = {"description": "The answer, or with stream its events.", "content": events}
         return {"response_model": kind.body, "responses": {200: ok, **REFUSALS}}
 
