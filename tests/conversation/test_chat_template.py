@@ -99,7 +99,7 @@ def test_a_slot_token_outside_a_group_is_refused(qwen, text):
 
 
 def test_images_are_counted(qwen):
-    with pytest.raises(UserError, match=r"hold 1 image\(s\), image_tokens is given for 2"):
+    with pytest.raises(UserError, match=r"hold 1 image, image_tokens is given for 2"):
         encode_prompt("<img><imgpad></img>", qwen, SLOTS, [2, 2])
 
 

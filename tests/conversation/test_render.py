@@ -277,7 +277,7 @@ def test_a_generation_prompt_is_not_truncated(qwen):
 
 @pytest.mark.parametrize("image_tokens", [[], [3], [3, 3, 3]])
 def test_image_tokens_must_match_the_images(qwen, image_tokens):
-    with pytest.raises(UserError, match=rf"hold 2 image\(s\), image_tokens is given for {len(image_tokens)}"):
+    with pytest.raises(UserError, match=rf"hold 2 images, image_tokens is given for {len(image_tokens)}"):
         render([human("<image><image>"), gpt("a")], "chatml", qwen, image_tokens)
 
 

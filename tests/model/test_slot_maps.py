@@ -195,5 +195,5 @@ def test_what_does_not_fit_is_refused(assistants, images, make_assistant, make_t
         make_assistant(towers=towers, fusion="sequence")
     with pytest.raises(UserError, match=r"form a square and no class token, found \[17\]"):
         make_assistant(towers=[make_tower(class_token=True, preprocessing=KINDS["next"])])
-    with pytest.raises(UserError, match=r"hold 1 image\(s\), image_tokens is given for 0"):
+    with pytest.raises(UserError, match=r"hold 1 image, image_tokens is given for 0"):
         processor.render(question(1), add_generation_prompt=True)

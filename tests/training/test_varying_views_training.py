@@ -63,7 +63,7 @@ def test_what_the_index_holds_is_what_training_makes(config, fit):
 def test_images_without_their_number_of_tokens_are_refused(config):
     objective, dataloader = opened(config())
     objective.processor.render([{"from": "human", "value": "text"}, {"from": "gpt", "value": "alone"}])
-    with pytest.raises(UserError, match=r"hold 2 image\(s\), image_tokens is given for 0"):
+    with pytest.raises(UserError, match=r"hold 2 images, image_tokens is given for 0"):
         objective.processor.render(dataloader.mixture.find(1)[1].turns)
 
 
