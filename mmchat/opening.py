@@ -113,14 +113,14 @@ def _is_size(value: Any, most: int) -> bool:
 
 
 def check_tokenizer(directory: Path) -> None:
-    """Refuse a tokenizer.json by which tokenizers, a library, takes memory without bounds.
+    """Refuse a tokenizer.json by which tokenizers, a library, takes memory without bounds, or loses tokens by chance.
 
     Args:
         directory: The directory, which may have no such file.
 
     Raises:
-        UserError: An id of a token is too large, or texts are padded or replaced by too long ones; or
-            tokenizer_config.json holds text that no file can have.
+        UserError: An id of a token is too large or belongs to another token, too; texts are padded or replaced by too
+            long ones; or tokenizer_config.json holds text that no file can have.
     """
     stated = directory / TOKENIZER_CONFIG
     if os.path.lexists(stated):
@@ -139,6 +139,8 @@ def check_tokenizer(directory: Path) -> None:
     ids += [token.get("id") for token in (added if isinstance(added, list) else ()) if isinstance(token, dict)]
     if wrong := [one for one in ids if not (type(one) is int and 0 <= one < MAX_TOKENS)]:
         raise UserError(f"{path} has the token id {wrong[0]!r:.80}, expected 0 to {MAX_TOKENS - 1:,}; copy it again")
+    if isinstance(vocabulary, dict) and len(set(vocabulary.values())) < len(vocabulary):
+        raise UserError(f"{path} gives several tokens of the vocabulary the same id; copy it again")
     count = max(len(ids), len(vocabulary) if isinstance(vocabulary, list) else 0)
     if max(ids, default=0) > 2 * count + UNUSED_TOKENS:
         raise UserError(f"{path} has {count:,} tokens, but the id {max(ids):,}; copy it again")
